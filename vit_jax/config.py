@@ -1,0 +1,277 @@
+"""Configuration: a `ml_collections` file outside, frozen typed dataclasses inside.
+
+A user writes plain data: ``configs/x.py`` returns a ``ConfigDict``, the command line overrides its keys. :func:`parse`
+turns that once into the dataclasses that live beside what they configure; their defaults are the only defaults, and an
+unknown or mistyped field is a sentence. Where one of several things is selected, the field is
+``Annotated[T, Choice(TABLE)]`` and the user writes ``"name"``, ``"name(a=1)"`` or ``{"name": "name", "a": 1}``.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import functools
+import pathlib
+import re
+import runpy
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from vit_jax.types import UsageError, UserError
+
+
+def suggest(name: str, options: Iterable[str]) -> str:
+    """The end of an error sentence: the nearest of ``options``, or all of them when few."""
+    options = sorted(map(str, options))
+    near = difflib.get_close_matches(str(name), options, n=2, cutoff=0.5)
+    if near:
+        return f"; did you mean {' or '.join(map(repr, near))}?"
+    return f"; allowed: {', '.join(options)}." if len(options) <= 24 else "."
+
+
+def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
+    """``table[name]``; a name that is not there is a :class:`UsageError` with the nearest ones."""
+    if name in table:
+        return table[name]
+    raise UsageError(f"unknown {what} {name!r}{suggest(name, table)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Marks a field whose value is built from one row of ``table``: name -> dataclass, or partial of one."""
+
+    table: Mapping[str, Callable[..., Any]]
+
+    def __hash__(self) -> int:
+        return id(self.table)
+
+
+@dataclasses.dataclass(frozen=True)
+class Duration:
+    """A length of training: ``"20 epochs"``, ``"1000 steps"``, ``"1e6 examples"``, ``"5%"`` or a number of steps."""
+
+    value: float
+    unit: str = "steps"
+
+    @classmethod
+    def parse(cls, value: Any, path: str) -> Duration:
+        if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
+            return cls(float(value))
+        units = {"%": "percent", "percent": "percent"}
+        units |= {u[: len(u) - cut]: u for u in ("steps", "examples", "epochs") for cut in (0, 1)}
+        match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([a-z%]+)\s*", str(value))
+        if not match or match[2] not in units:
+            raise UsageError(
+                f"{path}={value!r} is no duration; write '20 epochs', '1000 steps', '1e6 examples' or '5%'."
+            )
+        return cls(float(match[1]), units[match[2]])
+
+    def __str__(self) -> str:
+        return f"{self.value:g}%" if self.unit == "percent" else f"{self.value:g} {self.unit}"
+
+    def steps(self, *, batch_size: int, num_examples: int, total: int | None = None) -> int:
+        """The duration in optimizer steps; percent needs the ``total`` number of steps."""
+        if self.unit == "percent":
+            if total is None:
+                raise UsageError(f"the length of training cannot be {str(self)!r}: a percentage of itself.")
+            return round(self.value / 100 * total)
+        scale = {"steps": 1.0, "examples": 1 / batch_size, "epochs": num_examples / batch_size}[self.unit]
+        return round(self.value * scale)
+
+
+def parse(cls: Any, value: Any, path: str = "config") -> Any:
+    """``value`` as plain data -> an instance of ``cls`` (a dataclass, a scalar type, ``tuple[T, ...]``, ``Annotated`` choice).
+
+    Raises:
+      UsageError: an unknown field (with the nearest names), a wrong type or a missing field; ``path`` says where.
+    """
+    origin, args = typing.get_origin(cls), typing.get_args(cls)
+    if hasattr(value, "to_dict"):
+        value = value.to_dict()
+    if origin is typing.Annotated:
+        choice = next((a for a in args[1:] if isinstance(a, Choice)), None)
+        return parse(args[0], value, path) if choice is None else _parse_choice(args[0], choice.table, value, path)
+    if cls is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return _parse_union(args, value, path)
+    if origin is typing.Literal:
+        if value not in args:
+            raise UsageError(f"{path}={value!r} is not allowed{suggest(value, args)}")
+        return value
+    if origin is tuple:
+        return _parse_tuple(args, value, path)
+    if dataclasses.is_dataclass(cls):
+        if isinstance(value, cls):
+            return value
+        return cls.parse(value, path) if hasattr(cls, "parse") else _parse_dataclass(cls, value, path)
+    return _parse_scalar(origin or cls, value, path)
+
+
+def _parse_scalar(cls: type, value: Any, path: str) -> Any:
+    if cls is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if cls is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if not isinstance(value, cls) or (isinstance(value, bool) and cls is not bool):
+        raise UsageError(f"{path}={value!r} is of type {type(value).__name__}, expected {cls.__name__}.")
+    return value
+
+
+def _parse_union(args: tuple, value: Any, path: str) -> Any:
+    if value is None and type(None) in args:
+        return None
+    members = [a for a in args if a is not type(None)]
+    for member in members[:-1]:
+        try:
+            return parse(member, value, path)
+        except UsageError:
+            continue
+    return parse(members[-1], value, path)
+
+
+def _parse_tuple(args: tuple, value: Any, path: str) -> tuple:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        value = (value,)
+    if len(args) == 2 and args[1] is Ellipsis:
+        return tuple(parse(args[0], v, f"{path}[{i}]") for i, v in enumerate(value))
+    if len(value) != len(args):
+        raise UsageError(f"{path}={value!r} has {len(value)} entries, expected {len(args)}.")
+    return tuple(parse(a, v, f"{path}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True)))
+
+
+def hints(cls: type) -> dict[str, Any]:
+    """Types of the fields a user may set; of a Linen module all but ``parent`` and ``name``."""
+    own: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        if base.__module__.startswith("flax."):
+            continue
+        scope = vars(sys.modules[base.__module__])
+        for name, hint in vars(base).get("__annotations__", {}).items():
+            own[name] = eval(hint, scope, dict(vars(base))) if isinstance(hint, str) else hint
+    return {
+        f.name: own[f.name]
+        for f in dataclasses.fields(cls)
+        if f.init and f.name in own and f.name not in ("parent", "name")
+    }
+
+
+def _parse_dataclass(cls: type, value: Any, path: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise UsageError(f"{path}={value!r} is of type {type(value).__name__}, expected the fields of {cls.__name__}.")
+    allowed = hints(cls)
+    for key in value:
+        if key not in allowed:
+            raise UsageError(f"unknown key '{path}.{key}'{suggest(key, allowed)}")
+    kwargs = {k: parse(allowed[k], v, f"{path}.{k}") for k, v in value.items()}
+    for field in dataclasses.fields(cls):
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and field.name in allowed and field.name not in kwargs:
+            raise UsageError(f"missing key '{path}.{field.name}'; set it with --{path}.{field.name}=...")
+    try:
+        return cls(**kwargs)
+    except UserError as e:
+        raise type(e)(f"{path}: {e}") from None
+
+
+def _parse_choice(kind: Any, table: Mapping[str, Any], value: Any, path: str) -> Any:
+    if not isinstance(value, str | Mapping):
+        if isinstance(value, tuple(_class_of(row) for row in table.values())):
+            return value
+        raise UsageError(f"{path}={value!r} is of type {type(value).__name__}{suggest('', table)}")
+    fields = dict(value) if isinstance(value, Mapping) else spec_fields(value, table, path)
+    if "name" not in fields:
+        raise UsageError(f"{path} lacks the key 'name'{suggest('', table)}")
+    row = lookup(table, fields.pop("name"), path)
+    if isinstance(row, functools.partial):
+        fields = {**row.keywords, **fields}
+    return _parse_dataclass(_class_of(row), fields, path)
+
+
+def _class_of(row: Any) -> type:
+    return row.func if isinstance(row, functools.partial) else row
+
+
+def spec_fields(text: str, table: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """``"name(1, b=2)"`` -> ``{"name": "name", first field: 1, "b": 2}``. Nothing is evaluated: arguments are literals."""
+    if text in table:  # names may hold characters that an expression may not
+        return {"name": text}
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+        call = node if isinstance(node, ast.Call) else None
+        name = ast.unparse(call.func if call else node)
+        if call is None:
+            return {"name": text.strip()}
+        fields: dict[str, Any] = {"name": name}
+        order = list(hints(_class_of(lookup(table, name, path))))
+        if len(call.args) > len(order):
+            raise UsageError(f"{path}={text!r} has too many arguments; {name} takes {', '.join(order) or 'none'}.")
+        fields |= {key: _literal(arg) for key, arg in zip(order, call.args, strict=False)}
+        return fields | {str(k.arg): _literal(k.value) for k in call.keywords}
+    except SyntaxError:
+        raise UsageError(
+            f"{path}={text!r} cannot be read; write a name or name(key=value){suggest(text, table)}"
+        ) from None
+
+
+def _literal(node: ast.expr) -> Any:
+    return ast.unparse(node) if isinstance(node, ast.Name | ast.Call) else ast.literal_eval(node)
+
+
+def load(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
+    """Runs ``get_config(arg)`` of ``"FILE"`` or ``"FILE:ARG"`` and applies ``(dotted key, text)`` overrides.
+
+    Returns:
+      Nested plain dictionaries, ready for :func:`parse`.
+
+    Raises:
+      UsageError: no such file, or one without ``get_config``.
+    """
+    file, _, arg = spec.partition(":")
+    path = pathlib.Path(file)
+    if not path.is_file():
+        there = [str(p) for p in (path.parent.glob("*.py") if path.parent.is_dir() else ())]
+        raise UsageError(f"no config file {file!r}{suggest(file, there)}")
+    get_config = runpy.run_path(str(path)).get("get_config")
+    if get_config is None:
+        raise UsageError(f"{file} does not define get_config(arg='').")
+    config = get_config(arg) if arg else get_config()
+    return override(config.to_dict() if hasattr(config, "to_dict") else dict(config), overrides)
+
+
+def override(config: Mapping[str, Any], overrides: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """A copy of ``config`` with each ``("optim.lr", "3e-4")`` set; values are Python literals or else text."""
+    out = {k: override(v, ()) if isinstance(v, Mapping) else v for k, v in config.items()}
+    for key, text in overrides:
+        node, rest = out, key.split(".")
+        for part in rest[:-1]:
+            child = node.get(part)
+            node[part] = child = {"name": child} if isinstance(child, str) else {} if child is None else child
+            if "(" in str(child.get("name", "")):
+                raise UsageError(f"{key!r} reaches into {child['name']!r}; override {part!r} as a whole.")
+            node = child
+        node[rest[-1]] = _value(text)
+    return out
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
+    """What changed between two plain configurations, one ``key: old -> new`` each."""
+    lines = []
+    for key in sorted(set(old) | set(new)):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += difference(a, b, f"{path}{key}.")
+        elif a != b:
+            lines.append(f"{path}{key}: {a!r} -> {b!r}")
+    return lines

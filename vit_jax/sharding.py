@@ -1,0 +1,135 @@
+"""The device mesh, the one table from logical to mesh axes, and FSDP.
+
+The mesh always has the axes ``("replica", "fsdp", "tensor")``, size 1 when unused, so that no code branches on what is
+in use. Layers name the logical axes of their parameters; :data:`RULES` maps those to ``tensor``; ``fsdp`` then takes the
+largest dimension that is still free. The batch is split over ``replica`` and ``fsdp``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vit_jax.types import Array, UsageError
+
+AXES = ("replica", "fsdp", "tensor")
+BATCH = ("replica", "fsdp")
+RULES = {"batch": BATCH, "heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
+FSDP_MIN_SIZE = 2**14
+"""Leaves with fewer elements are replicated: gathering them costs more than keeping them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes; one of them may be -1, "whatever devices are left"."""
+
+    replica: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Mesh over all ``devices`` (default: every device of every host).
+
+    Raises:
+      UsageError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [config.replica, config.fsdp, config.tensor]
+    known = math.prod(s for s in sizes if s != -1)
+    if sizes.count(-1) == 1 and known > 0 and len(devices) % known == 0:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if math.prod(sizes) != len(devices) or min(sizes) < 1:
+        shape = "x".join(map(str, (config.replica, config.fsdp, config.tensor)))
+        raise UsageError(
+            f"mesh replica x fsdp x tensor = {shape} does not fill the {len(devices)} devices; set one axis to -1."
+        )
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
+    """Pins the layout of an activation by logical axis names, one per dimension; without a mesh ``x`` itself."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, P(*(RULES.get(name) if name else None for name in logical)))
+
+
+def data_sharding(mesh: Mesh) -> NamedSharding:
+    """Sharding of every batch array: rows over ``replica`` and ``fsdp``."""
+    return NamedSharding(mesh, P(BATCH))
+
+
+def param_spec(shape: tuple[int, ...], logical: Sequence[str | None], mesh: Mesh) -> P:
+    """One leaf's partition: logical axes by :data:`RULES` where the size divides, then the largest free dimension to fsdp."""
+    axes: list[Any] = [RULES.get(name) if name else None for name in (*logical, *[None] * (len(shape) - len(logical)))]
+    axes = [a if a and shape[i] % mesh.shape[a] == 0 else None for i, a in enumerate(axes)]
+    if mesh.shape["fsdp"] > 1 and math.prod(shape) >= FSDP_MIN_SIZE:
+        free = [i for i, a in enumerate(axes) if a is None and shape[i] % mesh.shape["fsdp"] == 0]
+        if free:
+            axes[max(free, key=lambda i: shape[i])] = "fsdp"
+    return P(*axes)
+
+
+def param_shardings(boxed: Any, mesh: Mesh) -> Any:
+    """Shardings for abstract parameters as ``jax.eval_shape(model.init, ...)`` returns them, logical names boxed in."""
+
+    def one(leaf: Any) -> NamedSharding:
+        names = leaf.names if isinstance(leaf, nn.LogicallyPartitioned) else ()
+        value = leaf.value if isinstance(leaf, nn.LogicallyPartitioned) else leaf
+        return NamedSharding(mesh, param_spec(value.shape, names, mesh))
+
+    return jax.tree.map(one, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+
+
+def shardings_like(tree: Any, params: Any, params_shardings: Any, mesh: Mesh) -> Any:
+    """Shardings of a tree that holds copies of ``params`` (optimizer state, EMA): equal path endings share their layout.
+
+    A leaf belongs to the parameter whose path is the end of its own path and whose shape is its own; everything else
+    (counters, factored moments) is replicated.
+    """
+    flat = jax.tree_util.tree_flatten_with_path(params)[0]
+    specs = jax.tree.leaves(params_shardings)
+    table = {(_names(path), leaf.shape): spec for (path, leaf), spec in zip(flat, specs, strict=True)}
+    depth = max((len(k[0]) for k in table), default=0)
+    replicated = NamedSharding(mesh, P())
+
+    def one(path: Any, leaf: Any) -> NamedSharding:
+        names = _names(path)
+        endings = (names[i:] for i in range(max(0, len(names) - depth), len(names)))
+        return next((table[(e, leaf.shape)] for e in endings if (e, leaf.shape) in table), replicated)
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def _names(path: Any) -> tuple[str, ...]:
+    return tuple(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path)
+
+
+def bytes_per_device(tree: Any, shardings: Any) -> int:
+    """Bytes that one device holds of ``tree`` (arrays or shapes) under ``shardings``."""
+    sizes = jax.tree.map(lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize, tree, shardings)
+    return sum(jax.tree.leaves(sizes))
+
+
+def describe(tree: Any, shardings: Any) -> str:
+    """A table: path, shape, partition and bytes per device of every leaf."""
+    rows = []
+    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+    for (path, x), s in zip(flat, jax.tree.leaves(shardings), strict=True):
+        size = math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize
+        rows.append(f"{'/'.join(_names(path)):60s} {x.shape!s:22s} {tuple(s.spec)!s:28s} {size:>12,d} B")
+    return "\n".join([*rows, f"{'total per device':112s} {bytes_per_device(tree, shardings):>12,d} B"])
+
+
+def put(batch: dict[str, Array], mesh: Mesh) -> dict[str, jax.Array]:
+    """This host's rows of a batch -> global arrays sharded over the mesh."""
+    sharding = data_sharding(mesh)
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}

@@ -1,0 +1,31 @@
+"""Array aliases, the letter legend and the two errors a user may see.
+
+Letters in shape comments and docstrings, the same in the whole package:
+
+    B batch    H W image height, width    C channels or classes    P patch side
+    N tokens   D model width              F hidden width of an MLP  K heads   E width of a head
+    L layers   M micro-batch              G groups
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+Array = jax.Array | np.ndarray
+PRNGKey = jax.Array
+Params = Any
+"""A pytree of float32 arrays: nested dictionaries, named as in the module tree."""
+Batch = Mapping[str, Array]
+"""``image``, ``size``, ``label``, ``mask``, ``index``: see ``vit_jax.data.loader``."""
+
+
+class UserError(ValueError):
+    """A mistake of the user's; its message is one sentence that names the remedy (exit code 1)."""
+
+
+class UsageError(UserError):
+    """A wrong key, type or argument: found before anything ran (exit code 2)."""
