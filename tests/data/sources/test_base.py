@@ -1,0 +1,92 @@
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vit_jax.data.sources.base import Strings, Subset, align, split_mask, take_split
+from vit_jax.data.sources.fake import Fake
+from vit_jax.types import UserError
+
+
+@settings(max_examples=100, deadline=None)
+@given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=12), count=st.integers(1, 200), seed=st.integers(0, 5))
+def test_split_is_exact_and_stratified(sizes, count, seed):
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    room = sum(s - 1 for s in sizes)
+    if count > room:
+        with pytest.raises(UserError, match="leaves nothing to train on"):
+            split_mask(labels, count, seed, "x")
+        return
+    held = split_mask(labels, count, seed, "x")
+    assert held.sum() == count
+    quota = np.bincount(labels[held], minlength=len(sizes))
+    assert (quota < sizes).all()
+    if all(count * s / len(labels) <= s - 1 for s in sizes):  # no class is full: off by less than one
+        assert (np.abs(quota - count * np.array(sizes) / len(labels)) < 1).all()
+
+
+def test_split_depends_on_the_seed_only():
+    labels = np.repeat(np.arange(4), 50)
+    a, b = split_mask(labels, 0.25, 0, "x"), split_mask(labels, 0.25, 1, "x")
+    assert np.array_equal(a, split_mask(labels, 50, 0, "x")) and a.sum() == b.sum() == 50
+    assert 20 < (a & ~b).sum() < 50
+
+
+@pytest.mark.parametrize(
+    ("holdout", "sentence"),
+    [
+        (0, "leaves nothing to validate on"),
+        (0.01, "leaves nothing to validate on"),
+        (0.99, "leaves nothing to train on in some of the 3 classes of pets .9 examples.; hold out at most 6"),
+        (9, "leaves nothing to train on"),
+        (-1, "neither a fraction below 1 nor a whole number"),
+        (2.5, "neither a fraction below 1 nor a whole number"),
+    ],
+)
+def test_impossible_splits(holdout, sentence):
+    with pytest.raises(UserError, match=sentence):
+        split_mask(np.arange(9) % 3, holdout, 0, "pets")
+
+
+def test_take_split_covers_everything_once():
+    source = Fake(90, 4, 3)
+    labels = np.arange(90) % 3
+    parts = {split: take_split(source, labels, split, 0.2, 0, "x") for split in ("train", "val")}
+    names = [p[i]["name"] for p in parts.values() for i in range(len(p))]
+    assert len(parts["val"]) == parts["val"].info.num_examples == 18
+    assert sorted(names) == sorted(source[i]["name"] for i in range(90))
+    assert take_split(source, labels, "train", 0, 0, "x") is source
+
+
+def test_align_renumbers_by_name():
+    source = Fake(6, 4, 3)  # classes "0", "1", "2"
+    aligned = align(source, ("2", "x", "0", "1"), "here")
+    assert [aligned[i]["label"] for i in range(3)] == [2, 3, 0] and aligned.info.num_classes == 4
+    assert len(aligned) == 6 and align(source, source.info.class_names, "here") is source
+    with pytest.raises(UserError, match=r"here holds class '2', unknown in training"):
+        align(source, ("0", "1"), "here")
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.text(max_size=6)))
+def test_strings_are_a_list_of_strings(items):
+    items = [s.encode("utf-8", "ignore").decode() for s in items]
+    packed = Strings.pack(items)
+    assert list(packed) == items and len(packed) == len(items)
+    assert list(Strings.concatenate([packed, packed])) == items * 2
+    order = np.arange(len(items))[::-1]
+    assert list(packed.take(order)) == items[::-1]
+    with pytest.raises(IndexError):
+        packed[len(items)]
+
+
+def test_the_index_is_small():
+    """A million file names take their characters and eight bytes each, not a hundred."""
+    n = 20_000
+    packed = Strings.pack([f"{i:09d}.jpg" for i in range(n)])
+    assert packed.blob.nbytes + packed.ends.nbytes == n * (13 + 8)
+    subset = Subset(Fake(n), np.arange(n))
+    assert len(pickle.dumps(subset)) < 4 * n + 2000
+    assert bytes(Strings.pack(["\udcff"])[0], "utf-8", "surrogateescape") == b"\xff"  # a name that is not UTF-8

@@ -1,0 +1,111 @@
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+
+from tests.data.helpers import encode, random_image
+from vit_jax.data.sources import open_source
+from vit_jax.data.sources.base import Unreadable
+from vit_jax.data.sources.folder import canonical_key
+from vit_jax.types import UserError
+
+
+def everything(source):
+    return [source[i] for i in range(len(source))]
+
+
+def test_classes_order_and_bytes(folder):
+    source = open_source(f"folder:{folder}", holdout=0)
+    assert source.info.class_names == ("ant", "cat", "dog")
+    records = everything(source)
+    assert np.bincount([r["label"] for r in records]).tolist() == [12, 17, 9]
+    keys = [(r["label"], canonical_key(r["name"])) for r in records]
+    assert keys == sorted(keys)
+    first = records[0]
+    assert first["name"] == f"{folder}/ant/ant.0.jpg" and first["image"] == (folder / "ant/ant.0.jpg").read_bytes()
+    assert any("deeper" in r["name"] for r in records)
+    assert everything(pickle.loads(pickle.dumps(source))) == records
+
+
+def test_seeded_split(folder):
+    train = open_source(f"folder:{folder}", holdout=0.25, seed=1)
+    val = open_source(f"folder:{folder}", "val", holdout=0.25, seed=1)
+    names = [r["name"] for r in everything(train) + everything(val)]
+    assert len(val) == round(0.25 * 38) and len(set(names)) == 38
+    other = everything(open_source(f"folder:{folder}", "val", holdout=0.25, seed=2))
+    assert {r["name"] for r in other} - {r["name"] for r in everything(val)}
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_train_and_val_folders(folder, tmp_path, name):
+    root = tmp_path / "split"
+    shutil.copytree(folder, root / "train")
+    shutil.copytree(folder, root / name)
+    shutil.rmtree(root / name / "ant")  # validation may lack a class; labels still count in training's
+    train, val = open_source(f"folder:{root}"), open_source(f"folder:{root}", "val")
+    assert len(train) == 38 and len(val) == 26
+    assert val.info.class_names == ("ant", "cat", "dog") and {r["label"] for r in everything(val)} == {1, 2}
+    (root / name / "bee").mkdir()
+    (root / name / "bee/a.png").write_bytes(encode(np.zeros((2, 2, 3), np.uint8), "PNG"))
+    with pytest.raises(UserError, match="holds class 'bee', unknown in training"):
+        open_source(f"folder:{root}", "val")
+
+
+def test_train_folder_alone_is_split_by_seed(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "split/train")
+    assert len(open_source(f"folder:{tmp_path}/split", "val", holdout=5)) == 5
+
+
+def test_train_may_be_a_class(folder):
+    (folder / "ant").rename(folder / "train")
+    assert open_source(f"folder:{folder}").info.class_names == ("cat", "dog", "train")
+
+
+def test_what_is_left_out_is_reported(folder):
+    (folder / "cat/.hidden.jpg").write_bytes(b"")
+    (folder / ".cache").mkdir()
+    (folder / "cat/notes.txt").write_text("x")
+    (folder / "dog/b.gif").write_text("x")
+    (folder / "emu").mkdir()
+    info = open_source(f"folder:{folder}", holdout=0).info
+    assert info.num_examples == 38 and info.num_classes == 3
+    assert info.notes == (
+        f"2 files in {folder} are no images and were left out (first: cat/notes.txt).",
+        f"1 folders in {folder} hold no images and are no classes (first: emu).",
+    )
+
+
+def test_a_file_that_disappears_is_named(folder):
+    source = open_source(f"folder:{folder}", holdout=0)
+    (folder / "ant/ant.0.jpg").unlink()
+    with pytest.raises(Unreadable, match=r"ant\.0\.jpg cannot be read \(No such file or directory\)"):
+        source[0]
+
+
+def test_same_name_different_suffix(tmp_path, rng):
+    for name in ("a/1.jpg", "a/1.png", "b/1.jpg"):
+        (tmp_path / "x" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "x" / name).write_bytes(encode(random_image(rng, 4, 4)))
+    source = open_source(f"folder:{tmp_path}/x", holdout=0)
+    assert [r["name"][-7:] for r in everything(source)] == ["a/1.jpg", "a/1.png", "b/1.jpg"]
+
+
+def test_mistakes(tmp_path, folder):
+    def opening(path):
+        return pytest.raises(UserError, match=path)
+
+    with opening("does not exist; did you mean '.*images'"):
+        open_source(f"folder:{tmp_path}/imagse")
+    with opening("is not a folder"):
+        open_source(f"folder:{folder}/ant/ant.0.jpg")
+    with opening("lacks its path; write 'folder:PATH'"):
+        open_source("folder:")
+    with opening("one class only .ant."):
+        shutil.copytree(folder / "ant", tmp_path / "one/ant")
+        open_source(f"folder:{tmp_path}/one")
+    with opening("the images in .* have no class"):
+        open_source(f"folder:{folder}/ant/deeper")
+    (tmp_path / "empty").mkdir()
+    with opening("no images in .*: put images .* in one sub-folder per class"):
+        open_source(f"folder:{tmp_path}/empty")

@@ -1,0 +1,60 @@
+import pytest
+
+from vit_jax.data.sources.shards import expand_braces, find_shards
+from vit_jax.types import UserError
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("a.tar", ["a.tar"]),
+        ("a-{008..010}.tar", ["a-008.tar", "a-009.tar", "a-010.tar"]),
+        ("a-{8..10}", ["a-8", "a-9", "a-10"]),
+        ("{x,y}/{0..1}", ["x/0", "x/1", "y/0", "y/1"]),
+        ("{x}", ["{x}"]),
+        ("{00..01}{,b}", ["00", "00b", "01", "01b"]),
+    ],
+)
+def test_braces(pattern, expected):
+    assert expand_braces(pattern) == expected
+
+
+def test_counting_backwards():
+    with pytest.raises(UserError, match=r"'\{3..1\}' counts backwards; write '\{1..3\}'"):
+        expand_braces("a{3..1}")
+
+
+@pytest.fixture
+def shards(tmp_path):
+    for name in ("train-1.tar", "train-0.tar", "val-0.tar", "trainer.txt", ".hidden.tar"):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def find(pattern, split="train"):
+    paths, is_split = find_shards("tar", str(pattern), (".tar",), split)
+    return [p.rpartition("/")[2] for p in paths], is_split
+
+
+def test_folder_is_split_by_name(shards):
+    assert find(shards) == (["train-0.tar", "train-1.tar"], True)
+    assert find(shards, "val") == (["val-0.tar"], True)
+    (shards / "val-0.tar").rename(shards / "validated-0.tar")  # begins with a longer word
+    assert find(shards, "val") == (["train-0.tar", "train-1.tar"], False)
+
+
+def test_patterns(shards):
+    assert find(shards / "train-{1,0}.tar") == (["train-1.tar", "train-0.tar"], False)
+    assert find(shards / "*.tar") == (["train-0.tar", "train-1.tar", "val-0.tar"], False)
+    (shards / "a[1].tar").touch()
+    assert find(shards / "a[1].tar") == (["a[1].tar"], False)
+
+
+def test_missing(shards, tmp_path):
+    with pytest.raises(UserError, match=r"train-2.tar' does not exist; did you mean '.*train-"):
+        find(shards / "train-{0..2}.tar")
+    with pytest.raises(UserError, match="does not exist"):
+        find(shards / "x*.tar")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"no \*\.tar files in the folder"):
+        find(tmp_path / "empty")

@@ -1,0 +1,150 @@
+import gzip
+import io
+import os
+import pathlib
+import tarfile
+
+import numpy as np
+import pytest
+
+from tests.data.helpers import write_shard
+from vit_jax.data.sources.tar_index import load_index, parse_label
+from vit_jax.types import UserError
+
+
+def members(n=5):
+    out = {}
+    for i in range(n):
+        out[f"a/{i:03d}.jpg"] = b"image%d" % i * (i + 1)
+        out[f"a/{i:03d}.cls"] = b"%d\n" % (i % 3)
+    return out
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_offsets_lead_to_the_bytes(tmp_path, format):
+    long = "d" * 90 + "/" + "n" * 90  # needs an extended header in the GNU and pax formats
+    files = {**members(), f"{long}.png": b"long", f"{long}.cls": b"2"}
+    path = write_shard(tmp_path / "a.tar", files, format)
+    index = load_index(path)
+    data = pathlib.Path(path).read_bytes()
+    found = {n: data[o : o + s] for n, o, s in zip(index.names, index.offset, index.size, strict=True)}
+    assert found == {n: d for n, d in files.items() if not n.endswith(".cls")}
+    assert index.numbers[index.code].tolist() == [0, 1, 2, 0, 1, 2]
+
+
+def test_cache_is_used_until_the_file_changes(tmp_path, cache):
+    path = write_shard(tmp_path / "a.tar", members())
+    first = load_index(path)
+    (saved,) = cache.iterdir()  # nothing temporary is left, nothing lies beside the data
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.tar", "cache"]
+    with np.load(saved, allow_pickle=False) as z:
+        changed = dict(z)
+    changed["offset"] = changed["offset"] + 1
+    np.savez(saved, **changed)
+    assert (load_index(path).offset == first.offset + 1).all()
+    os.utime(path, ns=(1, 1))
+    assert (load_index(path).offset == first.offset).all()
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 not a zip", b"\x80\x04."])
+def test_a_damaged_cache_is_replaced(tmp_path, cache, damage):
+    path = write_shard(tmp_path / "a.tar", members())
+    load_index(path)
+    (saved,) = cache.iterdir()
+    whole = saved.read_bytes()
+    saved.write_bytes(damage or whole[: len(whole) // 2])
+    assert list(load_index(path).names) == [f"a/{i:03d}.jpg" for i in range(5)]
+    assert saved.read_bytes()[:40] == whole[:40] and len(saved.read_bytes()) == len(whole)
+
+
+def test_works_without_a_cache(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert len(load_index(write_shard(tmp_path / "a.tar", members())).code) == 5
+
+
+@pytest.mark.parametrize("keep", [1, 100, 512, 700, 1024, 512 * 7, 512 * 7 + 100, 512 * 20])
+def test_every_truncation_is_noticed(tmp_path, keep):
+    """``tarfile`` itself takes an archive that stops between or inside later headers for complete."""
+    path = write_shard(tmp_path / "a.tar", members())
+    data = pathlib.Path(path).read_bytes()
+    assert not any(data[512 * 20 :])
+    (tmp_path / "b.tar").write_bytes(data[:keep])
+    with pytest.raises(UserError, match=r"b\.tar is truncated.*fetch or write it again\.$"):
+        load_index(str(tmp_path / "b.tar"))
+    (tmp_path / "b.tar").write_bytes(data[: 512 * 21])  # one block of zeros ends it
+    assert len(load_index(str(tmp_path / "b.tar")).code) == 5
+
+
+def test_empty_compressed_joined_and_foreign_files(tmp_path):
+    def refused(data, sentence):
+        (tmp_path / "b.tar").write_bytes(data)
+        with pytest.raises(UserError, match=rf"the tar file .*b\.tar {sentence}"):
+            load_index(str(tmp_path / "b.tar"))
+
+    data = pathlib.Path(write_shard(tmp_path / "a.tar", members())).read_bytes()
+    refused(b"", r"is empty \(0 bytes\)")
+    refused(gzip.compress(data), "is compressed, which allows no random access")
+    refused(data + data, "has data after its end mark")
+    refused(b"hello" * 1000, "is truncated or no tar file")
+
+
+@pytest.mark.parametrize(
+    ("data", "suffix", "expected"),
+    [
+        (b"7\n", ".cls", (7, "")),
+        (b"cat", ".cls", (-1, "cat")),
+        ('{"label": 3, "class": "käse"}'.encode(), ".json", (3, "käse")),
+        (b'{"cls": "cat", "width": 3}', ".json", (-1, "cat")),
+        (b'{"label": "12"}', ".json", (12, "")),
+        (b'{"class": "dog"}', ".json", (-1, "dog")),
+        (b"5", ".json", (5, "")),
+        (b'{"caption": "no label"}', ".json", None),
+    ],
+)
+def test_labels(data, suffix, expected):
+    assert parse_label(data, suffix, "x") == expected
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xfe", b'{"label": 1.5}', b'{"label": true}', b'{"label": [1]}', b"{"])
+def test_labels_that_are_none(data):
+    with pytest.raises(UserError, match=r"the label b.* of x\.json is neither a number nor a class name"):
+        parse_label(data, ".json", "x.json")
+
+
+@pytest.mark.parametrize("number", [-1, 2**20, 10**30])
+def test_labels_outside_range(number):
+    with pytest.raises(UserError, match=rf"the label {number} of x\.cls is outside 0\.\.1048575"):
+        parse_label(b"%d" % number, ".cls", "x.cls")
+
+
+def test_missing_partner_and_auxiliary_members(tmp_path):
+    files = {**members(), "a/000.mask.png": b"m", "a/000.txt": b"t", "./.hidden.jpg": b"h"}
+    index = load_index(write_shard(tmp_path / "a.tar", files))
+    assert len(index.code) == 5 and index.others == 2
+    with pytest.raises(UserError, match=r"a/9\.jpg in .* has no label; expected a/9\.cls or a/9\.json beside it"):
+        load_index(write_shard(tmp_path / "b.tar", {**members(), "a/9.jpg": b"x"}))
+    with pytest.raises(UserError, match="no images in the tar file"):
+        load_index(write_shard(tmp_path / "c.tar", {"a.txt": b"x"}))
+
+
+def test_folders_are_classes_where_no_label_member_is(tmp_path):
+    files = {"./data/train/cat/x/1.jpg": b"1", "./data/train/cat/2.jpg": b"2", "./data/train/dog/1.jpg": b"3"}
+    index = load_index(write_shard(tmp_path / "a.tar", files))
+    assert [index.classes[c] for c in index.code] == ["cat", "cat", "dog"]
+    with pytest.raises(UserError, match=r"x\.jpg in .* has no label"):
+        load_index(write_shard(tmp_path / "b.tar", {"x.jpg": b"1", "a/y.jpg": b"2"}))
+    with pytest.raises(UserError, match="holds several splits"):
+        load_index(write_shard(tmp_path / "c.tar", {"train/a/x.jpg": b"1", "val/a/y.jpg": b"2"}))
+
+
+def test_only_regular_members_count(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name, data in members().items():
+            header = tarfile.TarInfo(name)
+            header.size = len(data)
+            archive.addfile(header, io.BytesIO(data))
+        link = tarfile.TarInfo("a/link.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    assert len(load_index(str(tmp_path / "a.tar")).code) == 5

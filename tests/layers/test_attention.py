@@ -1,0 +1,122 @@
+"""Attention against float64 NumPy, its gradient against automatic differentiation, masks, and the module."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_jax.layers import attention as A
+from vit_jax.layers.attention import MultiHeadAttention, attention, attention_weights
+from vit_jax.types import UserError
+
+
+def draw(rng, n=5, m=7, dtype="float32"):
+    return [jnp.asarray(rng.standard_normal((2, s, 3, 4)), dtype) for s in (n, m, m)]
+
+
+def reference(q, k, v, mask=None):
+    """Float64; rows without anything to attend to are zero."""
+    q, k, v = (np.asarray(a, np.float64) for a in (q, k, v))
+    logits = np.einsum("bnke,bmke->bknm", q, k) / np.sqrt(q.shape[-1])
+    weights = np.exp(logits - logits.max(-1, keepdims=True)) * (1.0 if mask is None else np.asarray(mask, np.float64))
+    total = weights.sum(-1, keepdims=True)
+    weights = np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
+    return np.einsum("bknm,bmke->bnke", weights, v), weights
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [("float32", 1e-6), ("bfloat16", 2e-2)])
+@pytest.mark.parametrize(("n", "m"), [(5, 7), (1, 3), (7, 7)])
+def test_equals_float64(rng, dtype, atol, n, m):
+    q, k, v = draw(rng, n, m, dtype)
+    out = attention(q, k, v)
+    assert out.dtype == dtype
+    np.testing.assert_allclose(np.asarray(out, np.float64), reference(q, k, v)[0], atol=atol)
+    np.testing.assert_allclose(attention_weights(q, k), reference(q, k, v)[1], atol=atol)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (2, 1, 1, 7), (5, 7)])
+def test_masks_broadcast_and_empty_rows_are_zero_without_nan(rng, shape):
+    q, k, v = draw(rng)
+    mask = rng.random(shape) < 0.5
+    mask.reshape(-1, shape[-1])[0] = False
+    wide = np.broadcast_to(mask, (2, 3, 5, 7))
+    fn = lambda q, k, v: attention(q, k, v, mask=jnp.asarray(mask))  # noqa: E731
+    np.testing.assert_allclose(fn(q, k, v), reference(q, k, v, wide)[0], atol=1e-6)
+    grads = jax.grad(lambda *a: jnp.sum(jnp.sin(fn(*a))), (0, 1, 2))(q, k, v)
+    assert all(bool(jnp.all(jnp.isfinite(g))) for g in grads)
+
+
+@pytest.mark.parametrize(("n", "m"), [(5, 5), (2, 5)])
+def test_causal_sees_the_past_only(rng, n, m):
+    q, k, v = draw(rng, n, m)
+    triangle = np.arange(m)[None] <= np.arange(n)[:, None] + (m - n)
+    np.testing.assert_allclose(attention(q, k, v, causal=True), reference(q, k, v, triangle)[0], atol=1e-6)
+    first = attention(q, k, v, causal=True, mask=jnp.zeros((1, 1, 1, m), bool).at[..., 0].set(True))
+    np.testing.assert_allclose(first, jnp.broadcast_to(v[:, :1], first.shape), atol=1e-6)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("dtype", "atol"), [("float32", 1e-5), ("bfloat16", 5e-2)])
+def test_gradient_equals_automatic_differentiation(rng, masked, dtype, atol):
+    q, k, v = draw(rng, dtype=dtype)
+    mask = jnp.asarray(rng.random((2, 1, 5, 7)) < 0.7) if masked else None
+
+    def ours(q, k, v):
+        return jnp.sum(jnp.sin(attention(q, k, v, mask=mask).astype(jnp.float32)))
+
+    def auto(q, k, v):
+        weights = attention_weights(q, k, mask=mask)
+        return jnp.sum(jnp.sin(jnp.einsum("bknm,bmke->bnke", weights, v)))
+
+    got = jax.jit(jax.grad(ours, (0, 1, 2)))(q, k, v)
+    want = jax.grad(auto, (0, 1, 2))(*(a.astype(jnp.float32) for a in (q, k, v)))
+    for a, b in zip(got, want, strict=True):
+        assert a.dtype == dtype
+        np.testing.assert_allclose(np.asarray(a, np.float32), b, atol=atol)
+
+
+def test_unknown_implementation_names_the_known():
+    x = jnp.zeros((1, 2, 1, 4))
+    with pytest.raises(UserError, match="unknown attention implementation 'xlb'; did you mean 'xla'"):
+        attention(x, x, x, implementation="xlb")
+    assert set(A.IMPLEMENTATIONS) >= {"xla"}
+
+
+def test_module_equals_flax(rng):
+    x = jnp.asarray(rng.standard_normal((2, 5, 12)), jnp.float32)
+    flax_module = nn.MultiHeadDotProductAttention(num_heads=3)
+    theirs = jax.tree.map(
+        lambda a: jnp.asarray(rng.standard_normal(a.shape), jnp.float32) * 0.3, flax_module.init(jax.random.key(0), x)
+    )["params"]
+    parts = [theirs[n] for n in ("query", "key", "value")]
+    ours = {
+        "qkv": {  # heads, then which of the three, then the features of a head
+            "kernel": jnp.stack([p["kernel"] for p in parts], 2).reshape(12, 36),
+            "bias": jnp.stack([p["bias"] for p in parts], 1).reshape(36),
+        },
+        "out": {"kernel": theirs["out"]["kernel"].reshape(12, 12), "bias": theirs["out"]["bias"]},
+    }
+    got = MultiHeadAttention(3).apply({"params": ours}, x)
+    np.testing.assert_allclose(got, flax_module.apply({"params": theirs}, x), atol=1e-5)
+
+
+def test_module_cross_attention_and_weights_on_request(rng):
+    x, context = (jnp.asarray(rng.standard_normal((2, n, d)), jnp.float32) for n, d in ((3, 8), (5, 6)))
+    module = MultiHeadAttention(2)
+    boxed = module.init(jax.random.key(0), x, context=context)
+    shapes = {k: v["kernel"].value.shape for k, v in boxed["params"].items()}
+    assert shapes == {"q": (8, 8), "kv": (6, 16), "out": (8, 8)} and set(boxed) == {"params", "intermediates"} - (
+        {"intermediates"} - set(boxed)
+    )
+    out, state = module.apply({"params": boxed["params"]}, x, context=context, mutable=["intermediates"])
+    (weights,) = state["intermediates"]["attention"]
+    assert out.shape == x.shape and weights.shape == (2, 2, 3, 5)
+    np.testing.assert_allclose(jnp.sum(weights, -1), 1.0, atol=1e-6)
+
+
+def test_heads_must_divide_the_width():
+    with pytest.raises(UserError, match="width 10 is not divisible by 3 heads"):
+        MultiHeadAttention(3).init(jax.random.key(0), jnp.ones((1, 2, 10)))

@@ -1,0 +1,157 @@
+"""Means that add up exactly, and a metrics file that survives kills."""
+
+import json
+import logging
+import math
+import operator
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vit_jax import metrics
+from vit_jax.metrics import Mean, MetricsWriter
+from vit_jax.types import UserError
+
+
+def test_mean_of_parts_is_the_mean_of_the_whole(rng: np.random.Generator) -> None:
+    values, mask = rng.normal(size=23).astype(np.float32), rng.random(23) < 0.7
+    parts = [{"loss": Mean.of(values[i : i + 5], mask[i : i + 5])} for i in range(0, 23, 5)]
+    whole = parts[0]
+    for part in parts[1:]:
+        whole = jax.tree.map(operator.add, whole, part)
+    assert float(whole["loss"].count) == mask.sum()
+    np.testing.assert_allclose(metrics.compute(whole)["loss"], np.mean(values[mask], dtype=np.float64), rtol=1e-6)
+    np.testing.assert_allclose(whole["loss"].value(), np.mean(values[mask]), rtol=1e-6)
+    total = parts[0]["loss"] + parts[1]["loss"]
+    np.testing.assert_allclose(total.value(), values[:10][mask[:10]].mean(), rtol=1e-6)
+
+
+def test_mean_through_scan_and_devices(rng: np.random.Generator) -> None:
+    values, weights = rng.normal(size=(3, 16)).astype(np.float32), rng.integers(0, 3, (3, 16)).astype(np.int32)
+    mesh = jax.make_mesh((8,), ("data",))
+    put = lambda x: jax.device_put(x, NamedSharding(mesh, P(None, "data")))  # noqa: E731
+
+    @jax.jit
+    def run(values: jax.Array, weights: jax.Array) -> Mean:
+        zero = Mean(jnp.float32(0), jnp.float32(0))
+        return jax.lax.scan(lambda m, x: (m + Mean.of(*x), None), zero, (values, weights))[0]
+
+    got = run(put(values), put(weights))
+    np.testing.assert_allclose(metrics.compute({"m": got})["m"], np.average(values, weights=weights), rtol=2e-6)
+    assert float(got.count) == weights.sum()
+
+
+def test_mean_takes_booleans_integers_and_no_weights() -> None:
+    assert float(Mean.of(np.array([True, False, True, True])).value()) == 0.75
+    assert float(Mean.of(np.array([1, 2, 6], np.int32), np.array([True, True, False])).value()) == 1.5
+
+
+def test_padding_may_be_nan_and_nothing_counted_is_nan() -> None:
+    assert float(Mean.of(np.array([2.0, np.nan], np.float32), np.array([True, False])).value()) == 2.0
+    assert math.isnan(metrics.compute({"m": Mean.of(np.array([np.nan, 1.0], np.float32))})["m"])
+    empty = Mean.of(np.ones(3, np.float32), np.zeros(3, bool))
+    assert math.isnan(float(empty.value())) and math.isnan(metrics.compute({"m": empty})["m"])
+    gradient = jax.grad(lambda x: Mean.of(x, jnp.zeros(3)).value())(jnp.ones(3))
+    np.testing.assert_array_equal(gradient, np.zeros(3))
+
+
+def test_gradient_of_the_mean_ignores_padding() -> None:
+    gradient = jax.grad(lambda x: Mean.of(x, jnp.asarray([1, 1, 0])).value())(jnp.asarray([1.0, 2.0, jnp.nan]))
+    np.testing.assert_array_equal(gradient, [0.5, 0.5, 0.0])
+
+
+def test_rows_round_trip_and_nan_is_null(tmp_path: pathlib.Path) -> None:
+    with MetricsWriter(tmp_path / "run", tensorboard=False) as writer:
+        writer.write(1, {"train/loss": np.float32(0.1), "lr": jnp.float32(1e-3)})
+        assert len(metrics.read(tmp_path / "run")) == 1, "a row is on disk before close"
+        writer.write(np.int64(2), {"train/loss": math.nan, "lr": math.inf})
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    strict = [json.loads(line, parse_constant=lambda x: pytest.fail(f"bare {x}")) for line in lines]
+    assert strict[1] == {"step": 2, "train/loss": None, "lr": None}
+    rows = metrics.read(tmp_path / "run")
+    assert rows[0] == {"step": 1, "train/loss": float(np.float32(0.1)), "lr": float(np.float32(1e-3))}
+    assert rows[1]["step"] == 2 and math.isnan(rows[1]["train/loss"]) and math.isnan(rows[1]["lr"])
+    assert metrics.read(tmp_path) == []
+
+
+def test_a_torn_line_at_any_byte_is_dropped_and_said(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "metrics.jsonl"
+    first, last = b'{"step": 1, "loss": 2.0}\n', b'{"step": 22, "loss": 1.5}\n'
+    for cut in range(len(last) + 1):
+        path.write_bytes(first + last[:cut])
+        caplog.clear()
+        with caplog.at_level(logging.WARNING), MetricsWriter(tmp_path, tensorboard=False) as writer:
+            writer.write(3, {"loss": 1.0})
+        whole = cut >= len(last) - 1
+        assert [row["step"] for row in metrics.read(tmp_path)] == ([1, 22, 3] if whole else [1, 3]), cut
+        assert ("cut short" in caplog.text) == (0 < cut < len(last) - 1), cut
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_truncate_on_resume(tmp_path: pathlib.Path) -> None:
+    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+        for step in range(1, 8):
+            writer.write(step, {"loss": 1 / step})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "lo')
+    before = metrics.read(tmp_path)
+    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+        assert writer.truncate(4) == 3
+        assert metrics.read(tmp_path) == before[:4]
+        for step in range(5, 8):
+            writer.write(step, {"loss": 1 / step})
+    assert metrics.read(tmp_path) == before
+    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+        assert writer.truncate(7) == 0
+
+
+def test_a_kill_while_truncating_leaves_the_old_rows(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+        writer.write(1, {"loss": 1.0})
+        writer.write(2, {"loss": 2.0})
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as m:
+        m.setattr(pathlib.Path, "replace", killed)
+        writer = MetricsWriter(tmp_path, tensorboard=False)
+        with pytest.raises(KeyboardInterrupt):
+            writer.truncate(0)
+    assert [row["step"] for row in metrics.read(tmp_path)] == [1, 2]
+
+
+@pytest.mark.parametrize("bad", ["nonsense", '{"loss": 1}', "[1]"])
+def test_a_broken_line_in_the_middle_is_an_error(bad: str, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{bad}\n{{"step": 3}}\n')
+    with pytest.raises(UserError, match="line 2 is not a metrics row"):
+        metrics.read(tmp_path)
+
+
+def test_tensorboard_events(tmp_path: pathlib.Path) -> None:
+    with MetricsWriter(tmp_path) as writer:
+        writer.truncate(6)
+        writer.write(7, {"train/loss": 0.25, "bad": math.nan})
+    (events,) = (tmp_path / "tensorboard").glob("events.out.tfevents.*")
+    written = events.read_bytes()
+    assert b"train/loss" in written and b"bad" not in written
+
+
+def test_a_missing_tensorboardx_is_said(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(UserError, match="pip install"):
+        MetricsWriter(tmp_path)
+
+
+def test_only_process_0_writes(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    with MetricsWriter(tmp_path / "run") as writer:
+        assert writer.truncate(0) == 0
+        writer.write(1, {"loss": 1.0})
+    assert not (tmp_path / "run").exists()

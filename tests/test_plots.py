@@ -1,0 +1,125 @@
+"""Pictures: what is drawn is asserted on the figure; that it can be drawn at all, on the file."""
+
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from vit_jax import plots
+from vit_jax.evals.calibration import reliability
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures that were saved."""
+    figures: list[Any] = []
+    save = plots._save
+
+    def keep(figure: Any, path: Any) -> None:
+        figures.append(figure)
+        save(figure, path)
+
+    monkeypatch.setattr(plots, "_save", keep)
+    return figures
+
+
+def is_picture(path: pathlib.Path) -> bool:
+    with PIL.Image.open(path) as image:
+        pixels = np.asarray(image.convert("L"))
+    return min(pixels.shape) > 200 and pixels.std() > 5
+
+
+def test_curves(tmp_path: pathlib.Path, drawn: list[Any], rng: np.random.Generator) -> None:
+    steps = range(1, 301)
+    rows: list[dict[str, float]] = [
+        {"step": s, "train/loss": 3 / s + 0.01 * rng.random(), "train/accuracy": 1 - 1 / s, "lr": 1e-3, "seconds": 2.0}
+        for s in steps
+    ]
+    rows[10]["train/loss"] = np.nan
+    rows += [{"step": s, "val/loss": 4 / s, "val/accuracy": 1 - abs(s - 200) / 300} for s in range(50, 301, 50)]
+    plots.curves(rows, tmp_path / "curves.png")
+    (figure,) = drawn
+    assert is_picture(tmp_path / "curves.png")
+    loss, accuracy, rate = figure.axes
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["Loss", "Accuracy", "Learning rate"]
+    assert [ax.get_xlabel() for ax in figure.axes] == ["step"] * 3 and loss.get_yscale() == "log"
+    assert [t.get_text() for t in loss.get_legend().get_texts()] == ["train", "val"]
+    raw = np.array([row["train/loss"] for row in rows[:300]])
+    np.testing.assert_array_equal(loss.lines[0].get_ydata(), raw)
+    assert "best val 100.00 % at step 200" in accuracy.get_title(loc="right")
+    np.testing.assert_allclose(accuracy.lines[-2].get_ydata()[-1], 100 * rows[-1]["val/accuracy"])
+    np.testing.assert_array_equal(rate.lines[0].get_ydata(), [1e-3] * 300)
+
+
+@pytest.mark.parametrize("rows", [[], [{"step": 1, "other": 2.0}], [{"step": 5, "train/loss": 2.0}]])
+def test_curves_of_almost_nothing(rows: list[dict[str, float]], tmp_path: pathlib.Path) -> None:
+    plots.curves(rows, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_curves_of_nothing_but_nan(tmp_path: pathlib.Path) -> None:
+    plots.curves([{"step": s, "train/loss": np.nan, "val/accuracy": np.nan} for s in range(100)], tmp_path / "c.png")
+    assert is_picture(tmp_path / "c.png")
+
+
+def test_smooth_is_a_mean_without_lag(rng: np.random.Generator) -> None:
+    line = np.linspace(3, 1, 600)
+    smooth = plots._smooth(line + rng.normal(0, 0.1, 600))
+    assert np.abs(smooth - line)[30:-30].max() < 0.1
+    np.testing.assert_allclose(plots._smooth(np.full(600, 2.5)), 2.5)
+    holes = np.where(np.arange(600) % 7 == 0, np.nan, 2.5)
+    np.testing.assert_allclose(plots._smooth(holes), holes)
+    np.testing.assert_array_equal(plots._smooth(line[:5]), line[:5])
+
+
+@pytest.mark.parametrize("c", [2, 10, 40])
+def test_confusion_matrix(c: int, tmp_path: pathlib.Path, drawn: list[Any], rng: np.random.Generator) -> None:
+    counts = rng.integers(0, 3, (c, c)) * (rng.random((c, c)) < 0.3) + 20 * np.eye(c, dtype=int)
+    counts[-1] = 0
+    names = [f"$\\frac{i}$ 狗 and something long indeed" for i in range(c)]
+    plots.confusion(counts, names, tmp_path / "confusion.png")
+    ax = drawn[0].axes[0]
+    assert is_picture(tmp_path / "confusion.png")
+    assert f"of {counts.sum():,} right" in ax.get_title(loc="left")
+    assert (ax.get_ylabel(), ax.get_xlabel()) == ("true class", "predicted class")
+    assert ax.get_yticklabels()[0].get_text() == plots._short(names[0]) and len(plots._short(names[0])) == 24
+    right, wrong = (np.asarray(image.get_array().filled(np.nan)) for image in ax.images)
+    share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    np.testing.assert_allclose(np.nan_to_num(right) + np.nan_to_num(wrong), share)
+    assert np.isnan(wrong.diagonal()).all()
+    assert len(ax.texts) == (np.count_nonzero(counts) if c <= 25 else 0)
+
+
+def test_many_classes_show_the_top_confusions(tmp_path: pathlib.Path, drawn: list[Any]) -> None:
+    counts = 50 * np.eye(101, dtype=int)
+    counts[3, 7], counts[9, 2] = 30, 10
+    plots.confusion(counts, [f"c{i}" for i in range(101)], tmp_path / "confusion.png")
+    ax = drawn[0].axes[0]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["c3 → c7", "c9 → c2"]
+    assert [t.get_text() for t in ax.texts] == ["38 %", "17 %"]
+    plots.confusion(50 * np.eye(101, dtype=int), ["x"] * 101, tmp_path / "perfect.png")
+    assert is_picture(tmp_path / "confusion.png")
+
+
+@pytest.mark.parametrize("one_bin", [False, True])
+def test_reliability(one_bin: bool, tmp_path: pathlib.Path, drawn: list[Any], rng: np.random.Generator) -> None:
+    confidence = np.full(40, 0.99) if one_bin else rng.random(500)
+    bins = reliability(confidence, rng.random(len(confidence)) < confidence**2)
+    plots.reliability(bins, tmp_path / "reliability.png")
+    top, bottom = drawn[0].axes
+    assert is_picture(tmp_path / "reliability.png")
+    assert top.get_title(loc="left") == f"Reliability: ECE {100 * bins.ece():.2f} %"
+    filled = bins.examples > 0
+    tops = [p.get_y() + p.get_height() for p in top.patches]
+    blue, under = np.array(tops[: filled.sum()]), np.array(tops[filled.sum() : 2 * filled.sum()])
+    np.testing.assert_allclose(np.maximum(blue, under), np.maximum(bins.accuracy, bins.confidence)[filled])
+    assert [p.get_height() for p in bottom.patches] == bins.examples[filled].tolist()
+
+
+def test_importing_costs_no_matplotlib() -> None:
+    code = "import sys, vit_jax.plots; sys.exit('matplotlib' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,61 @@
+"""A run small enough to train in a second."""
+
+from __future__ import annotations
+
+import copy
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import pytest
+
+TINY = {
+    "model": {"name": "vit", "patch": 4, "width": 16, "depth": 2, "heads": 2, "mlp_dim": 32, "pool": "gap", "dropout": 0.1},
+    "data": {"path": "fake:80x8x4", "canvas": 8, "holdout": 16, "workers": 1},
+    "augment": {"size": 8, "train": ["flip"]},
+    "optim": {"lr": 0.003, "warmup": 2},
+    "mesh": {"replica": 1, "fsdp": 1, "tensor": 1},
+    "batch_size": 16,
+    "duration": 10,
+    "log_every": 1,
+    "eval_every": 10,
+    "checkpoint_every": 4,
+    "ema": 0.9,
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Equal programs are compiled once a session."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("programs")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+@pytest.fixture
+def tiny() -> Callable[..., dict[str, Any]]:
+    """``tiny(batch_size=8, optim={"lr": 1.0})``: the tiny run's plain configuration with keys replaced."""
+
+    def make(**changes: Any) -> dict[str, Any]:
+        raw = copy.deepcopy(TINY)
+        for key, value in changes.items():
+            raw[key] = {**raw[key], **value} if isinstance(raw.get(key), dict) and isinstance(value, dict) else value
+        return raw
+
+    return make
+
+
+@pytest.fixture
+def one_device(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Builds a run on the first ``n`` devices."""
+    from vit_jax.config import parse
+    from vit_jax.train.config import TrainConfig
+    from vit_jax.train.setup import build
+
+    return lambda raw, n=1: build(parse(TrainConfig, raw), jax.devices()[:n])
+
+
+@pytest.fixture
+def workdir(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A folder that does not exist yet."""
+    return tmp_path / "run"

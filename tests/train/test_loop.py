@@ -1,0 +1,147 @@
+"""The loop: files, resuming bit for bit, interruptions, non-finite values, hooks."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from vit_jax import metrics
+from vit_jax.train import loop
+from vit_jax.types import UserError
+
+
+def rows(folder, prefix=("train/", "val/")):
+    """Rows of the log without measured speeds."""
+    return [{k: v for k, v in r.items() if k == "step" or k.startswith(prefix)} for r in metrics.read(folder)]
+
+
+@pytest.fixture(autouse=True)
+def _one_device(monkeypatch):
+    devices = jax.devices()
+    monkeypatch.setattr(jax, "devices", lambda *a: devices[:1])
+    monkeypatch.setattr(jax, "device_count", lambda *a: 1)
+
+
+class Stop(Exception):
+    pass
+
+
+def die_at(step):
+    def hook(moment):
+        if moment.step == step:
+            raise Stop
+
+    return hook
+
+
+def test_a_run_leaves_its_files(tiny, workdir, capsys):
+    result = loop.run(tiny(), workdir)
+    names = {p.name for p in workdir.iterdir()}
+    assert {"config.json", "metrics.jsonl", "results.json", "curves.png", "confusion.png", "checkpoints", "tensorboard"} <= names
+    found = rows(workdir)
+    assert [r["step"] for r in found if "train/loss" in r] == list(range(1, 11))
+    final = json.loads((workdir / "results.json").read_text())
+    assert final["metrics"]["examples"] == 16
+    assert final["metrics"]["accuracy"] == result.report.metrics["accuracy"] == found[-1]["val/accuracy"]
+    out = capsys.readouterr().out
+    assert "64 training and 16 validation examples" in out and "starts from scratch" in out
+    assert "val/accuracy" in out.splitlines()[-7]
+
+
+@pytest.mark.parametrize("death", [1, 4, 5, 9])
+def test_resuming_is_bit_exact(tiny, tmp_path, death):
+    """Whenever a run dies, the same command gives the uninterrupted curve bit for bit."""
+    raw = tiny(data={"path": "digits", "holdout": 360}, augment={"train": ["affine", "mixup"]}, duration=10)
+    loop.run(raw, tmp_path / "whole")
+    with pytest.raises(Stop):
+        loop.run(raw, tmp_path / "cut", hooks=[die_at(death)])
+    loop.run(raw, tmp_path / "cut")
+    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+
+
+def test_a_finished_run_is_evaluated_again(tiny, workdir, capsys):
+    first = loop.run(tiny(), workdir)
+    again = loop.run(tiny(), workdir)
+    assert again.report.metrics == first.report.metrics
+    assert "resumed at step 10" in capsys.readouterr().out
+
+
+def test_interruption_saves_and_says_how_to_go_on(tiny, workdir):
+    def interrupt(moment):
+        if moment.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(UserError, match="stopped at step 3 of 10; the same command resumes there"):
+        loop.run(tiny(), workdir, hooks=[interrupt])
+    assert (workdir / "checkpoints" / "3").is_dir()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_non_finite_values_stop_the_run(tiny, workdir):
+    """The first bad step and leaf are named; the last good checkpoint stays and the bad one is never written."""
+    loop.run(tiny(duration=4), workdir.with_name("good"))
+    raw = tiny(optim={"lr": 1e20, "clip_norm": None, "warmup": 0}, log_every=5)
+    with pytest.raises(UserError, match=r"step \d+: the gradient of \S+ is the first of \d+ that are not finite") as e:
+        loop.run(raw, workdir)
+    assert "the last checkpoint is intact" in str(e.value)
+    for folder in (workdir / "checkpoints").glob("[0-9]*"):
+        assert int(folder.name) < int(str(e.value).split()[1].rstrip(":"))
+
+
+def test_hooks_write_rows(tiny, workdir):
+    loop.run(tiny(), workdir, hooks=[lambda moment: {"probe": moment.step / 2} if moment.step == 6 else None])
+    assert [r for r in metrics.read(workdir) if "probe" in r] == [{"step": 6, "probe": 3.0}]
+
+
+def test_another_configuration_is_refused_with_the_difference(tiny, workdir):
+    loop.run(tiny(), workdir)
+    before = sorted(p.name for p in workdir.rglob("*"))
+    with pytest.raises(UserError, match=r"another configuration \(optim.lr: 0.003 -> 0.1; seed: None -> 1\)"):
+        loop.run(tiny(optim={"lr": 0.1}, seed=1), workdir)
+    assert sorted(p.name for p in workdir.rglob("*")) == before
+    loop.run(tiny(log_every=2, data={"workers": 2}), workdir)  # what leaves the result as it is may change
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"optimm": {}}, "unknown key 'config.optimm'; did you mean 'optim'?"),
+        ({"optim": {"optimizer": "adamww"}}, "did you mean 'adamw'?"),
+        ({"model": {"name": "vit_b61"}}, "did you mean 'vit_b16'"),
+        ({"model": {"depht": 3}}, "unknown key 'config.model.depht'; did you mean 'depth'?"),
+        ({"batch_size": "many"}, "config.batch_size='many' is of type str, expected int."),
+        ({"data": {"path": "fodler:/x"}}, "did you mean 'folder'"),
+        ({"data": {"path": "folder:/no/such/place"}}, "/no/such/place"),
+        ({"duration": "3 weeks"}, "config.duration='3 weeks' is no duration"),
+        ({"duration": 0}, "less than one step"),
+        ({"accumulate": 3}, "batch_size=16 is not divisible by 3"),
+        ({"optim": {"freeze": ["nothing"]}}, "nothing"),
+        ({"augment": {"size": 9}}, "canvas"),
+        ({"mesh": {"replica": 3}}, "does not fill the 1 devices"),
+        ({"init": "/no/run"}, "/no/run"),
+        ({"best": "val/acuracy"}, "val/acuracy"),
+    ],
+)
+def test_mistakes_are_sentences_and_leave_nothing(tiny, workdir, change, text):
+    with pytest.raises(UserError) as e:
+        loop.run(tiny(**change), workdir)
+    assert text in str(e.value)
+    assert "\n" not in str(e.value)
+    assert not workdir.exists()
+
+
+def test_meter_measures_waiting(tiny, one_device):
+    import time
+
+    meter = loop.Meter(one_device(tiny()))
+    meter.push(1, {"loss": np.float32(1), "finite": np.ones(3, bool)})
+    with meter.waiting():
+        time.sleep(0.05)
+    meter.flush()
+    speed = meter.speed()
+    assert 0.5 < speed["speed/waiting"] <= 1
+    assert 0 < speed["speed/images_per_s"] <= 16 / 0.05
+    assert speed["speed/mfu"] > 0

@@ -1,0 +1,49 @@
+"""Timing candidates against each other in one run: A B A B, medians, ratios with their spread."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Seconds per call of one candidate, a number per round."""
+
+    seconds: np.ndarray
+
+    @property
+    def median(self) -> float:
+        return float(np.median(self.seconds))
+
+    def over(self, other: Timing) -> tuple[float, float, float]:
+        """How many times faster than ``other``: median, 10th and 90th percentile over the paired rounds."""
+        ratios = other.seconds / self.seconds
+        return float(np.median(ratios)), float(np.percentile(ratios, 10)), float(np.percentile(ratios, 90))
+
+
+def alternate(candidates: Mapping[str, Callable[[], Any]], rounds: int, calls: int = 1) -> dict[str, Timing]:
+    """Times every candidate once a round, ``calls`` calls each, after two calls that do not count.
+
+    Args:
+      candidates: name -> function that starts the computation and returns its arrays.
+      rounds: how often.
+      calls: per round, for computations of less than some milliseconds.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for run in candidates.values():
+        jax.block_until_ready(run())
+        jax.block_until_ready(run())
+    for _ in range(rounds):
+        for name, run in candidates.items():
+            start = time.perf_counter()
+            for _ in range(calls):
+                out = run()
+            jax.block_until_ready(out)
+            seconds[name].append((time.perf_counter() - start) / calls)
+    return {name: Timing(np.asarray(s)) for name, s in seconds.items()}

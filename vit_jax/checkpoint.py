@@ -1,0 +1,231 @@
+"""Checkpoints: orbax underneath, asynchronous and atomic, the newest N and the best one kept.
+
+A checkpoint is a folder ``checkpoints/<step>`` with the items ``params``, ``ema`` (where there is one), ``opt_state`` and
+``meta`` (JSON: configuration, class names, provenance). Each is readable alone, so that evaluation never loads an
+optimizer. Parameters are stored as the model's nested dictionary, other trees flat by path: neither depends on the mesh.
+``meta`` also holds a checksum of every array, because the storage format notices a lost file but not a flipped bit.
+"""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vit_jax.types import UserError
+
+log = logging.getLogger(__name__)
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+FOLDER = "checkpoints"
+
+
+def flat(tree: Any) -> dict[str, Any]:
+    """Leaves by path, ``"a/b/0" -> leaf``; orbax wants no nesting where a container has no stable names."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def unflat(values: Mapping[str, Any], like: Any) -> Any:
+    """Inverse of :func:`flat`, in the structure of ``like``."""
+    paths, treedef = jax.tree_util.tree_flatten_with_path(like)
+    return treedef.unflatten([values[jax.tree_util.keystr(path, simple=True, separator="/")] for path, _ in paths])
+
+
+@jax.jit
+def _checksums(tree: Any) -> Any:
+    def one(x: jax.Array) -> jax.Array:
+        words = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}") if x.dtype != bool else x
+        return jnp.sum(words.astype(jnp.uint32), dtype=jnp.uint32)
+
+    return jax.tree.map(one, tree)
+
+
+def checksums(tree: Any) -> dict[str, int]:
+    """Path -> sum of the array's words modulo 2^32: the same for every layout over devices and hosts."""
+    return {path: int(value) for path, value in flat(jax.device_get(_checksums(tree))).items()}
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+      workdir: the run's folder.
+      keep: how many of the newest to keep.
+      best: name of the metric whose best (highest, or lowest for a loss) checkpoint is kept besides.
+    """
+
+    def __init__(self, workdir: pathlib.Path, *, keep: int = 2, best: str = "val/accuracy") -> None:
+        policies = ocp.checkpoint_managers
+        self.folder = workdir.absolute() / FOLDER
+        sign = -1.0 if best.endswith("loss") else 1.0
+        keep_best = policies.BestN(
+            get_metric_fn=lambda metrics: sign * metrics[best], n=1, keep_checkpoints_without_metrics=False
+        )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), keep_best]),
+            cleanup_tmp_directories=True,
+        )
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def save(self, step: int, items: Mapping[str, Any], meta: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Starts writing ``items`` (pytrees of arrays) and ``meta`` (JSON); returns once they are copied from the device.
+
+        Raises:
+          UserError: this save or the one before it failed, for want of space for instance; earlier ones stay.
+        """
+        args = {k: ocp.args.StandardSave(v) for k, v in items.items()}
+        args["meta"] = ocp.args.JsonSave({**meta, "checksums": {k: checksums(v) for k, v in items.items()}})
+        with _writing(self.folder):
+            self._manager.save(step, args=ocp.args.Composite(**args), metrics=dict(metrics) or None, force=True)
+
+    def close(self) -> None:
+        """Waits until everything is on disk.
+
+        Raises:
+          UserError: the last save failed.
+        """
+        with _writing(self.folder):
+            self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def restore(workdir: pathlib.Path, items: Mapping[str, Any]) -> tuple[int, dict[str, Any]] | None:
+    """The newest readable checkpoint of a run, as (step, items); None if there is none at all.
+
+    Damaged newer ones are reported and moved aside, because their steps are about to be computed again.
+
+    Args:
+      workdir: the run's folder.
+      items: trees of ``jax.ShapeDtypeStruct`` with shardings: how to lay out what is read.
+
+    Raises:
+      UserError: there are checkpoints, and none can be read.
+    """
+    damaged: list[tuple[pathlib.Path, UserError]] = []
+    for folder in steps(workdir / FOLDER):
+        try:
+            found = {k: read_item(folder, k, v) for k, v in items.items()}
+        except UserError as e:
+            log.warning("%s Trying the checkpoint before it.", e)
+            damaged.append((folder, e))
+            continue
+        for bad, _ in damaged:
+            aside = bad.rename(bad.with_name(f"damaged-{bad.name}"))
+            log.warning("The damaged checkpoint now lies in %s.", aside)
+        return int(folder.name), found
+    if damaged:
+        raise UserError(f"{damaged[0][1]} No other checkpoint of the run can be read; start in a new workdir.")
+    return None
+
+
+def steps(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The complete checkpoints in ``folder``, newest first; unfinished ones have other names."""
+    there = folder.iterdir() if folder.is_dir() else ()
+    return sorted((p for p in there if re.fullmatch(r"\d+", p.name)), key=lambda p: -int(p.name))
+
+
+class _writing:
+    """Turns what orbax raises on a full disk or a lost folder into a sentence."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self._folder = folder
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
+        if error is None or not isinstance(error, Exception) or isinstance(error, UserError):
+            return
+        text = str(error)
+        no_space = "No space left" in text or "RESOURCE_EXHAUSTED" in text or getattr(error, "errno", 0) == 28
+        if no_space:
+            reason = "the disk is full; free some space and run the same command again"
+        elif isinstance(error, OSError | ValueError | RuntimeError):
+            reason = text.splitlines()[0][:200]
+        else:
+            return
+        raise UserError(f"cannot save to {self._folder}: {reason}; earlier checkpoints are intact.") from error
+
+
+def read_item(folder: pathlib.Path, name: str, like: Any = None) -> Any:
+    """One item of one checkpoint folder.
+
+    Args:
+      folder: ``checkpoints/<step>``.
+      name: ``"params"``, ``"ema"``, ``"opt_state"`` or ``"meta"``.
+      like: tree of ``jax.ShapeDtypeStruct`` with shardings; by default the tree on disk, on the first device.
+
+    Raises:
+      UserError: it is missing or damaged.
+    """
+    path = folder.absolute() / name
+    try:
+        if name == "meta":
+            with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+                return reader.restore(path)
+        with ocp.StandardCheckpointer() as reader:
+            if like is None:
+                first = NamedSharding(jax.sharding.Mesh(jax.local_devices()[:1], "x"), P())
+                like = jax.tree.map(
+                    lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=first),
+                    reader.metadata(path).item_metadata.tree,
+                )
+            tree = reader.restore(path, like)
+        expected = read_item(folder, "meta")["checksums"][name]
+        damaged = [path for path, value in checksums(tree).items() if expected[path] != value]
+        if damaged:
+            raise ValueError(f"the checksum of {damaged[0]} is wrong")
+        return tree
+    except Exception as e:  # orbax and tensorstore raise a dozen unrelated types for damaged files
+        raise UserError(f"checkpoint {folder} cannot be read ({name}: {str(e).splitlines()[0][:160]}).") from e
+
+
+def has_item(folder: pathlib.Path, name: str) -> bool:
+    """Whether the checkpoint folder holds the item."""
+    return (folder / name).is_dir()
+
+
+def find(path: str | pathlib.Path) -> list[pathlib.Path]:
+    """Checkpoint folders under ``path`` (a workdir, its ``checkpoints`` or one step's folder), newest first.
+
+    Raises:
+      UserError: there are none.
+    """
+    root = pathlib.Path(path)
+    if not root.is_dir():
+        raise UserError(f"no checkpoint at {str(path)!r}: no such folder; give a workdir or WORKDIR/checkpoints/STEP.")
+    if (root / "params").is_dir():
+        return [root]
+    found = steps(root / FOLDER if (root / FOLDER).is_dir() else root)
+    if not found:
+        raise UserError(f"no checkpoint in {str(path)!r}; train there first, or give WORKDIR/checkpoints/STEP.")
+    return found
+
+
+def load_params(path: str | pathlib.Path, like: Any = None) -> tuple[Any, dict[str, Any], pathlib.Path]:
+    """Parameters to evaluate with (the moving average where there is one), ``meta`` and the folder they came from.
+
+    A damaged newest checkpoint is reported and the one before it taken.
+
+    Raises:
+      UserError: none can be read.
+    """
+    problem: UserError | None = None
+    for folder in find(path):
+        try:
+            name = "ema" if has_item(folder, "ema") else "params"
+            return read_item(folder, name, like), read_item(folder, "meta"), folder
+        except UserError as e:
+            log.warning("%s Trying the checkpoint before it.", e)
+            problem = problem or e
+    assert problem is not None
+    raise problem

@@ -1,0 +1,61 @@
+"""The command line: one file a command, each with ``HELP``, ``arguments(parser)`` and ``run(args) -> exit status``.
+
+Commands import the package inside ``run``, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+import sys
+from collections.abc import Sequence
+
+from vit_jax.cli import bench, data, evaluate, models, predict, train
+
+COMMANDS = {
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+    "models": models,
+    "data": data,
+    "bench": bench,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command. Exit status: 0 ok, 1 failed, 2 wrong usage."""
+    parser = argparse.ArgumentParser(prog="vit_jax", description="Vision Transformers in JAX, from images to results.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        sub = commands.add_parser(name, help=module.HELP, description=module.HELP, allow_abbrev=False)
+        sub.add_argument("--verbose", action="store_true", help="show the traceback of an error")
+        module.arguments(sub)
+    args, rest = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
+    args.overrides = _overrides(commands.choices[args.command], rest, hasattr(args, "takes_overrides"))
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    from vit_jax.types import UsageError, UserError
+
+    try:
+        return COMMANDS[args.command].run(args)
+    except UserError as e:
+        if args.verbose:
+            raise
+        print(f"vit_jax {args.command}: {e}", file=sys.stderr)
+        return 2 if isinstance(e, UsageError) else 1
+    except KeyboardInterrupt:
+        return 1
+
+
+def _overrides(parser: argparse.ArgumentParser, rest: Sequence[str], allowed: bool) -> list[tuple[str, str]]:
+    """``--config.KEY=VALUE`` or ``--config.KEY VALUE`` -> (KEY, VALUE); anything else is wrong usage."""
+    pairs, words = [], list(rest)
+    while words:
+        word = words.pop(0)
+        match = re.fullmatch(r"--config\.([\w.]+)(?:=(.*))?", word, re.DOTALL)
+        if not match or not allowed:
+            parser.error(f"unrecognized argument {word!r}; see vit_jax {parser.prog.split()[-1]} --help")
+        if match[2] is None and not words:
+            parser.error(f"{word} needs a value: {word}=VALUE")
+        pairs.append((match[1], words.pop(0) if match[2] is None else match[2]))
+    return pairs

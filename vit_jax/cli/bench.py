@@ -1,0 +1,130 @@
+"""``vit_jax bench``"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+HELP = "measure speed, as ratios within one run"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+    texts = {"forward": "images to logits", "train": "forward, backward and AdamW"}
+    for kind, text in texts.items():
+        sub = kinds.add_parser(kind, help=f"{text}, against the same ViT written with plain flax layers")
+        sub.add_argument("--model", default="vit_b16", help="a ViT (default vit_b16)")
+        sub.add_argument("--batch", type=int, default=8, help="images a step (default 8)")
+        sub.add_argument("--size", type=int, default=224, help="side of the image (default 224)")
+        sub.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of the computation")
+        sub.add_argument("--rounds", type=int, default=10, help="pairs of measurements (default 10)")
+        sub.add_argument("--json", metavar="FILE", help="write the result there, - for the terminal")
+    sub = kinds.add_parser("input", help="batches from a data source, without any model")
+    sub.add_argument("--data", default="fake:2000x224x10", help="source (default fake:2000x224x10)")
+    sub.add_argument("--batch", type=int, default=64, help="images a batch (default 64)")
+    sub.add_argument("--canvas", type=int, default=224, help="side of the canvas (default 224)")
+    sub.add_argument("--rounds", type=int, default=30, help="batches to time (default 30)")
+    sub.add_argument("--json", metavar="FILE", help="write the result there, - for the terminal")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures and prints."""
+    from vit_jax.cli import output
+
+    result = _input(args) if args.kind == "input" else _models(args)
+    if args.json != "-":
+        for key, value in result.items():
+            print(f"{key:34s} {value:.4g}" if isinstance(value, float) else f"{key:34s} {value}")
+    output.write(args.json, result)
+    return 0
+
+
+def _input(args: argparse.Namespace) -> dict[str, Any]:
+    import time
+
+    from vit_jax.data.loader import train_batches
+    from vit_jax.data.sources import open_source
+
+    source = open_source(args.data, holdout=0)
+    batches = train_batches(source, batch_size=args.batch, seed=0, canvas=args.canvas)
+    next(batches)
+    wall, cpu = time.perf_counter(), time.process_time()
+    for _ in range(args.rounds):
+        next(batches)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    batches.close()
+    images = args.rounds * args.batch
+    return {"data": args.data, "images/s": images / wall, "CPU seconds per 1000 images": 1000 * cpu / images}
+
+
+def _models(args: argparse.Namespace) -> dict[str, Any]:
+    import flax.linen as nn
+    import jax
+    import jax.numpy as jnp
+
+    from vit_jax import benchmark, models
+    from vit_jax.models.plain import PlainViT
+    from vit_jax.train import flops
+    from vit_jax.types import UserError
+
+    ours = models.create(args.model, dtype=args.dtype)
+    if not isinstance(ours, models.ViT):
+        raise UserError(f"bench {args.kind} compares ViTs, and {args.model!r} is none; take vit_b16 for instance.")
+    images = jax.random.uniform(jax.random.key(0), (args.batch, args.size, args.size, 3))
+    labels = jnp.arange(args.batch) % ours.num_classes
+    make: Callable[..., Callable[[], Any]] = _forward if args.kind == "forward" else _train
+    candidates = {}
+    for name, model in {"vit_jax": ours, "plain flax": PlainViT.like(ours)}.items():
+        params = jax.jit(lambda m=model: nn.unbox(m.init(jax.random.key(1), images)["params"]))()
+        candidates[name] = make(model, params, images, labels, args.dtype)
+    times = benchmark.alternate(candidates, args.rounds)
+    ratio, low, high = times["vit_jax"].over(times["plain flax"])
+    one = flops.forward(ours, jax.ShapeDtypeStruct((1, args.size, args.size, 3), "float32"))
+    total = one * args.batch * (1 if args.kind == "forward" else 3)
+    peak = flops.peak(jax.devices()[0], args.dtype)
+    return {
+        "model": f"{args.model} {args.dtype}, {args.batch} images of {args.size} px",
+        "vit_jax images/s": args.batch / times["vit_jax"].median,
+        "plain flax images/s": args.batch / times["plain flax"].median,
+        "times faster (median)": ratio,
+        "times faster (10th percentile)": low,
+        "times faster (90th percentile)": high,
+        "share of one large product's speed": total / times["vit_jax"].median / peak,
+    }
+
+
+def _forward(model: Any, params: Any, images: Any, labels: Any, dtype: str) -> Callable[[], Any]:
+    import jax
+
+    run = jax.jit(lambda p, x: model.apply({"params": p}, x))
+    return lambda: run(params, images)
+
+
+def _train(model: Any, params: Any, images: Any, labels: Any, dtype: str) -> Callable[[], Any]:
+    import jax
+    import optax
+
+    from vit_jax.losses import softmax_cross_entropy
+
+    tx = optax.adamw(1e-4, weight_decay=0.1)
+
+    def loss(p: Any) -> jax.Array:
+        return softmax_cross_entropy(model.apply({"params": p}, images), labels).mean()
+
+    def step(state: Any) -> Any:
+        p, opt = state
+        value, grads = jax.value_and_grad(loss)(p)
+        updates, opt = tx.update(grads, opt, p)
+        return (optax.apply_updates(p, updates), opt), value
+
+    compiled = jax.jit(step, donate_argnums=0)
+    state = (params, jax.jit(tx.init)(params))
+
+    def run() -> Any:
+        nonlocal state
+        state, value = compiled(state)
+        return value, jax.tree.leaves(state)[0]
+
+    return run

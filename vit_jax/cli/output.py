@@ -1,0 +1,31 @@
+"""JSON for programs: to a file, atomically, or to the terminal."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+from vit_jax.evals.base import finite
+from vit_jax.types import UserError
+
+
+def write(target: str | None, value: Any) -> None:
+    """Writes ``value`` to the file ``target``, to the terminal for ``"-"``, or nowhere for None.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    if target is None:
+        return
+    text = json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False)
+    if target == "-":
+        print(text)
+        return
+    path = pathlib.Path(target)
+    try:
+        new = path.with_name(path.name + ".new")
+        new.write_text(text + "\n", encoding="utf-8")
+        new.replace(path)
+    except OSError as e:
+        raise UserError(f"--json {target!r} cannot be written ({e.strerror}); name a file in an existing folder.") from e

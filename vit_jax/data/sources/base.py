@@ -1,0 +1,176 @@
+"""What a data source is: an index of examples, random-access and stateless, plus the pieces all sources share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol, TypedDict
+
+import numpy as np
+
+from vit_jax.config import suggest
+from vit_jax.data.permute import hash64, make_key
+from vit_jax.types import UserError
+
+MAX_CLASSES = 2**20
+"""Numeric labels from this on are mistakes: a head over more classes would not fit anywhere."""
+
+
+class Unreadable(UserError):
+    """One example's image cannot be read: the only mistake that ``on_error="skip"`` passes over (no full stop)."""
+
+
+class Record(TypedDict):
+    """One example as stored: ``image`` is an encoded file or uint8[H, W, C]; ``name`` serves error messages."""
+
+    image: bytes | np.ndarray
+    label: int
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Info:
+    """What is known before reading an image; ``notes`` are sentences on what was left out, to be shown to the user."""
+
+    class_names: tuple[str, ...]
+    num_examples: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+
+class Source(Protocol):
+    """Cheap to open, thread-safe, picklable; holds an index and never images."""
+
+    info: Info
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> Record: ...
+
+
+class Subset:
+    """The examples ``indices`` (in that order) of a source."""
+
+    def __init__(self, source: Source, indices: np.ndarray):
+        self.source, self.indices = source, np.asarray(indices, np.uint32)
+        self.info = dataclasses.replace(source.info, num_examples=len(indices))
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, i: int) -> Record:
+        return self.source[int(self.indices[i])]
+
+
+class Relabelled:
+    """A source whose labels are looked up in ``table``: int[old classes] -> label among ``class_names``."""
+
+    def __init__(self, source: Source, table: np.ndarray, class_names: tuple[str, ...]):
+        self.source, self.table = source, np.asarray(table, np.int32)
+        self.info = dataclasses.replace(source.info, class_names=class_names)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, i: int) -> Record:
+        record = self.source[i]
+        return {**record, "label": int(self.table[record["label"]])}
+
+
+def align(source: Source, class_names: tuple[str, ...], what: str) -> Source:
+    """``source`` with its labels counted in ``class_names``, matched by name.
+
+    Raises:
+      UserError: a class of ``source`` is not among them.
+    """
+    if source.info.class_names == class_names:
+        return source
+    position = {name: i for i, name in enumerate(class_names)}
+    for name in source.info.class_names:
+        if name not in position:
+            raise UserError(f"{what} holds class {name!r}, unknown in training{suggest(name, class_names)}")
+    return Relabelled(source, np.array([position[n] for n in source.info.class_names]), class_names)
+
+
+def split_mask(labels: np.ndarray, holdout: float | int, seed: int, what: str) -> np.ndarray:
+    """Which examples are held out: stratified, exact in number, a pure function of its arguments.
+
+    Each class gives its share (largest remainders first) and keeps at least one example for training.
+
+    Args:
+      labels: int[N], non-negative; all equal means no stratification.
+      holdout: a fraction below 1, or else the number of examples to hold out.
+      seed: names the split.
+      what: the data, for the error sentence.
+
+    Returns:
+      bool[N], True where held out.
+
+    Raises:
+      UserError: nothing or everything would be held out.
+    """
+    n = len(labels)
+    count = round(holdout * n) if holdout < 1 else int(holdout)
+    sizes = np.bincount(labels, minlength=1)
+    room = np.maximum(sizes - 1, 0)
+    if holdout < 0 or (holdout > 1 and holdout != count):
+        raise UserError(f"holdout={holdout} is neither a fraction below 1 nor a whole number of examples.")
+    if count == 0:
+        raise UserError(f"holdout={holdout} leaves nothing to validate on in {what} ({n} examples); raise it.")
+    if count > room.sum():
+        raise UserError(
+            f"holdout={holdout} leaves nothing to train on in some of the {np.count_nonzero(sizes)} classes of {what} "
+            f"({n} examples); hold out at most {room.sum()}."
+        )
+    share = count * sizes / n
+    quota = np.minimum(np.floor(share).astype(np.int64), room)
+    by_remainder = np.argsort(quota - share, kind="stable")
+    while (missing := count - quota.sum()) > 0:  # a second lap only where small classes were full
+        quota[by_remainder[quota[by_remainder] < room[by_remainder]][:missing]] += 1
+    order = np.lexsort((hash64(np.arange(n, dtype=np.uint64) ^ np.uint64(make_key(seed))), labels))
+    rank = np.arange(n) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    held = np.zeros(n, bool)
+    held[order] = rank < np.repeat(quota, sizes)
+    return held
+
+
+def take_split(source: Source, labels: np.ndarray, split: str, holdout: float | int, seed: int, what: str) -> Source:
+    """The ``train`` or ``val`` side of a seeded split; with ``holdout=0`` training has everything."""
+    if holdout == 0 and split == "train":
+        return source
+    return Subset(source, np.flatnonzero(split_mask(labels, holdout, seed, what) == (split == "val")))
+
+
+class Strings(Sequence[str]):
+    """Immutable list of strings in two arrays: a few bytes an entry instead of a Python object."""
+
+    def __init__(self, blob: np.ndarray, ends: np.ndarray):
+        self.blob, self.ends = blob, ends
+
+    @classmethod
+    def pack(cls, items: Sequence[str]) -> Strings:
+        encoded = [s.encode("utf-8", "surrogateescape") for s in items]
+        ends = np.cumsum([len(s) for s in encoded], dtype=np.int64)
+        return cls(np.frombuffer(b"".join(encoded), np.uint8), ends)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, i: int) -> str:  # type: ignore[override]
+        if not 0 <= i < len(self.ends):
+            raise IndexError(i)
+        start = self.ends[i - 1] if i else 0
+        return self.blob[start : self.ends[i]].tobytes().decode("utf-8", "surrogateescape")
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Strings]) -> Strings:
+        shifts = np.cumsum([0, *(len(p.blob) for p in parts)])
+        ends = [p.ends + shift for p, shift in zip(parts, shifts, strict=False)]
+        empty = np.zeros(0, np.int64)
+        return cls(np.concatenate([empty.astype(np.uint8), *(p.blob for p in parts)]), np.concatenate([empty, *ends]))
+
+    def take(self, order: np.ndarray) -> Strings:
+        return Strings.pack([self[int(i)] for i in order])

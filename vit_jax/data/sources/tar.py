@@ -1,0 +1,143 @@
+"""``tar:PATTERN``: WebDataset-style shards, ``x.jpg`` with ``x.cls`` or ``x.json``, read at random through an index."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+
+import numpy as np
+
+from vit_jax.data.sources.base import Info, Record, Source, Strings, Unreadable, align, take_split
+from vit_jax.data.sources.folder import canonical_key
+from vit_jax.data.sources.shards import find_shards
+from vit_jax.data.sources.tar_index import ShardIndex, load_index
+from vit_jax.types import UserError
+
+
+class Tar:
+    """All images of some shards in canonical order, (label, path without its suffix): see :class:`.folder.Folder`."""
+
+    def __init__(self, paths: list[str]):
+        shards = [load_index(path) for path in paths]
+        class_names, tables = _merge_labels(shards, paths)
+        labels = np.concatenate([table[shard.code] for shard, table in zip(shards, tables, strict=True)])
+        names = Strings.concatenate([shard.names for shard in shards])
+        order = _canonical_order(labels, names)
+        self.paths = paths
+        self.names = names.take(order)
+        self.labels = labels[order]
+        self.shard = np.repeat(np.arange(len(shards), dtype=np.int32), [len(s.code) for s in shards])[order]
+        self.offset = np.concatenate([s.offset for s in shards])[order]
+        self.size = np.concatenate([s.size for s in shards])[order]
+        others = sum(s.others for s in shards)
+        note = f"{others} members of {paths[0]}{' and others' * (len(paths) > 1)} are no images and were left out."
+        self.info = Info(class_names, len(order), (note,) if others else ())
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> Record:
+        path, size = self.paths[self.shard[i]], int(self.size[i])
+        name = f"{self.names[i]} in {path}"
+        try:  # opened each time: a few microseconds, and nothing to share among threads, pickle or close
+            fd = os.open(path, os.O_RDONLY)
+            try:
+                data = os.pread(fd, size, int(self.offset[i]))
+            finally:
+                os.close(fd)
+        except OSError as e:
+            raise Unreadable(f"the image {name} cannot be read ({e.strerror})") from None
+        if len(data) != size:
+            raise UserError(f"the tar file {path} changed while in use: {name} has {len(data)} of {size} bytes.")
+        return {"image": data, "label": int(self.labels[i]), "name": name}
+
+
+def open_tar(rest: str, split: str, *, holdout: float | int, seed: int) -> Source:
+    """Opens shards by pattern; a folder with ``train*.tar`` and ``val*.tar`` is split by name, else by seed."""
+    paths, is_split = find_shards("tar", rest, (".tar",), split)
+    if not is_split:
+        tar = Tar(paths)
+        return take_split(tar, tar.labels, split, holdout, seed, f"tar:{rest}")
+    if split == "train":
+        return Tar(paths)
+    train = Tar(find_shards("tar", rest, (".tar",), "train")[0])
+    return align(Tar(paths), train.info.class_names, f"the val shards of tar:{rest}")
+
+
+def write_tar(source: Source, pattern: str, *, shard_size: int = 10_000) -> list[str]:
+    """Packs a source into shards that read back with the same classes, order and bytes.
+
+    Members are numbered in the source's order; arrays are stored as PNG.
+
+    Args:
+      source: what to pack.
+      pattern: path with a field for the number of the shard, such as ``"/d/train-{:05d}.tar"``.
+      shard_size: examples a shard.
+
+    Returns:
+      The paths written, each under a temporary name first.
+    """
+    from PIL import Image
+
+    paths: list[str] = []
+    for start in range(0, len(source), shard_size):
+        path = pattern.format(len(paths))
+        with tarfile.open(path + ".tmp", "w") as archive:
+            for i in range(start, min(start + shard_size, len(source))):
+                record = source[i]
+                class_name = source.info.class_names[record["label"]]
+                data, suffix = record["image"], _suffix(record["image"])
+                if isinstance(data, np.ndarray):
+                    buffer = io.BytesIO()
+                    Image.fromarray(data[..., 0] if data.shape[2:] == (1,) else data).save(buffer, "PNG")
+                    data = buffer.getvalue()
+                label = json.dumps({"label": record["label"], "class": class_name}).encode()
+                for member, content in ((f"{i:09d}{suffix}", data), (f"{i:09d}.json", label)):
+                    header = tarfile.TarInfo(member)
+                    header.size = len(content)
+                    archive.addfile(header, io.BytesIO(content))
+        os.replace(path + ".tmp", path)
+        paths.append(path)
+    return paths
+
+
+def _suffix(image: bytes | np.ndarray) -> str:
+    if isinstance(image, np.ndarray) or image[:4] == b"\x89PNG":
+        return ".png"
+    return {b"RI": ".webp", b"BM": ".bmp"}.get(image[:2], ".jpg")
+
+
+def _merge_labels(shards: list[ShardIndex], paths: list[str]) -> tuple[tuple[str, ...], list[np.ndarray]]:
+    """Class names of all shards, and per shard the label of each of its distinct labels."""
+    numbered: dict[int, str] = {}
+    named: set[str] = set()
+    for shard, path in zip(shards, paths, strict=True):
+        for number, name in zip(shard.numbers.tolist(), shard.classes, strict=True):
+            if number < 0:
+                named.add(name)
+            elif numbered.setdefault(number, name) != name:
+                raise UserError(f"label {number} is class {numbered[number]!r} and also {name!r} in {path}.")
+    if named and numbered:
+        raise UserError(
+            f"labels are numbers ({min(numbered)}) and class names ({min(named)!r}) in {paths[0]}; write one kind only."
+        )
+    if not named and not numbered:
+        raise UserError(f"no images in {paths[0]}; expected x.jpg with x.cls or x.json.")
+    if named:
+        names = tuple(sorted(named, key=lambda s: s.encode("utf-8", "surrogateescape")))
+        rank = {name: i for i, name in enumerate(names)}
+        return names, [np.array([rank[n] for n in s.classes], np.int32) for s in shards]
+    names = tuple(numbered.get(i) or str(i) for i in range(max(numbered) + 1))
+    if len(set(names)) < len(names):
+        raise UserError(f"two labels in {paths[0]} have the same class name.")
+    return names, [s.numbers.astype(np.int32) for s in shards]
+
+
+def _canonical_order(labels: np.ndarray, names: Strings) -> np.ndarray:
+    """int64[N]; sorted class by class, so that only one class's names are ever Python objects."""
+    order = np.argsort(labels, kind="stable")
+    for part in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
+        part[:] = sorted(part.tolist(), key=lambda i: canonical_key(names[i]))
+    return order

@@ -1,0 +1,88 @@
+"""``tfds:NAME[:SPLIT]`` or ``tfds:/folder[:SPLIT]``: prepared TensorFlow Datasets, read without TensorFlow."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+import numpy as np
+
+from vit_jax.config import suggest
+from vit_jax.data.sources.base import Info, Record, Source, take_split
+from vit_jax.data.sources.folder import VAL_NAMES
+from vit_jax.types import UserError
+
+
+class Tfds:
+    """One split, in its own order, images left encoded; prepared as ArrayRecord or Parquet (TFRecord has no index)."""
+
+    def __init__(self, builder: Any, split: str):
+        import tensorflow_datasets as tfds
+
+        features = builder.info.features
+        self.image_key = _feature(features, tfds.features.Image, "image", builder.name)
+        self.label_key = _feature(features, tfds.features.ClassLabel, "label", builder.name)
+        try:
+            decoders = {self.image_key: tfds.decode.SkipDecoding()}
+            self.data = builder.as_data_source(split, decoders=decoders)
+        except NotImplementedError:
+            raise UserError(
+                f"'tfds:{builder.name}' is not prepared for random access in {builder.data_dir}; "
+                f"run: tfds build {builder.name} --file_format=array_record"
+            ) from None
+        except (ValueError, KeyError) as e:
+            there = list(builder.info.splits)
+            raise UserError(f"{split!r} is no split of {builder.name} ({str(e)[:80]}){suggest(split, there)}") from None
+        self.name = f"{builder.name} {split}"
+        self.info = Info(tuple(features[self.label_key].names), len(self.data))
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, i: int) -> Record:
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        example = self.data[i]
+        return {"image": example[self.image_key], "label": int(example[self.label_key]), "name": f"{self.name}[{i}]"}
+
+
+def open_tfds(rest: str, split: str, *, holdout: float | int, seed: int) -> Source:
+    """Opens ``train`` or ``validation``; without the latter, or with SPLIT given, holds some out.
+
+    The held-out examples are a seeded sample, not stratified: labels are known only after reading every example.
+    """
+    match = re.fullmatch(r"([^:]+(?::\d+\.\d+\.\d+)?)(?::(.+))?", rest)
+    if not match:
+        raise UserError(f"'tfds:{rest}' cannot be read; write tfds:NAME, tfds:NAME:SPLIT or tfds:/folder/of/a/version.")
+    builder = _builder(match[1])
+    if match[2] is None:
+        val = next((name for name in VAL_NAMES if name in builder.info.splits), None)
+        if val:
+            return Tfds(builder, "train" if split == "train" else val)
+    data = Tfds(builder, match[2] or "train")
+    return take_split(data, np.zeros(len(data), np.int32), split, holdout, seed, f"tfds:{rest}")
+
+
+def _builder(place: str) -> Any:
+    import tensorflow_datasets as tfds  # more than half a second
+
+    try:
+        if os.path.isdir(os.path.expanduser(place)):
+            return tfds.builder_from_directory(os.path.expanduser(place))
+        return tfds.builder(place)
+    except tfds.core.DatasetNotFoundError:
+        near = suggest(place, tfds.list_builders(with_community_datasets=False))
+        raise UserError(f"no folder and no TensorFlow dataset is called {place!r}{near}") from None
+    except Exception as e:  # a folder of something else, a builder whose own imports are absent
+        raise UserError(f"'tfds:{place}' cannot be opened ({str(e).splitlines()[0]}).") from None
+
+
+def _feature(features: Any, kind: type, what: str, name: str) -> str:
+    """The feature called ``what`` if it is of that kind, else the only one that is."""
+    keys = [key for key, feature in features.items() if isinstance(feature, kind)]
+    if what in keys or len(keys) == 1:
+        return what if what in keys else keys[0]
+    raise UserError(
+        f"'tfds:{name}' has {len(keys)} features of kind {kind.__name__}, expected one, or one named {what!r}."
+    )

@@ -1,0 +1,84 @@
+"""The contract between the training loop and evaluators."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from vit_jax.objectives.base import Apply
+from vit_jax.types import Batch, Params
+
+
+class DataInfo(Protocol):
+    """What an evaluator asks of a data source; ``vit_jax.data.sources.Info`` has it."""
+
+    @property
+    def num_classes(self) -> int: ...
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What an evaluation found.
+
+    Attributes:
+      metrics: name -> number, such as ``accuracy``; the caller puts the name of the data split in front.
+      arrays: name -> the arrays behind them, float64 or int64.
+    """
+
+    metrics: dict[str, float]
+    arrays: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    def prefixed(self, prefix: str) -> dict[str, float]:
+        """The metrics as rows of ``metrics.jsonl`` name them: ``val/accuracy``."""
+        return {f"{prefix}/{name}": value for name, value in self.metrics.items()}
+
+    def results(self, class_names: tuple[str, ...]) -> dict[str, Any]:
+        """Plain data for ``results.json``; evaluators add their tables."""
+        return {"metrics": self.metrics}
+
+    def save(self, folder: str | os.PathLike[str], class_names: tuple[str, ...], **extra: Any) -> None:
+        """Writes ``results.json`` (:meth:`results` and ``extra``, such as the step; NaN is null) and pictures."""
+        path = pathlib.Path(folder) / "results.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".new")
+        text = json.dumps(finite({**extra, **self.results(class_names)}), indent=1, ensure_ascii=False, allow_nan=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.replace(path)
+
+
+class Evaluator(Protocol):
+    """A frozen dataclass in ``EVALUATORS``; it scores every example whose mask is True, once."""
+
+    def __call__(
+        self, apply: Apply, params: Params, batches: Iterable[Batch], info: DataInfo, objective: Any
+    ) -> Report:
+        """Scores the model ``apply(params, ...)``.
+
+        Args:
+          apply: the model as a function of its parameters, not jitted, the same object at every call.
+          params: its parameters, on the device.
+          batches: prepared batches on the device, all of one shape; the last is filled up with masked rows.
+          info: of the data that the model was trained on.
+          objective: what the model was trained with; it says what logits mean.
+        """
+        ...
+
+
+def finite(value: Any) -> Any:
+    """``value`` with NumPy numbers made plain and NaN and infinities made None, as JSON needs."""
+    if isinstance(value, Mapping):
+        return {str(k): finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [finite(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

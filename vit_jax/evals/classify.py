@@ -1,0 +1,196 @@
+"""Classification of held-out images: top-1, top-5, per class, loss, calibration, confusions."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from vit_jax import plots
+from vit_jax.evals.base import DataInfo, Report
+from vit_jax.evals.calibration import Reliability, reliability
+from vit_jax.losses import CROSS_ENTROPIES, PROBABILITIES, Link
+from vit_jax.objectives.base import Apply
+from vit_jax.types import Array, Batch, Params, UserError
+
+MAX_CONFUSION_CLASSES = 4096
+"""With more classes the dense confusion matrix (128 MiB here) is left out of the report."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Classify:
+    """Scores every image once.
+
+    One jitted function runs the model and reduces its logits to five numbers an example; sums are made on the host in
+    float64 and int64, in the order of the examples, so that neither the batch size nor the number of devices matters.
+
+    Attributes:
+      bins: bins of the calibration error.
+    """
+
+    bins: int = 15
+
+    def __call__(
+        self, apply: Apply, params: Params, batches: Iterable[Batch], info: DataInfo, objective: Any
+    ) -> ClassificationReport:
+        """As :class:`~vit_jax.evals.base.Evaluator`; reads ``image``, ``label`` int32[B] and ``mask`` bool[B].
+
+        Raises:
+          UserError: no batch holds a valid example; ``objective`` has no ``link``.
+        """
+        link = getattr(objective, "link", None)
+        if link is None:
+            raise UserError(f"the evaluator 'classify' needs an objective with a link; {objective!r} has none.")
+        parts, pending = [], None
+        for batch in batches:
+            run = _scorer(apply, link, info.num_classes, _replicated(batch["image"]))
+            result = run(params, batch["image"], batch["label"], batch["mask"])
+            if pending is not None:  # read one batch late: the device computes while the host waits
+                parts.append(_valid(pending))
+            pending = result
+        if pending is not None:
+            parts.append(_valid(pending))
+        if not sum(len(p["label"]) for p in parts):
+            raise UserError("there is nothing to evaluate: the data holds no example; check the path and split.")
+        whole = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+        return summarise(whole, info.num_classes, link, bins=self.bins)
+
+
+def scores(logits: Array, labels: Array, link: Link) -> dict[str, jax.Array]:
+    """What :func:`summarise` needs of each example.
+
+    Args:
+      logits: float[B,C].
+      labels: int32[B].
+      link: how logits become probabilities.
+
+    Returns:
+      ``label`` and ``prediction`` int32[B]; ``rank`` int32[B], how many classes come before the true one (C if a logit
+      is NaN); ``confidence`` (the largest probability) and ``loss`` float32[B].
+    """
+    logits, labels = jnp.asarray(logits, jnp.float32), jnp.asarray(labels)
+    classes, label = jnp.arange(logits.shape[1], dtype=labels.dtype)[None], labels[:, None]
+    true = jnp.take_along_axis(logits, label, axis=1)
+    before = (logits > true) | ((logits == true) & (classes < label))  # ties go to the lower class, as in argmax
+    broken = jnp.isnan(logits).any(axis=1)
+    return {
+        "label": labels,
+        "prediction": jnp.argmax(logits, axis=1).astype(jnp.int32),
+        "rank": jnp.where(broken, logits.shape[1], before.sum(axis=1, dtype=jnp.int32)),
+        "confidence": PROBABILITIES[link](logits).max(axis=1),
+        "loss": CROSS_ENTROPIES[link](logits, labels),
+    }
+
+
+@functools.lru_cache(maxsize=4)
+def _scorer(apply: Apply, link: Link, num_classes: int, replicated: NamedSharding | None) -> Any:
+    """Jitted (params, image, label, mask) -> scores and mask, on every host in full."""
+
+    def run(params: Params, image: jax.Array, label: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+        logits = apply(params, image, train=False)
+        assert logits.shape == (len(label), num_classes), (logits.shape, num_classes)
+        return {**scores(logits, label, link), "mask": mask}
+
+    return jax.jit(run, out_shardings=replicated)
+
+
+def _replicated(x: Array) -> NamedSharding | None:
+    layout = getattr(x, "sharding", None)
+    return NamedSharding(layout.mesh, PartitionSpec()) if isinstance(layout, NamedSharding) else None
+
+
+def _valid(result: dict[str, jax.Array]) -> dict[str, np.ndarray]:
+    host = jax.device_get(result)
+    mask = host.pop("mask").astype(bool)
+    return {k: v[mask] for k, v in host.items()}
+
+
+def summarise(examples: Mapping[str, Array], num_classes: int, link: Link, *, bins: int = 15) -> ClassificationReport:
+    """From the :func:`scores` of all N examples to the report.
+
+    A row whose logits hold NaN counts as wrong, makes ``loss`` NaN and is counted in ``nonfinite``.
+    """
+    label, rank = np.asarray(examples["label"], np.int64), np.asarray(examples["rank"])
+    assert label.min() >= 0 and label.max() < num_classes, (label.min(), label.max(), num_classes)
+    correct = rank == 0
+    counts = np.bincount(label, minlength=num_classes)
+    right = np.bincount(label[correct], minlength=num_classes)
+    per_class = np.divide(right, counts, out=np.full(num_classes, np.nan), where=counts > 0)
+    diagram = reliability(np.nan_to_num(examples["confidence"]), correct, bins)
+    metrics = {
+        "accuracy": float(np.mean(correct)),
+        "top5": float(np.mean(rank < min(5, num_classes))),
+        "mean_class_accuracy": float(np.nanmean(per_class)),
+        "loss": float(np.mean(examples["loss"], dtype=np.float64)),
+        "ece": diagram.ece(),
+        "examples": float(len(label)),
+    }
+    broken = int(np.sum(rank == num_classes))
+    arrays = {"class_examples": counts, "class_correct": right, "per_class_accuracy": per_class}
+    if num_classes <= MAX_CONFUSION_CLASSES:
+        pairs = np.bincount(label * num_classes + examples["prediction"], minlength=num_classes**2)
+        arrays["confusion"] = pairs.reshape(num_classes, num_classes)
+    arrays |= {f"bin_{k}": v for k, v in diagram._asdict().items()}
+    return ClassificationReport(metrics | ({"nonfinite": float(broken)} if broken else {}), arrays, link)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassificationReport(Report):
+    """Metrics ``accuracy``, ``top5`` (top min(5, C)), ``mean_class_accuracy``, ``loss``, ``ece``, ``examples``.
+
+    ``arrays`` holds ``class_examples``, ``class_correct``, ``per_class_accuracy`` [C] (NaN without examples),
+    ``confusion`` int64[C,C] (rows: truth, columns: prediction; absent above :data:`MAX_CONFUSION_CLASSES`),
+    ``bin_edges`` [M+1], ``bin_examples``, ``bin_confidence`` and ``bin_accuracy`` [M].
+
+    Attributes:
+      link: what made probabilities of logits for ``loss`` and ``ece``.
+    """
+
+    link: Link = "softmax"
+
+    def reliability(self) -> Reliability:
+        """The reliability diagram."""
+        return Reliability(*(self.arrays[f"bin_{k}"] for k in Reliability._fields))
+
+    def confusions(self, limit: int = 20) -> list[tuple[int, int, int]]:
+        """The most frequent mistakes: (true class, predicted class, count), most frequent first."""
+        wrong = self.arrays["confusion"] * (1 - np.eye(len(self.arrays["confusion"]), dtype=np.int64))
+        order = np.argsort(-wrong, axis=None, kind="stable")[:limit]
+        pairs = np.stack(np.unravel_index(order, wrong.shape), axis=1)
+        return [(int(t), int(p), int(wrong[t, p])) for t, p in pairs if wrong[t, p]]
+
+    def results(self, class_names: tuple[str, ...]) -> dict[str, Any]:
+        """Metrics, link, per-class table, most frequent confusions (None if not counted) and reliability bins."""
+        a, bins, confusions = self.arrays, self.reliability(), None
+        if "confusion" in a:
+            confusions = [(class_names[t], class_names[p], n) for t, p, n in self.confusions()]
+        classes = (class_names, a["class_examples"], a["class_correct"], a["per_class_accuracy"])
+        return {
+            **super().results(class_names),
+            "link": self.link,
+            "per_class": _records(("class", "examples", "correct", "accuracy"), zip(*classes, strict=True)),
+            "confusions": confusions and _records(("true", "predicted", "count"), confusions),
+            "reliability": _records(
+                ("above", "to", "examples", "confidence", "accuracy"),
+                zip(bins.edges[:-1], bins.edges[1:], *bins[1:], strict=True),
+            ),
+        }
+
+    def save(self, folder: str | os.PathLike[str], class_names: tuple[str, ...], **extra: Any) -> None:
+        """Writes ``results.json``, ``reliability.png`` and, where there is a matrix, ``confusion.png``."""
+        super().save(folder, class_names, **extra)
+        plots.reliability(self.reliability(), pathlib.Path(folder) / "reliability.png")
+        if "confusion" in self.arrays:
+            plots.confusion(self.arrays["confusion"], class_names, pathlib.Path(folder) / "confusion.png")
+
+
+def _records(keys: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> list[dict[str, Any]]:
+    return [dict(zip(keys, row, strict=True)) for row in rows]

@@ -1,0 +1,185 @@
+"""The pre-norm transformer block and the encoder that stacks it: for images, text and decoders alike."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax import config, sharding
+from vit_jax.layers.attention import MultiHeadAttention
+from vit_jax.layers.linear import Dense, DType, LinearSpec
+from vit_jax.layers.mlp import MLP, Activation
+from vit_jax.layers.norm import LayerNorm
+from vit_jax.layers.stochastic import drop_path, dropout
+
+Remat = Literal["none", "full", "dots", "dots_no_batch"]
+REMAT: dict[str, Any] = {
+    "full": None,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+"""What the backward pass of a block may keep: nothing, every product, every product with a weight."""
+
+
+class Residual(nn.Module):
+    """What all blocks share: ``x + drop_path(layer_scale(dropout(branch(norm(x)))))``.
+
+    Attributes:
+      mlp_dim: hidden size of the MLP.
+      mlp_linear: spec of its two maps.
+      activation: of the MLP.
+      dropout: rate after every branch and inside the MLP.
+      layer_scale: initial scale of the branches (Touvron et al. 2021, arXiv:2103.17239), None for no scale.
+      dtype: compute type.
+    """
+
+    mlp_dim: int
+    mlp_linear: LinearSpec = Dense()
+    activation: Activation = "gelu"
+    dropout: float = 0.0
+    layer_scale: float | None = None
+    dtype: DType = "float32"
+
+    def branch(
+        self, x: jax.Array, name: str, run: Callable[..., jax.Array], key: jax.Array | None, rate: Any
+    ) -> jax.Array:
+        """Adds the branch ``run(normalised x, key)``; ``rate`` is its stochastic depth, None for never."""
+        keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
+        y = run(LayerNorm(self.dtype, name=f"norm_{name}")(x), keys[0])
+        y = dropout(y, self.dropout, keys[1])
+        if self.layer_scale is not None:
+            init = nn.with_logical_partitioning(nn.initializers.constant(self.layer_scale), ("embed",))
+            scale = self.param(f"scale_{name}", init, y.shape[-1:]).astype(y.dtype)
+            y *= jax.lax.broadcast_in_dim(scale, y.shape, (y.ndim - 1,))
+        if rate is not None:
+            y = drop_path(y, rate, keys[2])
+        return sharding.constrain(x + y, "batch", None, None)
+
+    def mlp(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+        """The channel MLP, named ``mlp``."""
+        return MLP(self.mlp_dim, self.mlp_linear, self.activation, self.dropout, self.dtype, name="mlp")(x, key=key)
+
+
+class Block(Residual):
+    """Self-attention, cross-attention if there is a context, MLP (Vaswani et al. 2017; pre-norm).
+
+    Attributes:
+      heads: number of attention heads.
+      causal: whether a token sees only those before it.
+      qkv_linear: spec of the projections to queries, keys and values.
+      out_linear: spec of attention's output projection.
+      attention_implementation: of :func:`vit_jax.layers.attention.attention`.
+    """
+
+    heads: int = 1
+    causal: bool = False
+    qkv_linear: LinearSpec = Dense()
+    out_linear: LinearSpec = Dense()
+    attention_implementation: str | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        key: jax.Array | None = None,
+        drop_path: float | jax.Array | None = None,
+        mask: jax.Array | None = None,
+        context: jax.Array | None = None,
+        context_mask: jax.Array | None = None,
+    ) -> jax.Array:
+        """``[B, N, D] -> [B, N, D]``.
+
+        Args:
+          x: tokens.
+          key: randomness of dropout and stochastic depth; None in evaluation.
+          drop_path: rate of stochastic depth, None for never.
+          mask: bool, broadcastable to ``[B, K, N, N]``; True means "may attend".
+          context: tokens ``[B, M, C]`` to attend to, or None.
+          context_mask: bool, broadcastable to ``[B, K, N, M]``.
+        """
+        keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
+        attend = functools.partial(
+            MultiHeadAttention,
+            self.heads,
+            qkv_linear=self.qkv_linear,
+            out_linear=self.out_linear,
+            dtype=self.dtype,
+            implementation=self.attention_implementation,
+        )
+
+        def self_attention(y: jax.Array, _: Any) -> jax.Array:
+            return attend(causal=self.causal, name="attention")(y, mask=mask)
+
+        def cross_attention(y: jax.Array, _: Any) -> jax.Array:
+            return attend(name="cross_attention")(y, context=context, mask=context_mask)
+
+        x = self.branch(x, "attention", self_attention, keys[0], drop_path)
+        if context is not None:
+            x = self.branch(x, "cross_attention", cross_attention, keys[1], drop_path)
+        return self.branch(x, "mlp", self.mlp, keys[2], drop_path)
+
+
+class Encoder(nn.Module):
+    """A stack of blocks and a final norm. Parameters: ``block_0`` ... and ``norm``, whatever the options.
+
+    Attributes:
+      depth: number of blocks.
+      block: makes a block, called with ``name=`` or ``parent=None``.
+      drop_path: stochastic depth rate of the last block; grows linearly from 0 at the first.
+      stochastic: whether blocks need randomness in training.
+      scan: run the blocks as one ``lax.scan`` over stacked parameters: compile time independent of depth.
+      remat: what the backward pass recomputes, a name in :data:`REMAT` or "none".
+      dtype: compute type.
+    """
+
+    depth: int
+    block: Callable[..., nn.Module]
+    drop_path: float = 0.0
+    stochastic: bool = False
+    scan: bool = False
+    remat: Remat = "none"
+    dtype: DType = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False, **kwargs: Any) -> jax.Array:
+        """``[B, N, D] -> [B, N, D]``; ``kwargs`` go to every block."""
+        keys = jax.random.split(self.make_rng("dropout"), self.depth) if train and self.stochastic else None
+        rates = np.linspace(0.0, self.drop_path, self.depth, dtype=np.float32) if self.drop_path else None
+        per_block = {"key": keys, "drop_path": rates}
+        x = x.astype(self.dtype)
+        if self.is_initializing() or self.is_mutable_collection("intermediates"):
+            for i in range(self.depth):
+                x = self.block(name=f"block_{i}")(x, **_take(per_block, i), **kwargs)
+        else:
+            x = self._run(x, per_block, kwargs)
+        return LayerNorm(self.dtype, name="norm")(x)
+
+    def _run(self, x: jax.Array, per_block: Any, kwargs: dict[str, Any]) -> jax.Array:
+        """The blocks as pure functions of their parameters, so that scan and remat are plain JAX."""
+        params = [self.variables["params"][f"block_{i}"] for i in range(self.depth)]
+        block = self.block(parent=None)
+
+        def body(x: jax.Array, inputs: Any) -> tuple[jax.Array, None]:
+            p, own = inputs
+            return block.apply({"params": p}, x, **own, **kwargs), None
+
+        if self.remat != "none":
+            policy = config.lookup(REMAT, self.remat, "remat policy")
+            body = jax.checkpoint(body, policy=policy, prevent_cse=not self.scan)
+        if self.scan:
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+            return jax.lax.scan(body, x, (stacked, per_block))[0]
+        for i in range(self.depth):
+            x, _ = body(x, (params[i], _take(per_block, i)))
+        return x
+
+
+def _take(tree: Any, i: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[i], tree)

@@ -1,0 +1,40 @@
+"""Layer normalisation."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vit_jax.layers.linear import DType
+
+EPSILON = 1e-6
+
+
+class LayerNorm(nn.Module):
+    """Normalises the last axis (Ba et al. 2016, arXiv:1607.06450), computed in float32, returned in ``dtype``.
+
+    Attributes:
+      dtype: type of the result; parameters ``scale`` and ``bias`` ``[D]`` are float32.
+      epsilon: added to the variance; 1e-6 as in the JAX and timm ViTs, 1e-5 in open_clip.
+    """
+
+    dtype: DType = "float32"
+    epsilon: float = EPSILON
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = x.shape[-1:]
+        scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, ("embed",)), width)
+        bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, ("embed",)), width)
+        return layer_norm(x, scale, bias, self.epsilon).astype(self.dtype)
+
+
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float = EPSILON) -> jax.Array:
+    """``(x - mean) / sqrt(variance + epsilon) * scale + bias`` over the last axis, in the type of ``x``."""
+    wide = x.astype(jnp.float32)
+    mean = jnp.mean(wide, axis=-1, keepdims=True)
+    centred = wide - mean
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + epsilon)
+    affine = [jax.lax.broadcast_in_dim(p.astype(jnp.float32), x.shape, (x.ndim - 1,)) for p in (scale, bias)]
+    return (centred * inverse * affine[0] + affine[1]).astype(x.dtype)

@@ -1,0 +1,206 @@
+"""Metrics: means that add up over micro-batches, batches and devices, and the files they are written to.
+
+``metrics.jsonl`` in a workdir holds one JSON object a line, ``{"step": 100, "train/loss": 0.25}``; TensorBoard events
+with the same names lie in ``tensorboard/``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import os
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vit_jax.types import Array, UserError
+
+FILE = "metrics.jsonl"
+Row = dict[str, float]
+"""``{"step": int, name: float, ...}``; what is not finite reads as NaN."""
+
+log = logging.getLogger(__name__)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Mean:
+    """A weighted mean kept as its numerator and denominator, so that partial means add up to the exact whole.
+
+    A pytree: ``jax.tree.map(operator.add, a, b)`` adds dictionaries of them, and a sum over the leading axis those that
+    a scan stacked.
+
+    Attributes:
+      total: sum of weight x value, float32 scalar.
+      count: sum of weights, float32 scalar; whole numbers are exact up to 2^24.
+    """
+
+    total: Array
+    count: Array
+
+    @classmethod
+    def of(cls, values: Array, weights: Array | None = None) -> Mean:
+        """Mean of ``values`` [B] (any number type) under ``weights`` [B], such as the batch mask; by default all count.
+
+        An entry of weight 0 does not count even if its value is NaN.
+        """
+        values = jnp.asarray(values).astype(jnp.float32)
+        weights = jnp.ones_like(values) if weights is None else jnp.asarray(weights).astype(jnp.float32)
+        assert values.shape == weights.shape, (values.shape, weights.shape)
+        return cls(jnp.sum(jnp.where(weights == 0, 0.0, values) * weights), jnp.sum(weights))
+
+    def __add__(self, other: Mean) -> Mean:
+        return Mean(self.total + other.total, self.count + other.count)
+
+    def value(self) -> jax.Array:
+        """total / count, float32 scalar; NaN if nothing was counted (and then with a zero gradient)."""
+        empty = self.count == 0
+        return jnp.where(empty, jnp.nan, self.total / jnp.where(empty, 1.0, self.count))
+
+
+def compute(metrics: Mapping[str, Mean]) -> dict[str, float]:
+    """The values on the host, in one transfer; NaN where nothing was counted."""
+    host = jax.device_get(dict(metrics))
+    return {k: float(m.total) / float(m.count) if m.count else math.nan for k, m in host.items()}
+
+
+class MetricsWriter:
+    """Appends to ``metrics.jsonl`` and to TensorBoard; every row is on disk when :meth:`write` returns.
+
+    Of a run on several hosts only process 0 writes; the others may call the same methods. A line that a kill cut short
+    is dropped on opening, and logged.
+
+    Raises:
+      UserError: tensorboardX is wanted and not installed; a line in the middle of an existing file is no JSON object.
+    """
+
+    def __init__(self, workdir: str | os.PathLike[str], *, tensorboard: bool = True) -> None:
+        self._path = pathlib.Path(workdir) / FILE
+        self._writes = jax.process_index() == 0
+        self._events_class = _summary_writer() if tensorboard and self._writes else None
+        self._events: Any = None
+        self._purge_step: int | None = None
+        self._file: Any = None
+        if self._writes:
+            self._open()
+
+    def _open(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        if not _ends_clean(self._path):
+            _replace(self._path, read(self._path.parent))
+        self._file = self._path.open("a", encoding="utf-8")
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """One row. ``values`` are numbers or scalar arrays; NaN and infinities become ``null`` in the file."""
+        if not self._writes:
+            return
+        row = {k: float(v) for k, v in values.items()}
+        self._file.write(_line({"step": int(step), **row}))
+        self._file.flush()
+        if self._events_class is not None:
+            if self._events is None:  # opened late, because truncate() decides what TensorBoard shall forget
+                folder = str(self._path.parent / "tensorboard")
+                self._events = self._events_class(folder, purge_step=self._purge_step, flush_secs=10)
+            for name, value in row.items():
+                if math.isfinite(value):
+                    self._events.add_scalar(name, value, int(step))
+
+    def truncate(self, after_step: int) -> int:
+        """Drops the rows of steps > ``after_step``, atomically: what a resumed run is about to compute again.
+
+        Returns:
+          The number of rows dropped (0 on processes that do not write).
+        """
+        if not self._writes:
+            return 0
+        assert self._events is None, "truncate() comes before the first write()"
+        rows = read(self._path.parent)
+        kept = [row for row in rows if row["step"] <= after_step]
+        self._purge_step = after_step + 1
+        if len(kept) < len(rows):
+            self._file.close()
+            _replace(self._path, kept)
+            self._open()
+        return len(rows) - len(kept)
+
+    def close(self) -> None:
+        """Flushes and closes both files."""
+        if self._file is not None:
+            self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read(workdir: str | os.PathLike[str]) -> list[Row]:
+    """The rows of ``metrics.jsonl`` in order; none if there is no file. A torn last line is left out, and logged.
+
+    Raises:
+      UserError: a line before the last is no JSON object with an integer ``step``.
+    """
+    path = pathlib.Path(workdir) / FILE
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    while lines and not lines[-1].strip():
+        lines.pop()
+    rows = []
+    for number, text in enumerate(lines, 1):
+        row = _parse(text)
+        if row is not None:
+            rows.append(row)
+        elif number == len(lines):
+            log.warning("%s: dropped the last line, cut short when the run was killed: %r", path, text[:80])
+        else:
+            raise UserError(f"{path}, line {number} is not a metrics row: {text[:80]!r}; delete that line or the file.")
+    return rows
+
+
+def _parse(text: bytes) -> Row | None:
+    try:
+        row = json.loads(text)
+    except ValueError:
+        return None
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        return None
+    return {k: math.nan if v is None else v for k, v in row.items()}
+
+
+def _line(row: Mapping[str, float]) -> str:
+    return json.dumps({k: v if math.isfinite(v) else None for k, v in row.items()}, allow_nan=False) + "\n"
+
+
+def _ends_clean(path: pathlib.Path) -> bool:
+    if not path.exists() or path.stat().st_size == 0:
+        return True
+    with path.open("rb") as f:
+        f.seek(-1, os.SEEK_END)
+        return f.read(1) == b"\n"
+
+
+def _replace(path: pathlib.Path, rows: Iterable[Mapping[str, float]]) -> None:
+    """Writes beside the file, then renames: a kill leaves the old rows or the new ones."""
+    temporary = path.with_name(path.name + ".new")
+    with temporary.open("w", encoding="utf-8") as f:
+        f.writelines(map(_line, rows))
+        f.flush()
+        os.fsync(f.fileno())
+    temporary.replace(path)
+
+
+def _summary_writer() -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as e:
+        raise UserError(
+            f"TensorBoard events need tensorboardX ({e}); pip install tensorboardX or turn them off."
+        ) from e
+    return SummaryWriter

@@ -1,0 +1,76 @@
+"""What every image model returns and shares."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vit_jax.layers.linear import DType, Linear
+from vit_jax.types import Params
+
+
+class Features(NamedTuple):
+    """What a model knows about a batch of images.
+
+    Attributes:
+      tokens: ``[B, N, D]`` after the last norm, in the compute type: cls (if any), registers, the grid row by row.
+      pooled: float32 ``[B, D]``, what the head sees.
+    """
+
+    tokens: jax.Array
+    pooled: jax.Array
+
+
+class ImageModel(nn.Module):
+    """Images to features to logits; a subclass writes :meth:`encode`.
+
+    Attributes:
+      num_classes: outputs of the head; 0 for no head, the logits are then the pooled features.
+      head_bias_init: initial bias of the head (a large negative one for sigmoid losses).
+    """
+
+    num_classes: int = 1000
+    head_bias_init: float = 0.0
+
+    def encode(self, image: jax.Array, train: bool) -> Features:
+        raise NotImplementedError
+
+    def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
+        """float32 ``[B, H, W, C]`` -> logits float32 ``[B, num_classes]``; ``train`` needs the rng "dropout"."""
+        return self._run(image, train)[1]
+
+    def features(self, image: jax.Array, *, train: bool = False) -> Features:
+        """float32 ``[B, H, W, C]`` -> :class:`Features`."""
+        return self._run(image, train)[0]
+
+    @nn.compact
+    def _run(self, image: jax.Array, train: bool) -> tuple[Features, jax.Array]:
+        found = self.encode(image, train)
+        found = Features(found.tokens, found.pooled.astype(jnp.float32))
+        if not self.num_classes:
+            return found, found.pooled
+        head = Linear(
+            self.num_classes,
+            ("embed", "classes"),
+            kernel_init=nn.initializers.zeros,
+            bias_init=nn.initializers.constant(self.head_bias_init),
+            name="head",
+        )
+        return found, head(found.pooled)
+
+
+def cast_kernels(params: Params, dtype: DType) -> Params:
+    """Parameters for inference: the encoder's kernels in ``dtype``, once, instead of in every forward pass.
+
+    The result of ``apply`` is the same bit for bit, as kernels are rounded to the compute type anyway; norms, biases,
+    embeddings and head stay float32.
+    """
+
+    def one(path: Any, leaf: jax.Array) -> jax.Array:
+        names = [k.key for k in path if hasattr(k, "key")]
+        return leaf.astype(dtype) if "encoder" in names and "kernel" in names else leaf
+
+    return jax.tree_util.tree_map_with_path(one, params)

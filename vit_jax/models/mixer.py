@@ -1,0 +1,110 @@
+"""MLP-Mixer (Tolstikhin et al. 2021, arXiv:2105.01601)."""
+
+from __future__ import annotations
+
+import functools
+from typing import Annotated, Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vit_jax import config
+from vit_jax.layers.block import Encoder, Remat, Residual
+from vit_jax.layers.embed import PatchEmbed
+from vit_jax.layers.linear import LINEARS, Dense, DType, LinearSpec
+from vit_jax.layers.mlp import MLP, Activation
+from vit_jax.layers.pool import average
+from vit_jax.models.base import Features, ImageModel
+
+Spec = Annotated[Any, config.Choice(LINEARS)]
+
+
+class MixerBlock(Residual):
+    """An MLP across the tokens of each channel, then the block's MLP across the channels of each token.
+
+    Attributes:
+      token_dim: hidden size of the MLP across tokens.
+      token_linear: spec of its maps.
+    """
+
+    token_dim: int = 0
+    token_linear: LinearSpec = Dense()
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, *, key: jax.Array | None = None, drop_path: float | jax.Array | None = None
+    ) -> jax.Array:
+        """``[B, N, D] -> [B, N, D]``; arguments as of :class:`vit_jax.layers.block.Block`."""
+        keys = [None] * 2 if key is None else list(jax.random.split(key, 2))
+
+        def mix(y: jax.Array, key: jax.Array | None) -> jax.Array:
+            mlp = MLP(self.token_dim, self.token_linear, self.activation, self.dropout, self.dtype, name="tokens")
+            return jnp.swapaxes(mlp(jnp.swapaxes(y, 1, 2), key=key), 1, 2)
+
+        x = self.branch(x, "tokens", mix, keys[0], drop_path)
+        return self.branch(x, "mlp", self.mlp, keys[1], drop_path)
+
+
+class Mixer(ImageModel):
+    """MLP-Mixer. Works at the image size it was initialised for.
+
+    Attributes:
+      patch: side of a patch in pixels.
+      width: channels D.
+      depth: number of blocks.
+      token_dim: hidden size of the MLPs across tokens.
+      mlp_dim: hidden size of the MLPs across channels.
+      dropout: rate after every branch and activation.
+      drop_path: stochastic depth rate of the last block; grows linearly from 0.
+      activation: of the MLPs.
+      token_linear: spec of the maps across tokens.
+      mlp_linear: spec of the maps across channels.
+      dtype: compute type; parameters are float32, logits too.
+      scan: see :class:`vit_jax.layers.block.Encoder`.
+      remat: see :class:`vit_jax.layers.block.Encoder`.
+    """
+
+    patch: int = 16
+    width: int = 512
+    depth: int = 8
+    token_dim: int = 256
+    mlp_dim: int = 2048
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    activation: Activation = "gelu"
+    token_linear: Spec = Dense()
+    mlp_linear: Spec = Dense()
+    dtype: DType = "float32"
+    scan: bool = False
+    remat: Remat = "none"
+
+    def encode(self, image: jax.Array, train: bool) -> Features:
+        grid = PatchEmbed(self.patch, self.width, self.dtype, name="patch")(image)
+        x = grid.reshape(grid.shape[0], -1, self.width)
+        block = functools.partial(
+            MixerBlock,
+            mlp_dim=self.mlp_dim,
+            token_dim=self.token_dim,
+            token_linear=self.token_linear,
+            mlp_linear=self.mlp_linear,
+            activation=self.activation,
+            dropout=self.dropout,
+            dtype=self.dtype,
+        )
+        stochastic = bool(self.dropout or self.drop_path)
+        encoder = Encoder(
+            self.depth, block, self.drop_path, stochastic, self.scan, self.remat, self.dtype, name="encoder"
+        )
+        tokens = encoder(x, train=train)
+        return Features(tokens, average(tokens))
+
+
+def _size(width: int, depth: int, token_dim: int, mlp_dim: int) -> dict[str, int]:
+    return {"width": width, "depth": depth, "token_dim": token_dim, "mlp_dim": mlp_dim}
+
+
+SIZES = {"s": _size(512, 8, 256, 2048), "b": _size(768, 12, 384, 3072), "l": _size(1024, 24, 512, 4096)}
+"""Tolstikhin et al. 2021, table 1."""
+
+VARIANTS = {f"mixer_{size}{patch}": {**SIZES[size], "patch": patch} for size in SIZES for patch in (16, 32)}

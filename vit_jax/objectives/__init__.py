@@ -1,0 +1,10 @@
+"""Objectives: what is minimised. They alone know the keys of a batch and the outputs of a model."""
+
+from vit_jax.objectives.base import Apply as Apply
+from vit_jax.objectives.base import Metrics as Metrics
+from vit_jax.objectives.base import Objective as Objective
+from vit_jax.objectives.base import PerExample as PerExample
+from vit_jax.objectives.base import split as split
+from vit_jax.objectives.classify import Classify as Classify
+
+OBJECTIVES = {"classify": Classify}

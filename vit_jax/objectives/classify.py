@@ -1,0 +1,46 @@
+"""Classification by softmax or sigmoid cross-entropy."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vit_jax import losses
+from vit_jax.metrics import Mean
+from vit_jax.objectives.base import Apply, Metrics, PerExample, Rngs
+from vit_jax.types import Batch, Params, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Classify(PerExample):
+    """Reads ``image`` and ``label`` (int32[B], or soft float32[B,C] after mixing).
+
+    Attributes:
+      link: ``"softmax"``, one distribution over the classes, or ``"sigmoid"``, one question per class.
+      label_smoothing: in [0, 1).
+    """
+
+    link: Literal["softmax", "sigmoid"] = "softmax"
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"label_smoothing={self.label_smoothing} is outside [0, 1); 0.1 is usual, 0 turns it off.")
+
+    def fit_model(self, model: nn.Module, info: Any) -> nn.Module:
+        """A head with one output per class of the data."""
+        return model.clone(num_classes=info.num_classes)
+
+    def per_example(
+        self, apply: Apply, params: Params, batch: Batch, rngs: Rngs, *, train: bool
+    ) -> tuple[jax.Array, Metrics]:
+        logits = apply(params, batch["image"], train=train, rngs=rngs if train else None)
+        smoothing = self.label_smoothing if train else 0.0
+        values = losses.CROSS_ENTROPIES[self.link](logits, batch["label"], label_smoothing=smoothing)
+        label = batch["label"] if batch["label"].ndim == 1 else jnp.argmax(batch["label"], -1)
+        hits = jnp.argmax(logits, -1).astype(jnp.int32) == label.astype(jnp.int32)
+        return values, {"accuracy": Mean.of(hits, batch["mask"])}

@@ -1,0 +1,169 @@
+"""From :class:`OptimConfig` to one optax transformation.
+
+The order is fixed: SAM finds the direction, its global norm is clipped, the optimizer scales it, decoupled weight decay
+is added, each parameter's multipliers are applied, and the schedule scales all of it. Decay is thus multiplied by the
+learning rate (as in AdamW and torch): a published "weight decay 0.3" is meant so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from vit_jax.config import Choice, Duration
+from vit_jax.optim import masks, schedules
+from vit_jax.optim.optimizers import OPTIMIZERS, AdamW, positive, within
+from vit_jax.optim.health import record
+from vit_jax.optim.sam import EPS, SAM, RelativeLr, norm
+from vit_jax.types import Params, UserError
+
+KERNELS_ONLY: masks.Rules = (
+    (r"(.*/)?(bias|scale\w*|embedding|pos_\w+|cls|\w*registers?|\w*_token|probe|logit_\w+)", 0.0),
+    (r"(.*/)?\w*kernel", 1.0),
+)
+"""Default weight decay: matrices of linear maps and convolutions, nothing else."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """How parameters are updated. Patterns are regular expressions over whole parameter paths (:mod:`.masks`).
+
+    Attributes:
+      optimizer: a row of :data:`OPTIMIZERS`.
+      lr: peak learning rate.
+      schedule: a row of :data:`SCHEDULES`.
+      warmup: linear, from 0.
+      weight_decay: decoupled, multiplied by the learning rate.
+      decay_rules: ``(pattern, factor of weight_decay)``, first match wins, every parameter must be covered; empty means
+        kernels only (:data:`KERNELS_ONLY`).
+      clip_norm: largest global norm of the gradient of all trained parameters; ``None`` for no clipping.
+      freeze: patterns of parameters that stay as they are: no state, no gradient norm, no perturbation.
+      lr_mult: ``(pattern, factor of the learning rate)``, first match wins, 1 elsewhere.
+      layer_decay: learning rate times this per layer below the head (BEiT, arXiv:2106.08254; typically 0.65 to 0.9).
+      sam: a row of :data:`SAM`, or ``None``.
+    """
+
+    optimizer: Annotated[Any, Choice(OPTIMIZERS)] = dataclasses.field(default=AdamW())
+    lr: float = 1e-3
+    schedule: Annotated[Any, Choice(schedules.SCHEDULES)] = dataclasses.field(default=schedules.Cosine())
+    warmup: Duration = dataclasses.field(default=Duration(0))
+    weight_decay: float = 0.0
+    decay_rules: tuple[tuple[str, float], ...] = ()
+    clip_norm: float | None = 1.0
+    freeze: tuple[str, ...] = ()
+    lr_mult: tuple[tuple[str, float], ...] = ()
+    layer_decay: float | None = None
+    sam: Annotated[Any, Choice(SAM)] | None = None
+
+    def __post_init__(self) -> None:
+        positive("lr", self.lr)
+        within("weight_decay", self.weight_decay, 0, float("inf"))
+        if self.clip_norm is not None:
+            positive("clip_norm", self.clip_norm)
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise UserError(f"layer_decay={self.layer_decay} is not allowed; give a number in (0, 1], or None.")
+        for pattern, factor in self.lr_mult:
+            positive(f"lr_mult of {pattern!r}", factor)
+        for pattern, factor in self.decay_rules:
+            within(f"decay_rules of {pattern!r}", factor, 0, float("inf"))
+
+
+def trainable(cfg: OptimConfig, params: Params) -> Any:
+    """A tree of bools like ``params`` (arrays or shapes): which parameters ``cfg`` trains.
+
+    Raises:
+      UserError: a pattern that matches nothing, or nothing left to train.
+    """
+    masks.check("freeze", cfg.freeze, params)
+    frozen = masks.first_match([(pattern, True) for pattern in cfg.freeze], params, False)
+    if all(jax.tree.leaves(frozen)):
+        raise UserError(f"freeze={cfg.freeze!r} freezes every parameter; leave at least the head to train.")
+    return jax.tree.map(lambda f: not f, frozen)
+
+
+def build(
+    cfg: OptimConfig, params: Params, total_steps: int, steps_of: Callable[[Duration], int]
+) -> tuple[optax.GradientTransformationExtraArgs, schedules.ScheduleFn]:
+    """The transformation and the learning rate as a function of the step.
+
+    Args:
+      cfg: what to build.
+      params: unboxed parameters, or their shapes; only paths are read.
+      total_steps: length of the training.
+      steps_of: resolves a :class:`Duration` to steps.
+
+    Returns:
+      ``tx``, to be called as ``tx.update(grads, state, params, grad_fn=grad_fn)`` (``grad_fn`` only matters with SAM),
+      and ``learning_rate(step)``.
+
+    Raises:
+      UserError: a pattern that matches nothing, a parameter that no rule covers, durations that do not fit.
+    """
+    lr = schedules.make(cfg.schedule, peak=cfg.lr, warmup=steps_of(cfg.warmup), total=total_steps, steps_of=steps_of)
+    decay, mult, mask = decay_factors(cfg, params), lr_factors(cfg, params), trainable(cfg, params)
+    if not all(jax.tree.leaves(mask)):
+        decay, mult = masks.keep(mask, decay), masks.keep(mask, mult)
+    steps = [] if cfg.sam is None else [cfg.sam.transform(_relative(lr, cfg.lr, total_steps))]
+    steps += [record()]
+    steps += [] if cfg.clip_norm is None else [_clip(cfg.clip_norm)]
+    steps += [cfg.optimizer.scale()]
+    steps += [_decay(cfg.weight_decay, decay)] if cfg.weight_decay else []
+    steps += [_multiply(mult)] if cfg.lr_mult or cfg.layer_decay is not None else []
+    tx = optax.chain(*steps, optax.scale_by_learning_rate(lr))
+    return tx if all(jax.tree.leaves(mask)) else masks.train_only(tx, mask), lr
+
+
+def decay_factors(cfg: OptimConfig, params: Params) -> Any:
+    """A tree like ``params`` of factors of the weight decay."""
+    masks.check("decay_rules", (pattern for pattern, _ in cfg.decay_rules), params)
+    found = masks.first_match(cfg.decay_rules or KERNELS_ONLY, params, None)
+    return masks.covered(found, params, "decay_rules pattern") if cfg.weight_decay else found
+
+
+def lr_factors(cfg: OptimConfig, params: Params) -> Any:
+    """A tree like ``params`` of factors of the learning rate: ``lr_mult`` times ``layer_decay``."""
+    masks.check("lr_mult", (pattern for pattern, _ in cfg.lr_mult), params)
+    mult = masks.first_match(cfg.lr_mult, params, 1.0)
+    if cfg.layer_decay is None:
+        return mult
+    return jax.tree.map(lambda a, b: a * b, mult, masks.layer_decay(params, cfg.layer_decay))
+
+
+def _relative(lr: schedules.ScheduleFn, peak: float, total: int) -> RelativeLr:
+    """Where ``lr(step)`` lies between its final value (0) and ``peak`` (1); 1 everywhere if it never falls."""
+    last, top = float(lr(total)), float(np.float32(peak))
+
+    def relative(step: Any) -> jax.Array:
+        if last == top:
+            return jnp.ones((), jnp.float32)
+        return jnp.clip((lr(step) - last) / (top - last), 0.0, 1.0)
+
+    return relative
+
+
+def _clip(largest: float) -> optax.GradientTransformation:
+    """Global-norm clipping without a division by zero."""
+
+    def clip(updates: Any, _: Any) -> Any:
+        scale = jnp.minimum(1.0, largest / jnp.maximum(norm(updates), EPS))
+        return jax.tree.map(lambda u: u * scale.astype(u.dtype), updates)
+
+    return optax.stateless(clip)
+
+
+def _decay(rate: float, factors: Any) -> optax.GradientTransformation:
+    """Adds ``rate * factor`` times each parameter."""
+    return optax.stateless(
+        lambda updates, params: jax.tree.map(lambda u, p, f: u + (rate * f) * p if f else u, updates, params, factors)
+    )
+
+
+def _multiply(factors: Any) -> optax.GradientTransformation:
+    """Multiplies each update by its factor."""
+    return optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: f * u, updates, factors))

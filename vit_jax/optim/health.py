@@ -1,0 +1,35 @@
+"""The gradient's norm and finiteness, noted where it enters the clipping: after that one bad leaf has spoilt them all."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+class Health(NamedTuple):
+    """Optimizer state of :func:`record`.
+
+    Attributes:
+      grad_norm: global norm of the last gradient, float32 scalar.
+      grad_finite: bool[number of leaves], in the order of ``jax.tree.leaves``.
+    """
+
+    grad_norm: jax.Array
+    grad_finite: jax.Array
+
+
+def record() -> optax.GradientTransformation:
+    """Passes the gradient on and keeps its :class:`Health`."""
+
+    def init(params: Any) -> Health:
+        return Health(jnp.zeros((), jnp.float32), jnp.ones(len(jax.tree.leaves(params)), bool))
+
+    def update(updates: Any, _: Health, params: Any = None) -> tuple[Any, Health]:
+        squares = [jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(updates)]
+        finite = jnp.stack([jnp.isfinite(s) for s in squares])
+        return updates, Health(jnp.sqrt(sum(squares)), finite)
+
+    return optax.GradientTransformation(init, update)

@@ -1,0 +1,141 @@
+"""Regex rules over parameter paths ``"encoder/block_0/mlp_in/kernel"``: decay, freezing, learning-rate multipliers.
+
+A pattern matches the *whole* path (``re.fullmatch``), so that ``"head"`` cannot hit ``"encoder/head_norm"`` by
+accident. One that matches nothing is a mistake, never a no-op.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vit_jax.types import Params, UserError
+
+Rules = Sequence[tuple[str, Any]]
+"""``(pattern, value)`` in order of precedence: the first match decides."""
+
+FIRST = r"(.*/)?(\w*embed\w*|position\w*|pos_\w+|cls|cls_token|\w*registers?|stem|patch)(/.*)?"
+LAST = r"(.*/)?(\w*head\w*|norm|\w*pool\w*|pre_logits|\w*proj\w*|logit_\w+)(/.*)?"
+BLOCK = re.compile(r"(?:(?P<stack>.*)/)?block_(?P<index>\d+)/.*")
+"""Where a parameter sits in the depth of a model, by its path: before, in or after the stack of blocks."""
+
+
+def paths(params: Params) -> Any:
+    """The tree of ``params`` with each leaf replaced by its path."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), params
+    )
+
+
+def first_match(rules: Rules, params: Params, default: Any) -> Any:
+    """A tree like ``params`` of the value of the first rule whose pattern matches the path, or ``default``."""
+    compiled = [(re.compile(pattern), value) for pattern, value in rules]
+    return jax.tree.map(
+        lambda name: next((value for regex, value in compiled if regex.fullmatch(name)), default), paths(params)
+    )
+
+
+def check(what: str, patterns: Iterable[str], params: Params) -> None:
+    """Raises a :class:`UserError` for a pattern that is no regular expression or matches no path at all."""
+    names = jax.tree.leaves(paths(params))
+    for pattern in patterns:
+        try:
+            regex = re.compile(pattern)
+        except re.error as e:
+            raise UserError(
+                f"{what} pattern {pattern!r} is no regular expression: {e}; escape special characters."
+            ) from None
+        if not any(map(regex.fullmatch, names)):
+            near = ", ".join(_nearest(pattern, names))
+            raise UserError(f"{what} pattern {pattern!r} matches no whole parameter path; nearest: {near}.")
+
+
+def _nearest(pattern: str, names: Sequence[str]) -> list[str]:
+    """What the user may have meant: whole paths, or modules as ``"encoder/.*"``."""
+    modules = {name.rsplit("/", k)[0] + "/.*" for name in names for k in range(1, name.count("/") + 1)}
+    return [repr(s) for s in difflib.get_close_matches(pattern, sorted(modules | set(names)), n=3, cutoff=0.0)]
+
+
+def covered(values: Any, params: Params, what: str) -> Any:
+    """``values``, if no leaf is ``None``.
+
+    Raises:
+      UserError: naming the first path without a value.
+    """
+    names = jax.tree.leaves(paths(params))
+    for name, value in zip(names, jax.tree.leaves(values, is_leaf=lambda v: v is None), strict=True):
+        if value is None:
+            raise UserError(f"no {what} covers parameter {name!r}; add one, such as {(name, 0.0)!r}.")
+    return values
+
+
+def layer_decay(params: Params, rate: float) -> Any:
+    """A tree of ``rate ** (depth + 1 - layer)``: embeddings are layer 0, ``block_i`` is ``i + 1``, heads ``depth + 1``.
+
+    Each stack of blocks (image tower, text tower, decoder) has its own depth (BEiT, arXiv:2106.08254, appendix).
+
+    Raises:
+      UserError: a model without blocks, or a parameter that is in no block and neither looks like embedding nor head.
+    """
+    depth: dict[str, int] = {}
+    for match in filter(None, map(BLOCK.fullmatch, jax.tree.leaves(paths(params)))):
+        stack = match["stack"] or ""
+        depth[stack] = max(depth.get(stack, 0), int(match["index"]) + 1)
+    if not depth:
+        raise UserError("layer_decay needs parameters named '…/block_<i>/…', and this model has none; use lr_mult.")
+
+    def multiplier(name: str) -> float | None:
+        if block := BLOCK.fullmatch(name):
+            return rate ** (depth[block["stack"] or ""] - int(block["index"]))
+        if re.fullmatch(FIRST, name):
+            return rate ** (depth[max(depth, key=lambda stack: _shared(stack, name))] + 1)
+        return 1.0 if re.fullmatch(LAST, name) else None
+
+    return covered(jax.tree.map(multiplier, paths(params)), params, "layer of layer_decay")
+
+
+def _shared(a: str, b: str) -> int:
+    """How many leading components two paths have in common."""
+    same = [x == y for x, y in zip(a.split("/"), b.split("/"), strict=False)]
+    return [*same, False].index(False)
+
+
+def keep(mask: Any, tree: Any) -> Any:
+    """``tree`` without the leaves where ``mask`` is False: an ``optax.MaskedNode`` holds their place, and no memory."""
+    return jax.tree.map(lambda kept, x: x if kept else optax.MaskedNode(), mask, tree)
+
+
+def merge(part: Any, full: Any) -> Any:
+    """``full`` with every leaf that :func:`keep` left in ``part`` replaced by that one."""
+    return jax.tree.map(lambda x, p: x if isinstance(p, optax.MaskedNode) else p, full, part)
+
+
+class _Trained:
+    """A ``grad_fn`` of the trained parameters only; the others stay what they are in ``params``."""
+
+    def __init__(self, grad_fn: Any, mask: Any, params: Params) -> None:
+        self.grad_fn, self.mask, self.params = grad_fn, mask, params
+
+    def __call__(self, part: Params) -> Params:
+        return keep(self.mask, self.grad_fn(merge(part, self.params)))
+
+    def over_groups(self, body: Any, m: int) -> Any:
+        return self.grad_fn.over_groups(lambda group: body(_Trained(group, self.mask, self.params)), m)
+
+
+def train_only(inner: optax.GradientTransformationExtraArgs, mask: Any) -> optax.GradientTransformationExtraArgs:
+    """``inner`` on the leaves where ``mask`` is True. It never sees the others: they have no state, no share in any
+    norm, are not perturbed by SAM, and their update is zero."""
+
+    def update(updates: Any, state: Any, params: Any = None, *, grad_fn: Any = None, **extra: Any) -> tuple[Any, Any]:
+        inside = None if grad_fn is None else _Trained(grad_fn, mask, params)
+        part, state = inner.update(keep(mask, updates), state, keep(mask, params), grad_fn=inside, **extra)
+        return merge(part, jax.tree.map(jnp.zeros_like, updates)), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: inner.init(keep(mask, params)), update)

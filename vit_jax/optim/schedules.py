@@ -1,0 +1,131 @@
+"""Learning-rate schedules: a linear warm-up from 0, then one of :data:`SCHEDULES` down to a final value.
+
+A schedule is a value: ``schedule(t, n, steps_of)`` is the fraction of the peak learning rate ``t`` steps after the
+warm-up, of ``n`` such steps. :func:`make` turns it into a pure function of the optimizer step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from vit_jax.config import Duration
+from vit_jax.types import Array, UserError
+
+StepsOf = Callable[[Duration], int]
+"""Resolves a :class:`Duration` to optimizer steps; only the training run knows epochs and batch size."""
+ScheduleFn = Callable[[Array | int], jax.Array]
+"""Optimizer step (int or int32[], traced or not) -> learning rate, float32[]."""
+
+
+class Schedule(Protocol):
+    """What a row of :data:`SCHEDULES` builds."""
+
+    def __call__(self, t: jax.Array, n: int, steps_of: StepsOf) -> jax.Array:
+        """Fraction of the peak learning rate at step ``t`` (float32[], in [0, n]) after the warm-up."""
+
+
+def _check_end(end: float) -> None:
+    if not 0 <= end <= 1:
+        raise UserError(
+            f"schedule end={end} is not allowed; give the final share of the peak learning rate, in [0, 1]."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Cosine:
+    """Half a cosine from the peak to ``end`` times the peak (SGDR without restarts, arXiv:1608.03983, eq. 5)."""
+
+    end: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_end(self.end)
+
+    def __call__(self, t: jax.Array, n: int, steps_of: StepsOf) -> jax.Array:
+        return self.end + (1 - self.end) * 0.5 * (1 + jnp.cos(jnp.pi * t / n))
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """A straight line from the peak to ``end`` times the peak; SAM for ViT uses ``end=0.01`` (arXiv:2106.01548)."""
+
+    end: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_end(self.end)
+
+    def __call__(self, t: jax.Array, n: int, steps_of: StepsOf) -> jax.Array:
+        return self.end + (1 - self.end) * (n - t) / n
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """The peak, then a linear ``cooldown`` to ``end`` times the peak at the end (arXiv:2405.18392, section 3)."""
+
+    cooldown: Duration = dataclasses.field(default=Duration(0))
+    end: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_end(self.end)
+
+    def __call__(self, t: jax.Array, n: int, steps_of: StepsOf) -> jax.Array:
+        return _cool(jnp.ones_like(t), t, n, steps_of(self.cooldown), self.end)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rsqrt:
+    """``sqrt(timescale / (timescale + t))`` with a linear ``cooldown`` to ``end`` (arXiv:2106.04560, section 3.5)."""
+
+    timescale: Duration = dataclasses.field(default=Duration(10_000))
+    cooldown: Duration = dataclasses.field(default=Duration(10, "percent"))
+    end: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_end(self.end)
+        if not self.timescale.value > 0:
+            raise UserError(f"rsqrt timescale={self.timescale} is not allowed; give a positive duration.")
+
+    def __call__(self, t: jax.Array, n: int, steps_of: StepsOf) -> jax.Array:
+        scale = max(steps_of(self.timescale), 1)
+        return _cool(jnp.sqrt(scale / (scale + t)), t, n, steps_of(self.cooldown), self.end)
+
+
+SCHEDULES: dict[str, type] = {"cosine": Cosine, "linear": Linear, "rsqrt": Rsqrt, "constant": Constant}
+
+
+def _cool(value: jax.Array, t: jax.Array, n: int, steps: int, end: float) -> jax.Array:
+    """``value``, blended linearly into ``end`` over the last ``steps`` of ``n``."""
+    if steps > n:
+        raise UserError(
+            f"the schedule cools down for {steps} steps but only {n} follow the warm-up; shorten one of them."
+        )
+    if steps == 0:
+        return value
+    left = jnp.minimum((n - t) / steps, 1.0)
+    return left * value + (1 - left) * end
+
+
+def make(schedule: Schedule, *, peak: float, warmup: int, total: int, steps_of: StepsOf) -> ScheduleFn:
+    """The learning rate as a function of the step: 0 at step 0 (the peak without warm-up), ``peak`` at ``warmup``.
+
+    After ``total`` it stays at its final value. Never negative; safe for traced steps.
+
+    Raises:
+      UserError: a warm-up (or warm-up and cool-down) longer than the training.
+    """
+    if warmup > total:
+        raise UserError(f"the warm-up of {warmup} steps is longer than the training of {total}; shorten it.")
+    n = max(total - warmup, 1)
+
+    def learning_rate(step: Any) -> jax.Array:
+        t = jnp.asarray(step).astype(jnp.float32) - warmup
+        rising = (t + warmup) / max(warmup, 1)
+        share = jnp.where(t < 0, rising, schedule(jnp.clip(t, 0.0, n), n, steps_of))
+        return peak * jnp.clip(share, 0.0, 1.0)
+
+    learning_rate(total)  # mistakes in durations surface here, not in the first step
+    return learning_rate

@@ -1,0 +1,235 @@
+"""Pictures of a run: learning curves, confusions, reliability. Figures are values; pyplot's global state is untouched.
+
+matplotlib is imported where a figure is made: it costs more than the rest of the package.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, GREY, GRID = "#1f2933", "#7b8794", "#e4e7eb"
+TRAIN, VAL, OVER, UNDER = "#2f6fb2", "#d9622b", "#edb498", "#9cc3e6"
+DPI = 150
+MAX_MATRIX_CLASSES = 100
+"""With more classes a matrix has no legible rows: the most frequent confusions are drawn instead."""
+
+Path = str | os.PathLike[str]
+
+
+def curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
+    """Loss, accuracy and learning rate over the steps, train and validation, from the rows of ``metrics.jsonl``.
+
+    A panel is drawn for each of ``*/loss``, ``*/accuracy`` and ``lr`` (or ``*/lr``) that any row has; NaN leaves a gap.
+    """
+    panels = {
+        "loss": ("Loss", "loss (nats)"),
+        "accuracy": ("Accuracy", "accuracy (%)"),
+        "lr": ("Learning rate", "learning rate"),
+    }
+    keys = sorted({key for row in rows for key in row if key != "step"})
+    found = {name: [k for k in keys if k.rsplit("/")[-1] == name] for name in panels}
+    found = {name: match for name, match in found.items() if match}
+    figure = _figure(4.6 * max(len(found), 1) + 0.4, 3.8)
+    if not found:
+        figure.text(0.5, 0.5, "nothing logged yet", ha="center", va="center", color=GREY)
+    for i, (name, match) in enumerate(found.items(), 1):
+        ax = figure.add_subplot(1, len(found), i)
+        for key in match:
+            steps, values = _series(rows, key)
+            _curve(ax, steps, 100 * values if name == "accuracy" else values, key)
+        _dress(ax, *panels[name], "step")
+        _scale(ax, name)
+        if len(match) > 1:
+            ax.legend(frameon=False, fontsize=9, loc="best")
+    _save(figure, path)
+
+
+def _series(rows: Sequence[Mapping[str, float]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    points = [(row["step"], row[key]) for row in rows if key in row]
+    steps, values = np.asarray(points, np.float64).T
+    return steps, values
+
+
+def _curve(ax: Axes, steps: np.ndarray, values: np.ndarray, key: str) -> None:
+    split = key.rsplit("/", 1)[0] if "/" in key else ""
+    if split in ("", "train"):
+        smooth = values if key.endswith("lr") else _smooth(values)
+        if smooth is not values:
+            ax.plot(steps, values, color=TRAIN, alpha=0.22, lw=0.9)
+        ax.plot(steps, smooth, color=TRAIN, lw=1.8, label=split, marker="." if len(values) == 1 else None)
+        return
+    color = VAL if split == "val" else None
+    ax.plot(steps, values, lw=1.6, marker="o", ms=3.5 if len(values) < 40 else 0, label=split, color=color)
+    if key.endswith("accuracy") and np.isfinite(values).any():
+        best = int(np.nanargmax(values))
+        ax.plot(steps[best], values[best], "o", ms=7, mfc="white", mec=color or INK, mew=1.6, zorder=4, clip_on=False)
+        ax.set_title(
+            f"best {split} {values[best]:.2f} % at step {steps[best]:,.0f}", loc="right", fontsize=9, color=INK
+        )
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Gaussian mean over neighbouring points, width 1/60 of the curve; NaN stays out of it and stays NaN."""
+    sigma = len(values) / 60
+    if sigma < 0.5:
+        return values
+    reach = int(3 * sigma)
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    valid = np.isfinite(values)
+    mean = np.convolve(np.where(valid, values, 0.0), kernel)[reach : reach + len(values)]
+    weight = np.convolve(valid.astype(float), kernel)[reach : reach + len(values)]
+    return np.divide(mean, weight, out=np.full(len(values), np.nan), where=valid)
+
+
+def _scale(ax: Axes, name: str) -> None:
+    data = np.concatenate([np.asarray(line.get_ydata(), float) for line in ax.lines])
+    data = data[np.isfinite(data)]
+    if name == "loss" and len(data) and data.min() > 0 and data.max() > 20 * data.min():
+        _log_scale(ax)
+        ax.set_ylabel("loss (nats, log scale)")
+    if name == "accuracy":
+        ax.set_ylim(top=min(ax.get_ylim()[1], 101.0))
+    if name == "lr":
+        ax.set_ylim(bottom=0.0)
+        ax.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
+
+
+def _log_scale(ax: Axes, ticks: tuple[int, ...] = (1, 2, 5)) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=ticks, numticks=8))
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1000 else f"{value:.3g}")
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+def confusion(counts: np.ndarray, class_names: Sequence[str], path: Path) -> None:
+    """Confusion matrix int[C,C] (rows: truth): right answers in blue, mistakes in orange, as shares of their row.
+
+    Up to 25 classes the counts are printed; above :data:`MAX_MATRIX_CLASSES` bars show the most frequent confusions.
+    """
+    counts, names = np.asarray(counts), [_short(name) for name in class_names]
+    assert counts.shape == (len(names),) * 2, (counts.shape, len(names))
+    if len(names) > MAX_MATRIX_CLASSES:
+        return _top_confusions(counts, names, path)
+    n, total = len(names), int(counts.sum())
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = min(max(0.42 * n, 3.6), 15)
+    width = 0.09 * max(map(len, names))
+    figure = _figure(side + width + 1.6, side + width + 0.9)
+    ax = figure.add_subplot()
+    right, wrong = np.eye(n, dtype=bool), ~np.eye(n, dtype=bool)
+    worst = max(float(share[wrong].max(initial=0.0)), 0.1)
+    for where, cmap, top, label in ((right, "Blues", 1.0, "right"), (wrong, "Oranges", worst, "mistaken")):
+        image = ax.imshow(np.where(where & (counts > 0), 100 * share, np.nan), cmap=cmap, vmin=0, vmax=100 * top)
+        bar = figure.colorbar(image, ax=ax, fraction=0.04, pad=0.015, shrink=0.6, aspect=24 if n <= 25 else 48)
+        bar.set_label(f"{label} (% of the true class)", color=INK, fontsize=8.5)
+        bar.ax.tick_params(labelsize=8, color=GREY, labelcolor=INK)
+        bar.outline.set_visible(False)
+    if n <= 25:
+        for i, j in zip(*np.nonzero(counts), strict=True):
+            dark = share[i, j] > 0.55 if i == j else share[i, j] > 0.6 * worst
+            ax.text(j, i, f"{counts[i, j]}", ha="center", va="center", fontsize=8, color="white" if dark else INK)
+    size = float(np.clip(72 * side / n * 0.55, 3.5, 9))
+    rotation = 90 if 0.6 * size * max(map(len, names)) > 72 * side / n else 0
+    ax.set_xticks(range(n), names, rotation=rotation, fontsize=size, parse_math=False)
+    ax.set_yticks(range(n), names, fontsize=size, parse_math=False)
+    ax.set_xticks(np.arange(n + 1) - 0.5, minor=True)
+    ax.set_yticks(np.arange(n + 1) - 0.5, minor=True)
+    ax.grid(which="minor", color=GRID, lw=0.6 if n <= 40 else 0.3)
+    _dress(ax, f"{_percent(np.trace(counts), total)} of {total:,} right", "true class", "predicted class", grid=False)
+    ax.tick_params(which="both", length=0)
+    _save(figure, path)
+
+
+def _top_confusions(counts: np.ndarray, names: Sequence[str], path: Path, limit: int = 30) -> None:
+    wrong, total = np.where(np.eye(len(names), dtype=bool), 0, counts), int(counts.sum())
+    order = np.argsort(-wrong, axis=None, kind="stable")[:limit]
+    pairs = [(i, j) for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True) if wrong[i, j]]
+    figure = _figure(8, 1.2 + 0.24 * max(len(pairs), 3))
+    ax = figure.add_subplot()
+    values = [int(wrong[i, j]) for i, j in pairs]
+    ax.barh(range(len(pairs)), values, color=VAL, height=0.7)
+    for row, (i, j) in enumerate(pairs):
+        share = f"{100 * wrong[i, j] / counts[i].sum():.0f} %"
+        ax.annotate(share, (wrong[i, j], row), (3, 0), textcoords="offset points", va="center", fontsize=8, color=GREY)
+    ax.set_yticks(range(len(pairs)), [f"{names[i]} → {names[j]}" for i, j in pairs], fontsize=8.5, parse_math=False)
+    ax.set_ylim(max(len(pairs), 1) - 0.4, -0.6)
+    ax.set_xlim(0, 1.12 * max(values, default=1))
+    title = f"{_percent(np.trace(counts), total)} of {total:,} right; most frequent of {int(wrong.sum()):,} confusions"
+    _dress(ax, title, "", "images (and share of the true class)")
+    ax.grid(axis="y", visible=False)
+    _save(figure, path)
+
+
+def reliability(bins: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], path: Path) -> None:
+    """Reliability diagram with the number of examples per bin below.
+
+    Args:
+      bins: edges [M+1], examples [M], confidence [M], accuracy [M], as ``evals.calibration.reliability`` returns them.
+      path: the file to write.
+    """
+    edges, count, confidence, accuracy = map(np.asarray, bins)
+    total, filled = max(int(count.sum()), 1), count > 0
+    ece = float(np.sum(count[filled] * np.abs(accuracy - confidence)[filled]) / total)
+    figure = _figure(4.8, 5.6)
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3.4, 1))
+    left, width = edges[:-1][filled], np.diff(edges)[filled]
+    acc, conf = accuracy[filled], confidence[filled]
+    style = {"align": "edge", "edgecolor": "white", "lw": 0.8}
+    top.bar(left, np.minimum(acc, conf), width, color=TRAIN, label="accuracy", **style)
+    under, over = np.maximum(acc - conf, 0), np.maximum(conf - acc, 0)
+    top.bar(left, under, width, conf, color=UNDER, label="accuracy above confidence", hatch="\\\\\\", **style)
+    top.bar(left, over, width, acc, color=OVER, label="confidence above accuracy", hatch="///", **style)
+    top.plot([0, 1], [0, 1], color=INK, lw=1, ls=(0, (4, 3)), label="perfectly calibrated")
+    top.legend(frameon=False, fontsize=9, loc="upper left")
+    _dress(top, f"Reliability: ECE {_percent(ece, 1)}", "accuracy in the bin", "")
+    top.set(xlim=(0, 1), ylim=(0, 1.001), aspect="auto")
+    bottom.bar(left, count[filled], width, color=GREY, **style)
+    _log_scale(bottom, ticks=(1,))
+    bottom.set_ylim(bottom=0.7)
+    _dress(bottom, "", "examples", "confidence")
+    _save(figure, path)
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(wspace=0.06), facecolor="white")
+
+
+def _dress(ax: Axes, title: str, ylabel: str, xlabel: str, *, grid: bool = True) -> None:
+    ax.set_title(title, loc="left", fontsize=11.5, color=INK, fontweight="bold", pad=10)
+    ax.set_xlabel(xlabel, color=INK)
+    ax.set_ylabel(ylabel, color=INK)
+    ax.tick_params(color=GREY, labelcolor=INK)
+    for side, spine in ax.spines.items():
+        spine.set_visible(grid and side in ("left", "bottom"))
+        spine.set_color(GREY)
+    if grid:
+        ax.grid(color=GRID, lw=0.8)
+        ax.set_axisbelow(True)
+
+
+def _percent(part: Any, whole: Any) -> str:
+    return f"{100 * float(part) / max(float(whole), 1e-12):.2f} %"
+
+
+def _short(name: str, limit: int = 24) -> str:
+    return name if len(name) <= limit else name[: limit - 1] + "…"
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with warnings.catch_warnings():  # a class name in a script the font lacks shows as boxes
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        figure.savefig(path, dpi=DPI, bbox_inches="tight", pad_inches=0.15)

@@ -1,0 +1,1 @@
+"""The train state, the one step and the one loop."""

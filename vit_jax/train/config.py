@@ -1,0 +1,82 @@
+"""The tree of typed settings of a training run."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any
+
+from vit_jax.augment import Augment
+from vit_jax.config import Choice, Duration
+from vit_jax.data.loader import DataConfig
+from vit_jax.evals import EVALUATORS, Classify
+from vit_jax.models import MODELS
+from vit_jax.objectives import OBJECTIVES
+from vit_jax.objectives import Classify as ClassifyObjective
+from vit_jax.optim import OptimConfig
+from vit_jax.sharding import MeshConfig
+from vit_jax.types import UserError
+
+MAY_CHANGE = (
+    "mesh", "log_every", "eval_every", "checkpoint_every", "keep", "best", "evaluators", "eval_batch_size",
+    "data.workers", "data.prefetch", "model.scan", "model.remat",
+)  # fmt: skip
+"""Keys that leave the result of training as it is, so that a run may be resumed with other values."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A training run.
+
+    Attributes:
+      model: row of ``MODELS`` with the fields to change.
+      data: which examples.
+      augment: what happens to images on the device.
+      optim: how parameters are updated.
+      objective: row of ``OBJECTIVES``: what is minimised.
+      evaluators: rows of ``EVALUATORS``, run on the validation split.
+      duration: length of training.
+      batch_size: examples per optimizer step, over all devices and hosts.
+      eval_batch_size: examples per evaluation step; None means ``batch_size``.
+      accumulate: micro-batches a step is computed in; the gradient is that of the whole batch.
+      ema: decay of the parameters' moving average, which is then what is evaluated; None keeps none.
+      seed: of initialisation, order of examples, augmentation and dropout.
+      mesh: sizes of the device axes.
+      init: workdir or checkpoint to take parameters from; head and positions are adapted, and it says how.
+      resume_from: workdir or checkpoint of another run to continue in full, optimizer and step included.
+      log_every: a row in ``metrics.jsonl``: the values of that step.
+      eval_every: evaluation, and a checkpoint with its metrics.
+      checkpoint_every: a checkpoint.
+      keep: number of newest checkpoints kept besides the best.
+      best: metric that decides the best checkpoint.
+    """
+
+    model: Annotated[Any, Choice(MODELS)]
+    data: DataConfig
+    augment: Augment
+    optim: OptimConfig = OptimConfig()
+    objective: Annotated[Any, Choice(OBJECTIVES)] = ClassifyObjective()
+    evaluators: tuple[Annotated[Any, Choice(EVALUATORS)], ...] = (Classify(),)
+    duration: Duration = Duration(10, "epochs")
+    batch_size: int = 128
+    eval_batch_size: int | None = None
+    accumulate: int = 1
+    ema: float | None = None
+    seed: int = 0
+    mesh: MeshConfig = MeshConfig()
+    init: str | None = None
+    resume_from: str | None = None
+    log_every: Duration = Duration(10)
+    eval_every: Duration = Duration(1, "epochs")
+    checkpoint_every: Duration = Duration(1, "epochs")
+    keep: int = 2
+    best: str = "val/accuracy"
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "accumulate", "keep", "eval_batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name}={value} is too small; the least is 1.")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise UserError(f"ema={self.ema} is not allowed; give a decay between 0 and 1 such as 0.9999, or None.")
+        if self.init and self.resume_from:
+            raise UserError("init and resume_from exclude each other; init takes parameters, resume_from a whole run.")

@@ -1,0 +1,44 @@
+"""Model FLOPs and what a device could do: the two sides of model FLOPs utilisation (MFU)."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+PEAK = {
+    "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12, "TPU v5p": 459e12, "TPU v5": 459e12,
+    "TPU v6 lite": 918e12, "TPU v6e": 918e12, "NVIDIA A100": 312e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12,
+}  # fmt: skip
+"""Published dense bfloat16 FLOP/s by the beginning of the device kind, longest match first."""
+
+
+def forward(model: nn.Module, inputs: Any) -> float:
+    """FLOPs (2 per multiply-add) of one forward pass over ``inputs`` (shapes), by XLA's count of the unrolled model."""
+    plain = model.clone(**{k: v for k, v in {"scan": False, "remat": "none"}.items() if hasattr(model, k)})
+
+    def run(x: Any) -> Any:
+        return plain.apply(nn.unbox(plain.init(jax.random.key(0), x)), x)
+
+    variables = jax.eval_shape(lambda x: nn.unbox(plain.init(jax.random.key(0), x)), inputs)
+    return float((jax.jit(plain.apply).lower(variables, inputs).cost_analysis() or {}).get("flops", float("nan")))
+
+
+def peak(device: jax.Device, dtype: str) -> float:
+    """FLOP/s the device could do: published for accelerators, else measured with one large product in ``dtype``."""
+    for kind in sorted(PEAK, key=len, reverse=True):
+        if device.device_kind.startswith(kind):
+            return PEAK[kind]
+    n = 1024
+    x = jax.device_put(jnp.ones((n, n), dtype), device)
+    product = jax.jit(lambda x: jax.lax.dot(x, x, preferred_element_type=jnp.float32).astype(x.dtype))
+    jax.block_until_ready(product(x))
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        jax.block_until_ready(product(x))
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best

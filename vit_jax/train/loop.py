@@ -1,0 +1,229 @@
+"""The one training loop. What varies is a value: the configuration's objects, and hooks."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import itertools
+import pathlib
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from vit_jax import checkpoint, plots, sharding
+from vit_jax.checkpoint import Checkpoints
+from vit_jax.config import parse
+from vit_jax.evals import Report
+from vit_jax.metrics import MetricsWriter, read
+from vit_jax.train import flops, start, workdir
+from vit_jax.train.config import TrainConfig
+from vit_jax.train.progress import Progress, say, table
+from vit_jax.train.setup import Setup, build, model_inputs
+from vit_jax.train.state import TrainState
+from vit_jax.types import UserError
+
+AHEAD = 2
+"""Steps the host may be ahead of the device: enough to hide dispatch, few enough to measure waiting for input."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """What a hook sees after a step: ``step`` optimizer steps were taken and led to ``state``."""
+
+    setup: Setup
+    workdir: pathlib.Path
+    step: int
+    state: TrainState
+
+
+Hook = Callable[[Moment], Mapping[str, float] | None]
+"""Called after every step; what it returns is written to ``metrics.jsonl``. The state is donated to the next step."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a run leads to: the final state and the last evaluation."""
+
+    setup: Setup
+    state: TrainState
+    report: Report
+
+
+def run(raw: Mapping[str, Any], folder: str | pathlib.Path, hooks: Sequence[Hook] = ()) -> Result:
+    """Trains to the end, from where the workdir's last checkpoint left off.
+
+    Args:
+      raw: plain configuration, as ``vit_jax.config.load`` returns it.
+      folder: the workdir.
+      hooks: called after every step, in order.
+
+    Raises:
+      UserError: whatever the user got wrong (before the first step), non-finite values, a full disk, an interruption.
+    """
+    path = pathlib.Path(folder)
+    workdir.check(path, raw)
+    setup = build(parse(TrainConfig, raw))
+    c, total = setup.config, setup.total_steps
+    for note in setup.train.info.notes:
+        say(f"data: {note}")
+    state, origin = start.start(setup, path)
+    workdir.claim(path, raw)
+    first = int(state.step)
+    parameters = sum(x.size for x in jax.tree.leaves(setup.shapes.params))
+    say(f"{parameters:,} parameters, {len(setup.train):,} training and {len(setup.val):,} validation examples, "
+        f"{total:,} steps of {c.batch_size}; {origin}")  # fmt: skip
+    about = start.meta(setup, workdir.plain(raw), workdir.provenance())
+    every = {name: max(1, setup.steps_of(getattr(c, f"{name}_every"))) for name in ("log", "eval", "checkpoint")}
+    report = None
+    with contextlib.ExitStack() as stack:
+        writer = stack.enter_context(MetricsWriter(path, tensorboard=jax.process_index() == 0))
+        if dropped := writer.truncate(first):
+            say(f"dropped {dropped} rows of metrics.jsonl that are computed again from step {first}")
+        checkpoints = stack.enter_context(contextlib.closing(Checkpoints(path, keep=c.keep, best=c.best)))
+        batches = stack.enter_context(contextlib.closing(setup.train_batches(first)))
+        bar = stack.enter_context(contextlib.closing(Progress(first, total)))
+        stopped = stack.enter_context(_signals())
+        meter = Meter(setup)
+        stack.enter_context(jax.set_mesh(setup.mesh))
+
+        def save(step: int, metrics: Mapping[str, float]) -> None:
+            checkpoints.save(step, start.items(state), about, metrics)
+
+        for step in range(first + 1, total + 1):
+            with meter.waiting():
+                batch = next(batches)
+            state, metrics = setup.step(state, sharding.put(batch, setup.mesh))
+            meter.push(step, metrics)
+            bar.step()
+            for hook in hooks:
+                if extra := hook(Moment(setup, path, step, state)):
+                    writer.write(step, extra)
+            stop = bool(stopped) or step == total
+            due = {name: step % n == 0 or stop for name, n in every.items()}
+            if any(due.values()):
+                values = meter.flush()  # raises on non-finite values, so that no later line keeps them
+                if step % every["log"] == 0 or step == total:
+                    row = {f"train/{k}": v for k, v in values.items()} | meter.speed()
+                    writer.write(step, row)
+                    bar.show(step, {k: row[k] for k in SHOWN if k in row})
+            if step % every["eval"] == 0 or step == total:
+                report = setup.evaluate(state.eval_params)
+                row = report.prefixed("val")
+                writer.write(step, row)
+                say(f"step {step}: " + " ".join(f"{k} {v:.4g}" for k, v in row.items()))
+                save(step, row)
+                meter.restart()
+            elif due["checkpoint"]:
+                save(step, {})
+            if stopped and step < total:
+                raise UserError(f"stopped at step {step} of {total}; the same command resumes there.")
+        if batches.skipped:
+            say(f"{batches.skipped} training images are unreadable and were left out")
+    if report is None:  # the run had ended before; its last checkpoint is evaluated again
+        report = setup.evaluate(state.eval_params)
+    _finish(setup, path, report)
+    return Result(setup, state, report)
+
+
+SHOWN = ("train/loss", "train/lr", "speed/images_per_s", "speed/mfu", "speed/waiting")
+
+
+def _finish(setup: Setup, path: pathlib.Path, report: Report) -> None:
+    report.save(path, setup.train.info.class_names, step=setup.total_steps)
+    plots.curves(read(path), path / "curves.png")
+    say(table(report.prefixed("val")))
+    say(f"results.json, curves.png and more are in {path}")
+
+
+class Meter:
+    """Keeps metrics on the device until they are due, bounds how far the host runs ahead, and measures speed."""
+
+    def __init__(self, setup: Setup) -> None:
+        c = setup.config
+        self._setup = setup
+        self._pending: collections.deque[tuple[int, dict[str, jax.Array]]] = collections.deque()
+        passes = getattr(c.optim.sam, "passes", 1)
+        self._flops = 3 * passes * flops.forward(setup.model, model_inputs(c)) * c.batch_size
+        self._peak = flops.peak(jax.devices()[0], getattr(setup.model, "dtype", "float32")) * jax.device_count()
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets the time that passed, after an evaluation for instance."""
+        self._since, self._waited, self._steps = time.perf_counter(), 0.0, 0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time spent inside is time without input."""
+        begun = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - begun
+
+    def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Takes the metrics of a step; waits for the one ``AHEAD`` steps before."""
+        self._pending.append((step, metrics))
+        self._steps += 1
+        if len(self._pending) > AHEAD:
+            jax.block_until_ready(self._pending[-1 - AHEAD][1])
+
+    def flush(self) -> dict[str, float]:
+        """The latest step's values, after a look at all of them.
+
+        Raises:
+          UserError: a loss or a gradient is not finite; it names the step and the first such parameter.
+        """
+        steps = [(step, jax.device_get(metrics)) for step, metrics in self._pending]
+        self._pending.clear()
+        values: dict[str, float] = {}
+        for step, metrics in steps:
+            finite = metrics.pop("finite")
+            if not (np.isfinite(metrics["loss"]) and finite.all()):
+                raise UserError(_blame(self._setup, step, float(metrics["loss"]), finite))
+            values = {k: float(v) for k, v in metrics.items()}
+        return values
+
+    def speed(self) -> dict[str, float]:
+        """Images per second, MFU and share of time waiting for input, since the last call."""
+        passed = max(time.perf_counter() - self._since, 1e-9)
+        steps, waited = self._steps, self._waited
+        self.restart()
+        return {
+            "speed/images_per_s": steps * self._setup.config.batch_size / passed,
+            "speed/mfu": steps * self._flops / passed / self._peak,
+            "speed/waiting": waited / passed,
+        }
+
+
+def _blame(setup: Setup, step: int, loss: float, finite: np.ndarray) -> str:
+    paths = list(checkpoint.flat(setup.shapes.params))
+    bad = list(itertools.compress(paths, ~finite))
+    where = f"the gradient of {bad[0]} is the first of {len(bad)} that are not finite" if bad else "the loss is not finite"
+    return (
+        f"step {step}: {where} (loss {loss:g}); the last checkpoint is intact. Lower optim.lr, lengthen optim.warmup "
+        "or set optim.clip_norm."
+    )
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM fill the list instead of killing; the loop then saves and stops. A second one kills."""
+    received: list[int] = []
+
+    def handle(number: int, _: Any) -> None:
+        received.append(number)
+        if len(received) > 1:
+            raise KeyboardInterrupt
+
+    try:
+        old = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread, of a notebook server for instance
+        old = {}
+    try:
+        yield received
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

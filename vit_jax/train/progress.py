@@ -1,0 +1,54 @@
+"""What a person sees of a run: a bar on a terminal, plain lines elsewhere, nothing on hosts but the first."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+
+import jax
+from tqdm import tqdm
+
+
+def say(text: str) -> None:
+    """One line for the person at the terminal, above the bar if there is one; only the first host speaks."""
+    if jax.process_index() == 0:
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+
+class Progress:
+    """Steps done, remaining time, and the latest values: loss, learning rate, images/s, MFU, share of time waiting."""
+
+    def __init__(self, start: int, total: int) -> None:
+        self._live = sys.stderr.isatty() and jax.process_index() == 0
+        self._total, self._last, self._started, self._first = total, 0.0, time.perf_counter(), start
+        self._bar = tqdm(
+            total=total, initial=start, unit="step", disable=not self._live, dynamic_ncols=True, mininterval=0.2
+        )
+
+    def step(self) -> None:
+        """One optimizer step was started."""
+        self._bar.update()
+
+    def show(self, step: int, values: Mapping[str, float]) -> None:
+        """The values of a row of the log; without a terminal a line at most every ten seconds, and at the end."""
+        text = " ".join(f"{k.split('/')[-1]} {v:.4g}" for k, v in values.items())
+        if self._live:
+            self._bar.set_postfix_str(text, refresh=False)
+            return
+        now = time.perf_counter()
+        if now - self._last >= 10 or step == self._total:
+            self._last = now
+            left = (now - self._started) / max(1, step - self._first) * (self._total - step)
+            say(f"step {step}/{self._total} {text} left {left:.0f} s")
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def table(rows: Mapping[str, object]) -> str:
+    """Two aligned columns."""
+    width = max(map(len, rows))
+    texts = {k: f"{v:,}" if isinstance(v, int) else f"{v:.6g}" if isinstance(v, float) else str(v) for k, v in rows.items()}
+    return "\n".join(f"  {k:<{width}}  {v}" for k, v in texts.items())

@@ -1,0 +1,192 @@
+"""Everything that a configuration determines before the first step, built and checked in one place."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import optax
+from jax.sharding import Mesh
+
+from vit_jax import sharding
+from vit_jax.config import Duration
+from vit_jax.data.loader import Batches, eval_batches, train_batches
+from vit_jax.data.sources import Source
+from vit_jax.evals import Report
+from vit_jax.objectives import Apply
+from vit_jax.optim import build as build_optimizer
+from vit_jax.sharding import make_mesh
+from vit_jax.train.config import TrainConfig
+from vit_jax.train.state import TrainState, abstract_params, make_init
+from vit_jax.train.step import StepMetrics, check_batch, make_train_step
+from vit_jax.types import Batch, Params, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """The values a run is made of.
+
+    Attributes:
+      config: the parsed configuration.
+      mesh: all devices.
+      train: training examples.
+      val: validation examples.
+      model: unbound module, its head fitted to the data.
+      apply: the model as a function of its parameters.
+      total_steps: length of training.
+      init: ``init(params=None) -> TrainState``, sharded.
+      shapes: of the state.
+      shardings: of the state.
+      step: the jitted train step.
+      schedule: step -> learning rate.
+      prepare: jitted host batch -> evaluation batch.
+    """
+
+    config: TrainConfig
+    mesh: Mesh
+    train: Source
+    val: Source
+    model: nn.Module
+    apply: Apply
+    total_steps: int
+    init: Callable[..., TrainState]
+    shapes: TrainState
+    shardings: TrainState
+    step: Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+    schedule: Callable[[Any], Any]
+    prepare: Callable[[Batch], Batch]
+
+    def steps_of(self, duration: Duration) -> int:
+        """``duration`` in steps of this run."""
+        return _steps(duration, self.config.batch_size, len(self.train), self.total_steps)
+
+    def train_batches(self, start_step: int) -> Batches:
+        """This host's training batches from ``start_step`` on."""
+        c = self.config
+        return train_batches(
+            self.train,
+            batch_size=c.batch_size,
+            seed=c.seed,
+            canvas=c.data.canvas,
+            start_step=start_step,
+            steps=self.total_steps,
+            **_reading(c),
+        )
+
+    def evaluate(self, params: Params, source: Source | None = None) -> Report:
+        """All evaluators over ``source`` (by default the validation split), their metrics in one report."""
+        c = self.config
+        size = _round_up(c.eval_batch_size or c.batch_size, self.mesh.shape["replica"] * self.mesh.shape["fsdp"])
+        reports = []
+        for evaluator in c.evaluators:
+            batches = eval_batches(source or self.val, batch_size=size, canvas=c.data.canvas, **_reading(c))
+            try:
+                with jax.set_mesh(self.mesh):
+                    device = (self.prepare(sharding.put(b, self.mesh)) for b in batches)
+                    report = evaluator(self.apply, params, device, self.train.info, c.objective)
+                if batches.skipped:
+                    report.metrics["unreadable"] = float(batches.skipped)
+                reports.append(report)
+            finally:
+                batches.close()
+        first, *others = reports
+        for other in others:
+            first.metrics.update(other.metrics)
+        return first
+
+
+def _steps(duration: Duration, batch_size: int, num_examples: int, total: int | None) -> int:
+    return duration.steps(batch_size=batch_size, num_examples=num_examples, total=total)
+
+
+def _round_up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
+def _reading(c: TrainConfig) -> dict[str, Any]:
+    return {
+        "on_error": c.data.on_error,
+        "workers": c.data.workers,
+        "prefetch": c.data.prefetch,
+        "process_index": jax.process_index(),
+        "process_count": jax.process_count(),
+    }
+
+
+def model_inputs(c: TrainConfig) -> jax.ShapeDtypeStruct:
+    """The shape of one image as the model sees it, float32[1,H,W,3]."""
+    return jax.ShapeDtypeStruct((1, c.augment.size, c.augment.size, 3), "float32")
+
+
+def build(config: TrainConfig, devices: Any = None) -> Setup:
+    """Opens the data, builds model, optimizer and step, and checks that all of it fits together. Computes nothing.
+
+    Raises:
+      UserError: whatever the user got wrong, in a sentence.
+    """
+    c = config
+    mesh = make_mesh(c.mesh, devices)
+    c.augment.check(c.data.canvas)
+    group = getattr(c.optim.sam, "m", None)
+    check_batch(c.batch_size, c.accumulate, group, mesh)
+    train, val = c.data.open("train"), c.data.open("val")
+    total = _steps(c.duration, c.batch_size, len(train), None)
+    if total < 1:
+        raise UserError(f"duration={str(c.duration)!r} is less than one step of {c.batch_size} examples.")
+    model = c.objective.fit_model(c.model, train.info)
+    apply = functools.partial(_apply, model)
+    with jax.set_mesh(mesh):
+        boxed = abstract_params(model, model_inputs(c))
+        steps_of = functools.partial(_steps, batch_size=c.batch_size, num_examples=len(train), total=total)
+        tx, schedule = build_optimizer(c.optim, nn.unbox(boxed), total, steps_of)
+        tx = optax.with_extra_args_support(tx)
+        init, shapes, shardings = make_init(
+            model, model_inputs(c), tx, seed=c.seed, ema=c.ema is not None, mesh=mesh
+        )
+    step = make_train_step(
+        apply, c.objective, tx, augment=c.augment.train_fn(train.info.num_classes), schedule=schedule,
+        seed=c.seed, mesh=mesh, shardings=shardings, accumulate=c.accumulate, ema=c.ema,
+    )  # fmt: skip
+    prepare = jax.jit(c.augment.eval_fn())
+    return Setup(c, mesh, train, val, model, apply, total, init, shapes, shardings, step, schedule, prepare)
+
+
+def _apply(model: nn.Module, params: Params, *inputs: Any, **options: Any) -> Any:
+    return model.apply({"params": params}, *inputs, **options)
+
+
+def describe(setup: Setup) -> dict[str, Any]:
+    """What a dry run prints: the step is traced and lowered, nothing is compiled or computed."""
+    c, mesh = setup.config, setup.mesh
+    with jax.set_mesh(mesh):
+        rows = c.batch_size
+        batch = {
+            "image": jax.ShapeDtypeStruct((rows, c.data.canvas, c.data.canvas, 3), "uint8"),
+            "size": jax.ShapeDtypeStruct((rows, 2), "int32"),
+            "label": jax.ShapeDtypeStruct((rows,), "int32"),
+            "mask": jax.ShapeDtypeStruct((rows,), "bool"),
+            "index": jax.ShapeDtypeStruct((rows,), "uint32"),
+        }
+        lowered = setup.step.lower(setup.shapes, batch)
+    cost = lowered.cost_analysis() or {}
+    sizes = [x.size for x in jax.tree.leaves(setup.shapes.params)]
+    return {
+        "parameters": sum(sizes),
+        "mesh": dict(mesh.shape),
+        "state bytes per device": sharding.bytes_per_device(setup.shapes, setup.shardings),
+        "batch bytes per device": sum(x.size * x.dtype.itemsize for x in batch.values())
+        // (mesh.shape["replica"] * mesh.shape["fsdp"]),
+        "FLOPs per step": float(cost.get("flops", float("nan"))),
+        "steps": setup.total_steps,
+        "training examples": len(setup.train),
+        "validation examples": len(setup.val),
+    }
+
+
+def batches_on_device(batches: Iterator[Batch], mesh: Mesh) -> Iterator[Batch]:
+    """Host batches as global arrays."""
+    return (sharding.put(b, mesh) for b in batches)

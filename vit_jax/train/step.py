@@ -1,0 +1,138 @@
+"""The one train step. What varies is handed in: model, objective, optimizer transformation, augmentation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vit_jax import sharding
+from vit_jax.objectives import Apply, Metrics, Objective, base
+from vit_jax.train import rng
+from vit_jax.train.state import TrainState
+from vit_jax.types import Batch, Params, UsageError
+
+StepMetrics = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class GradFn:
+    """The gradient of one batch's mean loss as a function of the parameters, for transformations that ask again.
+
+    Every call sees the same images and the same dropout masks.
+    """
+
+    objective: Objective
+    apply: Apply
+    batch: Batch
+    rngs: base.Rngs
+    micro: int
+
+    def __call__(self, params: Params) -> Params:
+        return self.value_and_grad(params)[1]
+
+    def value_and_grad(self, params: Params) -> tuple[tuple[jax.Array, Metrics], Params]:
+        """((loss, metrics), gradient) of the whole batch, in ``micro`` slices."""
+        return self.objective.value_and_grad(self.apply, params, self.batch, self.rngs, self.micro)
+
+    def over_groups(self, body: Callable[[Callable[[Params], Params]], Any], m: int) -> Any:
+        """Mean of ``body(gradient function of one group)`` over groups of ``m`` examples, weighted by valid examples.
+
+        Group i of G holds rows i, i + G, ...: m-sharpness (Foret et al. 2021, section 4.1) that does not depend on
+        the number of devices.
+        """
+        size = self.batch["mask"].shape[0]
+        groups = size // m
+        assert groups * m == size, (size, m)
+        micro = max(1, -(-self.micro // groups))
+
+        def one(i: jax.Array | int, rows: Batch) -> Any:
+            grad_fn = dataclasses.replace(self, batch=rows, rngs=base.fold(self.rngs, i), micro=micro)
+            weight = jnp.sum(rows["mask"].astype(jnp.float32))
+            return jax.tree.map(lambda x: x * weight.astype(x.dtype), body(grad_fn)), weight
+
+        parts = base.split(self.batch, groups)
+        zeros = jax.tree.map(
+            lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, 0, {k: v[0] for k, v in parts.items()})
+        )
+        add = lambda carry, part: (jax.tree.map(jnp.add, carry, one(*part)), None)  # noqa: E731
+        (total, weight), _ = jax.lax.scan(add, zeros, (jnp.arange(groups), parts))
+        return jax.tree.map(lambda x: x / weight.astype(x.dtype), total)
+
+
+def check_batch(batch_size: int, accumulate: int, group: int | None, mesh: Mesh) -> None:
+    """Raises :class:`UsageError` unless ``batch_size`` divides into devices, micro-batches and SAM groups."""
+    devices = mesh.shape["replica"] * mesh.shape["fsdp"]
+    parts = {"the mesh's replica x fsdp": devices, "accumulate x devices": accumulate * devices}
+    if group:
+        parts |= {"the SAM group size m": group}
+        groups = max(1, batch_size // group)
+        parts |= {"SAM groups x their micro-batches x devices": groups * -(-accumulate // groups) * devices}
+    for what, number in parts.items():
+        if number < 1 or batch_size % number:
+            raise UsageError(
+                f"batch_size={batch_size} is not divisible by {number} ({what}); "
+                f"use {max(1, round(batch_size / max(1, number))) * max(1, number)}."
+            )
+
+
+def make_train_step(
+    apply: Apply,
+    objective: Objective,
+    tx: optax.GradientTransformationExtraArgs,
+    *,
+    augment: Callable[[Any, Batch], Batch],
+    schedule: Callable[[Any], Any],
+    seed: int,
+    mesh: Mesh,
+    shardings: TrainState,
+    accumulate: int = 1,
+    ema: float | None = None,
+) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
+    """One jitted ``step(state, batch) -> (state, metrics)``; the state is donated.
+
+    Args:
+      apply: the model as a function of its parameters.
+      objective: what is minimised.
+      tx: called as ``tx.update(grads, opt_state, params, grad_fn=GradFn)``.
+      augment: pure ``f(key, host batch) -> model batch``.
+      schedule: step -> learning rate, for the log.
+      seed: of all random streams.
+      mesh: device mesh.
+      shardings: of the state.
+      accumulate: number of micro-batches, computed one after the other; the gradient is that of the whole batch.
+      ema: decay of the parameters' moving average.
+
+    Returns:
+      The step. Its metrics are float32 scalars: ``loss``, ``lr``, ``grad_norm``, ``update_norm``, what the objective
+      measures, and ``finite``, bool[number of trained leaves]: whether each leaf's gradient is.
+    """
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        batch = augment(rng.stream(seed, "augment", state.step), batch)
+        rngs = {"dropout": rng.stream(seed, "dropout", state.step)}
+        grad_fn = GradFn(objective, apply, batch, rngs, accumulate)
+        (loss, metrics), grads = grad_fn.value_and_grad(state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, grad_fn=grad_fn)
+        params = optax.apply_updates(state.params, updates)
+        average = state.ema and jax.tree.map(lambda a, p: a + (1 - ema) * (p - a), state.ema, params)
+        values = {k: v.value() for k, v in metrics.items()} | {"loss": loss}
+        values["lr"] = jnp.asarray(schedule(state.step), jnp.float32)
+        values["update_norm"] = optax.tree.norm(updates)
+        values["grad_norm"] = optax.tree.get(opt_state, "grad_norm")
+        values["finite"] = optax.tree.get(opt_state, "grad_finite")
+        return TrainState(state.step + 1, params, opt_state, average), values
+
+    replicated = NamedSharding(mesh, P())
+    return jax.jit(
+        step,
+        in_shardings=(shardings, sharding.data_sharding(mesh)),
+        out_shardings=(shardings, replicated),
+        donate_argnums=0,
+    )
