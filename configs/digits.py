@@ -7,6 +7,9 @@
 from ml_collections import ConfigDict
 
 
+ARGS = ("", "sam")
+
+
 def get_config(arg: str = "") -> ConfigDict:
     """``arg``: "" for AdamW, "sam" for AdamW with sharpness-aware minimisation."""
     config = ConfigDict()

@@ -1,5 +1,6 @@
 import itertools
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -129,9 +130,7 @@ def test_evaluation_takes_the_centre_and_training_the_whole():
 @pytest.mark.parametrize("make", [train, lambda s, **k: eval_batches(s, batch_size=8, canvas=4, **k)])
 def test_an_unreadable_image_is_an_error_that_names_it(make):
     batches = make(Broken(40, [11]))
-    with pytest.raises(
-        UserError, match=r"fake\[11\] is unreadable; repair or remove it, or set data.on_error='skip'"
-    ):
+    with pytest.raises(UserError, match=r"fake\[11\] is unreadable; repair or remove it, or set data.on_error='skip'"):
         list(itertools.islice(batches, 9))
     assert not alive()
 
@@ -204,6 +203,23 @@ def test_close_stops_the_threads_and_read_ahead_is_bounded():
         next(batches)
     batches.close()
     assert len(list(train(Fake(99, 4, 2), steps=3))) == 3 and not alive()
+
+
+def test_close_does_not_wait_for_what_has_not_begun():
+    started = threading.Event()
+    read = []
+
+    class Slow(Fake):
+        def __getitem__(self, i):
+            started.set()
+            read.append(i)
+            time.sleep(0.001)
+            return super().__getitem__(i)
+
+    batches = train(Slow(4000, 4, 2), batch_size=1000, workers=1)
+    started.wait()
+    batches.close()
+    assert len(read) < 200
 
 
 def test_more_hosts_than_examples():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -81,7 +83,10 @@ def test_transposed_weights_and_results_run_compiled(rng, shape):
 
 
 def test_vmap_and_remat(rng):
-    x, w = jnp.asarray(rng.standard_normal((3, 5, 4)), jnp.float32), jnp.asarray(rng.standard_normal((4, 2)), jnp.float32)
+    x, w = (
+        jnp.asarray(rng.standard_normal((3, 5, 4)), jnp.float32),
+        jnp.asarray(rng.standard_normal((4, 2)), jnp.float32),
+    )
     np.testing.assert_allclose(jax.vmap(matmul, (0, None))(x, w), matmul(x, w), rtol=1e-6)
     loss = lambda w: jnp.sum(jnp.square(matmul(x, w)))  # noqa: E731
     np.testing.assert_array_equal(jax.grad(jax.checkpoint(loss))(w), jax.grad(loss)(w))
@@ -113,7 +118,7 @@ def test_dense_round_trip_and_equality(rng):
         kernel, bias = spec.to_dense(p)
         assert jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.all(a == b)), spec.from_dense(kernel, bias), p))
     assert spec == Dense() and hash(spec) == hash(Dense())
-    assert set(config.parse(dict, {"x": LINEARS})["x"]) >= {"dense"}
+    assert config.parse(Annotated[Any, config.Choice(LINEARS)], "dense") == spec
 
 
 def test_xavier_parts_is_the_limit_of_each_part():

@@ -99,9 +99,8 @@ class Frame:
     ) -> jax.Array:
         """uint8[S,S,3] or float32 in [0, 1] -> float32[size,size,3] in [0, 1]."""
         box, side = self.box(key, original), image.shape[0]
-        return resample(
-            image, tuple(side * b for b in box) if isinstance(box, tuple) else side * box, size, interpolation
-        )
+        box = (side * box[0], side * box[1], side * box[2], side * box[3]) if isinstance(box, tuple) else side * box
+        return resample(image, box, size, interpolation)
 
 
 @dataclasses.dataclass(frozen=True)

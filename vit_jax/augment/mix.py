@@ -9,7 +9,8 @@ its partner.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +57,7 @@ def choose(
         return ops[0](op_key, images, labels, mask)
     draw = jax.random.uniform(choice_key)
     index = sum((draw >= e).astype(jnp.int32) for e in edges)
-    branches = [*ops, lambda key, images, labels, mask: (images, labels)]
+    branches: list[Callable[..., Any]] = [*ops, lambda key, images, labels, mask: (images, labels)]
     # Rounding could leave the last edge a hair below 1: then the last operation takes the rest.
     index = jnp.minimum(index, len(ops) - 1) if edge > 1 - 1e-6 else index
     return jax.lax.switch(index, branches, op_key, images, labels, mask)

@@ -64,7 +64,8 @@ class Norm:
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """float32[...,3] in [0, 1] -> float32[...,3]."""
-        scale, offset = 1 / np.float32(self.std), -np.float32(self.mean) / np.float32(self.std)
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        scale, offset = 1 / std, -mean / std
         return images * jnp.broadcast_to(scale, images.shape) + jnp.broadcast_to(offset, images.shape)
 
 
@@ -135,7 +136,7 @@ class Augment:
                 f"{type(self.mixes[0]).__name__} needs the number of classes, but num_classes={num_classes}."
             )
 
-        def apply(key: PRNGKey, batch: Batch) -> dict[str, Any]:
+        def apply(key: PRNGKey, batch: Any) -> dict[str, Any]:
             self.check(batch["image"].shape[1])
             # Threefry whatever the default: other generators give vmapped keys bits that depend on the batch.
             data = jax.random.bits(key, (2, 2), jnp.uint32)
@@ -161,7 +162,7 @@ class Augment:
     def eval_fn(self) -> Callable[[Batch], dict[str, Any]]:
         """Pure ``f(batch) -> batch``: centre crop and resize as one resampling, then normalisation; labels stay."""
 
-        def apply(batch: Batch) -> dict[str, Any]:
+        def apply(batch: Any) -> dict[str, Any]:
             box = center_box(batch["image"].shape[1], self.crop)
             images = jax.vmap(lambda x: resample(x, box, self.size, self.interpolation))(batch["image"])
             return {**batch, "image": self.norm(images)}

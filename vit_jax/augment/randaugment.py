@@ -86,10 +86,13 @@ class RandAugment(ImageOp):
 
     def __call__(self, key: PRNGKey, image: jax.Array) -> jax.Array:
         choices = jnp.array([_INDEX[name] for name in self.ops], jnp.int32)
-        for pick, sign in jax.random.uniform(key, (self.num_ops, 2)):
-            index = choices[(pick * len(self.ops)).astype(jnp.int32)]
-            image = apply(image, index, self.magnitude / 10 * jnp.where(sign < 0.5, 1.0, -1.0), self.fill)
-        return image
+
+        def layer(image: jax.Array, draw: jax.Array) -> tuple[jax.Array, None]:
+            index = choices[(draw[0] * len(self.ops)).astype(jnp.int32)]
+            amount = self.magnitude / 10 * jnp.where(draw[1] < 0.5, 1.0, -1.0)
+            return apply(image, index, amount, self.fill), None
+
+        return jax.lax.scan(layer, image, jax.random.uniform(key, (self.num_ops, 2)))[0]
 
 
 def apply(image: jax.Array, index: jax.Array, amount: jax.Array, fill: float = 0.5) -> jax.Array:
@@ -98,14 +101,11 @@ def apply(image: jax.Array, index: jax.Array, amount: jax.Array, fill: float = 0
     def only(name: str, value: jax.Array | float, neutral: float = 0.0) -> jax.Array:
         return jnp.where(index == _INDEX[name], value, neutral)
 
-    matrix = inverse_matrix(
-        angle=only("rotate", math.radians(30) * amount),
-        shear_x=only("shear_x", 0.3 * amount),
-        shear_y=only("shear_y", 0.3 * amount),
-    )
-    extent = jnp.array(image.shape[:2], jnp.float32)
-    shift = jnp.stack([only("translate_y", 0.45 * amount), only("translate_x", 0.45 * amount)]) * extent
-    image = warp(image, matrix, shift, fill)
+    strength = jnp.abs(amount)
+    image = jnp.where(index == _INDEX["solarize"], solarize(image, 1 - strength), image)
+    image = jnp.where(index == _INDEX["posterize"], posterize(image, 8 - jnp.round(4 * strength)), image)
+    image = jnp.where(index == _INDEX["autocontrast"], autocontrast(image), image)
+    image = jnp.where(index == _INDEX["equalize"], equalize(image), image)
 
     others = {"brightness": 0 * image, "contrast": color.mean_luma(image), "saturation": color.grey(image)}
     others["sharpness"] = color.smooth(image)
@@ -114,8 +114,12 @@ def apply(image: jax.Array, index: jax.Array, amount: jax.Array, fill: float = 0
         other = jnp.where(index == _INDEX[name], value, other)
     image = color.blend(image, other, 1 + 0.9 * amount)
 
-    strength = jnp.abs(amount)
-    image = jnp.where(index == _INDEX["solarize"], solarize(image, 1 - strength), image)
-    image = jnp.where(index == _INDEX["posterize"], posterize(image, 8 - jnp.round(4 * strength)), image)
-    image = jnp.where(index == _INDEX["autocontrast"], autocontrast(image), image)
-    return jnp.where(index == _INDEX["equalize"], equalize(image), image)
+    matrix = inverse_matrix(
+        angle=only("rotate", math.radians(30) * amount),
+        shear_x=only("shear_x", 0.3 * amount),
+        shear_y=only("shear_y", 0.3 * amount),
+    )
+    extent = jnp.array(image.shape[:2], jnp.float32)
+    shift = jnp.stack([only("translate_y", 0.45 * amount), only("translate_x", 0.45 * amount)]) * extent
+    # Last, where the scan stores it: fused into the readers above, its gather would be repeated for each of them.
+    return warp(image, matrix, shift, fill)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 HELP = "check a data source, or pack it into tar shards"
 
@@ -27,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     return _check(args, source) if args.action == "check" else _pack(args, source)
 
 
-def _pack(args: argparse.Namespace, source: object) -> int:
+def _pack(args: argparse.Namespace, source: Any) -> int:
     from vit_jax.data.sources.tar import write_tar
 
     shards = write_tar(source, args.shards, shard_size=args.shard_size)
@@ -35,35 +36,24 @@ def _pack(args: argparse.Namespace, source: object) -> int:
     return 0
 
 
-def _check(args: argparse.Namespace, source: object) -> int:
-    import numpy as np
-    from tqdm import tqdm
-
+def _check(args: argparse.Namespace, source: Any) -> int:
     from vit_jax.cli import output
-    from vit_jax.data.decode import decode
-    from vit_jax.data.sources.base import Unreadable
+    from vit_jax.data.check import check
 
-    counts, sizes, bad = np.zeros(source.info.num_classes, int), [], []
-    for i in tqdm(range(len(source)), unit="image", disable=None):
-        record = source[i]
-        counts[record["label"]] += 1
-        try:
-            sizes.append(decode(record, 32, "squash")[1])
-        except Unreadable as e:
-            bad.append(str(e))
-    height, width = np.median(sizes, axis=0) if sizes else (0, 0)
+    report = check(source)
     found = {
         "examples": len(source),
-        "classes": dict(zip(source.info.class_names, counts.tolist(), strict=True)),
-        "median_height": float(height),
-        "median_width": float(width),
+        "classes": dict(zip(source.info.class_names, report.counts.tolist(), strict=True)),
         "notes": list(source.info.notes),
-        "unreadable": bad,
+        "unreadable": list(report.unreadable.values()),
     }
     if args.json != "-":
         smallest = min(found["classes"], key=found["classes"].get)
-        print(f"{len(source):,} examples of {len(counts)} classes; the smallest is {smallest!r} with {counts.min():,}")
-        print(f"median size {height:.0f}x{width:.0f}; {len(bad)} unreadable")
-        print(*source.info.notes, *bad, sep="\n")
+        print(
+            f"{len(source):,} examples of {len(report.counts)} classes; the smallest is {smallest!r} "
+            f"with {found['classes'][smallest]:,}; {len(report.unreadable)} unreadable"
+        )
+        for line in found["notes"] + found["unreadable"]:
+            print(line)
     output.write(args.json, found)
-    return int(bool(bad))
+    return int(bool(report.unreadable))

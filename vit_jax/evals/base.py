@@ -8,7 +8,7 @@ import math
 import os
 import pathlib
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -57,6 +57,9 @@ class Report:
 
 class Evaluator(Protocol):
     """A frozen dataclass in ``EVALUATORS``; it scores every example whose mask is True, once."""
+
+    metrics: ClassVar[tuple[str, ...]]
+    """Names of the metrics it reports, known before anything ran."""
 
     def __call__(
         self, apply: Apply, params: Params, batches: Iterable[Batch], info: DataInfo, objective: Any

@@ -7,7 +7,7 @@ import functools
 import os
 import pathlib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,7 @@ class Classify:
     """
 
     bins: int = 15
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "top5", "mean_class_accuracy", "loss", "ece", "examples")
 
     def __call__(
         self, apply: Apply, params: Params, batches: Iterable[Batch], info: DataInfo, objective: Any

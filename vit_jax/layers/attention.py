@@ -108,7 +108,8 @@ class MultiHeadAttention(nn.Module):
     """Self-attention, or cross-attention where a ``context`` is given.
 
     Self-attention has one fused projection ``qkv`` whose output is ordered (heads, 3, head_dim), so that a shard of the
-    flattened axis holds whole heads. Cross-attention has ``q`` and ``kv``, ordered (heads, 2, head_dim). ``out`` projects back.
+    flattened axis holds whole heads. Cross-attention has ``q`` and ``kv``, ordered (heads, 2, head_dim). ``out``
+    projects back.
 
     Attributes:
       heads: number of heads; divides the width.

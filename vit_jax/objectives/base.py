@@ -100,5 +100,5 @@ class PerExample(abc.ABC):
             shapes = jax.eval_shape(grad, params, {k: v[0] for k, v in parts.items()}, fold(rngs, 0))
             zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
             (grads, metrics), _ = jax.lax.scan(body, zeros, (jnp.arange(micro), parts))
-        count = metrics["loss"].count
+        count = jnp.maximum(metrics["loss"].count, 1)  # nothing valid: a zero gradient, not 0/0
         return (metrics["loss"].value(), metrics), jax.tree.map(lambda g: g / count.astype(g.dtype), grads)

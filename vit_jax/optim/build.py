@@ -109,8 +109,10 @@ def build(
     decay, mult, mask = decay_factors(cfg, params), lr_factors(cfg, params), trainable(cfg, params)
     if not all(jax.tree.leaves(mask)):
         decay, mult = masks.keep(mask, decay), masks.keep(mask, mult)
-    steps = [] if cfg.sam is None else [cfg.sam.transform(_relative(lr, cfg.lr, total_steps))]
-    steps += [record()]
+    steps = [record()]  # before SAM: one bad leaf of the clean gradient makes every leaf of the perturbed one bad
+    if cfg.sam is not None:
+        sam = cfg.sam.transform(_relative(lr, cfg.lr, total_steps))
+        steps = [*steps, sam] if cfg.sam.m is None else [sam, *steps]  # with groups nobody computes the clean gradient
     steps += [] if cfg.clip_norm is None else [_clip(cfg.clip_norm)]
     steps += [cfg.optimizer.scale()]
     steps += [_decay(cfg.weight_decay, decay)] if cfg.weight_decay else []

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -119,6 +119,7 @@ class Sam:
 
     rho: float = 0.05
     m: int | None = None
+    passes: ClassVar[float] = 2.0
 
     def __post_init__(self) -> None:
         _check("sam", self.m, rho=self.rho)
@@ -145,6 +146,7 @@ class Asam:
     eta: float = 0.01
     weights: str = r"(.*/)?(\w*kernel|scale|embedding)"
     m: int | None = None
+    passes: ClassVar[float] = 2.0
 
     def __post_init__(self) -> None:
         _check("asam", self.m, rho=self.rho)
@@ -193,6 +195,7 @@ class Gsam:
     rho_min: float = 0.2
     alpha: float = 0.4
     m: int | None = None
+    passes: ClassVar[float] = 2.0
 
     def __post_init__(self) -> None:
         _check("gsam", self.m, rho_max=self.rho_max)
@@ -233,6 +236,10 @@ class LookSam:
     alpha: float = 0.7
     every: int = 5
     m: int | None = None
+
+    @property
+    def passes(self) -> float:
+        return 1 + 1 / self.every
 
     def __post_init__(self) -> None:
         _check("looksam", self.m, rho=self.rho)

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax import checkpoint, plots, sharding
+from vit_jax import plots, sharding
 from vit_jax.checkpoint import Checkpoints
 from vit_jax.config import parse
 from vit_jax.evals import Report
@@ -81,7 +81,7 @@ def run(raw: Mapping[str, Any], folder: str | pathlib.Path, hooks: Sequence[Hook
     every = {name: max(1, setup.steps_of(getattr(c, f"{name}_every"))) for name in ("log", "eval", "checkpoint")}
     report = None
     with contextlib.ExitStack() as stack:
-        writer = stack.enter_context(MetricsWriter(path, tensorboard=jax.process_index() == 0))
+        writer = stack.enter_context(MetricsWriter(path))
         if dropped := writer.truncate(first):
             say(f"dropped {dropped} rows of metrics.jsonl that are computed again from step {first}")
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(path, keep=c.keep, best=c.best)))
@@ -103,15 +103,15 @@ def run(raw: Mapping[str, Any], folder: str | pathlib.Path, hooks: Sequence[Hook
             for hook in hooks:
                 if extra := hook(Moment(setup, path, step, state)):
                     writer.write(step, extra)
-            stop = bool(stopped) or step == total
-            due = {name: step % n == 0 or stop for name, n in every.items()}
+            due = {name: step % n == 0 or step == total for name, n in every.items()}
+            due["checkpoint"] |= bool(stopped)
             if any(due.values()):
                 values = meter.flush()  # raises on non-finite values, so that no later line keeps them
-                if step % every["log"] == 0 or step == total:
+                if due["log"]:
                     row = {f"train/{k}": v for k, v in values.items()} | meter.speed()
                     writer.write(step, row)
                     bar.show(step, {k: row[k] for k in SHOWN if k in row})
-            if step % every["eval"] == 0 or step == total:
+            if due["eval"]:
                 report = setup.evaluate(state.eval_params)
                 row = report.prefixed("val")
                 writer.write(step, row)
@@ -134,6 +134,8 @@ SHOWN = ("train/loss", "train/lr", "speed/images_per_s", "speed/mfu", "speed/wai
 
 
 def _finish(setup: Setup, path: pathlib.Path, report: Report) -> None:
+    if jax.process_index():
+        return
     report.save(path, setup.train.info.class_names, step=setup.total_steps)
     plots.curves(read(path), path / "curves.png")
     say(table(report.prefixed("val")))
@@ -181,7 +183,7 @@ class Meter:
         values: dict[str, float] = {}
         for step, metrics in steps:
             finite = metrics.pop("finite")
-            if not (np.isfinite(metrics["loss"]) and finite.all()):
+            if not (finite.all() and np.isfinite([metrics["loss"], metrics["update_norm"]]).all()):
                 raise UserError(_blame(self._setup, step, float(metrics["loss"]), finite))
             values = {k: float(v) for k, v in metrics.items()}
         return values
@@ -199,9 +201,10 @@ class Meter:
 
 
 def _blame(setup: Setup, step: int, loss: float, finite: np.ndarray) -> str:
-    paths = list(checkpoint.flat(setup.shapes.params))
-    bad = list(itertools.compress(paths, ~finite))
-    where = f"the gradient of {bad[0]} is the first of {len(bad)} that are not finite" if bad else "the loss is not finite"
+    bad = list(itertools.compress(setup.trained, ~finite))
+    where = "the update is not finite"
+    if bad:
+        where = f"the gradient of {bad[0]} is the first of {len(bad)} that are not finite"
     return (
         f"step {step}: {where} (loss {loss:g}); the last checkpoint is intact. Lower optim.lr, lengthen optim.warmup "
         "or set optim.clip_norm."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -13,17 +13,18 @@ import optax
 from jax.sharding import Mesh
 
 from vit_jax import sharding
-from vit_jax.config import Duration
+from vit_jax.config import Duration, suggest
 from vit_jax.data.loader import Batches, eval_batches, train_batches
 from vit_jax.data.sources import Source
 from vit_jax.evals import Report
 from vit_jax.objectives import Apply
 from vit_jax.optim import build as build_optimizer
+from vit_jax.optim import masks, trainable
 from vit_jax.sharding import make_mesh
 from vit_jax.train.config import TrainConfig
 from vit_jax.train.state import TrainState, abstract_params, make_init
 from vit_jax.train.step import StepMetrics, check_batch, make_train_step
-from vit_jax.types import Batch, Params, UserError
+from vit_jax.types import Batch, Params, UsageError, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Setup:
       shardings: of the state.
       step: the jitted train step.
       schedule: step -> learning rate.
+      trained: paths of the parameters that are not frozen, in the order of ``metrics["finite"]``.
       prepare: jitted host batch -> evaluation batch.
     """
 
@@ -58,6 +60,7 @@ class Setup:
     shardings: TrainState
     step: Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
     schedule: Callable[[Any], Any]
+    trained: tuple[str, ...]
     prepare: Callable[[Batch], Batch]
 
     def steps_of(self, duration: Duration) -> int:
@@ -131,6 +134,9 @@ def build(config: TrainConfig, devices: Any = None) -> Setup:
     c = config
     mesh = make_mesh(c.mesh, devices)
     c.augment.check(c.data.canvas)
+    metrics = [f"val/{name}" for evaluator in c.evaluators for name in evaluator.metrics]
+    if c.best not in metrics:
+        raise UsageError(f"best={c.best!r} is no metric of the evaluators{suggest(c.best, metrics)}")
     group = getattr(c.optim.sam, "m", None)
     check_batch(c.batch_size, c.accumulate, group, mesh)
     train, val = c.data.open("train"), c.data.open("val")
@@ -151,8 +157,9 @@ def build(config: TrainConfig, devices: Any = None) -> Setup:
         apply, c.objective, tx, augment=c.augment.train_fn(train.info.num_classes), schedule=schedule,
         seed=c.seed, mesh=mesh, shardings=shardings, accumulate=c.accumulate, ema=c.ema,
     )  # fmt: skip
+    trained = tuple(jax.tree.leaves(masks.keep(trainable(c.optim, shapes.params), masks.paths(shapes.params))))
     prepare = jax.jit(c.augment.eval_fn())
-    return Setup(c, mesh, train, val, model, apply, total, init, shapes, shardings, step, schedule, prepare)
+    return Setup(c, mesh, train, val, model, apply, total, init, shapes, shardings, step, schedule, trained, prepare)
 
 
 def _apply(model: nn.Module, params: Params, *inputs: Any, **options: Any) -> Any:
@@ -185,8 +192,3 @@ def describe(setup: Setup) -> dict[str, Any]:
         "training examples": len(setup.train),
         "validation examples": len(setup.val),
     }
-
-
-def batches_on_device(batches: Iterator[Batch], mesh: Mesh) -> Iterator[Batch]:
-    """Host batches as global arrays."""
-    return (sharding.put(b, mesh) for b in batches)

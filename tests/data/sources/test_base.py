@@ -27,6 +27,12 @@ def test_split_is_exact_and_stratified(sizes, count, seed):
         assert (np.abs(quota - count * np.array(sizes) / len(labels)) < 1).all()
 
 
+def test_largest_remainders_come_first():
+    labels = np.repeat([0, 1, 2], [7, 3, 10])
+    assert np.bincount(labels[split_mask(labels, 1, 0, "x")], minlength=3).tolist() == [0, 0, 1]  # shares .35 .15 .5
+    assert np.bincount(labels[split_mask(labels, 5, 0, "x")], minlength=3).tolist() == [2, 1, 2]  # 1.75 .75 2.5
+
+
 def test_split_depends_on_the_seed_only():
     labels = np.repeat(np.arange(4), 50)
     a, b = split_mask(labels, 0.25, 0, "x"), split_mask(labels, 0.25, 1, "x")

@@ -28,6 +28,13 @@ def test_classes_order_and_bytes(folder):
     assert everything(pickle.loads(pickle.dumps(source))) == records
 
 
+def test_canonical_order_is_by_bytes_without_the_suffix():
+    """Fixed for good: the order of files is part of what a run can be resumed with."""
+    names = ["b/a.jpg", "a.b.jpg", "a.png", "ä.jpg", "a-1.jpg", "a.jpg", "B.jpg", "nosuffix"]
+    ordered = ["B.jpg", "a.jpg", "a.png", "a-1.jpg", "a.b.jpg", "b/a.jpg", "nosuffix", "ä.jpg"]
+    assert sorted(names, key=canonical_key) == ordered
+
+
 def test_seeded_split(folder):
     train = open_source(f"folder:{folder}", holdout=0.25, seed=1)
     val = open_source(f"folder:{folder}", "val", holdout=0.25, seed=1)

@@ -39,7 +39,9 @@ def find(pattern, split="train"):
 def test_folder_is_split_by_name(shards):
     assert find(shards) == (["train-0.tar", "train-1.tar"], True)
     assert find(shards, "val") == (["val-0.tar"], True)
-    (shards / "val-0.tar").rename(shards / "validated-0.tar")  # begins with a longer word
+    (shards / "val-0.tar").rename(shards / "valid_0.tar")
+    assert find(shards, "val") == (["valid_0.tar"], True)
+    (shards / "valid_0.tar").rename(shards / "validated-0.tar")  # begins with a longer word
     assert find(shards, "val") == (["train-0.tar", "train-1.tar"], False)
 
 

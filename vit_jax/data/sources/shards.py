@@ -17,7 +17,8 @@ def find_shards(kind: str, pattern: str, suffixes: tuple[str, ...], split: str) 
     Args:
       kind: of the source, for error sentences.
       pattern: a file, ``a-{000..003}.tar``, ``{a,b}.tar``, a glob, or a folder. In a folder where some names start with
-        ``train`` and others with ``val`` (``valid``, ``validation``), those are the two splits.
+        ``train`` and others with ``val`` (``valid``, ``validation``), those are the two splits; without the latter the
+        files of ``train``, if any start so, are all the data.
       suffixes: of the files to take from a folder.
       split: ``"train"`` or ``"val"``.
 
@@ -33,7 +34,8 @@ def find_shards(kind: str, pattern: str, suffixes: tuple[str, ...], split: str) 
         if not names:
             raise UserError(f"no {' or '.join('*' + s for s in suffixes)} files in the folder {pattern}.")
         sides = {
-            side: [n for n in names if re.match(rf"({'|'.join(starts)})\b", n)] for side, starts in _STARTS.items()
+            side: [n for n in names if re.match(rf"({'|'.join(starts)})(?![a-z])", n)]
+            for side, starts in _STARTS.items()
         }
         chosen = sides[split] if all(sides.values()) else sides["train"] or names
         return [os.path.join(pattern, n) for n in chosen], all(sides.values())

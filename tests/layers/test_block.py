@@ -1,0 +1,109 @@
+"""The block against its parts; the encoder's options change neither parameters nor result."""
+
+from __future__ import annotations
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_jax.layers.attention import MultiHeadAttention
+from vit_jax.layers.block import REMAT, Block, Encoder
+from vit_jax.layers.mlp import MLP
+from vit_jax.layers.norm import LayerNorm
+from vit_jax.types import UserError
+
+STOCHASTIC = functools.partial(Block, heads=2, mlp_dim=12, dropout=0.2, layer_scale=0.5)
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return jnp.asarray(np.random.default_rng(0).standard_normal((3, 5, 8)), jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def params(tokens):
+    return nn.meta.unbox(Encoder(3, STOCHASTIC).init(jax.random.key(0), tokens)["params"])
+
+
+def run(params, tokens, train=True, grad=True, **options):
+    encoder = Encoder(3, STOCHASTIC, drop_path=0.4, stochastic=True, **options)
+
+    def loss(p):
+        out = encoder.apply({"params": p}, tokens, train=train, rngs={"dropout": jax.random.key(7)})
+        return jnp.sum(jnp.sin(out)), out
+
+    return jax.jit(jax.grad(loss, has_aux=True))(params) if grad else loss(params)
+
+
+def test_block_is_pre_norm_residual(tokens):
+    block = Block(heads=2, mlp_dim=12)
+    p = nn.meta.unbox(block.init(jax.random.key(1), tokens)["params"])
+    assert set(p) == {"norm_attention", "attention", "norm_mlp", "mlp"}
+    y = LayerNorm().apply({"params": p["norm_attention"]}, tokens)
+    x = tokens + MultiHeadAttention(2).apply({"params": p["attention"]}, y)
+    want = x + MLP(12).apply({"params": p["mlp"]}, LayerNorm().apply({"params": p["norm_mlp"]}, x))
+    np.testing.assert_allclose(block.apply({"params": p}, tokens), want, atol=1e-6)
+
+
+def test_causal_and_cross_attention_without_a_fork(tokens):
+    block = Block(heads=2, mlp_dim=12, causal=True)
+    p = nn.meta.unbox(block.init(jax.random.key(1), tokens, context=tokens[:, :2])["params"])
+    assert {"norm_cross_attention", "cross_attention"} <= set(p)
+    out = block.apply({"params": p}, tokens, context=tokens[:, :2])
+    later = tokens.at[:, 3:].set(0.0)
+    np.testing.assert_allclose(block.apply({"params": p}, later, context=tokens[:, :2])[:, :3], out[:, :3], atol=1e-6)
+    other = block.apply({"params": p}, tokens, context=tokens[:, 2:])
+    assert float(jnp.max(jnp.abs(other - out))) > 1e-3
+
+
+def test_layer_scale_of_zero_is_the_identity(tokens):
+    block = Block(heads=2, mlp_dim=12, layer_scale=0.0)
+    boxed = block.init(jax.random.key(1), tokens)
+    assert boxed["params"]["scale_mlp"].names == ("embed",)
+    np.testing.assert_array_equal(block.apply(boxed, tokens), tokens)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"scan": True}, {"scan": True, "remat": "dots"}, *({"remat": name} for name in REMAT)],
+    ids=lambda o: "-".join(map(str, o.values())),
+)
+def test_scan_and_remat_change_nothing_with_dropout_on(params, tokens, options):
+    want, got = run(params, tokens), run(params, tokens, **options)
+    assert jax.tree.structure(want) == jax.tree.structure(got)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), want, got)
+
+
+def test_parameters_are_per_block_whatever_the_options(params, tokens):
+    assert set(params) == {"block_0", "block_1", "block_2", "norm"}
+    scanned = Encoder(3, STOCHASTIC, scan=True, remat="full").init(jax.random.key(0), tokens)["params"]
+    jax.tree.map(np.testing.assert_array_equal, nn.meta.unbox(scanned), params)
+
+
+def test_boxed_parameters_are_accepted_by_scan(tokens):
+    encoder = Encoder(2, STOCHASTIC, scan=True)
+    boxed = encoder.init(jax.random.key(0), tokens)
+    np.testing.assert_array_equal(encoder.apply(boxed, tokens), encoder.apply(nn.meta.unbox(boxed), tokens))
+
+
+def test_evaluation_is_deterministic_and_training_is_not(params, tokens):
+    (_, a), (_, b) = (run(params, tokens, train=False, grad=False, scan=s) for s in (False, True))
+    (_, c) = run(params, tokens, grad=False)
+    np.testing.assert_allclose(a, b, atol=1e-6)
+    assert float(jnp.max(jnp.abs(a - c))) > 0.1
+
+
+def test_attention_maps_on_request(params, tokens):
+    encoder = Encoder(3, STOCHASTIC, scan=True)
+    out, state = encoder.apply({"params": params}, tokens, mutable=["intermediates"])
+    assert state["intermediates"]["block_2"]["attention"]["attention"][0].shape == (3, 2, 5, 5)
+    np.testing.assert_allclose(out, encoder.apply({"params": params}, tokens), atol=1e-6)
+
+
+def test_unknown_remat_policy(params, tokens):
+    with pytest.raises(UserError, match="unknown remat policy 'fulll'; did you mean 'full'"):
+        run(params, tokens, grad=False, remat="fulll")

@@ -1,0 +1,55 @@
+"""Activations against SciPy-free float64 formulas; the MLP against its two products."""
+
+from __future__ import annotations
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_jax.layers.mlp import ACTIVATIONS, MLP, activate
+from vit_jax.types import UserError
+
+FORMULAS = {
+    "gelu": lambda x: 0.5 * x * (1 + math.erf(x / math.sqrt(2))),
+    "gelu_tanh": lambda x: 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    "relu": lambda x: max(x, 0.0),
+    "quick_gelu": lambda x: x / (1 + math.exp(-1.702 * x)),
+}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_activation_and_slope_equal_the_formula(name):
+    assert set(FORMULAS) == set(ACTIVATIONS)
+    f, x, h = FORMULAS[name], np.linspace(-4.1, 4, 28), 1e-5
+    got, slope = jax.vmap(jax.value_and_grad(lambda v: activate(name, v)))(jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(got, [f(v) for v in x], atol=2e-6)
+    np.testing.assert_allclose(slope, [(f(v + h) - f(v - h)) / (2 * h) for v in x], atol=1e-5)
+
+
+def test_half_precision_is_rounded_once():
+    x = jnp.linspace(-3, 3, 41, dtype=jnp.bfloat16)
+    y, pull = jax.vjp(lambda x: activate("gelu", x), x)
+    assert y.dtype == pull(jnp.ones_like(y))[0].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(y, activate("gelu", x.astype(jnp.float32)).astype(jnp.bfloat16))
+
+
+def test_unknown_activation_names_the_nearest():
+    with pytest.raises(UserError, match="unknown activation 'gelo'; did you mean 'gelu'"):
+        activate("gelo", jnp.ones(2))
+
+
+def test_mlp_equals_two_products_and_drops_with_a_key_only(rng):
+    x = jnp.asarray(rng.standard_normal((2, 3, 4)), jnp.float32)
+    module = MLP(10, activation="relu", dropout=0.5)
+    boxed = module.init(jax.random.key(0), x)["params"]
+    assert boxed["mlp_in"]["kernel"].names == ("embed", "mlp") and boxed["mlp_out"]["kernel"].names == ("mlp", "embed")
+    p = nn.meta.unbox(boxed)
+    hidden = np.maximum(np.asarray(x) @ p["mlp_in"]["kernel"] + p["mlp_in"]["bias"].reshape(1, 1, -1), 0)
+    want = hidden @ p["mlp_out"]["kernel"] + p["mlp_out"]["bias"].reshape(1, 1, -1)
+    np.testing.assert_allclose(module.apply({"params": p}, x), want, atol=1e-5)
+    dropped = module.apply({"params": p}, x, key=jax.random.key(1))
+    assert float(jnp.max(jnp.abs(dropped - want))) > 1e-2

@@ -1,0 +1,52 @@
+"""Attention maps and rollout against NumPy."""
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from vit_jax import explain, models
+from vit_jax.types import UserError
+
+
+def make(name="vit", **fields):
+    model = models.create(name, num_classes=3, patch=4, width=16, depth=3, mlp_dim=32, **fields)
+    images = jax.random.normal(jax.random.key(0), (2, 8, 12, 3))
+    return model, nn.unbox(model.init(jax.random.key(1), images)["params"]), images
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_maps_are_distributions_of_every_layer(scan):
+    model, params, images = make(heads=2, scan=scan)
+    maps = explain.attention_maps(model, params, images)
+    assert maps.shape == (3, 2, 2, 7, 7)  # 2x3 patches and the cls token
+    np.testing.assert_allclose(maps.sum(-1), np.ones((3, 2, 2, 7)), atol=1e-5)
+    first = params["encoder"]["block_0"]["attention"]["qkv"]["kernel"]
+    params["encoder"]["block_0"]["attention"]["qkv"]["kernel"] = first * 0  # equal keys: uniform attention
+    changed = explain.attention_maps(model, params, images)
+    np.testing.assert_allclose(changed[0], np.full((2, 2, 7, 7), 1 / 7), atol=1e-6)
+    assert np.abs(maps[0] - 1 / 7).max() > 1e-3
+
+
+def test_rollout_is_the_matrix_product(rng):
+    maps = rng.random((4, 2, 3, 5, 5))
+    maps /= maps.sum(-1, keepdims=True)
+    found = explain.rollout(maps.astype(np.float32))
+    for b in range(2):
+        total = np.eye(5)
+        for layer in range(4):
+            mixed = maps[layer, b].mean(0) + np.eye(5)
+            total = mixed / mixed.sum(1, keepdims=True) @ total
+        np.testing.assert_allclose(found[b], total, atol=1e-6)
+
+
+def test_heatmap_leaves_out_the_prefix(rng):
+    weights = rng.random((2, 7)).astype(np.float32)
+    picture = explain.heatmap(weights, (2, 3), prefix=1)
+    np.testing.assert_allclose(picture[1], weights[1, 1:].reshape(2, 3) / weights[1, 1:].max(), rtol=1e-6)
+
+
+def test_a_mixer_has_none():
+    model, params, images = make("mixer", token_dim=8)
+    with pytest.raises(UserError, match="Mixer has no attention"):
+        explain.attention_maps(model, params, images)
