@@ -14,6 +14,7 @@ import pytest
 matplotlib.use("Agg")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_disable_most_optimizations", True)  # tiny programs: compiling them is nearly all of the time
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -35,7 +35,7 @@ def suggest(name: str, options: Iterable[str]) -> str:
 
 def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
     """``table[name]``; a name that is not there is a :class:`UsageError` with the nearest ones."""
-    if name in table:
+    if isinstance(name, str) and name in table:
         return table[name]
     raise UsageError(f"unknown {what} {name!r}{suggest(name, table)}")
 
@@ -59,11 +59,11 @@ class Duration:
 
     @classmethod
     def parse(cls, value: Any, path: str) -> Duration:
-        if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf"):
             return cls(float(value))
         units = {"%": "percent", "percent": "percent"}
         units |= {u[: len(u) - cut]: u for u in ("steps", "examples", "epochs") for cut in (0, 1)}
-        match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([a-z%]+)\s*", str(value))
+        match = re.fullmatch(r"\s*((?:\d+\.?\d*|\.\d+)(?:e\+?\d{1,2})?)\s*([a-z%]+)\s*", str(value))
         if not match or match[2] not in units:
             raise UsageError(
                 f"{path}={value!r} is no duration; write '20 epochs', '1000 steps', '1e6 examples' or '5%'."
@@ -201,21 +201,23 @@ def spec_fields(text: str, table: Mapping[str, Any], path: str) -> dict[str, Any
     if text in table:  # names may hold characters that an expression may not
         return {"name": text}
     try:
-        node = ast.parse(text.strip(), mode="eval").body
-        call = node if isinstance(node, ast.Call) else None
-        name = ast.unparse(call.func if call else node)
-        if call is None:
+        call = ast.parse(text.strip(), mode="eval").body
+        if not isinstance(call, ast.Call):
             return {"name": text.strip()}
-        fields: dict[str, Any] = {"name": name}
-        order = list(hints(_class_of(lookup(table, name, path))))
-        if len(call.args) > len(order):
-            raise UsageError(f"{path}={text!r} has too many arguments; {name} takes {', '.join(order) or 'none'}.")
-        fields |= {key: _literal(arg) for key, arg in zip(order, call.args, strict=False)}
-        return fields | {str(k.arg): _literal(k.value) for k in call.keywords}
-    except SyntaxError:
+        name = ast.unparse(call.func)
+        args = [_literal(arg) for arg in call.args]
+        keywords = [(str(k.arg), _literal(k.value)) for k in call.keywords]
+    except (SyntaxError, ValueError, TypeError):
         raise UsageError(
             f"{path}={text!r} cannot be read; write a name or name(key=value){suggest(text, table)}"
         ) from None
+    order = list(hints(_class_of(lookup(table, name, path))))
+    if len(args) > len(order):
+        raise UsageError(f"{path}={text!r} has too many arguments; {name} takes {', '.join(order) or 'none'}.")
+    given = dict(zip(order, args, strict=False))
+    if twice := {"name", *given}.intersection(key for key, _ in keywords):
+        raise UsageError(f"{path}={text!r} sets {min(twice)!r} twice; leave one of them out.")
+    return {"name": name, **given, **dict(keywords)}
 
 
 def _literal(node: ast.expr) -> Any:
@@ -251,6 +253,8 @@ def override(config: Mapping[str, Any], overrides: Sequence[tuple[str, str]]) ->
         for part in rest[:-1]:
             child = node.get(part)
             node[part] = child = {"name": child} if isinstance(child, str) else {} if child is None else child
+            if not isinstance(child, dict):
+                raise UsageError(f"{key!r} reaches into {part!r}, which is {child!r}; override {part!r} as a whole.")
             if "(" in str(child.get("name", "")):
                 raise UsageError(f"{key!r} reaches into {child['name']!r}; override {part!r} as a whole.")
             node = child
@@ -261,7 +265,7 @@ def override(config: Mapping[str, Any], overrides: Sequence[tuple[str, str]]) ->
 def _value(text: str) -> Any:
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError):
         return {"true": True, "false": False, "none": None}.get(text.lower(), text)
 
 
@@ -272,6 +276,6 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -
         a, b = old.get(key), new.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             lines += difference(a, b, f"{path}{key}.")
-        elif a != b:
+        elif a != b or (key in old) != (key in new):
             lines.append(f"{path}{key}: {a!r} -> {b!r}")
     return lines

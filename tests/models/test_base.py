@@ -1,0 +1,31 @@
+"""What all image models share."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from vit_jax.models.base import Features, ImageModel, cast_kernels
+
+
+class Mean(ImageModel):
+    def encode(self, image, train):
+        tokens = image.reshape(image.shape[0], -1, image.shape[-1]).astype(jnp.bfloat16)
+        return Features(tokens, tokens[:, 0])
+
+
+@pytest.mark.parametrize(("classes", "shape"), [(0, (2, 3)), (4, (2, 4))])
+def test_the_head_is_optional_and_float32(classes, shape):
+    model, image = Mean(classes), jnp.ones((2, 2, 2, 3))
+    params = model.init(jax.random.key(0), image)
+    assert ("params" in params) == bool(classes)
+    assert model.apply(params, image).shape == shape and model.apply(params, image).dtype == jnp.float32
+    assert model.apply(params, image, method="features").pooled.dtype == jnp.float32
+
+
+def test_cast_touches_the_encoders_kernels_only():
+    leaf = jnp.ones((2, 2))
+    tree = {"encoder": {"a": {"kernel": leaf, "bias": leaf}}, "head": {"kernel": leaf}}
+    types = jax.tree.map(lambda x: str(x.dtype), cast_kernels(tree, "bfloat16"))
+    assert types == {"encoder": {"a": {"kernel": "bfloat16", "bias": "float32"}}, "head": {"kernel": "float32"}}

@@ -1,0 +1,120 @@
+"""The table of models: published parameter counts, pinned paths, names and their aliases, configuration."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Annotated
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+
+from vit_jax import config, models
+from vit_jax.types import UsageError
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+COUNTS = {
+    "vit_ti16": 5_717_416,
+    "vit_s16": 22_050_664,
+    "vit_b16": 86_567_656,
+    "vit_b32": 88_224_232,
+    "vit_l16": 304_326_632,
+    "vit_h14": 632_045_800,
+    "vit_g14": 1_012_611_432,
+    "vit_G14": 1_844_440_680,
+    "mixer_s16": 18_528_264,
+    "mixer_b16": 59_880_472,
+    "mixer_b32": 60_293_428,
+    "mixer_l16": 208_196_168,
+    "vit_r26_s32": 36_431_912,
+    "vit_r50_l32": 328_994_856,
+}
+"""With 1,000 classes, as published (AugReg and Mixer papers; timm's model cards)."""
+
+
+def shapes(name, **overrides):
+    model = models.create(name, **overrides)
+    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))["params"]
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_parameter_counts_are_the_published_ones(name):
+    assert sum(x.size for x in jax.tree.leaves(nn.meta.unbox(shapes(name)))) == COUNTS[name]
+
+
+@pytest.mark.parametrize("name", ["vit_b16", "mixer_b16", "vit_r26_s32"])
+def test_paths_shapes_and_axes_are_pinned(name):
+    flat = jax.tree_util.tree_flatten_with_path(
+        shapes(name, depth=1), is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned)
+    )[0]
+    lines = []
+    for path, leaf in flat:
+        assert isinstance(leaf, nn.LogicallyPartitioned), f"{path} has no logical axes"
+        shape = "x".join(map(str, leaf.value.shape))
+        axes = ",".join(a or "-" for a in leaf.names)
+        assert len(leaf.names) == leaf.value.ndim and leaf.value.dtype == jnp.float32
+        lines.append(f"{'/'.join(k.key for k in path)} {shape} {axes}")
+    assert lines == (GOLDEN / f"{name}.txt").read_text().splitlines()
+
+
+def test_scan_remat_and_dtype_do_not_change_the_layout():
+    for name in ("vit_ti16", "mixer_s16"):
+        assert shapes(name) == shapes(name, scan=True, remat="full", dtype="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("alias", "name"),
+    [
+        ("ViT-B_16", "vit_b16"),
+        ("B/16", "vit_b16"),
+        ("ViT-Ti/16", "vit_ti16"),
+        ("G/14", "vit_G14"),
+        ("g/14", "vit_g14"),
+        ("R50+ViT-L_32", "vit_r50_l32"),
+        ("R26_S_32", "vit_r26_s32"),
+        ("R+ViT-Ti_16", "vit_r_ti16"),
+        ("Mixer-B_16", "mixer_b16"),
+        ("vit_base_patch16_224", "vit_b16"),
+        ("vit_gigantic_patch14_224", "vit_G14"),
+        ("vit_small_r26_s32_224", "vit_r26_s32"),
+        ("mixer_b16_224", "mixer_b16"),
+    ],
+)
+def test_other_repositories_names(alias, name):
+    assert models.ALIASES[alias] == name
+    assert models.create(alias, num_classes=3) == models.create(name, num_classes=3)
+    assert alias not in models.MODELS
+
+
+def test_every_alias_has_a_model():
+    assert set(models.ALIASES.values()) <= set(models.MODELS)
+    assert set(models.NAMES) == set(models.MODELS) | set(models.ALIASES)
+
+
+CHOICE = Annotated[nn.Module, config.Choice(models.NAMES)]
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["vit_ti16(dtype='bfloat16')", {"name": "vit_ti16", "dtype": "bfloat16"}, {"name": "Ti/16", "dtype": "bfloat16"}],
+)
+def test_models_are_configuration_values(value):
+    model = config.parse(CHOICE, value)
+    assert model == models.create("vit_ti16", dtype="bfloat16") and hash(model) == hash(model.clone())
+    assert (model.width, model.heads, model.dtype) == (192, 3, "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: models.create("vit_b61"), "unknown model 'vit_b61'; did you mean 'vit_b16'"),
+        (lambda: models.create("vit_b16", pach=8), "unknown key 'model.pach'; did you mean 'patch'"),
+        (lambda: models.create("vit_b16", dtype="float16"), "'float16' is not allowed; did you mean 'bfloat16'"),
+        (lambda: models.create("vit_b16", mlp_linear="dence"), "'dence'; did you mean 'dense'"),
+        (lambda: models.create("mixer_b16", width="wide"), "model.width='wide' is of type str, expected int"),
+    ],
+)
+def test_mistakes_name_the_nearest(call, message):
+    with pytest.raises(UsageError, match=message):
+        call()

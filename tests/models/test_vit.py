@@ -1,0 +1,166 @@
+"""ViT: equal to the plain one, its options, its errors, and sharded over a mesh."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_jax import models, sharding
+from vit_jax.models.plain import PlainViT
+from vit_jax.models.vit import SIZES
+from vit_jax.types import UserError
+
+TINY = {"num_classes": 5, "patch": 4, "width": 16, "depth": 2, "heads": 4, "mlp_dim": 24}
+
+
+@pytest.fixture(scope="module")
+def image():
+    return jnp.asarray(np.random.default_rng(0).standard_normal((4, 8, 12, 3)), jnp.float32)
+
+
+def init(model, image, seed=0):
+    """Unboxed random parameters, the zero head and biases included."""
+    shapes = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), image)["params"])
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda s: jnp.asarray(rng.standard_normal(s.shape) * 0.2, jnp.float32), shapes)
+
+
+def to_plain(p):
+    """Our parameters as :class:`PlainViT` names and shapes them."""
+    heads, width = TINY["heads"], TINY["width"]
+    size = width // heads
+    out = {"patch": p["patch"], "cls": p["cls"], "position": p["position"]["embedding"], "head": p["head"]}
+    out["norm"] = p["encoder"]["norm"]
+    for i in range(TINY["depth"]):
+        block = p["encoder"][f"block_{i}"]
+        out |= {f"norm_attention_{i}": block["norm_attention"], f"norm_mlp_{i}": block["norm_mlp"]}
+        out |= {f"mlp_in_{i}": block["mlp"]["mlp_in"], f"mlp_out_{i}": block["mlp"]["mlp_out"]}
+        qkv, proj = block["attention"]["qkv"], block["attention"]["out"]
+        kernel, bias = qkv["kernel"].reshape(width, heads, 3, size), qkv["bias"].reshape(heads, 3, size)
+        attention = {
+            name: {"kernel": kernel[:, :, j], "bias": bias[:, j]} for j, name in enumerate(("query", "key", "value"))
+        }
+        attention["out"] = {"kernel": proj["kernel"].reshape(heads, size, width), "bias": proj["bias"]}
+        out[f"attention_{i}"] = attention
+    return out
+
+
+def test_equals_the_plain_vit_in_value_and_gradient(image):
+    ours, plain = models.create("vit", **TINY), PlainViT(**TINY)
+    params = init(ours, image)
+
+    def loss(p, model, convert):
+        logits = model.apply({"params": convert(p)}, image)
+        return jnp.sum(jnp.sin(logits)), logits
+
+    got, want = (
+        jax.jit(jax.grad(loss, has_aux=True), static_argnums=(1, 2))(params, model, convert)
+        for model, convert in ((ours, dict), (plain, to_plain))
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)
+
+
+def test_bfloat16_is_close_and_its_kernels_may_be_cast_once(image):
+    wide, low = models.create("vit", **TINY), models.create("vit", dtype="bfloat16", **TINY)
+    params = init(wide, image)
+    want, got = (jax.jit(m.apply)({"params": params}, image) for m in (wide, low))
+    assert got.dtype == jnp.float32
+    assert float(jnp.max(jnp.abs(got - want))) < 0.1 * float(jnp.std(want))
+    cast = models.cast_kernels(params, "bfloat16")
+    assert cast["encoder"]["block_0"]["mlp"]["mlp_in"]["kernel"].dtype == jnp.bfloat16
+    assert cast["head"]["kernel"].dtype == cast["encoder"]["norm"]["scale"].dtype == jnp.float32
+    np.testing.assert_array_equal(jax.jit(low.apply)({"params": cast}, image), got)
+
+
+def test_head_starts_at_zero_with_its_bias_and_features_are_what_it_sees(image):
+    model = models.create("vit", **TINY, head_bias_init=-3.0)
+    params = nn.meta.unbox(jax.jit(model.init)(jax.random.key(0), image))
+    np.testing.assert_array_equal(model.apply(params, image), jnp.full((4, 5), -3.0))
+    found = model.apply(params, image, method="features")
+    assert found.tokens.shape == (4, 7, 16) and found.pooled.dtype == jnp.float32
+    np.testing.assert_array_equal(found.pooled, found.tokens[:, 0])
+    no_head = models.create("vit", **{**TINY, "num_classes": 0})
+    rest = {"params": {k: v for k, v in params["params"].items() if k != "head"}}
+    np.testing.assert_allclose(no_head.apply(rest, image), found.pooled, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "extra", "tokens"),
+    [
+        ({"pool": "gap", "positions": "sincos2d"}, set(), 6),
+        ({"pool": "map", "pre_logits": 7}, {"position", "pool", "pre_logits"}, 6),
+        ({"registers": 2}, {"position", "cls", "registers"}, 9),
+        ({"pool": "gap", "registers": 3}, {"position", "registers"}, 9),
+        ({"pool": "gap", "patch": 1, "stem": (1,)}, {"position", "stem"}, 6),
+    ],
+)
+def test_options_change_tokens_and_parameters(image, options, extra, tokens):
+    model = models.create("vit", **{**TINY, **options})
+    shapes = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), image)["params"])
+    assert set(shapes) == {"patch", "encoder", "head"} | extra
+    found = jax.eval_shape(lambda p: model.apply({"params": p}, image, method="features"), shapes)
+    assert found.tokens.shape == (4, tokens, 16)
+    assert found.pooled.shape == (4, options.get("pre_logits", 16))
+
+
+def test_gap_averages_the_grid_without_the_registers(image):
+    model = models.create("vit", **TINY, pool="gap", registers=2)
+    found = jax.jit(lambda p: model.apply({"params": p}, image, method="features"))(init(model, image))
+    np.testing.assert_allclose(found.pooled, jnp.mean(found.tokens[:, 2:], axis=1), atol=1e-6)
+
+
+def test_training_draws_dropout_from_its_key(image):
+    model = models.create("vit", **TINY, dropout=0.3, drop_path=0.3)
+    params = init(model, image)
+    run = jax.jit(lambda key: model.apply({"params": params}, image, train=True, rngs={"dropout": key}))
+    a, b, c = (run(jax.random.key(s)) for s in (1, 1, 2))
+    np.testing.assert_array_equal(a, b)
+    assert float(jnp.max(jnp.abs(a - c))) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pool": "mean"}, "unknown pool 'mean'"),
+        ({"positions": "learned"}, "unknown positions 'learned'; did you mean 'learn'"),
+        ({"heads": 3}, "width 16 is not divisible by 3 heads"),
+        ({"patch": 5}, "image size 8x12 is not divisible by the patch size 5"),
+    ],
+)
+def test_mistakes_are_sentences_at_trace_time(image, options, message):
+    model = models.ViT(**{**TINY, **options})
+    with pytest.raises(UserError, match=message):
+        jax.eval_shape(model.init, jax.random.key(0), image)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_sharded_over_2x2x2_equals_one_device(image, dtype):
+    model = models.create("vit", **TINY, dtype=dtype)
+    params = init(model, image)
+
+    def run(p, x):
+        return jax.grad(lambda p: jnp.sum(jnp.sin(model.apply({"params": p}, x))))(p), model.apply({"params": p}, x)
+
+    want = jax.jit(run)(params, image)
+    mesh = sharding.make_mesh(sharding.MeshConfig(2, 2, 2))
+    boxed = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    placed = jax.device_put(params, sharding.param_shardings(boxed, mesh))
+    assert placed["encoder"]["block_0"]["attention"]["qkv"]["kernel"].sharding.spec[1] == "tensor"
+    with jax.set_mesh(mesh):
+        got = jax.jit(run)(placed, jax.device_put(image, sharding.data_sharding(mesh)))
+    scale = 1e-5 if dtype == "float32" else 0.1
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=scale * max(1, np.abs(b).max())), *map(np_tree, (got, want))
+    )
+
+
+def np_tree(tree):
+    return jax.tree.map(np.asarray, tree)
+
+
+def test_variants_divide_into_heads():
+    for fields in SIZES.values():
+        assert fields["width"] % fields["heads"] == 0

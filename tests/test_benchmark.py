@@ -1,0 +1,37 @@
+"""Timing: the order of calls, what counts, and the ratios."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from vit_jax import benchmark
+from vit_jax.benchmark import Timing
+
+
+def test_candidates_alternate_and_warm_up(monkeypatch):
+    """A counting clock: a call of "slow" takes 3 ticks, one of "fast" 1; the first two calls do not count."""
+    now, calls = [0.0], []
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: now[0])
+
+    def candidate(name, ticks):
+        first = itertools.count()
+
+        def run():
+            calls.append(name)
+            now[0] += 100 if next(first) < 2 else ticks
+            return np.zeros(1)
+
+        return run
+
+    found = benchmark.alternate({"slow": candidate("slow", 3), "fast": candidate("fast", 1)}, rounds=3, calls=2)
+    assert calls == ["slow"] * 2 + ["fast"] * 2 + (["slow"] * 2 + ["fast"] * 2) * 3
+    np.testing.assert_array_equal(found["slow"].seconds, [3, 3, 3])
+    assert found["fast"].over(found["slow"]) == (3, 3, 3)
+
+
+def test_ratios_are_of_paired_rounds(rng):
+    a, b = rng.uniform(1, 2, 11), rng.uniform(1, 2, 11)
+    ratios = sorted(b / a)
+    assert Timing(a).median == sorted(a)[5]
+    assert Timing(a).over(Timing(b)) == pytest.approx((ratios[5], ratios[1], ratios[9]))

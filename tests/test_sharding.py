@@ -1,0 +1,158 @@
+"""The mesh, the partition of every leaf, and bytes per device, on 8 fake devices."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vit_jax import sharding
+from vit_jax.optim.optimizers import Adafactor
+from vit_jax.sharding import MeshConfig, make_mesh, param_spec
+from vit_jax.types import UsageError
+
+
+def mesh(replica=1, fsdp=1, tensor=1, n=8):
+    return make_mesh(MeshConfig(replica, fsdp, tensor), jax.devices()[:n])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "n", "shape"),
+    [
+        ((-1, 1, 1), 8, (8, 1, 1)), ((1, -1, 1), 8, (1, 8, 1)), ((2, -1, 2), 8, (2, 2, 2)), ((1, 1, 1), 1, (1, 1, 1)),
+        ((2, 2, -1), 4, (2, 2, 1)), ((2, 3, 1), 6, (2, 3, 1)),
+    ],
+)  # fmt: skip
+def test_mesh(sizes, n, shape):
+    found = mesh(*sizes, n=n)
+    assert tuple(found.shape.items()) == tuple(zip(sharding.AXES, shape, strict=True))
+    assert found.devices.size == n
+
+
+@pytest.mark.parametrize("sizes", [(3, 1, 1), (-1, 3, 1), (-1, -1, 1), (-1, -1, 8), (0, -1, 1), (4, 4, 1), (-8, 1, -1), (16, 1, 1)])
+def test_mesh_that_does_not_fill_the_devices(sizes):
+    with pytest.raises(UsageError) as e:
+        mesh(*sizes)
+    shape = "x".join(map(str, sizes))
+    assert str(e.value) == f"mesh replica x fsdp x tensor = {shape} does not fill the 8 devices; set one axis to -1."
+
+
+BIG = 2**14
+
+
+@pytest.mark.parametrize(
+    ("shape", "logical", "sizes", "spec"),
+    [
+        ((256, 512), ("embed", "mlp"), (8, 1, 1), P(None, "tensor")),
+        ((256, 512), ("embed", "mlp"), (1, 8, 1), P(None, "tensor")),  # tensor has size 1, but mlp is not free
+        ((512, 256), ("embed", "embed2"), (1, 8, 1), P("fsdp", None)),  # the largest
+        ((256, 512), (None, None), (1, 8, 1), P(None, "fsdp")),
+        ((256, 512), (), (1, 8, 1), P(None, "fsdp")),  # names may be missing
+        ((256, 512), ("embed", "mlp"), (2, 2, 2), P("fsdp", "tensor")),
+        ((512, 256), ("mlp", "embed"), (2, 2, 2), P("tensor", "fsdp")),
+        ((256, 510), ("embed", "mlp"), (1, 2, 4), P(None, "fsdp")),  # 4 does not divide 510, so it is free; 2 does
+        ((255, 510), ("embed", "mlp"), (1, 2, 4), P(None, "fsdp")),
+        ((255, 257), ("embed", None), (1, 8, 1), P(None, None)),  # nothing divides
+        ((999, 128, 3), (None, None, None), (1, 8, 1), P(None, "fsdp", None)),  # the largest that divides
+        ((127, 128), (None, None), (1, 8, 1), P(None, None)),  # too small to be worth gathering
+        ((128, 128), (None, None), (1, 8, 1), P("fsdp", None)),  # ties go to the first
+        ((BIG,), ("mlp",), (1, 4, 2), P("tensor")),
+        ((), (), (1, 8, 1), P()),
+    ],
+)
+def test_param_spec(shape, logical, sizes, spec):
+    assert param_spec(shape, logical, mesh(*sizes)) == spec
+
+
+def params():
+    """Boxed shapes as of a model."""
+    box = lambda shape, names: nn.LogicallyPartitioned(jax.ShapeDtypeStruct(shape, jnp.float32), names)  # noqa: E731
+    return {
+        "mlp_in": {"kernel": box((128, 512), ("embed", "mlp")), "bias": box((512,), ("mlp",))},
+        "norm": {"scale": jax.ShapeDtypeStruct((128,), jnp.float32)},
+        "table": {"kernel": box((1000, 128), (None, "embed"))},
+    }
+
+
+def test_bytes_per_device_are_the_closed_form():
+    m = mesh(2, 2, 2)
+    boxed = params()
+    shardings = sharding.param_shardings(boxed, m)
+    plain = nn.unbox(boxed)
+    closed = 4 * (128 * 512 // 4 + 512 // 2 + 128 + 1000 * 128 // 2)
+    assert sharding.bytes_per_device(plain, shardings) == closed
+    lines = sharding.describe(plain, shardings).splitlines()
+    assert len(lines) == 5
+    assert lines[1].split() == ["mlp_in/kernel", "(128,", "512)", "('fsdp',", "'tensor')", f"{4 * 128 * 128:,}", "B"]
+    assert lines[-1].split() == ["total", "per", "device", f"{closed:,}", "B"]
+
+    held = jax.tree.map(lambda x, s: jax.device_put(np.zeros(x.shape, np.float32), s), plain, shardings)
+    on_first = [s.data.nbytes for x in jax.tree.leaves(held) for s in x.addressable_shards if s.device == m.devices.flat[0]]
+    assert sum(on_first) == closed
+
+
+@pytest.mark.parametrize("tx", [optax.adamw(1e-3), Adafactor().scale(), optax.chain(optax.clip(1.0), optax.trace(0.9))])
+def test_copies_of_parameters_are_laid_out_alike(tx):
+    """Every leaf of an optimizer's state of a parameter's path and shape lies as that parameter; the rest everywhere."""
+    m, boxed = mesh(2, 2, 2), params()
+    plain, shardings = nn.unbox(boxed), sharding.param_shardings(boxed, m)
+    state = jax.eval_shape(tx.init, plain)
+    flat = {jax.tree_util.keystr(p): (x, s) for (p, x), s in zip(
+        jax.tree_util.tree_leaves_with_path(plain), jax.tree.leaves(shardings), strict=True)}  # fmt: skip
+    found = sharding.shardings_like(state, plain, shardings, m)
+    copies = 0
+    for (path, leaf), got in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(found), strict=True):
+        owner = next((v for k, v in flat.items() if jax.tree_util.keystr(path).endswith(k)), None)
+        same = owner is not None and owner[0].shape == leaf.shape
+        assert got == (owner[1] if same else NamedSharding(m, P())), jax.tree_util.keystr(path)
+        copies += same
+    assert copies >= 4
+
+
+def test_factored_moments_are_replicated_and_momentum_is_not():
+    m, boxed = mesh(2, 2, 2), params()
+    plain, shardings = nn.unbox(boxed), sharding.param_shardings(boxed, m)
+    state = jax.eval_shape(Adafactor().scale().init, plain)
+    found = sharding.shardings_like(state, plain, shardings, m)
+    factored, momentum = found[0], found[2]
+    assert factored.v_row["mlp_in"]["kernel"].spec == P()
+    assert momentum.ema["mlp_in"]["kernel"].spec == P("fsdp", "tensor")
+
+
+def test_longer_paths_win():
+    """ "pool/head/kernel" is not "head/kernel", though its path ends so."""
+    m = mesh(1, 8, 1)
+    leaf = jax.ShapeDtypeStruct((128, 128), jnp.float32)
+    tree = {"head": {"kernel": leaf}, "pool": {"head": {"kernel": leaf}}}
+    a, b = NamedSharding(m, P("fsdp")), NamedSharding(m, P(None, "fsdp"))
+    layouts = {"head": {"kernel": a}, "pool": {"head": {"kernel": b}}}
+    assert sharding.shardings_like({"mu": tree}, tree, layouts, m) == {"mu": layouts}
+
+
+def test_put_splits_rows_over_replica_and_fsdp(rng):
+    m = mesh(2, 2, 2)
+    batch = {"image": rng.integers(0, 255, (8, 3, 3)).astype(np.uint8), "label": np.arange(8, dtype=np.int32)}
+    out = sharding.put(batch, m)
+    for key, value in batch.items():
+        np.testing.assert_array_equal(out[key], value)
+        assert out[key].dtype == value.dtype
+        assert {s.data.shape[0] for s in out[key].addressable_shards} == {2}
+    by_device = {s.device: s.index[0].start or 0 for s in out["label"].addressable_shards}
+    assert [by_device[d] for d in m.devices.flat] == [0, 0, 2, 2, 4, 4, 6, 6]  # tensor devices share their rows
+
+
+def test_constrain():
+    x = jnp.zeros((8, 16))
+    assert sharding.constrain(x, "batch", "mlp") is x  # no mesh
+    with jax.set_mesh(mesh(n=1)):
+        assert sharding.constrain(x, "batch", "mlp") is x
+    m = mesh(2, 2, 2)
+    with jax.set_mesh(m):
+        y = jax.jit(lambda x: sharding.constrain(x, "batch", "mlp"))(x)
+    assert y.sharding.is_equivalent_to(NamedSharding(m, P(("replica", "fsdp"), "tensor")), 2)
+    assert math.prod(y.sharding.shard_shape(y.shape)) == 8 * 16 // 8
