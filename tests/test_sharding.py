@@ -49,7 +49,7 @@ BIG = 2**14
     ("shape", "logical", "sizes", "spec"),
     [
         ((256, 512), ("embed", "mlp"), (8, 1, 1), P(None, "tensor")),
-        ((256, 512), ("embed", "mlp"), (1, 8, 1), P(None, "tensor")),  # tensor has size 1, but mlp is not free
+        ((256, 512), ("embed", "mlp"), (1, 8, 1), P("fsdp", "tensor")),  # mlp is taken though tensor has size 1
         ((512, 256), ("embed", "embed2"), (1, 8, 1), P("fsdp", None)),  # the largest
         ((256, 512), (None, None), (1, 8, 1), P(None, "fsdp")),
         ((256, 512), (), (1, 8, 1), P(None, "fsdp")),  # names may be missing

@@ -8,7 +8,9 @@ optimizer. Parameters are stored as the model's nested dictionary, other trees f
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
 import pathlib
 import re
 from collections.abc import Mapping
@@ -23,7 +25,7 @@ from jax.sharding import PartitionSpec as P
 from vit_jax.types import UserError
 
 log = logging.getLogger(__name__)
-logging.getLogger("absl").setLevel(logging.ERROR)
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs tracebacks of what it also raises
 
 FOLDER = "checkpoints"
 
@@ -54,27 +56,36 @@ def checksums(tree: Any) -> dict[str, int]:
     return {path: int(value) for path, value in flat(jax.device_get(_checksums(tree))).items()}
 
 
+def sign(metric: str) -> float:
+    """1 where more is better, -1 where less is: a loss or a calibration error."""
+    return -1.0 if metric.endswith(("loss", "ece")) else 1.0
+
+
 class Checkpoints:
     """The checkpoints of one run.
 
     Args:
       workdir: the run's folder.
       keep: how many of the newest to keep.
-      best: name of the metric whose best (highest, or lowest for a loss) checkpoint is kept besides.
+      best: name of the metric whose best (highest, or lowest for a loss or calibration error) checkpoint is kept besides.
     """
 
     def __init__(self, workdir: pathlib.Path, *, keep: int = 2, best: str = "val/accuracy") -> None:
-        policies = ocp.checkpoint_managers
         self.folder = workdir.absolute() / FOLDER
-        sign = -1.0 if best.endswith("loss") else 1.0
-        keep_best = policies.BestN(
-            get_metric_fn=lambda metrics: sign * metrics[best], n=1, keep_checkpoints_without_metrics=False
-        )
+
+        def score(metrics: Mapping[str, float]) -> float:
+            value = sign(best) * metrics.get(best, math.nan)
+            return -math.inf if math.isnan(value) else value
+
+        policies = ocp.checkpoint_managers
+        keep_best = policies.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
+            best_fn=score,  # without it orbax does not write metrics, and a resumed run forgets which was best
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), keep_best]),
             cleanup_tmp_directories=True,
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        with _writing(self.folder):
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def save(self, step: int, items: Mapping[str, Any], meta: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Starts writing ``items`` (pytrees of arrays) and ``meta`` (JSON); returns once they are copied from the device.
@@ -119,7 +130,8 @@ def restore(workdir: pathlib.Path, items: Mapping[str, Any]) -> tuple[int, dict[
             damaged.append((folder, e))
             continue
         for bad, _ in damaged:
-            aside = bad.rename(bad.with_name(f"damaged-{bad.name}"))
+            free = (bad.with_name(f"damaged-{bad.name}{f'-{i}' if i else ''}") for i in itertools.count())
+            aside = bad.rename(next(path for path in free if not path.exists()))
             log.warning("The damaged checkpoint now lies in %s.", aside)
         return int(folder.name), found
     if damaged:
@@ -189,11 +201,6 @@ def read_item(folder: pathlib.Path, name: str, like: Any = None) -> Any:
         raise UserError(f"checkpoint {folder} cannot be read ({name}: {str(e).splitlines()[0][:160]}).") from e
 
 
-def has_item(folder: pathlib.Path, name: str) -> bool:
-    """Whether the checkpoint folder holds the item."""
-    return (folder / name).is_dir()
-
-
 def find(path: str | pathlib.Path) -> list[pathlib.Path]:
     """Checkpoint folders under ``path`` (a workdir, its ``checkpoints`` or one step's folder), newest first.
 
@@ -222,8 +229,9 @@ def load_params(path: str | pathlib.Path, like: Any = None) -> tuple[Any, dict[s
     problem: UserError | None = None
     for folder in find(path):
         try:
-            name = "ema" if has_item(folder, "ema") else "params"
-            return read_item(folder, name, like), read_item(folder, "meta"), folder
+            meta = read_item(folder, "meta")
+            name = "ema" if "ema" in meta["checksums"] else "params"  # not what is there: a lost one is damage
+            return read_item(folder, name, like), meta, folder
         except UserError as e:
             log.warning("%s Trying the checkpoint before it.", e)
             problem = problem or e

@@ -51,17 +51,13 @@ def test_equals_the_paper_in_float64(rng):
     np.testing.assert_allclose(got, reference(wide, image), atol=1e-5)
 
 
-def test_scan_and_remat_equal_unrolled_with_dropout_in_bfloat16(rng):
+def test_scan_equals_unrolled_with_dropout(rng):
     image = jnp.asarray(rng.standard_normal((2, 8, 8, 3)), jnp.float32)
-    model = models.create("mixer", **TINY, dropout=0.2, drop_path=0.2, dtype="bfloat16")
-    params = random_params(model, image)
+    model = models.create("mixer", **TINY, dropout=0.2, drop_path=0.2)
+    params, rngs = random_params(model, image), {"dropout": jax.random.key(3)}
 
     def run(model):
-        rngs = {"dropout": jax.random.key(3)}
-        loss = lambda p: jnp.sum(jnp.sin(model.apply({"params": p}, image, train=True, rngs=rngs)))  # noqa: E731
-        return jax.jit(jax.value_and_grad(loss))(params)
+        return jax.jit(lambda p: model.apply({"params": p}, image, train=True, rngs=rngs))(params)
 
-    want, got = run(model), run(model.clone(scan=True, remat="full"))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=0.03 * max(1.0, float(jnp.max(jnp.abs(a))))), want, got
-    )
+    np.testing.assert_allclose(run(model), run(model.clone(scan=True)), atol=1e-5)
+    assert float(jnp.max(jnp.abs(run(model) - jax.jit(model.apply)({"params": params}, image)))) > 1e-2

@@ -45,7 +45,7 @@ def attention(
 
 def attention_weights(q: jax.Array, k: jax.Array, *, mask: jax.Array | None = None, causal: bool = False) -> jax.Array:
     """The probabilities float32 ``[B, K, N, M]`` that :func:`attention` averages ``v`` with."""
-    return _weights(*(jnp.swapaxes(a, 1, 2) for a in (q, k)), combine_masks(q, k, mask, causal))
+    return _weights(jnp.swapaxes(q, 1, 2), jnp.swapaxes(k, 1, 2), combine_masks(q, k, mask, causal))
 
 
 def combine_masks(q: jax.Array, k: jax.Array, mask: jax.Array | None, causal: bool) -> jax.Array | None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from vit_jax import config, sharding
 from vit_jax.layers.attention import MultiHeadAttention
-from vit_jax.layers.linear import Dense, DType, LinearSpec
+from vit_jax.layers.linear import Dense, DType, LinearSpec, logical
 from vit_jax.layers.mlp import MLP, Activation
 from vit_jax.layers.norm import LayerNorm
 from vit_jax.layers.stochastic import drop_path, dropout
@@ -54,7 +54,7 @@ class Residual(nn.Module):
         y = run(LayerNorm(self.dtype, name=f"norm_{name}")(x), keys[0])
         y = dropout(y, self.dropout, keys[1])
         if self.layer_scale is not None:
-            init = nn.with_logical_partitioning(nn.initializers.constant(self.layer_scale), ("embed",))
+            init = logical(nn.initializers.constant(self.layer_scale), ("embed",))
             scale = self.param(f"scale_{name}", init, y.shape[-1:]).astype(y.dtype)
             y *= jax.lax.broadcast_in_dim(scale, y.shape, (y.ndim - 1,))
         if rate is not None:
@@ -166,7 +166,7 @@ class Encoder(nn.Module):
         params = [self.variables["params"][f"block_{i}"] for i in range(self.depth)]
         block = self.block(parent=None)
 
-        def body(x: jax.Array, inputs: Any) -> tuple[jax.Array, None]:
+        def body(x: jax.Array, inputs: Any) -> Any:
             p, own = inputs
             return block.apply({"params": p}, x, **own, **kwargs), None
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.layers.linear import DType, matmul
+from vit_jax.layers.linear import DType, logical, matmul
 from vit_jax.types import UserError
 
 
@@ -40,8 +40,8 @@ class PatchEmbed(nn.Module):
             )
         axes = (None, None, "patch", "embed")
         shape = (p, p, channels, self.width)
-        kernel = self.param("kernel", nn.with_logical_partitioning(nn.initializers.lecun_normal(), axes), shape)
-        bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, axes[-1:]), shape[-1:])
+        kernel = self.param("kernel", logical(nn.initializers.lecun_normal(), axes), shape)
+        bias = self.param("bias", logical(nn.initializers.zeros, axes[-1:]), shape[-1:])
         x = image.astype(self.dtype).reshape(b, height // p, p, width // p, p, channels)
         x = x.transpose(0, 1, 3, 2, 4, 5).reshape(b, height // p, width // p, p * p * channels)
         return matmul(x, kernel.reshape(-1, self.width), bias)
@@ -67,7 +67,7 @@ class Positions(nn.Module):
                     f"the position embeddings are for {stored[1]} tokens but the image gives {shape[1]}; keep the "
                     "image size of the checkpoint or resize them (vit_jax.layers.embed.resize_positions)."
                 )
-        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "tokens", "embed"))
+        init = logical(nn.initializers.normal(0.02), (None, "tokens", "embed"))
         return x + self.param("embedding", init, shape).astype(x.dtype)
 
 

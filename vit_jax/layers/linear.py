@@ -21,6 +21,12 @@ DType = Literal["float32", "bfloat16"]
 Init = Callable[..., jax.Array]
 
 
+def logical(init: Init, axes: tuple[str | None, ...]) -> Init:
+    """``init`` that boxes its parameter with the names of its logical axes (``nn.with_logical_partitioning``)."""
+    boxed: Any = nn.with_logical_partitioning(init, axes)  # Linen unboxes what ``self.param`` returns
+    return boxed
+
+
 @jax.custom_vjp
 def matmul(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
     """``x @ kernel + bias``: operands in the type of ``x``, accumulated in float32, rounded once.
@@ -123,10 +129,10 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.with_logical_partitioning(self.kernel_init, self.axes), shape)
+        kernel = self.param("kernel", logical(self.kernel_init, self.axes), shape)
         bias = None
         if self.use_bias:
-            bias = self.param("bias", nn.with_logical_partitioning(self.bias_init, self.axes[1:]), shape[1:])
+            bias = self.param("bias", logical(self.bias_init, self.axes[1:]), shape[1:])
         return matmul(x.astype(self.dtype), kernel, bias)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -60,7 +60,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-        kwargs = {"dtype": self.dtype, "bias_init": nn.initializers.normal(1e-6)}
+        kwargs: dict[str, Any] = {"dtype": self.dtype, "bias_init": nn.initializers.normal(1e-6)}
         h = self.linear(self.hidden, name="mlp_in", axes=("embed", "mlp"), **kwargs)(x)
         h = activate(self.activation, sharding.constrain(h, "batch", *[None] * (h.ndim - 2), "mlp"))
         h = dropout(h, self.dropout, key)

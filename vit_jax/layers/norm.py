@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.layers.linear import DType
+from vit_jax.layers.linear import DType, logical
 
 EPSILON = 1e-6
 
@@ -25,8 +25,8 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1:]
-        scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, ("embed",)), width)
-        bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, ("embed",)), width)
+        scale = self.param("scale", logical(nn.initializers.ones, ("embed",)), width)
+        bias = self.param("bias", logical(nn.initializers.zeros, ("embed",)), width)
         return layer_norm(x, scale, bias, self.epsilon).astype(self.dtype)
 
 

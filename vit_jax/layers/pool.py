@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.layers.attention import MultiHeadAttention
-from vit_jax.layers.linear import DType
+from vit_jax.layers.linear import DType, logical
 from vit_jax.layers.mlp import MLP
 from vit_jax.layers.norm import LayerNorm
 
@@ -29,7 +29,7 @@ class AttentionPool(nn.Module):
     def __call__(self, tokens: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """``[B, N, D]``, ``mask`` bool ``[B, N]`` or None -> ``[B, D]``."""
         b, _, d = tokens.shape
-        init = nn.with_logical_partitioning(nn.initializers.xavier_uniform(), (None, None, "embed"))
+        init = logical(nn.initializers.xavier_uniform(), (None, None, "embed"))
         probe = self.param("probe", init, (1, 1, d)).astype(self.dtype)
         mask = None if mask is None else mask[:, None, None, :]
         x = MultiHeadAttention(self.heads, dtype=self.dtype, name="attention")(

@@ -24,7 +24,7 @@ MODELS: dict[str, Callable[..., ImageModel]] = {
 
 
 def _aliases() -> dict[str, str]:
-    out = {}
+    out: dict[str, str] = {}
     timm_sizes = {"ti": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge", "g": "giant", "G": "gigantic"}
     for name in vit.VARIANTS:
         parts = name.split("_")[1:]

@@ -107,4 +107,6 @@ def _size(width: int, depth: int, token_dim: int, mlp_dim: int) -> dict[str, int
 SIZES = {"s": _size(512, 8, 256, 2048), "b": _size(768, 12, 384, 3072), "l": _size(1024, 24, 512, 4096)}
 """Tolstikhin et al. 2021, table 1."""
 
-VARIANTS = {f"mixer_{size}{patch}": {**SIZES[size], "patch": patch} for size in SIZES for patch in (16, 32)}
+VARIANTS: dict[str, dict[str, Any]] = {
+    f"mixer_{size}{patch}": {**SIZES[size], "patch": patch} for size in SIZES for patch in (16, 32)
+}

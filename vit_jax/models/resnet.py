@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.layers.linear import DType
+from vit_jax.layers.linear import DType, logical
 
 GROUPS = 32
 
@@ -32,13 +32,13 @@ class StdConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """``[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]``."""
-        init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), (None, None, None, "embed"))
+        init = logical(nn.initializers.lecun_normal(), (None, None, None, "embed"))
         kernel = self.param("kernel", init, (self.size, self.size, x.shape[-1], self.features))
         mean, std = (f(kernel, axis=(0, 1, 2), keepdims=True) for f in (jnp.mean, jnp.std))
-        operands = [a.astype(self.dtype).astype(jnp.float32) for a in (x, (kernel - mean) / (std + 1e-5))]
-        y = jax.lax.conv_general_dilated(
-            *operands, (self.stride, self.stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
+        kernel = (kernel - mean) / (std + 1e-5)
+        a, b = (v.astype(self.dtype).astype(jnp.float32) for v in (x, kernel))
+        layout, strides = ("NHWC", "HWIO", "NHWC"), (self.stride, self.stride)
+        y = jax.lax.conv_general_dilated(a, b, strides, "SAME", dimension_numbers=layout)
         return y.astype(self.dtype)
 
 
@@ -60,8 +60,8 @@ class GroupNorm(nn.Module):
         """``[B, H, W, C] -> [B, H, W, C]``."""
         b, _, _, c = x.shape
         ones = nn.initializers.constant(self.scale_init)
-        scale = self.param("scale", nn.with_logical_partitioning(ones, ("embed",)), (c,))
-        bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, ("embed",)), (c,))
+        scale = self.param("scale", logical(ones, ("embed",)), (c,))
+        bias = self.param("bias", logical(nn.initializers.zeros, ("embed",)), (c,))
         wide = x.astype(jnp.float32).reshape(b, -1, GROUPS, c // GROUPS)
         centred = wide - jnp.mean(wide, axis=(1, 3), keepdims=True)
         y = centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=(1, 3), keepdims=True) + self.epsilon)

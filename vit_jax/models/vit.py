@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from vit_jax import config
 from vit_jax.layers.block import Block, Encoder, Remat
 from vit_jax.layers.embed import PatchEmbed, Positions, sincos_positions
-from vit_jax.layers.linear import LINEARS, Dense, DType, Linear
+from vit_jax.layers.linear import LINEARS, Dense, DType, Linear, logical
 from vit_jax.layers.mlp import Activation
 from vit_jax.layers.pool import AttentionPool, average
 from vit_jax.layers.stochastic import dropout
@@ -122,7 +122,7 @@ class ViT(ImageModel):
         return x
 
     def _tokens(self, name: str, init: Any, count: int, batch: int) -> jax.Array:
-        init = nn.with_logical_partitioning(init, (None, None, "embed"))
+        init = logical(init, (None, None, "embed"))
         tokens = self.param(name, init, (1, count, self.width)).astype(self.dtype)
         return jnp.broadcast_to(tokens, (batch, count, self.width))
 

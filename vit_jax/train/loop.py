@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax import plots, sharding
+from vit_jax import checkpoint, plots, sharding
 from vit_jax.checkpoint import Checkpoints
 from vit_jax.config import parse
 from vit_jax.evals import Report
@@ -136,9 +136,12 @@ SHOWN = ("train/loss", "train/lr", "speed/images_per_s", "speed/mfu", "speed/wai
 def _finish(setup: Setup, path: pathlib.Path, report: Report) -> None:
     if jax.process_index():
         return
-    report.save(path, setup.train.info.class_names, step=setup.total_steps)
-    plots.curves(read(path), path / "curves.png")
-    say(table(report.prefixed("val")))
+    rows, name = read(path), setup.config.best
+    sign = checkpoint.sign(name)
+    best = max((row for row in rows if name in row), key=lambda row: sign * row[name])
+    report.save(path, setup.train.info.class_names, step=setup.total_steps, best={"step": best["step"], name: best[name]})
+    plots.curves(rows, path / "curves.png")
+    say(table({**report.prefixed("val"), f"best {name}": f"{best[name]:.6g} at step {best['step']}"}))
     say(f"results.json, curves.png and more are in {path}")
 
 

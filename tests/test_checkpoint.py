@@ -1,0 +1,336 @@
+"""Checkpoints: what comes back is what went in, and damage is noticed, named and survived."""
+
+import errno
+import gc
+import logging
+import os
+import pathlib
+import pickle
+import resource
+import shutil
+
+import chex
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vit_jax import checkpoint
+from vit_jax.checkpoint import Checkpoints, load_params, read_item, restore
+from vit_jax.sharding import MeshConfig, make_mesh
+from vit_jax.types import UserError
+
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+META = {"config": {"seed": 1, "names": ["ä", None]}, "class_names": ["a", "b"], "provenance": {}}
+
+
+def tree(seed=0):
+    """Every type a state holds: float32, bfloat16, bool, integers, scalars, odd shapes."""
+    r = np.random.default_rng(seed)
+    host = {
+        "block_0": {"kernel": r.normal(size=(16, 8)).astype(np.float32), "bias": np.zeros(8, np.float32)},
+        "head": {"mu": r.normal(size=(7, 3)).astype(ml_dtypes.bfloat16), "finite": r.random(5) > 0.5},
+        "count": np.int32(seed),
+        "norm": np.float32(0.1),
+    }
+    return jax.tree.map(jnp.asarray, host)
+
+
+def items(step):
+    return {"params": tree(step), "opt_state": {"mu/0": tree(step + 100)["head"]["mu"]}}
+
+
+def like(values, sharding=None):
+    one = sharding or NamedSharding(jax.sharding.Mesh(jax.devices()[:1], "x"), P())
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), values)
+
+
+def save(workdir, metrics, **options):
+    """One checkpoint for each (step, metrics)."""
+    checkpoints = Checkpoints(workdir, **options)
+    for step, values in metrics.items():
+        checkpoints.save(step, items(step), META, values)
+    checkpoints.close()
+
+
+def names(workdir):
+    return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
+
+
+@pytest.fixture(autouse=True)
+def _collect():
+    """After a failed read orbax leaves coroutines that complain when they are collected: here, not in a later test."""
+    yield
+    gc.collect()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A run with checkpoints 4 and 8; copy it before breaking it."""
+    folder = tmp_path_factory.mktemp("saved") / "run"
+    save(folder, {4: {}, 8: {}})
+    return folder
+
+
+@pytest.fixture
+def run(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "run")
+
+
+def test_round_trip(run):
+    step, found = restore(run, like(items(8)))
+    assert step == 8
+    chex.assert_trees_all_equal(found, items(8))
+    chex.assert_trees_all_equal_dtypes(found, items(8))
+    assert {k: v for k, v in read_item(run / "checkpoints" / "8", "meta").items() if k != "checksums"} == META
+
+
+def test_without_a_description_the_tree_on_disk_is_read(run):
+    params, meta, folder = load_params(run)
+    chex.assert_trees_all_equal(params, items(8)["params"])
+    assert meta["class_names"] == ["a", "b"] and folder == run / "checkpoints" / "8"
+    for path in (run / "checkpoints", folder, str(folder)):
+        assert load_params(path)[2] == folder
+    assert load_params(run / "checkpoints" / "4")[0]["count"] == 4
+
+
+def test_the_average_is_what_is_evaluated(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"params": tree(1), "ema": tree(2)}, META, {})
+    checkpoints.close()
+    params, _, folder = load_params(tmp_path)
+    chex.assert_trees_all_equal(params, tree(2))
+    shutil.rmtree(folder / "ema")  # lost: the parameters are no substitute
+    with pytest.raises(UserError, match=r"cannot be read \(ema: "):
+        load_params(tmp_path)
+
+
+def test_paths_of_a_flat_tree():
+    state = {"a": [jnp.zeros(1), (jnp.ones(2), None)], "b": {"c": jnp.zeros(3)}}
+    flat = checkpoint.flat(state)
+    assert list(flat) == ["a/0", "a/1/0", "b/c"]
+    chex.assert_trees_all_equal(checkpoint.unflat(flat, state), state)
+
+
+@pytest.mark.parametrize(
+    ("best", "values", "kept"),
+    [
+        ("val/accuracy", [0.1, 0.9, 0.3, None, 0.5, 0.4], [2, 5, 6]),
+        ("val/loss", [0.1, 0.9, 0.3, None, 0.5, 0.4], [1, 5, 6]),
+        ("val/ece", [0.4, 0.1, 0.3, None, 0.5, 0.4], [2, 5, 6]),
+        ("val/accuracy", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [5, 6]),
+        ("val/loss", [0.5, 0.1, float("nan"), None, 0.3, 0.4], [2, 5, 6]),
+    ],
+)
+def test_the_newest_and_the_best_are_kept(tmp_path, best, values, kept):
+    save(tmp_path, {i: {} if v is None else {best: v} for i, v in enumerate(values, 1)}, keep=2, best=best)
+    assert names(tmp_path) == kept
+    save(tmp_path, {7: {best: 0.45}}, keep=1, best=best)  # another process goes on and remembers which was best
+    assert names(tmp_path) == sorted({kept[0] if len(kept) == 3 else 6, 7})
+    save(tmp_path, {8: {"val/other": 0.1}}, keep=1, best="val/other")  # and may from now on judge by another metric
+    assert names(tmp_path) == [8]
+
+
+def largest(folder):
+    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def flip(folder):
+    """One bit of one stored array, in an uncompressed copy of it: the storage format itself sees nothing wrong."""
+    path = folder / "params"
+    with ocp.StandardCheckpointer() as c:
+        values = c.restore(path)
+        kernel = np.array(values["block_0"]["kernel"])
+        kernel.view(np.uint32)[3, 5] ^= 1
+        values["block_0"]["kernel"] = kernel
+        c.save(path, values, force=True)
+
+
+def flip_on_disk(folder):
+    file = largest(folder / "params")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 0x10
+    file.write_bytes(data)
+
+
+def truncate(folder):
+    file = largest(folder / "params")
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def empty_meta(folder):
+    file = largest(folder / "meta")
+    os.truncate(file, 0)
+
+
+def pickled(folder):
+    """A file that would run code if anything unpickled it."""
+    shutil.rmtree(folder / "params")
+    (folder / "params").mkdir()
+    for name in ("checkpoint", "_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt"):
+        (folder / "params" / name).write_bytes(pickle.dumps(Bomb(str(folder.parent.parent / "exploded"))))
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return pathlib.Path.touch, (pathlib.Path(self.path),)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        flip, flip_on_disk, truncate, empty_meta, pickled,
+        lambda f: shutil.rmtree(f / "params"), lambda f: shutil.rmtree(f / "opt_state"), lambda f: shutil.rmtree(f / "meta"),
+    ],
+    ids=["flipped bit", "flipped byte", "truncated", "no checksums", "pickle", "no params", "no opt_state", "no meta"],
+)  # fmt: skip
+def test_damage_falls_back_and_says_so(run, damage, caplog):
+    newest = run / "checkpoints" / "8"
+    damage(newest)
+    with caplog.at_level(logging.WARNING):
+        step, found = restore(run, like(items(8)))
+    assert step == 4
+    chex.assert_trees_all_equal(found, items(4))
+    text = caplog.text
+    assert f"checkpoint {newest} cannot be read" in text and "Trying the checkpoint before it." in text
+    assert "The damaged checkpoint now lies in" in text
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["4", "damaged-8"]
+    assert not (run / "exploded").exists()
+
+    save(run, {8: {}})  # the step is computed again, in the same folder; so is its damage
+    assert restore(run, like(items(8)))[0] == 8
+    truncate(newest)
+    assert restore(run, like(items(8)))[0] == 4
+    assert len(list((run / "checkpoints").glob("damaged-8*"))) == 2
+
+
+def test_evaluation_falls_back_and_moves_nothing(run, caplog):
+    truncate(run / "checkpoints" / "8")
+    with caplog.at_level(logging.WARNING):
+        params, _, folder = load_params(run)
+    assert folder.name == "4" and "Trying the checkpoint before it." in caplog.text
+    chex.assert_trees_all_equal(params, items(4)["params"])
+    assert names(run) == [4, 8]
+
+
+def test_all_damaged(run):
+    for step in ("4", "8"):
+        truncate(run / "checkpoints" / step)
+    with pytest.raises(UserError, match="checkpoint .*/8 cannot be read .* No other checkpoint of the run can be read"):
+        restore(run, like(items(8)))
+    with pytest.raises(UserError, match="checkpoint .*/8 cannot be read"):
+        load_params(run)
+    assert names(run) == [4, 8]  # nothing was moved
+
+
+def test_an_unfinished_save_is_no_checkpoint(run):
+    folder = run / "checkpoints"
+    shutil.copytree(folder / "8", folder / "12.orbax-checkpoint-tmp-3")
+    shutil.rmtree(folder / "12.orbax-checkpoint-tmp-3" / "meta")
+    assert [p.name for p in checkpoint.find(run)] == ["8", "4"]
+    assert restore(run, like(items(8)))[0] == 8
+    save(run, {12: {}})
+    assert [p.name for p in folder.iterdir() if "tmp" in p.name] == []
+    assert restore(run, like(items(12)))[0] == 12
+
+
+def test_a_failing_disk_is_a_sentence(run):
+    """A real failure, while arrays are written in the background: files may not grow beyond 1 MiB."""
+    checkpoints = Checkpoints(run)
+    noise = jnp.asarray(np.random.default_rng(0).normal(size=2**20).astype(np.float32))
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, old[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot save to .*/checkpoints: .*; earlier checkpoints are intact\.$"):
+            checkpoints.save(12, {"params": {"noise": noise}}, META, {})
+            checkpoints.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    checkpoints.close()
+    assert restore(run, like(items(8)))[0] == 8
+    save(run, {12: {}})  # once there is space, the step is saved
+    assert restore(run, like(items(8)))[0] == 12
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        ValueError("RESOURCE_EXHAUSTED: Error writing 'a'"),  # as tensorstore says it
+    ],
+)
+def test_a_full_disk_is_named(tmp_path, monkeypatch, error):
+    def full(*_, **__):
+        raise error
+
+    checkpoints = Checkpoints(tmp_path)
+    monkeypatch.setattr(ocp.CheckpointManager, "save", full)
+    with pytest.raises(UserError) as e:
+        checkpoints.save(12, {}, META, {})
+    checkpoints.close()
+    assert str(e.value) == (
+        f"cannot save to {tmp_path / 'checkpoints'}: the disk is full; free some space and run the same command again; "
+        "earlier checkpoints are intact."
+    )
+
+
+def test_another_mesh_reads_the_same_bits(run):
+    """One device wrote; 2 x 2 x 2 read, each its part."""
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    wanted = like(items(8), NamedSharding(mesh, P()))
+    kernel = NamedSharding(mesh, P("fsdp", "tensor"))
+    wanted["params"]["block_0"]["kernel"] = jax.ShapeDtypeStruct((16, 8), jnp.float32, sharding=kernel)
+    _, found = restore(run, wanted)
+    assert found["params"]["block_0"]["kernel"].sharding == kernel
+    chex.assert_trees_all_equal(jax.device_get(found), jax.device_get(items(8)))
+
+
+def test_checksums_do_not_depend_on_the_layout_and_see_every_bit(rng):
+    x = rng.normal(size=(16, 8)).astype(np.float32)
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    spread = jax.device_put(x, NamedSharding(mesh, P("fsdp", "tensor")))
+    closed = int(x.view(np.uint32).astype(np.uint64).sum() % 2**32)
+    assert checkpoint.checksums({"a": jnp.asarray(x)}) == checkpoint.checksums({"a": spread}) == {"a": closed}
+    for bit in (0, 17, 31):
+        y = x.copy()
+        y.view(np.uint32)[3, 3] ^= 1 << bit
+        assert checkpoint.checksums({"a": jnp.asarray(y)}) != {"a": closed}
+
+
+def test_another_model_is_an_error(run):
+    wrong = like(items(8))
+    wrong["params"]["block_0"]["kernel"] = like({"x": jnp.zeros((16, 9))})["x"]
+    with pytest.raises(UserError, match=r"cannot be read \(params: "):
+        restore(run, wrong)
+
+
+def test_nothing_is_unpickled(run, monkeypatch):
+    def forbidden(*_, **__):
+        raise AssertionError("unpickled")
+
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.setattr(pickle, name, forbidden)
+    assert restore(run, like(items(8)))[0] == 8
+    assert load_params(run)[1]["class_names"] == ["a", "b"]
+
+
+def test_unreadable_metrics_are_a_sentence(tmp_path):
+    save(tmp_path, {1: {"val/accuracy": 1.0}})
+    os.truncate(largest(tmp_path / "checkpoints" / "1" / "metrics"), 1)
+    with pytest.raises(UserError, match="cannot save to .*/checkpoints: "):
+        save(tmp_path, {2: {"val/accuracy": 1.0}})
+
+
+def test_nothing_there(tmp_path):
+    assert restore(tmp_path, like(items(8))) is None
+    with pytest.raises(UserError, match=f"no checkpoint in '{tmp_path}'; train there first"):
+        checkpoint.find(tmp_path)
+    with pytest.raises(UserError, match="no such folder; give a workdir or WORKDIR/checkpoints/STEP"):
+        checkpoint.find(tmp_path / "no")

@@ -1,0 +1,72 @@
+"""Every file in configs/, with every argument it documents, loads and, made small, traces a step."""
+
+import importlib.util
+import pathlib
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from vit_jax import config
+from vit_jax.train.config import TrainConfig
+from vit_jax.train.setup import build
+
+FILES = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+SMALL = {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 32, "token_dim": 16, "stem": (1, 1)}
+SIZE, BATCH = 32, 16
+
+
+def module(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+CASES = [(path, arg) for path in FILES for arg in module(path).ARGS]
+
+
+def shrink(raw):
+    """The same choices on a tiny model and made-up images."""
+    model = config.parse(config.hints(TrainConfig)["model"], raw["model"])
+    fields = raw["model"] if isinstance(raw["model"], dict) else {"name": raw["model"]}
+    small = {k: v for k, v in SMALL.items() if getattr(model, k, None) is not None}
+    stride = 1 if getattr(model, "stem", None) is not None else min(model.patch, SIZE // 2)
+    optim = {**raw.get("optim", {})}
+    if isinstance(optim.get("sam"), str):
+        optim["sam"] = re.sub(r"m=\d+", "m=4", optim["sam"])
+    return {
+        **raw,
+        "model": {**fields, **small, "patch": stride},
+        "data": {**raw["data"], "path": "fake:64x32x4", "val": None, "canvas": SIZE, "holdout": 16, "workers": 1},
+        "augment": {**raw["augment"], "size": SIZE},
+        "optim": optim,
+        "mesh": {"replica": 1, "fsdp": 1, "tensor": 1},
+        "batch_size": BATCH,
+    }
+
+
+def test_they_are_found():
+    assert {"digits", "finetune"} <= {p.stem for p in FILES}
+
+
+@pytest.mark.parametrize(("path", "arg"), CASES, ids=lambda x: getattr(x, "stem", x) or "plain")
+def test_a_step_is_traced(path, arg):
+    raw = config.load(f"{path}:{arg}" if arg else str(path), [("data.path", "digits")])
+    config.parse(TrainConfig, raw)  # as it is
+    setup = build(config.parse(TrainConfig, shrink(raw)), jax.devices()[:1])
+    batch = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in next(batches := setup.train_batches(0)).items()}
+    batches.close()
+    with jax.set_mesh(setup.mesh):
+        state, metrics = jax.eval_shape(setup.step, setup.shapes, batch)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(lambda x: (x.shape, x.dtype), setup.shapes)
+    assert metrics["loss"].shape == () and metrics["loss"].dtype == np.float32
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_the_header_gives_a_command_that_works(path):
+    text, found = module(path).__doc__, module(path)
+    commands = re.findall(rf"--config configs/{path.stem}\.py(?::(\S+))?", text)
+    assert commands and "vit_jax train" in text and "--workdir" in text
+    assert set(commands) <= {*found.ARGS, ""}, "ARGS lists the arguments that the header shows"

@@ -1,0 +1,131 @@
+"""The shape of the code: imports point one way, every module has its test, files stay short, nothing is unpickled."""
+
+import ast
+import json
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = ROOT / "vit_jax"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+TIERS = (
+    ("types",), ("config",), ("sharding", "metrics"), ("data", "augment", "kernels"), ("layers",), ("models",), ("losses",),
+    ("objectives",), ("optim",), ("checkpoint", "plots"), ("evals",), ("train",), ("predict", "benchmark", "explain", "convert"),
+    ("launch",), ("cli",), ("__main__",),
+)  # fmt: skip
+"""A module imports from its own package and from tiers to the left, never from a neighbour in its tier."""
+RANK = {unit: i for i, tier in enumerate(TIERS) for unit in tier}
+
+
+def name(path: pathlib.Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def tree(path: pathlib.Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def imported(module: ast.AST) -> list[str]:
+    """Dotted names of everything imported anywhere in the module, also inside functions."""
+    found = []
+    for node in ast.walk(module):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+def upward(importer: str, names: list[str]) -> list[str]:
+    """Those of ``names`` that a module called ``importer`` may not import."""
+    unit = [*importer.split("."), "__init__"][1]
+    wrong = []
+    for other in names:
+        parts = other.split(".")
+        if parts[0] != "vit_jax" or len(parts) == 1 or parts[1] in (unit, "__version__"):
+            continue
+        if unit not in RANK or parts[1] not in RANK or RANK[parts[1]] >= RANK[unit]:
+            wrong.append(other)
+    return wrong
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_imports_point_one_way(path):
+    assert upward(name(path), imported(tree(path))) == []
+
+
+def test_the_rule_itself():
+    assert upward("vit_jax.layers.mlp", ["vit_jax.sharding", "vit_jax.layers.norm", "jax.numpy", "vit_jax"]) == []
+    assert upward("vit_jax.layers.mlp", ["vit_jax.models.vit.ViT"]) == ["vit_jax.models.vit.ViT"]
+    assert upward("vit_jax.data.loader", ["vit_jax.augment.Augment"]) != []  # a neighbour
+    assert upward("vit_jax", ["vit_jax.types"]) != []  # the package itself stays light
+    assert upward("vit_jax.nowhere", ["vit_jax.types"]) != []  # a new package must be given its place
+    inside = ast.parse("def f():\n import vit_jax.cli\n from vit_jax.train import loop")
+    assert imported(inside) == ["vit_jax.cli", "vit_jax.train.loop"]
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if p.stem not in ("__init__", "__main__")], ids=name)
+def test_every_module_has_its_test(path):
+    mirror = ROOT / "tests" / path.relative_to(PACKAGE).with_name(f"test_{path.name}")
+    assert mirror.is_file(), f"{path.relative_to(ROOT)} needs {mirror.relative_to(ROOT)}"
+
+
+def test_files_and_functions_are_short():
+    files = [p for folder in ("vit_jax", "tests", "configs", "experiments") for p in (ROOT / folder).rglob("*.py")]
+    lengths = {str(p.relative_to(ROOT)): len(p.read_text(encoding="utf-8").splitlines()) for p in files}
+    assert {k: v for k, v in lengths.items() if v > 500} == {}
+    package = sorted(v for k, v in lengths.items() if k.startswith("vit_jax"))
+    assert package[len(package) // 2] <= 150
+    functions = {
+        f"{name(p)}.{node.name}": node.end_lineno - node.lineno + 1
+        for p in MODULES
+        for node in ast.walk(tree(p))
+        if isinstance(node, ast.FunctionDef)
+    }
+    limit = {"vit_jax.train.loop.run": 80}  # the one loop reads best in one piece
+    assert {k: v for k, v in functions.items() if v > limit.get(k, 60)} == {}
+
+
+def code(path: pathlib.Path) -> str:
+    """The Python text of a module or a notebook."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".py":
+        return text
+    cells = [c["source"] for c in json.loads(text)["cells"] if c["cell_type"] == "code"]
+    return "\n".join("".join(c) for c in cells)
+
+
+def users() -> list[pathlib.Path]:
+    return [p for folder in ("experiments", "notebooks") for end in ("py", "ipynb") for p in (ROOT / folder).rglob(f"*.{end}")]
+
+
+def test_nobody_else_trains():
+    """Experiments and notebooks hand values to the one loop; they never differentiate or update by themselves."""
+    for path in users():
+        for word in ("value_and_grad", "apply_updates", "jax.grad("):
+            assert word not in code(path), f"{path.relative_to(ROOT)} calls {word}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_no_heavy_frameworks_and_no_pickle(path):
+    module = tree(path)
+    roots = {i.split(".")[0] for i in imported(module)}
+    assert not roots & {"tensorflow", "pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+    top = ast.Module([n for n in module.body if not isinstance(n, ast.FunctionDef | ast.ClassDef)], [])
+    assert not {i.split(".")[0] for i in imported(top)} & {"torch", "timm", "open_clip", "transformers"}
+    for node in ast.walk(module):
+        assert not (isinstance(node, ast.keyword) and node.arg == "allow_pickle" and not _is_false(node.value))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id != "exec"
+            assert node.func.id != "eval" or name(path) == "vit_jax.config"  # of our own annotations, in hints()
+
+
+def _is_false(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and node.value is False
+
+
+def test_no_test_hides_another():
+    """Same file name twice is fine in different folders; a stray ``__init__.py`` would make packages of them."""
+    assert list((ROOT / "tests").rglob("__init__.py")) == []
