@@ -1,11 +1,10 @@
 """A small ViT on scikit-learn's bundled handwritten digits: 1,437 scans to train on, 360 held out.
 
-    vit_jax train --config configs/digits.py --workdir runs/digits
-    vit_jax train --config configs/digits.py:sam --workdir runs/digits_sam
+vit_jax train --config configs/digits.py --workdir runs/digits
+vit_jax train --config configs/digits.py:sam --workdir runs/digits_sam
 """
 
 from ml_collections import ConfigDict
-
 
 ARGS = ("", "sam")
 
@@ -13,16 +12,16 @@ ARGS = ("", "sam")
 def get_config(arg: str = "") -> ConfigDict:
     """``arg``: "" for AdamW, "sam" for AdamW with sharpness-aware minimisation."""
     config = ConfigDict()
-    config.model = dict(name="vit", patch=2, width=96, depth=6, heads=4, mlp_dim=192, pool="gap")
+    config.model = dict(name="vit", patch=2, width=96, depth=6, heads=4, mlp_dim=192, pool="gap", positions="sincos2d")
     config.data = dict(path="digits", canvas=8)
     config.augment = dict(size=8, train=("affine",), norm="inception")
     config.optim = dict(lr=1e-3, warmup="10%", weight_decay=0.05, clip_norm=1.0)
     config.objective = dict(name="classify", label_smoothing=0.1)
-    config.duration = "60 epochs"
+    config.duration = "100 epochs"
     config.batch_size = 64
     config.ema = 0.99
-    config.eval_every = "5 epochs"
-    config.checkpoint_every = "5 epochs"
+    config.eval_every = "10 epochs"
+    config.checkpoint_every = "10 epochs"
     if arg == "sam":
         config.optim.sam = "sam(rho=0.05)"
     return config

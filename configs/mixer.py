@@ -1,9 +1,9 @@
-"""MLP-Mixer on ImageNet-1k from scratch, with the plain recipe of arXiv:2106.01548.
+"""MLP-Mixer on ImageNet-1k from scratch, the plain recipe of arXiv:2106.01548.
 
-    vit_jax train --config configs/mixer.py:b16,sam --workdir runs/mixer --config.data.path=tfds:imagenet2012
+vit_jax train --config configs/mixer.py:b16,sam --workdir runs/mixer --config.data.path=tfds:imagenet2012
 
-Published top-1 (paper, 300 epochs, AdamW -> SAM): S/32 63.9 -> 66.7, S/16 68.8 -> 72.9, B/32 62.5 -> 72.4, B/16 66.4 -> 77.4.
-Not trained here.
+Published top-1, 300 epochs, AdamW -> SAM: S/32 63.9 -> 66.7, S/16 68.8 -> 72.9, B/32 62.5 -> 72.4, B/16 66.4 -> 77.4.
+Not trained by us.
 """
 
 from ml_collections import ConfigDict

@@ -139,7 +139,8 @@ def test_wrong_choices(written, text):
 
 
 @pytest.mark.parametrize(
-    "attack", ["__import__('os')", "open({!r}, 'w')", "__import__('pathlib').Path({!r}).touch()", "(lambda: open({!r}, 'w'))()"]
+    "attack",
+    ["__import__('os')", "open({!r}, 'w')", "__import__('pathlib').Path({!r}).touch()", "(lambda: open({!r}, 'w'))()"],
 )
 def test_nothing_is_ever_evaluated(attack, tmp_path):
     """A configuration string is data wherever it stands: a name, an argument, a duration, an override."""

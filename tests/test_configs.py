@@ -56,7 +56,8 @@ def test_a_step_is_traced(path, arg):
     raw = config.load(f"{path}:{arg}" if arg else str(path), [("data.path", "digits")])
     config.parse(TrainConfig, raw)  # as it is
     setup = build(config.parse(TrainConfig, shrink(raw)), jax.devices()[:1])
-    batch = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in next(batches := setup.train_batches(0)).items()}
+    batches = setup.train_batches(0)
+    batch = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in next(batches).items()}
     batches.close()
     with jax.set_mesh(setup.mesh):
         state, metrics = jax.eval_shape(setup.step, setup.shapes, batch)

@@ -98,7 +98,12 @@ def code(path: pathlib.Path) -> str:
 
 
 def users() -> list[pathlib.Path]:
-    return [p for folder in ("experiments", "notebooks") for end in ("py", "ipynb") for p in (ROOT / folder).rglob(f"*.{end}")]
+    return [
+        p
+        for folder in ("experiments", "notebooks")
+        for end in ("py", "ipynb")
+        for p in (ROOT / folder).rglob(f"*.{end}")
+    ]
 
 
 def test_nobody_else_trains():

@@ -18,7 +18,16 @@ from vit_jax.train import loop
 
 ROOT = pathlib.Path(__file__).parent.parent
 RAW = {
-    "model": {"name": "vit", "patch": 4, "width": 32, "depth": 2, "heads": 4, "mlp_dim": 128, "pool": "gap", "dropout": 0.1},
+    "model": {
+        "name": "vit",
+        "patch": 4,
+        "width": 32,
+        "depth": 2,
+        "heads": 4,
+        "mlp_dim": 128,
+        "pool": "gap",
+        "dropout": 0.1,
+    },
     "data": {"path": "digits", "canvas": 8},
     "augment": {"size": 8, "train": ["affine", "mixup"]},
     "optim": {"lr": 0.003, "warmup": 2},
@@ -87,7 +96,9 @@ def test_kill_at_ten_random_moments(tmp_path):
         assert run.returncode in (0, -signal.SIGKILL), run.stderr.read().decode()
         assert run.returncode != 0 or kills == 10, f"the run ended after {kills} kills: lengthen it"
     subprocess.run(command("cut"), check=True, env=env, stdout=subprocess.DEVNULL)
-    whole, cut = ([{k: v for k, v in r.items() if "speed" not in k} for r in metrics.read(tmp_path / n)] for n in ("whole", "cut"))
+    whole, cut = (
+        [{k: v for k, v in r.items() if "speed" not in k} for r in metrics.read(tmp_path / n)] for n in ("whole", "cut")
+    )
     print(f"killed after rows {reached}")
     assert cut == whole
 

@@ -34,7 +34,9 @@ def test_mesh(sizes, n, shape):
     assert found.devices.size == n
 
 
-@pytest.mark.parametrize("sizes", [(3, 1, 1), (-1, 3, 1), (-1, -1, 1), (-1, -1, 8), (0, -1, 1), (4, 4, 1), (-8, 1, -1), (16, 1, 1)])
+@pytest.mark.parametrize(
+    "sizes", [(3, 1, 1), (-1, 3, 1), (-1, -1, 1), (-1, -1, 8), (0, -1, 1), (4, 4, 1), (-8, 1, -1), (16, 1, 1)]
+)
 def test_mesh_that_does_not_fill_the_devices(sizes):
     with pytest.raises(UsageError) as e:
         mesh(*sizes)
@@ -92,7 +94,9 @@ def test_bytes_per_device_are_the_closed_form():
     assert lines[-1].split() == ["total", "per", "device", f"{closed:,}", "B"]
 
     held = jax.tree.map(lambda x, s: jax.device_put(np.zeros(x.shape, np.float32), s), plain, shardings)
-    on_first = [s.data.nbytes for x in jax.tree.leaves(held) for s in x.addressable_shards if s.device == m.devices.flat[0]]
+    on_first = [
+        s.data.nbytes for x in jax.tree.leaves(held) for s in x.addressable_shards if s.device == m.devices.flat[0]
+    ]
     assert sum(on_first) == closed
 
 

@@ -39,7 +39,8 @@ def flat(tree: Any) -> dict[str, Any]:
 def unflat(values: Mapping[str, Any], like: Any) -> Any:
     """Inverse of :func:`flat`, in the structure of ``like``."""
     paths, treedef = jax.tree_util.tree_flatten_with_path(like)
-    return treedef.unflatten([values[jax.tree_util.keystr(path, simple=True, separator="/")] for path, _ in paths])
+    leaves = [values[jax.tree_util.keystr(path, simple=True, separator="/")] for path, _ in paths]
+    return jax.tree.unflatten(treedef, leaves)
 
 
 @jax.jit

@@ -74,7 +74,7 @@ class Predictor:
         prepare, link = self.config.augment.eval_fn(), self.config.objective.link
 
         def forward(params: Params, images: jax.Array) -> jax.Array:
-            logits = self.model.apply({"params": params}, prepare({"image": images})["image"])
+            logits: Any = self.model.apply({"params": params}, prepare({"image": images})["image"])
             return PROBABILITIES[link](logits.astype(jnp.float32))
 
         return jax.jit(forward)

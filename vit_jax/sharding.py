@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -129,7 +129,7 @@ def describe(tree: Any, shardings: Any) -> str:
     return "\n".join([*rows, f"{'total per device':112s} {bytes_per_device(tree, shardings):>12,d} B"])
 
 
-def put(batch: dict[str, Array], mesh: Mesh) -> dict[str, jax.Array]:
+def put(batch: Mapping[str, Array], mesh: Mesh) -> dict[str, jax.Array]:
     """This host's rows of a batch -> global arrays sharded over the mesh."""
     sharding = data_sharding(mesh)
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}

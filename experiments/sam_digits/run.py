@@ -1,6 +1,6 @@
 """AdamW against AdamW with SAM on the bundled digits: same epochs, three seeds, one table.
 
-    python experiments/sam_digits/run.py --out runs/sam_digits
+python experiments/sam_digits/run.py --out runs/sam_digits
 """
 
 from __future__ import annotations

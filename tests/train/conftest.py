@@ -11,7 +11,16 @@ import jax
 import pytest
 
 TINY = {
-    "model": {"name": "vit", "patch": 4, "width": 16, "depth": 2, "heads": 2, "mlp_dim": 32, "pool": "gap", "dropout": 0.1},
+    "model": {
+        "name": "vit",
+        "patch": 4,
+        "width": 16,
+        "depth": 2,
+        "heads": 2,
+        "mlp_dim": 32,
+        "pool": "gap",
+        "dropout": 0.1,
+    },
     "data": {"path": "fake:80x8x4", "canvas": 8, "holdout": 16, "workers": 1},
     "augment": {"size": 8, "train": ["flip"]},
     "optim": {"lr": 0.003, "warmup": 2},

@@ -40,7 +40,15 @@ def die_at(step):
 def test_a_run_leaves_its_files(tiny, workdir, capsys):
     result = loop.run(tiny(), workdir)
     names = {p.name for p in workdir.iterdir()}
-    assert {"config.json", "metrics.jsonl", "results.json", "curves.png", "confusion.png", "checkpoints", "tensorboard"} <= names
+    assert {
+        "config.json",
+        "metrics.jsonl",
+        "results.json",
+        "curves.png",
+        "confusion.png",
+        "checkpoints",
+        "tensorboard",
+    } <= names
     found = rows(workdir)
     assert [r["step"] for r in found if "train/loss" in r] == list(range(1, 11))
     final = json.loads((workdir / "results.json").read_text())

@@ -76,9 +76,11 @@ def _models(args: argparse.Namespace) -> dict[str, Any]:
     labels = jnp.arange(args.batch) % ours.num_classes
     make: Callable[..., Callable[[], Any]] = _forward if args.kind == "forward" else _train
     candidates = {}
-    for name, model in {"vit_jax": ours, "plain flax": PlainViT.like(ours)}.items():
+    fields = ("num_classes", "patch", "width", "depth", "heads", "mlp_dim", "dtype")
+    plain = PlainViT(**{name: getattr(ours, name) for name in fields})
+    for name, model in {"vit_jax": ours, "plain flax": plain}.items():
         params = jax.jit(lambda m=model: nn.unbox(m.init(jax.random.key(1), images)["params"]))()
-        candidates[name] = make(model, params, images, labels, args.dtype)
+        candidates[name] = make(model, params, images, labels)
     times = benchmark.alternate(candidates, args.rounds)
     ratio, low, high = times["vit_jax"].over(times["plain flax"])
     one = flops.forward(ours, jax.ShapeDtypeStruct((1, args.size, args.size, 3), "float32"))
@@ -95,14 +97,14 @@ def _models(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _forward(model: Any, params: Any, images: Any, labels: Any, dtype: str) -> Callable[[], Any]:
+def _forward(model: Any, params: Any, images: Any, labels: Any) -> Callable[[], Any]:
     import jax
 
     run = jax.jit(lambda p, x: model.apply({"params": p}, x))
-    return lambda: run(params, images)
+    return lambda: run(params, images)  # float32 parameters for both, as in training and evaluation
 
 
-def _train(model: Any, params: Any, images: Any, labels: Any, dtype: str) -> Callable[[], Any]:
+def _train(model: Any, params: Any, images: Any, labels: Any) -> Callable[[], Any]:
     import jax
     import optax
 

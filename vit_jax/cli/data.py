@@ -41,7 +41,7 @@ def _check(args: argparse.Namespace, source: Any) -> int:
     from vit_jax.data.check import check
 
     report = check(source)
-    found = {
+    found: dict[str, Any] = {
         "examples": len(source),
         "classes": dict(zip(source.info.class_names, report.counts.tolist(), strict=True)),
         "notes": list(source.info.notes),

@@ -11,7 +11,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.set_defaults(takes_overrides=True)
     parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run")
-    parser.add_argument("--checkpoint", metavar="DIR", help="another checkpoint than the newest: WORKDIR/checkpoints/STEP")
+    parser.add_argument(
+        "--checkpoint", metavar="DIR", help="another checkpoint than the newest: WORKDIR/checkpoints/STEP"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the metrics there, - for the terminal")
     parser.epilog = "Other data: --config.data.val=folder:/other/images"
 

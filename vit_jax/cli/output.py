@@ -28,4 +28,6 @@ def write(target: str | None, value: Any) -> None:
         new.write_text(text + "\n", encoding="utf-8")
         new.replace(path)
     except OSError as e:
-        raise UserError(f"--json {target!r} cannot be written ({e.strerror}); name a file in an existing folder.") from e
+        raise UserError(
+            f"--json {target!r} cannot be written ({e.strerror}); name a file in an existing folder."
+        ) from e

@@ -18,8 +18,8 @@ import optax
 
 from vit_jax.config import Choice, Duration
 from vit_jax.optim import masks, schedules
-from vit_jax.optim.optimizers import OPTIMIZERS, AdamW, positive, within
 from vit_jax.optim.health import record
+from vit_jax.optim.optimizers import OPTIMIZERS, AdamW, positive, within
 from vit_jax.optim.sam import EPS, SAM, RelativeLr, norm
 from vit_jax.types import Params, UserError
 

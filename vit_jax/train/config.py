@@ -9,7 +9,7 @@ from vit_jax.augment import Augment
 from vit_jax.config import Choice, Duration
 from vit_jax.data.loader import DataConfig
 from vit_jax.evals import EVALUATORS, Classify
-from vit_jax.models import MODELS
+from vit_jax.models import NAMES
 from vit_jax.objectives import OBJECTIVES
 from vit_jax.objectives import Classify as ClassifyObjective
 from vit_jax.optim import OptimConfig
@@ -28,7 +28,7 @@ class TrainConfig:
     """A training run.
 
     Attributes:
-      model: row of ``MODELS`` with the fields to change.
+      model: row of ``models.NAMES`` with the fields to change.
       data: which examples.
       augment: what happens to images on the device.
       optim: how parameters are updated.
@@ -50,7 +50,7 @@ class TrainConfig:
       best: metric that decides the best checkpoint.
     """
 
-    model: Annotated[Any, Choice(MODELS)]
+    model: Annotated[Any, Choice(NAMES)]
     data: DataConfig
     augment: Augment
     optim: OptimConfig = OptimConfig()

@@ -139,7 +139,9 @@ def _finish(setup: Setup, path: pathlib.Path, report: Report) -> None:
     rows, name = read(path), setup.config.best
     sign = checkpoint.sign(name)
     best = max((row for row in rows if name in row), key=lambda row: sign * row[name])
-    report.save(path, setup.train.info.class_names, step=setup.total_steps, best={"step": best["step"], name: best[name]})
+    report.save(
+        path, setup.train.info.class_names, step=setup.total_steps, best={"step": best["step"], name: best[name]}
+    )
     plots.curves(rows, path / "curves.png")
     say(table({**report.prefixed("val"), f"best {name}": f"{best[name]:.6g} at step {best['step']}"}))
     say(f"results.json, curves.png and more are in {path}")

@@ -50,5 +50,7 @@ class Progress:
 def table(rows: Mapping[str, object]) -> str:
     """Two aligned columns."""
     width = max(map(len, rows))
-    texts = {k: f"{v:,}" if isinstance(v, int) else f"{v:.6g}" if isinstance(v, float) else str(v) for k, v in rows.items()}
+    texts = {
+        k: f"{v:,}" if isinstance(v, int) else f"{v:.6g}" if isinstance(v, float) else str(v) for k, v in rows.items()
+    }
     return "\n".join(f"  {k:<{width}}  {v}" for k, v in texts.items())

@@ -23,7 +23,7 @@ from vit_jax.optim import masks, trainable
 from vit_jax.sharding import make_mesh
 from vit_jax.train.config import TrainConfig
 from vit_jax.train.state import TrainState, abstract_params, make_init
-from vit_jax.train.step import StepMetrics, check_batch, make_train_step
+from vit_jax.train.step import check_batch, make_train_step
 from vit_jax.types import Batch, Params, UsageError, UserError
 
 
@@ -42,7 +42,7 @@ class Setup:
       init: ``init(params=None) -> TrainState``, sharded.
       shapes: of the state.
       shardings: of the state.
-      step: the jitted train step.
+      step: the jitted train step, ``(state, batch) -> (state, metrics)``.
       schedule: step -> learning rate.
       trained: paths of the parameters that are not frozen, in the order of ``metrics["finite"]``.
       prepare: jitted host batch -> evaluation batch.
@@ -58,7 +58,7 @@ class Setup:
     init: Callable[..., TrainState]
     shapes: TrainState
     shardings: TrainState
-    step: Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+    step: jax.stages.Wrapped
     schedule: Callable[[Any], Any]
     trained: tuple[str, ...]
     prepare: Callable[[Batch], Batch]
@@ -150,9 +150,7 @@ def build(config: TrainConfig, devices: Any = None) -> Setup:
         steps_of = functools.partial(_steps, batch_size=c.batch_size, num_examples=len(train), total=total)
         tx, schedule = build_optimizer(c.optim, nn.unbox(boxed), total, steps_of)
         tx = optax.with_extra_args_support(tx)
-        init, shapes, shardings = make_init(
-            model, model_inputs(c), tx, seed=c.seed, ema=c.ema is not None, mesh=mesh
-        )
+        init, shapes, shardings = make_init(model, model_inputs(c), tx, seed=c.seed, ema=c.ema is not None, mesh=mesh)
     step = make_train_step(
         apply, c.objective, tx, augment=c.augment.train_fn(train.info.num_classes), schedule=schedule,
         seed=c.seed, mesh=mesh, shardings=shardings, accumulate=c.accumulate, ema=c.ema,

@@ -42,9 +42,7 @@ def start(setup: Setup, workdir: pathlib.Path) -> tuple[TrainState, str]:
       UserError: checkpoints exist and none can be read; ``init`` does not fit the model.
     """
     c = setup.config
-    like = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), setup.shapes, setup.shardings
-    )
+    like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), setup.shapes, setup.shardings)
     if found := checkpoint.restore(workdir, items(like)):
         return from_items(found[1], like), f"resumed at step {found[0]}"
     if c.resume_from:
@@ -85,7 +83,9 @@ def adapt(loaded: Mapping[str, Any], fresh: Params, *, name: str) -> tuple[Param
             out[path] = leaf
             was = "absent there" if value is None else f"{'x'.join(map(str, value.shape))} there"
             notes.append(f"{path} is new ({was})")
-        elif value is not None and "position" in path.split("/") and value.ndim == 3 and value.shape[2] == leaf.shape[2]:
+        elif (
+            value is not None and "position" in path.split("/") and value.ndim == 3 and value.shape[2] == leaf.shape[2]
+        ):
             out[path], note = _positions(path, value, leaf)
             notes.append(note)
         else:
@@ -112,7 +112,9 @@ def _positions(path: str, value: Any, leaf: Any) -> tuple[Any, str]:
         sides[n] = (prefix, round((n - prefix) ** 0.5))
     (old_prefix, old), (new_prefix, new) = sides[value.shape[1]], sides[leaf.shape[1]]
     if old_prefix != new_prefix:
-        raise UserError(f"{path}: the grid has {old_prefix} prefix tokens there and {new_prefix} here; use the same pool.")
+        raise UserError(
+            f"{path}: the grid has {old_prefix} prefix tokens there and {new_prefix} here; use the same pool."
+        )
     resized = resize_positions(value, (old, old), (new, new), new_prefix)
     return np.asarray(resized), f"{path} is resized from {old}x{old} to {new}x{new}"
 

@@ -94,7 +94,7 @@ def make_train_step(
     shardings: TrainState,
     accumulate: int = 1,
     ema: float | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
+) -> jax.stages.Wrapped:
     """One jitted ``step(state, batch) -> (state, metrics)``; the state is donated.
 
     Args:
@@ -121,7 +121,7 @@ def make_train_step(
         (loss, metrics), grads = grad_fn.value_and_grad(state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params, grad_fn=grad_fn)
         params = optax.apply_updates(state.params, updates)
-        average = state.ema and jax.tree.map(lambda a, p: a + (1 - ema) * (p - a), state.ema, params)
+        average = None if ema is None else jax.tree.map(lambda a, p: a + (1 - ema) * (p - a), state.ema, params)
         values = {k: v.value() for k, v in metrics.items()} | {"loss": loss}
         values["lr"] = jnp.asarray(schedule(state.step), jnp.float32)
         values["update_norm"] = optax.tree.norm(updates)

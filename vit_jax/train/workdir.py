@@ -70,7 +70,9 @@ def load(workdir: pathlib.Path) -> dict[str, Any]:
     try:
         return json.loads((workdir / FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{str(workdir)!r} holds no run: {FILE} is missing; give the --workdir of a training.") from None
+        raise UserError(
+            f"{str(workdir)!r} holds no run: {FILE} is missing; give the --workdir of a training."
+        ) from None
     except (OSError, ValueError) as e:
         raise UserError(f"{workdir / FILE} cannot be read ({e}); restore it or train in a new workdir.") from e
 
@@ -80,7 +82,11 @@ def provenance() -> dict[str, Any]:
     root = pathlib.Path(vit_jax.__file__).parent
     try:
         described = subprocess.run(
-            ["git", "-C", root, "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=10, check=True
+            ["git", "-C", root, "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         described = None
