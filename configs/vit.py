@@ -1,7 +1,7 @@
-"""ViT on ImageNet-1k from scratch, the plain recipe of "When Vision Transformers Outperform ResNets" (arXiv:2106.01548).
+"""ViT on ImageNet-1k from scratch, the plain recipe of arXiv:2106.01548.
 
 vit_jax train --config configs/vit.py:s16 --workdir runs/s16 --config.data.path=tfds:imagenet2012 --config.mesh.fsdp=8
-vit_jax train --config configs/vit.py:b16,sam --workdir runs/b16_sam --config.data.path='tar:/data/train-{0000..1023}.tar'
+vit_jax train --config configs/vit.py:b16,sam --workdir runs/b16 --config.data.path='tar:/data/train-{0000..1023}.tar'
 
 Published top-1, 300 epochs, AdamW -> SAM: S/32 68.4 -> 70.5, S/16 74.4 -> 78.1, B/32 71.4 -> 73.6, B/16 74.6 -> 79.9.
 Not trained by us. The paper's batch lay on 64 chips, so with SAM groups of 64 examples (m) are perturbed together.

@@ -324,7 +324,7 @@ def test_nothing_is_unpickled(run, monkeypatch):
 def test_a_place_that_cannot_hold_checkpoints(tmp_path):
     (tmp_path / "checkpoints").write_text("a file")
     with pytest.raises(UserError, match="cannot save to .*/checkpoints: "):
-        Checkpoints(tmp_path)
+        save(tmp_path, {1: {}})
 
 
 def test_nothing_there(tmp_path):

@@ -44,6 +44,7 @@ def shrink(raw):
         "optim": optim,
         "mesh": {"replica": 1, "fsdp": 1, "tensor": 1},
         "batch_size": BATCH,
+        "duration": 20_000,
     }
 
 

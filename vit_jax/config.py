@@ -84,7 +84,7 @@ class Duration:
 
 
 def parse(cls: Any, value: Any, path: str = "config") -> Any:
-    """``value`` as plain data -> an instance of ``cls`` (a dataclass, a scalar type, ``tuple[T, ...]``, ``Annotated`` choice).
+    """``value`` as plain data -> an instance of ``cls``: a dataclass, a scalar type, ``tuple[T, ...]``, a choice.
 
     Raises:
       UsageError: an unknown field (with the nearest names), a wrong type or a missing field; ``path`` says where.
@@ -105,7 +105,7 @@ def parse(cls: Any, value: Any, path: str = "config") -> Any:
         return value
     if origin is tuple:
         return _parse_tuple(args, value, path)
-    if dataclasses.is_dataclass(cls):
+    if isinstance(cls, type) and dataclasses.is_dataclass(cls):
         if isinstance(value, cls):
             return value
         return cls.parse(value, path) if hasattr(cls, "parse") else _parse_dataclass(cls, value, path)
@@ -192,12 +192,12 @@ def _parse_choice(kind: Any, table: Mapping[str, Any], value: Any, path: str) ->
     return _parse_dataclass(_class_of(row), fields, path)
 
 
-def _class_of(row: Any) -> type:
+def _class_of(row: Any) -> Any:
     return row.func if isinstance(row, functools.partial) else row
 
 
 def spec_fields(text: str, table: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """``"name(1, b=2)"`` -> ``{"name": "name", first field: 1, "b": 2}``. Nothing is evaluated: arguments are literals."""
+    """``"name(1, b=2)"`` -> ``{"name": "name", first field: 1, "b": 2}``; arguments are literals, nothing is run."""
     if text in table:  # names may hold characters that an expression may not
         return {"name": text}
     try:

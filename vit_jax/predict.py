@@ -80,7 +80,7 @@ class Predictor:
         return jax.jit(forward)
 
     def __call__(self, paths: Sequence[str], *, top: int = 5, batch_size: int = 32) -> Iterator[dict[str, Any]]:
-        """``{"path", "predictions": [{"class", "probability"}, ...]}`` of every file; an unreadable one has ``"error"``."""
+        """``{"path", "predictions": [{"class", "probability"}, ...]}`` of every file; ``"error"`` where unreadable."""
         for first in range(0, len(paths), batch_size):
             part = paths[first : first + batch_size]
             canvases, rows = [], []

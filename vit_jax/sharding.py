@@ -1,8 +1,8 @@
 """The device mesh, the one table from logical to mesh axes, and FSDP.
 
 The mesh always has the axes ``("replica", "fsdp", "tensor")``, size 1 when unused, so that no code branches on what is
-in use. Layers name the logical axes of their parameters; :data:`RULES` maps those to ``tensor``; ``fsdp`` then takes the
-largest dimension that is still free. The batch is split over ``replica`` and ``fsdp``.
+in use. Layers name the logical axes of their parameters; :data:`RULES` maps those to ``tensor``; ``fsdp`` then takes
+the largest dimension that is still free. The batch is split over ``replica`` and ``fsdp``.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def data_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def param_spec(shape: tuple[int, ...], logical: Sequence[str | None], mesh: Mesh) -> P:
-    """One leaf's partition: logical axes by :data:`RULES` where the size divides, then the largest free dimension to fsdp."""
+    """One leaf's partition: logical axes by :data:`RULES` where the size divides, then the largest free one to fsdp."""
     axes: list[Any] = [RULES.get(name) if name else None for name in (*logical, *[None] * (len(shape) - len(logical)))]
     axes = [a if a and shape[i] % mesh.shape[a] == 0 else None for i, a in enumerate(axes)]
     if mesh.shape["fsdp"] > 1 and math.prod(shape) >= FSDP_MIN_SIZE:
@@ -90,7 +90,7 @@ def param_shardings(boxed: Any, mesh: Mesh) -> Any:
 
 
 def shardings_like(tree: Any, params: Any, params_shardings: Any, mesh: Mesh) -> Any:
-    """Shardings of a tree that holds copies of ``params`` (optimizer state, EMA): equal path endings share their layout.
+    """Shardings of a tree that holds copies of ``params``, such as an optimizer's: equal path endings share a layout.
 
     A leaf belongs to the parameter whose path is the end of its own path and whose shape is its own; everything else
     (counters, factored moments) is replicated.

@@ -85,7 +85,7 @@ class PerExample(abc.ABC):
         def summed(params: Params, part: Batch, rngs: Rngs) -> tuple[jax.Array, Metrics]:
             losses, metrics = self.per_example(apply, params, part, rngs, train=True)
             loss = Mean.of(losses, part["mask"])
-            return loss.total, {"loss": loss, **metrics}
+            return jnp.asarray(loss.total), {"loss": loss, **metrics}
 
         grad = jax.grad(summed, has_aux=True)
         if micro == 1:

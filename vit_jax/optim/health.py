@@ -1,4 +1,4 @@
-"""The gradient's norm and finiteness, noted where it enters the clipping: after that one bad leaf has spoilt them all."""
+"""The gradient's norm and finiteness, noted before SAM and clipping, after which one bad leaf has spoilt them all."""
 
 from __future__ import annotations
 

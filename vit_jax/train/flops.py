@@ -18,10 +18,8 @@ PEAK = {
 
 def forward(model: nn.Module, inputs: Any) -> float:
     """FLOPs (2 per multiply-add) of one forward pass over ``inputs`` (shapes), by XLA's count of the unrolled model."""
-    plain = model.clone(**{k: v for k, v in {"scan": False, "remat": "none"}.items() if hasattr(model, k)})
-
-    def run(x: Any) -> Any:
-        return plain.apply(nn.unbox(plain.init(jax.random.key(0), x)), x)
+    options: dict[str, Any] = {"scan": False, "remat": "none"}
+    plain = model.clone(**{k: v for k, v in options.items() if hasattr(model, k)})
 
     variables = jax.eval_shape(lambda x: nn.unbox(plain.init(jax.random.key(0), x)), inputs)
     return float((jax.jit(plain.apply).lower(variables, inputs).cost_analysis() or {}).get("flops", float("nan")))

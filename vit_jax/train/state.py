@@ -40,7 +40,7 @@ class TrainState:
 
 
 def abstract_params(model: nn.Module, inputs: Any) -> Any:
-    """Shapes of ``model``'s parameters with their logical axis names boxed in; ``inputs`` are example inputs or shapes."""
+    """Shapes of ``model``'s parameters, their logical axis names boxed in; ``inputs`` are example inputs or shapes."""
     return jax.eval_shape(lambda key, x: model.init(key, x)["params"], jax.random.key(0), inputs)
 
 
@@ -73,8 +73,9 @@ def make_init(
     boxed = abstract_params(model, inputs)
     shapes = jax.eval_shape(fresh)
     params_shardings = sharding.param_shardings(boxed, mesh)
+    step: Any = NamedSharding(mesh, P())
     shardings = TrainState(
-        step=NamedSharding(mesh, P()),
+        step=step,
         params=params_shardings,
         opt_state=sharding.shardings_like(shapes.opt_state, shapes.params, params_shardings, mesh),
         ema=params_shardings if ema else None,

@@ -42,7 +42,8 @@ def check(workdir: pathlib.Path, raw: Mapping[str, Any]) -> None:
     ]
     if changes:
         raise UsageError(
-            f"{workdir} holds a run with another configuration ({'; '.join(changes)}); use a new --workdir, or the old values."
+            f"{workdir} holds a run with another configuration ({'; '.join(changes)}); "
+            "use a new --workdir, or the old values."
         )
 
 

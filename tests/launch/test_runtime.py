@@ -1,0 +1,45 @@
+"""Process-wide settings: made by commands, steered by the environment."""
+
+import jax
+import pytest
+
+from vit_jax.launch import runtime
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    found = {}
+    monkeypatch.setattr(jax.distributed, "initialize", lambda: found.setdefault("joined", True))
+    monkeypatch.setattr(jax.config, "update", found.__setitem__)
+    for name in ("JAX_COORDINATOR_ADDRESS", "TPU_WORKER_HOSTNAMES", "JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "joins"),
+    [
+        (None, "", False),
+        ("JAX_COORDINATOR_ADDRESS", "10.0.0.1:1234", True),
+        ("TPU_WORKER_HOSTNAMES", "localhost", False),
+        ("TPU_WORKER_HOSTNAMES", "a,b", True),
+    ],
+)
+def test_hosts_join_where_a_cluster_is_described(calls, monkeypatch, variable, value, joins):
+    if variable:
+        monkeypatch.setenv(variable, value)
+    runtime.setup()
+    assert ("joined" in calls) == joins
+
+
+def test_the_cache_of_programs(calls, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    runtime.setup()
+    assert calls == {"jax_compilation_cache_dir": "/home/me/.cache/vit_jax/programs"}
+    monkeypatch.setenv("XDG_CACHE_HOME", "/tmp/cache")
+    runtime.setup()
+    assert calls == {"jax_compilation_cache_dir": "/tmp/cache/vit_jax/programs"}
+    calls.clear()
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/elsewhere")  # jax reads that itself
+    runtime.setup()
+    assert calls == {}

@@ -1,0 +1,49 @@
+"""The tree of settings: defaults, and mistakes that only the tree can see."""
+
+import pytest
+
+from vit_jax import models
+from vit_jax.config import Duration, hints, parse
+from vit_jax.evals import Classify
+from vit_jax.train.config import MAY_CHANGE, TrainConfig
+from vit_jax.types import UserError
+
+
+def test_defaults(tiny):
+    c = parse(TrainConfig, {"model": "vit_ti16", "data": {"path": "digits"}, "augment": {"size": 224}})
+    assert c.model == models.create("vit_ti16")
+    assert c.duration == Duration(10, "epochs") and c.evaluators == (Classify(),)
+    assert parse(TrainConfig, tiny()).model.depth == 2
+
+
+def test_models_go_by_their_published_names_too(tiny):
+    """Those of the original repository and of timm, as ``models.create`` takes them."""
+    for alias in ("ViT-B/16", "vit_base_patch16_224"):
+        assert parse(TrainConfig, {**tiny(), "model": alias}).model == models.create("vit_b16")
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"batch_size": 0}, "batch_size=0 is too small; the least is 1."),
+        ({"accumulate": 0}, "accumulate=0 is too small"),
+        ({"keep": 0}, "keep=0 is too small"),
+        ({"eval_batch_size": -1}, "eval_batch_size=-1 is too small"),
+        ({"ema": 1.0}, "ema=1.0 is not allowed; give a decay between 0 and 1 such as 0.9999, or None."),
+        ({"ema": 0}, "ema=0.0 is not allowed"),
+        ({"init": "a", "resume_from": "b"}, "init and resume_from exclude each other"),
+    ],
+)
+def test_mistakes(tiny, change, text):
+    with pytest.raises(UserError) as e:
+        parse(TrainConfig, tiny(**change))
+    assert text in str(e.value)
+
+
+def test_keys_that_may_change_exist(tiny):
+    c = parse(TrainConfig, tiny())
+    for key in MAY_CHANGE:
+        node = c
+        for part in key.split("."):
+            assert part in hints(type(node)), key
+            node = getattr(node, part)

@@ -1,0 +1,53 @@
+"""FLOPs of a model against arithmetic, and the speed of a device."""
+
+import jax
+import pytest
+
+from vit_jax import models
+from vit_jax.train import flops
+
+
+def shape(size, batch=1):
+    return jax.ShapeDtypeStruct((batch, size, size, 3), "float32")
+
+
+def vit(**fields):
+    return models.create("vit", **{"patch": 4, "width": 64, "depth": 3, "heads": 2, "mlp_dim": 1024, "pool": "gap", **fields})
+
+
+def test_a_vit_is_two_per_weight_and_token():
+    """An MLP-heavy ViT of 16 tokens: 2 x weights x tokens, plus attention 4 N^2 D and the elementwise rest."""
+    n, d, f, layers, classes = 16, 64, 1024, 3, 10
+    weights = 4 * 4 * 3 * d + layers * (4 * d * d + 2 * d * f)
+    closed = 2 * n * weights + 2 * d * classes + layers * 4 * n * n * d
+    assert flops.forward(vit(num_classes=classes), shape(16)) == pytest.approx(closed, rel=0.06)
+
+
+def test_they_grow_with_the_batch():
+    one, four = (flops.forward(vit(num_classes=10), shape(16, b)) for b in (1, 4))
+    assert four == pytest.approx(4 * one, rel=0.01)
+
+
+def test_scan_and_remat_do_not_matter():
+    """XLA counts the body of a loop once; the unrolled model is what is counted."""
+    plain = flops.forward(vit(), shape(16))
+    assert flops.forward(vit(scan=True), shape(16)) == plain
+    assert flops.forward(vit(scan=True, remat="full"), shape(16)) == plain
+    assert flops.forward(vit(depth=6), shape(16)) > 1.9 * plain
+
+
+class Device:
+    def __init__(self, kind):
+        self.device_kind = kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [("TPU v5 lite", 197e12), ("TPU v5p slice", 459e12), ("TPU v5", 459e12), ("NVIDIA H100 80GB HBM3", 989e12), ("TPU v4", 275e12)],
+)
+def test_published_peaks(kind, peak):
+    assert flops.peak(Device(kind), "bfloat16") == peak
+
+
+def test_a_cpu_is_measured():
+    assert 1e8 < flops.peak(jax.devices()[0], "float32") < 1e15

@@ -1,0 +1,59 @@
+"""What a person sees: a bar on a terminal, a line now and then elsewhere."""
+
+import io
+import sys
+
+import pytest
+
+from vit_jax.train import progress
+from vit_jax.train.progress import Progress, say, table
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_without_a_terminal_lines_come_at_most_every_ten_seconds(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    bar = Progress(10, 50)
+    for step in range(11, 51):
+        now[0] += 1.0
+        bar.step()
+        bar.show(step, {"train/loss": 1.23456})
+    bar.close()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "step 20/50 loss 1.235 left 30 s"
+    assert [line.split()[1] for line in lines] == ["20/50", "30/50", "40/50", "50/50"]
+    assert sys.stderr.getvalue() == ""
+
+
+def test_on_a_terminal_there_is_a_bar(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    bar = Progress(0, 4)
+    bar.show(1, {"train/loss": 0.5, "speed/waiting": 0.25})
+    for _ in range(4):
+        bar.step()
+    bar.close()
+    assert "loss 0.5 waiting 0.25" in sys.stderr.getvalue() and "4/4" in sys.stderr.getvalue()
+    assert capsys.readouterr().out == ""
+
+
+def test_only_the_first_host_speaks(monkeypatch, capsys):
+    say("here")
+    monkeypatch.setattr(progress.jax, "process_index", lambda: 1)
+    say("there")
+    assert capsys.readouterr().out == "here\n"
+
+
+@pytest.mark.parametrize(
+    ("rows", "text"),
+    [
+        ({"a": 1234567, "long": 0.123456789, "x": "text"}, "  a     1,234,567\n  long  0.123457\n  x     text"),
+        ({"mesh": {"fsdp": 2}}, "  mesh  {'fsdp': 2}"),
+    ],
+)
+def test_table(rows, text):
+    assert table(rows) == text
