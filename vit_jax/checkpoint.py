@@ -8,11 +8,13 @@ optimizer. Parameters are stored as the model's nested dictionary, other trees f
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 import math
 import pathlib
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -180,26 +182,41 @@ def read_item(folder: pathlib.Path, name: str, like: Any = None) -> Any:
     Raises:
       UserError: it is missing or damaged.
     """
-    path = folder.absolute() / name
     try:
-        if name == "meta":
-            with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-                return reader.restore(path)
-        with ocp.StandardCheckpointer() as reader:
-            if like is None:
-                first = NamedSharding(jax.sharding.Mesh(jax.local_devices()[:1], "x"), P())
-                like = jax.tree.map(
-                    lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=first),
-                    reader.metadata(path).item_metadata.tree,
-                )
-            tree = reader.restore(path, like)
-        expected = read_item(folder, "meta")["checksums"][name]
-        damaged = [path for path, value in checksums(tree).items() if expected[path] != value]
-        if damaged:
-            raise ValueError(f"the checksum of {damaged[0]} is wrong")
-        return tree
+        return _read(folder.absolute() / name, like)
     except Exception as e:  # orbax and tensorstore raise a dozen unrelated types for damaged files
-        raise UserError(f"checkpoint {folder} cannot be read ({name}: {str(e).splitlines()[0][:160]}).") from e
+        reason = (str(e) or type(e).__name__).splitlines()[0][:160]
+    _forget_failed_read()
+    raise UserError(f"checkpoint {folder} cannot be read ({name}: {reason}).")
+
+
+def _read(path: pathlib.Path, like: Any) -> Any:
+    if path.name == "meta":
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+            return reader.restore(path)
+    with ocp.StandardCheckpointer() as reader:
+        there = reader.metadata(path).item_metadata.tree
+        if like is None:
+            first = NamedSharding(jax.sharding.Mesh(jax.local_devices()[:1], "x"), P())
+            like = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=first), there)
+        shapes = {k: tuple(m.shape) for k, m in flat(there).items()}
+        for key, leaf in flat(like).items():
+            if shapes.get(key) != leaf.shape:
+                raise ValueError(f"{key} has the shape {shapes.get(key)} there, not {leaf.shape}")
+        tree = reader.restore(path, like)
+    expected = read_item(path.parent, "meta")["checksums"][path.name]
+    if damaged := [key for key, value in checksums(tree).items() if expected[key] != value]:
+        raise ValueError(f"the checksum of {damaged[0]} is wrong")
+    return tree
+
+
+def _forget_failed_read() -> None:
+    """Collects the coroutines that orbax abandons when a read fails; later they would fill the terminal with complaints."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook
 
 
 def find(path: str | pathlib.Path) -> list[pathlib.Path]:

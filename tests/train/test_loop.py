@@ -56,7 +56,7 @@ def test_a_run_leaves_its_files(tiny, workdir, capsys):
     assert final["metrics"]["accuracy"] == result.report.metrics["accuracy"] == found[-1]["val/accuracy"]
     out = capsys.readouterr().out
     assert "64 training and 16 validation examples" in out and "starts from scratch" in out
-    assert "val/accuracy" in out.splitlines()[-7]
+    assert "val/accuracy" in out.splitlines()[-8]
 
 
 @pytest.mark.parametrize("death", [1, 4, 5, 9])

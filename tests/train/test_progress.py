@@ -22,22 +22,22 @@ def test_without_a_terminal_lines_come_at_most_every_ten_seconds(monkeypatch, ca
     for step in range(11, 51):
         now[0] += 1.0
         bar.step()
-        bar.show(step, {"train/loss": 1.23456})
+        bar.show(step, {"loss": 1.23456, "accuracy": 0.5})
     bar.close()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "step 20/50 loss 1.235 left 30 s"
-    assert [line.split()[1] for line in lines] == ["20/50", "30/50", "40/50", "50/50"]
+    assert lines[0] == "step 20/50: loss 1.235, 30 s left"
+    assert [line.split()[1] for line in lines] == ["20/50:", "30/50:", "40/50:", "50/50:"]
     assert sys.stderr.getvalue() == ""
 
 
 def test_on_a_terminal_there_is_a_bar(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stderr", Terminal())
     bar = Progress(0, 4)
-    bar.show(1, {"train/loss": 0.5, "speed/waiting": 0.25})
+    bar.show(1, {"loss": 0.5, "speed/waiting": 0.25, "speed/mfu": 0.5})
     for _ in range(4):
         bar.step()
     bar.close()
-    assert "loss 0.5 waiting 0.25" in sys.stderr.getvalue() and "4/4" in sys.stderr.getvalue()
+    assert "loss 0.5, MFU 50%, input wait 25%" in sys.stderr.getvalue() and "4/4" in sys.stderr.getvalue()
     assert capsys.readouterr().out == ""
 
 

@@ -75,8 +75,14 @@ def test_evaluators_are_merged_and_unreadable_images_counted(tiny, one_device, m
 
     object.__setattr__(setup.config, "evaluators", (evaluator("a"), evaluator("b")))
     object.__setattr__(setup.config, "eval_batch_size", 5)
-    monkeypatch.setattr(module.Batches, "skipped", 2)
-    assert setup.evaluate({}).metrics == {"a": 16.0, "b": 16.0, "unreadable": 2.0}
+
+    def one_unreadable(*args, _original=module.eval_batches, **kwargs):
+        batches = _original(*args, **kwargs)
+        batches.unreadable = {3: "torn"}
+        return batches
+
+    monkeypatch.setattr(module, "eval_batches", one_unreadable)
+    assert setup.evaluate({}).metrics == {"a": 16.0, "b": 16.0, "unreadable": 1.0}
     assert seen == [[(5,)] * 4] * 2  # 16 images, the last batch padded
 
 

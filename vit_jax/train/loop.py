@@ -68,18 +68,28 @@ def run(raw: Mapping[str, Any], folder: str | pathlib.Path, hooks: Sequence[Hook
     path = pathlib.Path(folder)
     workdir.check(path, raw)
     setup = build(parse(TrainConfig, raw))
-    c, total = setup.config, setup.total_steps
-    for note in setup.train.info.notes:
-        say(f"data: {note}")
     state, origin = start.start(setup, path)
     workdir.claim(path, raw)
-    first = int(state.step)
+    for note in setup.train.info.notes:
+        say(f"data: {note}")
     parameters = sum(x.size for x in jax.tree.leaves(setup.shapes.params))
-    say(f"{parameters:,} parameters, {len(setup.train):,} training and {len(setup.val):,} validation examples, "
-        f"{total:,} steps of {c.batch_size}; {origin}")  # fmt: skip
+    say(
+        f"{parameters:,} parameters, {len(setup.train):,} training and {len(setup.val):,} validation examples, "
+        f"{setup.total_steps:,} steps of {setup.config.batch_size}; {origin}"
+    )
     about = start.meta(setup, workdir.plain(raw), workdir.provenance())
+    state, report = _train(setup, path, state, about, hooks)
+    if report is None:  # the run had ended before; its last checkpoint is evaluated again
+        report = setup.evaluate(state.eval_params)
+    _finish(setup, path, report)
+    return Result(setup, state, report)
+
+
+def _train(
+    setup: Setup, path: pathlib.Path, state: TrainState, about: Mapping[str, Any], hooks: Sequence[Hook]
+) -> tuple[TrainState, Report | None]:
+    c, first, total, report = setup.config, int(state.step), setup.total_steps, None
     every = {name: max(1, setup.steps_of(getattr(c, f"{name}_every"))) for name in ("log", "eval", "checkpoint")}
-    report = None
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(MetricsWriter(path))
         if dropped := writer.truncate(first):
@@ -88,12 +98,8 @@ def run(raw: Mapping[str, Any], folder: str | pathlib.Path, hooks: Sequence[Hook
         batches = stack.enter_context(contextlib.closing(setup.train_batches(first)))
         bar = stack.enter_context(contextlib.closing(Progress(first, total)))
         stopped = stack.enter_context(_signals())
-        meter = Meter(setup)
         stack.enter_context(jax.set_mesh(setup.mesh))
-
-        def save(step: int, metrics: Mapping[str, float]) -> None:
-            checkpoints.save(step, start.items(state), about, metrics)
-
+        meter = Meter(setup)
         for step in range(first + 1, total + 1):
             with meter.waiting():
                 batch = next(batches)
@@ -104,33 +110,25 @@ def run(raw: Mapping[str, Any], folder: str | pathlib.Path, hooks: Sequence[Hook
                 if extra := hook(Moment(setup, path, step, state)):
                     writer.write(step, extra)
             due = {name: step % n == 0 or step == total for name, n in every.items()}
-            due["checkpoint"] |= bool(stopped)
-            if any(due.values()):
-                values = meter.flush()  # raises on non-finite values, so that no later line keeps them
-                if due["log"]:
-                    row = {f"train/{k}": v for k, v in values.items()} | meter.speed()
-                    writer.write(step, row)
-                    bar.show(step, {k: row[k] for k in SHOWN if k in row})
+            due["checkpoint"] |= due["eval"] or bool(stopped)
+            values = meter.flush() if any(due.values()) else {}  # raises on non-finite values: none is ever saved
+            row: dict[str, float] = {}
+            if due["log"]:
+                writer.write(step, {f"train/{k}": v for k, v in values.items()} | (speed := meter.speed()))
+                bar.show(step, values | speed)
             if due["eval"]:
                 report = setup.evaluate(state.eval_params)
                 row = report.prefixed("val")
                 writer.write(step, row)
                 say(f"step {step}: " + " ".join(f"{k} {v:.4g}" for k, v in row.items()))
-                save(step, row)
+            if due["checkpoint"]:
+                checkpoints.save(step, start.items(state), about, row)
                 meter.restart()
-            elif due["checkpoint"]:
-                save(step, {})
             if stopped and step < total:
                 raise UserError(f"stopped at step {step} of {total}; the same command resumes there.")
         if batches.skipped:
             say(f"{batches.skipped} training images are unreadable and were left out")
-    if report is None:  # the run had ended before; its last checkpoint is evaluated again
-        report = setup.evaluate(state.eval_params)
-    _finish(setup, path, report)
-    return Result(setup, state, report)
-
-
-SHOWN = ("train/loss", "train/lr", "speed/images_per_s", "speed/mfu", "speed/waiting")
+    return state, report
 
 
 def _finish(setup: Setup, path: pathlib.Path, report: Report) -> None:

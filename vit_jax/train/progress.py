@@ -10,6 +10,16 @@ import jax
 from tqdm import tqdm
 
 
+SHOWN = {
+    "loss": "loss {:.4g}",
+    "lr": "lr {:.2e}",
+    "speed/images_per_s": "{:.0f} images/s",
+    "speed/mfu": "MFU {:.0%}",
+    "speed/waiting": "input wait {:.0%}",
+}
+"""What of a row of the log is shown, and how."""
+
+
 def say(text: str) -> None:
     """One line for the person at the terminal, above the bar if there is one; only the first host speaks."""
     if jax.process_index() == 0:
@@ -24,7 +34,13 @@ class Progress:
         self._live = sys.stderr.isatty() and jax.process_index() == 0
         self._total, self._last, self._started, self._first = total, 0.0, time.perf_counter(), start
         self._bar = tqdm(
-            total=total, initial=start, unit="step", disable=not self._live, dynamic_ncols=True, mininterval=0.2
+            total=total,
+            initial=start,
+            unit="step",
+            disable=not self._live,
+            dynamic_ncols=True,
+            mininterval=0.2,
+            bar_format="{percentage:3.0f}% {bar} {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
         )
 
     def step(self) -> None:
@@ -33,7 +49,7 @@ class Progress:
 
     def show(self, step: int, values: Mapping[str, float]) -> None:
         """The values of a row of the log; without a terminal a line at most every ten seconds, and at the end."""
-        text = " ".join(f"{k.split('/')[-1]} {v:.4g}" for k, v in values.items())
+        text = ", ".join(form.format(values[k]) for k, form in SHOWN.items() if k in values)
         if self._live:
             self._bar.set_postfix_str(text, refresh=False)
             return
@@ -41,7 +57,7 @@ class Progress:
         if now - self._last >= 10 or step == self._total:
             self._last = now
             left = (now - self._started) / max(1, step - self._first) * (self._total - step)
-            say(f"step {step}/{self._total} {text} left {left:.0f} s")
+            say(f"step {step}/{self._total}: {text}, {left:.0f} s left")
 
     def close(self) -> None:
         self._bar.close()

@@ -48,11 +48,13 @@ def check(workdir: pathlib.Path, raw: Mapping[str, Any]) -> None:
 
 
 def claim(workdir: pathlib.Path, raw: Mapping[str, Any]) -> None:
-    """Creates the folder and writes ``config.json``, atomically.
+    """Creates the folder and writes ``config.json``, atomically; only the first host does.
 
     Raises:
       UserError: it cannot be written.
     """
+    if jax.process_index():
+        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         new = workdir / (FILE + ".new")

@@ -1,0 +1,64 @@
+"""One run on a folder of images, trained once a session through the command line, and its files."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_jax.cli import main
+
+CONFIG = """
+from ml_collections import ConfigDict
+
+def get_config(arg=""):
+    c = ConfigDict()
+    c.model = dict(name="vit", patch=4, width=16, depth=1, heads=2, mlp_dim=32, pool="gap")
+    c.data = dict(path="folder:{images}", canvas=8, holdout=8, workers=1)
+    c.augment = dict(size=8, train=("flip",))
+    c.optim = dict(lr=0.003)
+    c.batch_size = 8
+    c.duration = "3 steps"
+    return c
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """``images``: the data, class per folder; ``config``: the configuration file; ``workdir``: the trained run."""
+
+    images: pathlib.Path
+    config: pathlib.Path
+    workdir: pathlib.Path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Equal programs are compiled once a session, and none goes to the user's own cache."""
+    folder = str(tmp_path_factory.mktemp("programs"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        yield
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A tiny ViT after three steps."""
+    root = tmp_path_factory.mktemp("cli")
+    images, rng = root / "images", np.random.default_rng(0)
+    for label, name in enumerate(("ant", "bee", "cat")):
+        (images / name).mkdir(parents=True)
+        for i in range(10):
+            pixels = rng.integers(0, 128, (8, 8, 3)) + 60 * label
+            Image.fromarray(pixels.astype(np.uint8)).save(images / name / f"{i}.png")
+    config = root / "some.py"
+    config.write_text(CONFIG.replace("{images}", str(images)))
+    assert main(["train", "--config", str(config), "--workdir", str(root / "run")]) == 0
+    return Run(images, config, root / "run")

@@ -1,0 +1,101 @@
+"""Exit status, usage, overrides and start-up of the command line."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+
+from vit_jax import cli
+from vit_jax.cli import COMMANDS, main
+from vit_jax.types import UserError
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("argv", [[], *([name] for name in COMMANDS), ["data", "check"], ["bench", "forward"]], ids=" ".join)
+def test_help(argv, capsys):
+    with pytest.raises(SystemExit) as e:
+        main([*argv, "--help"])
+    assert e.value.code == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"usage: {' '.join(['vit_jax', *argv])}")
+    if not argv:
+        assert all(name in out and module.HELP in out for name, module in COMMANDS.items())
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        ([], "required: COMMAND"),
+        (["trian"], "invalid choice: 'trian'"),
+        (["train"], "required: --config, --workdir"),
+        (["train", "--config", "a", "--workdir", "b", "--confg.seed=1"], "unrecognized argument '--confg.seed=1'"),
+        (["train", "--config", "a", "--workdir", "b", "--config.seed"], "--config.seed needs a value"),
+        (["train", "--config", "a", "--workdir", "b", "extra"], "unrecognized argument 'extra'; see vit_jax train --help"),
+        (["train", "--config", "a", "--work", "b"], "required: --workdir"),  # no abbreviations
+        (["models", "--config.seed=1"], "unrecognized argument '--config.seed=1'"),
+        (["predict", "--workdir", "a", "--checkpoint", "b", "c"], "not allowed with argument"),
+        (["data", "check"], "required: path"),
+        (["bench", "forward", "--batch", "x"], "invalid int value: 'x'"),
+    ],
+)
+def test_wrong_usage_is_status_2(argv, text, capsys):
+    with pytest.raises(SystemExit) as e:
+        main(argv)
+    assert e.value.code == 2
+    assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "text"),
+    [
+        (["train", "--config", "configs/no.py", "--workdir", "w"], 2, "vit_jax train: no config file 'configs/no.py'"),
+        (["models", "vit_b61"], 2, "vit_jax models: unknown model 'vit_b61'; did you mean 'vit_b16'"),
+        (["evaluate", "--workdir", "/no/run"], 1, "vit_jax evaluate: '/no/run' holds no run: config.json is missing"),
+        (["predict", "--workdir", "/no/run", "/no/image.png"], 1, "vit_jax predict: no such file or folder: '/no/image.png'."),
+        (["data", "check", "folder:/no/images"], 1, "/no/images"),
+        (["bench", "forward", "--model", "mixer_b16"], 1, "compares ViTs, and 'mixer_b16' is none"),
+    ],
+)
+def test_mistakes_are_one_sentence(argv, status, text, capsys):
+    assert main(argv) == status
+    out, err = capsys.readouterr()
+    assert text in err and err.count("\n") == 1 and out == ""
+    with pytest.raises(UserError):
+        main([*argv[:1], "--verbose", *argv[1:]])
+
+
+def test_overrides_in_both_forms_keep_their_order(monkeypatch):
+    seen = []
+    monkeypatch.setattr(COMMANDS["train"], "run", lambda args: seen.append(args.overrides) or 0)
+    words = ["--config.a.b=1", "--config.c", "x y", "--config.d=a=b", "--config.e", "-1", "--config.a.b=2", "--config.f="]
+    assert main(["train", *words[:3], "--config", "F", "--workdir", "W", *words[3:]]) == 0
+    assert seen == [[("a.b", "1"), ("c", "x y"), ("d", "a=b"), ("e", "-1"), ("a.b", "2"), ("f", "")]]
+
+
+def test_ctrl_c_is_a_failure(monkeypatch):
+    def stop(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.models, "run", stop)
+    assert main(["models"]) == 1
+
+
+def python(*argv):
+    env = {k: v for k, v in os.environ.items() if not k.startswith("COV")}
+    begun = time.process_time(), os.times().children_user
+    done = subprocess.run([sys.executable, *argv], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    return done, os.times().children_user - begun[1]
+
+
+def test_start_up_is_quick():
+    """CPU time, as the machine may be busy; --help does not import jax."""
+    done, seconds = python("-X", "importtime", "-m", "vit_jax", "--help")
+    assert done.returncode == 0 and done.stdout.startswith("usage: vit_jax")
+    assert seconds < 1
+    assert not [line for line in done.stderr.splitlines() if line.split("|")[-1].strip() in ("jax", "numpy", "flax")]
+    done, seconds = python("-c", "import vit_jax; print(vit_jax.__version__)")
+    assert done.returncode == 0 and seconds < 1

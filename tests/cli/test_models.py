@@ -1,0 +1,41 @@
+"""``models``: parameters and FLOPs by name."""
+
+import functools
+import json
+
+import pytest
+
+from vit_jax import models
+from vit_jax.cli import main
+
+
+@pytest.fixture
+def table(monkeypatch):
+    """Three small models instead of all."""
+    tiny = functools.partial(models.ViT, width=16, depth=1, heads=2, mlp_dim=32)
+    small = {"vit_a16": tiny, "vit_b14": functools.partial(tiny, patch=14), "mixer_a32": functools.partial(models.Mixer, depth=1)}
+    monkeypatch.setattr(models, "MODELS", {"vit": models.MODELS["vit"], **small})
+    monkeypatch.setattr(models, "NAMES", small)
+    monkeypatch.setattr(models, "create", lambda name, **kw: small[name](**kw))
+
+
+def test_all(table, capsys, tmp_path):
+    assert main(["models", "--size", "32", "--json", str(tmp_path / "x.json")]) == 0
+    rows = {r["model"]: r for r in json.loads((tmp_path / "x.json").read_text())}
+    assert set(rows) == {"vit_a16", "vit_b14", "mixer_a32"}
+    assert "not divisible by the patch size 14" in rows["vit_b14"]["error"]  # and the others are still listed
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 and f"{rows['vit_a16']['parameters']:,d}" in lines[1]
+
+
+def test_one_by_any_of_its_names(capsys):
+    """The published number of parameters and 1.26 GMACs (Touvron et al. 2021, table 1: DeiT-Ti, without distillation)."""
+    assert main(["models", "vit_tiny_patch16_224", "--json", "-"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["parameters"] == 5_717_416
+    assert row["gflops"] == pytest.approx(2 * 1.26, rel=0.03)
+
+
+def test_a_size_that_does_not_fit_is_an_error(capsys):
+    assert main(["models", "vit_ti16", "--size", "30"]) == 1
+    assert "30x30 is not divisible by the patch size 16" in capsys.readouterr().err

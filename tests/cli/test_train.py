@@ -1,0 +1,52 @@
+"""``train``: what a run leaves, and the dry run that leaves nothing."""
+
+import json
+
+import pytest
+
+from vit_jax.cli import main
+from vit_jax.config import load, parse
+from vit_jax.train.config import TrainConfig
+from vit_jax.train.setup import build, describe
+
+
+def test_a_run_leaves_its_files(run):
+    names = {p.name for p in run.workdir.iterdir()}
+    assert {"config.json", "metrics.jsonl", "results.json", "curves.png", "confusion.png", "checkpoints"} <= names
+    assert json.loads((run.workdir / "results.json").read_text())["metrics"]["examples"] == 8
+
+
+def test_a_dry_run_says_sizes_and_writes_nothing(run, tmp_path, capsys):
+    argv = ["train", "--config", str(run.config), "--workdir", str(tmp_path / "w"), "--dry_run", "--config.model.width=32"]
+    assert main(argv) == 0
+    rows = dict(line.strip().split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    expected = describe(build(parse(TrainConfig, load(str(run.config), [("model.width", "32")]))))
+    assert rows["parameters"].strip() == f"{expected['parameters']:,}"
+    assert rows["state bytes per device"].strip() == f"{expected['state bytes per device']:,}"
+    assert float(rows["FLOPs per step"]) == pytest.approx(expected["FLOPs per step"], rel=1e-5)
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "status", "text"),
+    [
+        ("--config.optimm.lr=1", 2, "unknown key 'config.optimm'; did you mean 'optim'?"),
+        ("--config.batch_size=many", 2, "config.batch_size='many' is of type str, expected int."),
+        ("--config.batch_size=12", 2, "batch_size=12 is not divisible by 8"),
+        ("--config.data.path=folder:/no", 1, "/no"),
+        ("--config.model.patch=3", 1, "image size 8x8 is not divisible by the patch size 3"),
+        ("--config.data.holdout=0", 1, "holdout"),
+    ],
+)
+def test_mistakes_leave_nothing(run, tmp_path, capsys, override, status, text):
+    assert main(["train", "--config", str(run.config), "--workdir", str(tmp_path / "w"), override]) == status
+    err = capsys.readouterr().err
+    assert text in err and err.count("\n") == 1
+    assert not (tmp_path / "w").exists()
+
+
+def test_another_configuration_in_the_same_workdir(run, capsys):
+    before = {p: p.stat().st_mtime_ns for p in run.workdir.rglob("*")}
+    assert main(["train", "--config", str(run.config), "--workdir", str(run.workdir), "--config.optim.lr=1.0"]) == 2
+    assert "holds a run with another configuration (optim.lr: 0.003 -> 1.0)" in capsys.readouterr().err
+    assert {p: p.stat().st_mtime_ns for p in run.workdir.rglob("*")} == before
