@@ -179,7 +179,7 @@ class Bomb:
     "damage",
     [
         flip, flip_on_disk, truncate, empty_meta, pickled,
-        lambda f: shutil.rmtree(f / "params"), lambda f: shutil.rmtree(f / "opt_state"), lambda f: shutil.rmtree(f / "meta"),
+        *(lambda f, name=name: shutil.rmtree(f / name) for name in ("params", "opt_state", "meta")),
     ],
     ids=["flipped bit", "flipped byte", "truncated", "no checksums", "pickle", "no params", "no opt_state", "no meta"],
 )  # fmt: skip
@@ -216,9 +216,11 @@ def test_evaluation_falls_back_and_moves_nothing(run, caplog):
 def test_all_damaged(run):
     for step in ("4", "8"):
         truncate(run / "checkpoints" / step)
-    with pytest.raises(UserError, match="checkpoint .*/8 cannot be read .* No other checkpoint of the run can be read"):
+    with pytest.raises(
+        UserError, match=r"checkpoint .*/8 cannot be read .* No other checkpoint of the run can be read"
+    ):
         restore(run, like(items(8)))
-    with pytest.raises(UserError, match="checkpoint .*/8 cannot be read"):
+    with pytest.raises(UserError, match=r"checkpoint .*/8 cannot be read"):
         load_params(run)
     assert names(run) == [4, 8]  # nothing was moved
 
@@ -319,7 +321,7 @@ def test_nothing_is_unpickled(run, monkeypatch):
 
 def test_a_place_that_cannot_hold_checkpoints(tmp_path):
     (tmp_path / "checkpoints").write_text("a file")
-    with pytest.raises(UserError, match="cannot save to .*/checkpoints: "):
+    with pytest.raises(UserError, match=r"cannot save to .*/checkpoints: "):
         save(tmp_path, {1: {}})
 
 

@@ -156,8 +156,8 @@ def test_nothing_is_ever_evaluated(attack, tmp_path):
 
 def test_fields_of_every_type():
     t = tree(
-        optim="sgd(2)", model={"name": "deep", "stem": [1, 2]}, size=4.0, rate=1, on=False, clip=2, share=3, pair=[1, 2],
-        names="one", rules=[("a", 1), ["b", 2.5]], mode="y", length="3 epochs", outer={"inner": "fast"},
+        optim="sgd(2)", model={"name": "deep", "stem": [1, 2]}, size=4.0, rate=1, on=False, clip=2, share=3,
+        pair=[1, 2], names="one", rules=[("a", 1), ["b", 2.5]], mode="y", length="3 epochs", outer={"inner": "fast"},
     )  # fmt: skip
     assert t == Tree(
         "p", Sgd(2.0), Net(48, stem=(1, 2)), 4, 1.0, False, 2.0, 3, (1, 2.0), ("one",), (("a", 1.0), ("b", 2.5)), "y",
@@ -217,7 +217,8 @@ def test_linen_modules_are_values():
     ("written", "steps"),
     [
         ("20 epochs", 200), ("1 epoch", 10), ("0.25 epochs", 2), ("1000 steps", 1000), ("1 step", 1), ("7steps", 7),
-        ("1e6 examples", 10_000), ("1.5e3 examples", 15), ("1 example", 0), ("5%", 25), ("12.5 percent", 62), (" 5 % ", 25),
+        ("1e6 examples", 10_000), ("1.5e3 examples", 15), ("1 example", 0), ("5%", 25), ("12.5 percent", 62),
+        (" 5 % ", 25),
         (30, 30), (2.0, 2), (0, 0), (".5 epochs", 5),
     ],
 )  # fmt: skip
@@ -229,8 +230,8 @@ def test_durations(written, steps):
 
 @pytest.mark.parametrize(
     "written",
-    ["3 weeks", "", "epochs", "-1 epochs", -1, "1.2.3 steps", ". steps", "1e400 steps", float("inf"), float("nan"), True,
-     None, "5 %%", {"value": 3}, "__import__('os')"],
+    ["3 weeks", "", "epochs", "-1 epochs", -1, "1.2.3 steps", ". steps", "1e400 steps", float("inf"), float("nan"),
+     True, None, "5 %%", {"value": 3}, "__import__('os')"],
 )  # fmt: skip
 def test_wrong_durations(written):
     assert message(Duration, written, "d").startswith(f"d={written!r} is no duration; write '20 epochs'")
@@ -271,8 +272,10 @@ def test_load_says_what_is_there(tmp_path):
     ("text", "value"),
     [
         ("3", 3), ("3e-4", 3e-4), ("1_000", 1000), ("True", True), ("true", True), ("FALSE", False), ("None", None),
-        ("none", None), ("vit_b16", "vit_b16"), ("'3'", "3"), ("(1, 2)", (1, 2)), ("['a']", ["a"]), ("{'a': 1}", {"a": 1}),
-        ("20 epochs", "20 epochs"), ("5%", "5%"), ("folder:/a=b", "folder:/a=b"), ("", ""), ("sam(rho=0.1)", "sam(rho=0.1)"),
+        ("none", None), ("vit_b16", "vit_b16"), ("'3'", "3"), ("(1, 2)", (1, 2)), ("['a']", ["a"]),
+        ("{'a': 1}", {"a": 1}),
+        ("20 epochs", "20 epochs"), ("5%", "5%"), ("folder:/a=b", "folder:/a=b"), ("", ""),
+        ("sam(rho=0.1)", "sam(rho=0.1)"),
         ("{[]: 1}", "{[]: 1}"),
     ],
 )  # fmt: skip
@@ -285,7 +288,8 @@ def test_override_keys():
     old = {"a": {"b": 1}, "m": "adam", "n": None, "s": "sgd(2)", "l": [1]}
     new = config.override(old, [("a.c.d", "2"), ("m.lr", "1"), ("n.x", "1"), ("top", "t"), ("a.b", "5"), ("a.b", "6")])
     assert new == {
-        "a": {"b": 6, "c": {"d": 2}}, "m": {"name": "adam", "lr": 1}, "n": {"x": 1}, "s": "sgd(2)", "l": [1], "top": "t",
+        "a": {"b": 6, "c": {"d": 2}}, "m": {"name": "adam", "lr": 1}, "n": {"x": 1}, "s": "sgd(2)", "l": [1],
+        "top": "t",
     }  # fmt: skip
     assert old == {"a": {"b": 1}, "m": "adam", "n": None, "s": "sgd(2)", "l": [1]}
     with pytest.raises(UsageError, match=r"'s.lr' reaches into 'sgd\(2\)'; override 's' as a whole"):

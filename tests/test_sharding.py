@@ -102,7 +102,7 @@ def test_bytes_per_device_are_the_closed_form():
 
 @pytest.mark.parametrize("tx", [optax.adamw(1e-3), Adafactor().scale(), optax.chain(optax.clip(1.0), optax.trace(0.9))])
 def test_copies_of_parameters_are_laid_out_alike(tx):
-    """Every leaf of an optimizer's state of a parameter's path and shape lies as that parameter; the rest everywhere."""
+    """A leaf of the optimizer's state with a parameter's path and shape lies as that parameter; the rest everywhere."""
     m, boxed = mesh(2, 2, 2), params()
     plain, shardings = nn.unbox(boxed), sharding.param_shardings(boxed, m)
     state = jax.eval_shape(tx.init, plain)

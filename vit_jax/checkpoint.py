@@ -1,8 +1,9 @@
 """Checkpoints: orbax underneath, asynchronous and atomic, the newest N and the best one kept.
 
-A checkpoint is a folder ``checkpoints/<step>`` with the items ``params``, ``ema`` (where there is one), ``opt_state`` and
-``meta`` (JSON: configuration, class names, provenance). Each is readable alone, so that evaluation never loads an
-optimizer. Parameters are stored as the model's nested dictionary, other trees flat by path: neither depends on the mesh.
+A checkpoint is a folder ``checkpoints/<step>`` with the items ``params``, ``ema`` (where there is one), ``opt_state``
+and ``meta`` (JSON: configuration, class names, provenance). Each is readable alone, so that evaluation never loads an
+optimizer. Parameters are stored as the model's nested dictionary, other trees flat by path: neither depends on the
+mesh.
 ``meta`` also holds a checksum of every array, because the storage format notices a lost file but not a flipped bit.
 """
 
@@ -70,7 +71,7 @@ class Checkpoints:
     Args:
       workdir: the run's folder.
       keep: how many of the newest to keep.
-      best: name of the metric whose best (highest, or lowest for a loss or calibration error) checkpoint is kept besides.
+      best: name of the metric whose best checkpoint (see :func:`sign`) is kept besides.
     """
 
     def __init__(self, workdir: pathlib.Path, *, keep: int = 2, best: str = "val/accuracy") -> None:
@@ -91,7 +92,7 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def save(self, step: int, items: Mapping[str, Any], meta: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Starts writing ``items`` (pytrees of arrays) and ``meta`` (JSON); returns once they are copied from the device.
+        """Starts writing ``items`` (pytrees of arrays) and ``meta`` (JSON); returns once they left the device.
 
         Raises:
           UserError: this save or the one before it failed, for want of space for instance; earlier ones stay.
@@ -211,7 +212,7 @@ def _read(path: pathlib.Path, like: Any) -> Any:
 
 
 def _forget_failed_read() -> None:
-    """Collects the coroutines that orbax abandons when a read fails; later they would fill the terminal with complaints."""
+    """Collects the coroutines that orbax abandons when a read fails: later they would litter the terminal."""
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
         gc.collect()

@@ -12,7 +12,9 @@ from vit_jax.data.sources import open_source
 def test_check(run, tmp_path, capsys):
     assert main(["data", "check", f"folder:{run.images}", "--json", str(tmp_path / "x.json")]) == 0
     found = json.loads((tmp_path / "x.json").read_text())
-    assert found["examples"] == 30 and found["classes"] == {"ant": 10, "bee": 10, "cat": 10} and found["unreadable"] == []
+    assert (
+        found["examples"] == 30 and found["classes"] == {"ant": 10, "bee": 10, "cat": 10} and found["unreadable"] == []
+    )
     assert "30 examples of 3 classes" in capsys.readouterr().out
 
 

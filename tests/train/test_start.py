@@ -16,7 +16,8 @@ def params(rng, *, classes=10, tokens=17, width=8, **changes):
     """Like a ViT's: cls token, positions, a block, a head."""
     shapes = {
         "cls": (1, 1, width), "position": {"embedding": (1, tokens, width)}, "patch": {"kernel": (4, 4, 3, width)},
-        "encoder": {"block_0": {"mlp_in": {"kernel": (width, 16)}}}, "head": {"kernel": (width, classes), "bias": (classes,)},
+        "encoder": {"block_0": {"mlp_in": {"kernel": (width, 16)}}},
+        "head": {"kernel": (width, classes), "bias": (classes,)},
     } | changes  # fmt: skip
     shapes = {k: v for k, v in shapes.items() if v is not None}
     return jax.tree.map(lambda s: rng.normal(size=s).astype(np.float32), shapes, is_leaf=lambda s: isinstance(s, tuple))
@@ -40,7 +41,11 @@ def test_heads_may_be_missing_or_left_over(rng):
     a, b = params(rng, head=None, pre_logits={"kernel": (8, 8)}), params(rng)
     found, notes = adapt(a, b, name="x")
     chex.assert_trees_all_equal(found["head"], b["head"])
-    assert sorted(notes) == ["head/bias is new (absent there)", "head/kernel is new (absent there)", "pre_logits/kernel is not used"]
+    assert sorted(notes) == [
+        "head/bias is new (absent there)",
+        "head/kernel is new (absent there)",
+        "pre_logits/kernel is not used",
+    ]
 
 
 @pytest.mark.parametrize(("old", "new", "prefix"), [(4, 6, 1), (4, 2, 1), (3, 5, 0)])
@@ -58,8 +63,8 @@ def test_another_image_size(rng, old, new, prefix):
     [
         (
             {"encoder": {"block_0": {"mlp_inn": {"kernel": (8, 16)}}}}, {},
-            "x does not fit the model: encoder/block_0/mlp_in/kernel is missing; did you mean 'encoder/block_0/mlp_inn/kernel'?; "
-            "encoder/block_0/mlp_inn/kernel is left over.",
+            "x does not fit the model: encoder/block_0/mlp_in/kernel is missing; did you mean "
+            "'encoder/block_0/mlp_inn/kernel'?; encoder/block_0/mlp_inn/kernel is left over.",
         ),
         ({"extra": {"scale": (3,)}}, {}, "x does not fit the model: extra/scale is left over."),
         ({}, {"extra": {"scale": (3,)}}, "extra/scale is missing"),

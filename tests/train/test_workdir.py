@@ -11,7 +11,12 @@ import vit_jax
 from vit_jax.train import workdir
 from vit_jax.types import UsageError, UserError
 
-RAW = {"seed": 0, "model": {"name": "vit", "scan": False}, "data": {"path": "digits", "workers": 1}, "optim": {"pair": (1, 2)}}
+RAW = {
+    "seed": 0,
+    "model": {"name": "vit", "scan": False},
+    "data": {"path": "digits", "workers": 1},
+    "optim": {"pair": (1, 2)},
+}
 
 
 def test_claim_then_load(tmp_path):
@@ -45,7 +50,8 @@ def test_another_run_is_refused_with_the_difference(tmp_path, change, text):
     "change",
     [
         {"mesh": {"fsdp": 8}}, {"log_every": 3}, {"keep": 4}, {"best": "val/loss"}, {"eval_batch_size": 7}, {},
-        {"model": {"name": "vit", "scan": True, "remat": "full"}}, {"data": {"path": "digits", "workers": 4, "prefetch": 2}},
+        {"model": {"name": "vit", "scan": True, "remat": "full"}},
+        {"data": {"path": "digits", "workers": 4, "prefetch": 2}},
     ],
 )  # fmt: skip
 def test_what_leaves_the_result_as_it_is_may_change(tmp_path, change):
@@ -64,7 +70,7 @@ def test_folders_that_are_no_run(tmp_path):
     with pytest.raises(UserError, match=r"holds no run: config.json is missing; give the --workdir of a training"):
         workdir.load(tmp_path)
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(UsageError, match="holds checkpoints but no config.json"):
+    with pytest.raises(UsageError, match=r"holds checkpoints but no config\.json"):
         workdir.check(tmp_path, RAW)
     (tmp_path / "config.json").write_text('{"seed": ')
     with pytest.raises(UserError, match=r"config.json cannot be read \(.*\); restore it or train in a new workdir"):
