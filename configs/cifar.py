@@ -5,12 +5,14 @@ vit_jax train --config configs/cifar.py --config.data.path=folder:/data/cifar10/
 
 from ml_collections import ConfigDict
 
+from vit_jax.config import lookup
+
 ARGS = ("",)
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """Takes no argument."""
-    del arg
+    lookup({"": None}, arg, "argument of cifar.py")
     config = ConfigDict()
     config.model = dict(name="vit", patch=4, width=128, depth=6, heads=4, mlp_dim=256, pool="gap", dtype="bfloat16")
     config.data = dict(canvas=32, holdout=5000)

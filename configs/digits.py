@@ -6,6 +6,8 @@ vit_jax train --config configs/digits.py:sam --workdir runs/digits_sam
 
 from ml_collections import ConfigDict
 
+from vit_jax.config import lookup
+
 ARGS = ("", "sam")
 
 
@@ -22,6 +24,5 @@ def get_config(arg: str = "") -> ConfigDict:
     config.ema = 0.99
     config.eval_every = "10 epochs"
     config.checkpoint_every = "10 epochs"
-    if arg == "sam":
-        config.optim.sam = "sam(rho=0.05)"
+    config.optim.sam = lookup({"": None, "sam": "sam(rho=0.05)"}, arg, "argument of digits.py")
     return config

@@ -8,6 +8,8 @@ Not trained by us.
 
 from ml_collections import ConfigDict
 
+from vit_jax.config import lookup
+
 ARGS = ("s16", "b16,sam")
 RHO = {"s32": 0.1, "s16": 0.15, "b32": 0.35, "b16": 0.6}
 
@@ -22,8 +24,8 @@ def get_config(arg: str = "s16") -> ConfigDict:
     config.optim = dict(
         optimizer="adamw", lr=3e-3, weight_decay=0.3, warmup="10000 steps", schedule="linear(end=0.01)", clip_norm=1.0
     )
-    if extra == "sam":
-        config.optim.sam = f"sam(rho={RHO.get(variant, 0.1)}, m=64)"
+    sam = f"sam(rho={RHO.get(variant, 0.1)}, m=64)"
+    config.optim.sam = lookup({"": None, "sam": sam}, extra, "option of mixer.py")
     config.duration = "300 epochs"
     config.batch_size = 4096
     config.log_every = "50 steps"

@@ -9,6 +9,8 @@ Not trained by us. The paper's batch lay on 64 chips, so with SAM groups of 64 e
 
 from ml_collections import ConfigDict
 
+from vit_jax.config import lookup
+
 ARGS = ("s16", "b16,sam")
 RHO = {"s32": 0.05, "s16": 0.1, "b32": 0.15, "b16": 0.2}
 
@@ -23,8 +25,8 @@ def get_config(arg: str = "s16") -> ConfigDict:
     config.optim = dict(
         optimizer="adamw", lr=3e-3, weight_decay=0.3, warmup="10000 steps", schedule="linear(end=0.01)", clip_norm=1.0
     )
-    if extra == "sam":
-        config.optim.sam = f"sam(rho={RHO.get(variant, 0.1)}, m=64)"
+    sam = f"sam(rho={RHO.get(variant, 0.1)}, m=64)"
+    config.optim.sam = lookup({"": None, "sam": sam}, extra, "option of vit.py")
     config.duration = "300 epochs"
     config.batch_size = 4096
     config.log_every = "50 steps"

@@ -133,7 +133,7 @@ def restore(workdir: pathlib.Path, items: Mapping[str, Any]) -> tuple[int, dict[
             log.warning("%s Trying the checkpoint before it.", e)
             damaged.append((folder, e))
             continue
-        for bad, _ in damaged:
+        for bad, _ in damaged if jax.process_index() == 0 else ():
             free = (bad.with_name(f"damaged-{bad.name}{f'-{i}' if i else ''}") for i in itertools.count())
             aside = bad.rename(next(path for path in free if not path.exists()))
             log.warning("The damaged checkpoint now lies in %s.", aside)

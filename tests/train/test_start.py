@@ -157,3 +157,10 @@ def test_a_missing_source(tiny, one_device, workdir):
     for key in ("init", "resume_from"):
         with pytest.raises(UserError, match="no checkpoint at '/no/run'"):
             start.start(one_device(tiny(**{key: "/no/run"})), workdir)
+
+
+def test_a_head_of_other_classes_is_not_kept(rng):
+    a, b = params(rng), params(rng)
+    found, notes = adapt(a, b, name="x", new_head=True)
+    assert notes == ["head/bias is new (of other classes there)", "head/kernel is new (of other classes there)"]
+    chex.assert_trees_all_equal(found["head"], b["head"])

@@ -22,7 +22,10 @@ def run(args: argparse.Namespace) -> int:
     from vit_jax.cli import output
     from vit_jax.launch import runtime
     from vit_jax.predict import Predictor, expand
+    from vit_jax.types import UsageError
 
+    if args.top < 1:
+        raise UsageError(f"--top {args.top} is too small; the least is 1.")
     runtime.setup()
     files = expand(args.paths)
     predictor = Predictor.load(args.workdir or args.checkpoint)

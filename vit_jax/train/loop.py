@@ -23,7 +23,7 @@ from vit_jax.metrics import MetricsWriter, read
 from vit_jax.train import flops, start, workdir
 from vit_jax.train.config import TrainConfig
 from vit_jax.train.progress import Progress, say, table
-from vit_jax.train.setup import Setup, build, model_inputs
+from vit_jax.train.setup import Setup, build
 from vit_jax.train.state import TrainState
 from vit_jax.types import UserError
 
@@ -149,12 +149,12 @@ class Meter:
     """Keeps metrics on the device until they are due, bounds how far the host runs ahead, and measures speed."""
 
     def __init__(self, setup: Setup) -> None:
-        c = setup.config
         self._setup = setup
         self._pending: collections.deque[tuple[int, dict[str, jax.Array]]] = collections.deque()
-        passes = getattr(c.optim.sam, "passes", 1)
-        self._flops = 3 * passes * flops.forward(setup.model, model_inputs(c)) * c.batch_size
-        self._peak = flops.peak(jax.devices()[0], getattr(setup.model, "dtype", "float32")) * jax.device_count()
+        self._flops = setup.step_flops
+        device = setup.mesh.devices.flat[0]
+        devices = 1 if device.platform == "cpu" else setup.mesh.size  # CPU devices share the cores
+        self._peak = devices * flops.peak(device, getattr(setup.model, "dtype", "float32"))
         self.restart()
 
     def restart(self) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 import jax
 from tqdm import tqdm
 
-
 SHOWN = {
     "loss": "loss {:.4g}",
     "lr": "lr {:.2e}",

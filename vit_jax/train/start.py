@@ -50,21 +50,22 @@ def start(setup: Setup, workdir: pathlib.Path) -> tuple[TrainState, str]:
         read = {k: checkpoint.read_item(folder, k, v) for k, v in items(like).items()}
         return from_items(read, like), f"continues {folder}"
     if c.init:
-        loaded, _, folder = checkpoint.load_params(c.init)
-        state = setup.init()
-        params, notes = adapt(jax.device_get(loaded), state.params, name=str(folder))
+        loaded, about, folder = checkpoint.load_params(c.init)
+        others = tuple(about["class_names"]) != setup.train.info.class_names
+        params, notes = adapt(jax.device_get(loaded), setup.init().params, name=str(folder), new_head=others)
         params = jax.tree.map(lambda x, s: jax.device_put(x, s), params, setup.shardings.params)
         return setup.init(params), f"starts from {folder}: " + ("; ".join(notes) or "every parameter taken as it is")
     return setup.init(), "starts from scratch"
 
 
-def adapt(loaded: Mapping[str, Any], fresh: Params, *, name: str) -> tuple[Params, list[str]]:
+def adapt(loaded: Mapping[str, Any], fresh: Params, *, name: str, new_head: bool = False) -> tuple[Params, list[str]]:
     """Fits ``loaded`` parameters to a model with another head or another number of positions.
 
     Args:
       loaded: nested dictionary of arrays.
       fresh: the model's own parameters; the head is taken from them where shapes differ.
       name: of the source, for errors.
+      new_head: leave the loaded head out even where it fits: its classes are others.
 
     Returns:
       Parameters in the structure of ``fresh``, and what was changed, a phrase each.
@@ -77,11 +78,13 @@ def adapt(loaded: Mapping[str, Any], fresh: Params, *, name: str) -> tuple[Param
     out, notes, wrong = {}, [], []
     for path, leaf in want.items():
         value = have.pop(path, None)
-        if value is not None and value.shape == leaf.shape:
+        is_head = head.fullmatch(path)
+        if value is not None and value.shape == leaf.shape and not (is_head and new_head):
             out[path] = np.asarray(value)
-        elif head.fullmatch(path):
+        elif is_head:
             out[path] = leaf
             was = "absent there" if value is None else f"{'x'.join(map(str, value.shape))} there"
+            was = "of other classes there" if value is not None and value.shape == leaf.shape else was
             notes.append(f"{path} is new ({was})")
         elif (
             value is not None and "position" in path.split("/") and value.ndim == 3 and value.shape[2] == leaf.shape[2]
