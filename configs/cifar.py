@@ -14,13 +14,23 @@ def get_config(arg: str = "") -> ConfigDict:
     """Takes no argument."""
     lookup({"": None}, arg, "argument of cifar.py")
     config = ConfigDict()
-    config.model = dict(name="vit", patch=4, width=128, depth=6, heads=4, mlp_dim=256, pool="gap", dtype="bfloat16")
+    config.model = dict(
+        name="vit",
+        patch=4,
+        width=128,
+        depth=4,
+        heads=2,
+        mlp_dim=256,
+        pool="gap",
+        positions="sincos2d",
+        dtype="bfloat16",
+    )
     config.data = dict(canvas=32, holdout=5000)
-    config.augment = dict(size=32, train=("random_crop(padding=4)", "flip"), norm="inception")
+    config.augment = dict(size=32, train=("flip",), norm="inception")
     config.optim = dict(optimizer="adamw(b2=0.99)", lr=1e-3, weight_decay=0.05, warmup="5%", clip_norm=1.0)
     config.objective = dict(name="classify", label_smoothing=0.1)
-    config.duration = "12 epochs"
-    config.batch_size = 128
+    config.duration = "8 epochs"
+    config.batch_size = 64
     config.eval_every = "2 epochs"
     config.checkpoint_every = "2 epochs"
     return config

@@ -14,14 +14,15 @@ ARGS = ("", "sam")
 def get_config(arg: str = "") -> ConfigDict:
     """``arg``: "" for AdamW, "sam" for AdamW with sharpness-aware minimisation."""
     config = ConfigDict()
-    config.model = dict(name="vit", patch=2, width=96, depth=6, heads=4, mlp_dim=192, pool="gap", positions="sincos2d")
+    config.model = dict(name="vit", patch=4, width=96, depth=4, heads=4, mlp_dim=192, pool="gap", positions="sincos2d")
     config.data = dict(path="digits", canvas=8)
-    config.augment = dict(size=8, train=("affine",), norm="inception")
-    config.optim = dict(lr=1e-3, warmup="10%", weight_decay=0.05, clip_norm=1.0)
+    affine = "affine(rotate=15, translate=0.12, scale=(0.85, 1.15), shear=0.15)"
+    config.augment = dict(size=8, train=(affine,), norm="inception")
+    config.optim = dict(optimizer="adamw(b2=0.95)", lr=1e-3, warmup="3%", weight_decay=0.05, clip_norm=1.0)
     config.objective = dict(name="classify", label_smoothing=0.1)
-    config.duration = "100 epochs"
-    config.batch_size = 64
-    config.ema = 0.99
+    config.duration = "80 epochs"
+    config.batch_size = 32
+    config.ema = 0.998
     config.eval_every = "10 epochs"
     config.checkpoint_every = "10 epochs"
     config.optim.sam = lookup({"": None, "sam": "sam(rho=0.05)"}, arg, "argument of digits.py")

@@ -82,7 +82,7 @@ def test_kill_at_ten_random_moments(tmp_path):
     subprocess.run(command("whole"), check=True, env=env, stdout=subprocess.DEVNULL)
     chance, kills, reached = random.Random(0), 0, []
     while kills < 10:
-        run = subprocess.Popen(command("cut"), env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        run = subprocess.Popen(command("cut"), env=env, stdout=subprocess.DEVNULL)
         rows = len(metrics.read(tmp_path / "cut")) if (tmp_path / "cut").exists() else 0
         target = rows + chance.randint(5, 30)  # rows of the log, then some milliseconds into whatever happens next
         while run.poll() is None and len(_lines(tmp_path / "cut")) < target:
@@ -93,7 +93,7 @@ def test_kill_at_ten_random_moments(tmp_path):
             kills += 1
             reached.append(len(_lines(tmp_path / "cut")))
         run.wait()
-        assert run.returncode in (0, -signal.SIGKILL), run.stderr.read().decode()
+        assert run.returncode in (0, -signal.SIGKILL)
         assert run.returncode != 0 or kills == 10, f"the run ended after {kills} kills: lengthen it"
     subprocess.run(command("cut"), check=True, env=env, stdout=subprocess.DEVNULL)
     whole, cut = (
