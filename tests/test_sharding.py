@@ -160,3 +160,16 @@ def test_constrain():
         y = jax.jit(lambda x: sharding.constrain(x, "batch", "mlp"))(x)
     assert y.sharding.is_equivalent_to(NamedSharding(m, P(("replica", "fsdp"), "tensor")), 2)
     assert math.prod(y.sharding.shard_shape(y.shape)) == 8 * 16 // 8
+
+
+def test_large_replicated_leaves_are_named():
+    m = mesh(1, 8, 1)
+    tree = {"odd": jax.ShapeDtypeStruct((1031, 1033), "float32"), "even": jax.ShapeDtypeStruct((1024, 1033), "float32")}
+    shardings = {k: NamedSharding(m, sharding.param_spec(x.shape, (), m)) for k, x in tree.items()}
+    assert sharding.replicated(tree, shardings, m) == ["odd"]
+    one = mesh(8, 1, 1)
+    assert sharding.replicated(tree, {k: NamedSharding(one, P()) for k in tree}, one) == []
+
+
+def test_an_axis_is_used_once():
+    assert sharding.param_spec((8, 8), ("mlp", "heads"), mesh(1, 1, 8)) == P("tensor", None)

@@ -70,7 +70,7 @@ def data_sharding(mesh: Mesh) -> NamedSharding:
 def param_spec(shape: tuple[int, ...], logical: Sequence[str | None], mesh: Mesh) -> P:
     """One leaf's partition: logical axes by :data:`RULES` where the size divides, then the largest free one to fsdp."""
     axes: list[Any] = [RULES.get(name) if name else None for name in (*logical, *[None] * (len(shape) - len(logical)))]
-    axes = [a if a and shape[i] % mesh.shape[a] == 0 else None for i, a in enumerate(axes)]
+    axes = [a if a and shape[i] % mesh.shape[a] == 0 and a not in axes[:i] else None for i, a in enumerate(axes)]
     if mesh.shape["fsdp"] > 1 and math.prod(shape) >= FSDP_MIN_SIZE:
         free = [i for i, a in enumerate(axes) if a is None and shape[i] % mesh.shape["fsdp"] == 0]
         if free:
@@ -111,6 +111,18 @@ def shardings_like(tree: Any, params: Any, params_shardings: Any, mesh: Mesh) ->
 
 def _names(path: Any) -> tuple[str, ...]:
     return tuple(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path)
+
+
+def replicated(tree: Any, shardings: Any, mesh: Mesh) -> list[str]:
+    """Paths of the leaves of 4 MiB and more that every device holds in full although the mesh could split them."""
+    if mesh.shape["fsdp"] == mesh.shape["tensor"] == 1:
+        return []
+    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return [
+        "/".join(_names(path))
+        for (path, x), s in zip(flat, jax.tree.leaves(shardings), strict=True)
+        if math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize >= 4 * 2**20 and s.is_fully_replicated
+    ]
 
 
 def bytes_per_device(tree: Any, shardings: Any) -> int:

@@ -77,6 +77,8 @@ def run(raw: Mapping[str, Any], folder: str | pathlib.Path, hooks: Sequence[Hook
         f"{parameters:,} parameters, {len(setup.train):,} training and {len(setup.val):,} validation examples, "
         f"{setup.total_steps:,} steps of {setup.config.batch_size}; {origin}"
     )
+    if whole := sharding.replicated(setup.shapes, setup.shardings, setup.mesh):
+        say(f"{len(whole)} arrays of 4 MiB or more divide by no mesh axis and are replicated, {whole[0]} for one")
     about = start.meta(setup, workdir.plain(raw), workdir.provenance())
     state, report = _train(setup, path, state, about, hooks)
     if report is None:  # the run had ended before; its last checkpoint is evaluated again
