@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import signal
 
 import jax
@@ -11,6 +12,8 @@ import pytest
 from vit_jax import metrics
 from vit_jax.train import loop
 from vit_jax.types import UserError
+
+GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 
 
 def rows(folder, prefix=("train/", "val/")):
@@ -51,6 +54,8 @@ def test_a_run_leaves_its_files(tiny, workdir, capsys):
     } <= names
     found = rows(workdir)
     assert [r["step"] for r in found if "train/loss" in r] == list(range(1, 11))
+    stored = json.loads((GOLDEN / "classify_curve.json").read_text())  # a refactoring must not move it
+    np.testing.assert_allclose([r["train/loss"] for r in found if "train/loss" in r], stored, atol=2e-4)
     final = json.loads((workdir / "results.json").read_text())
     assert final["metrics"]["examples"] == 16
     assert final["metrics"]["accuracy"] == result.report.metrics["accuracy"] == found[-1]["val/accuracy"]
