@@ -98,3 +98,14 @@ def test_evaluators_are_merged_and_unreadable_images_counted(tiny, one_device, m
 def test_mistakes_are_found_before_anything_is_computed(tiny, one_device, change, text):
     with pytest.raises(UserError, match=text):
         one_device(tiny(**change))
+
+
+def test_the_step_lowers_for_accelerators(tiny, one_device):
+    """All augmentations, SAM in groups and accumulation, for platforms that are not here."""
+    ops = ["inception_crop", "flip", "color_jitter", "randaugment", "random_erasing", "mixup", "cutmix"]
+    raw = tiny(augment={"train": ops}, optim={"sam": "sam(m=8)"}, model={"dtype": "bfloat16"}, accumulate=2)
+    setup = one_device(raw, n=1)
+    with jax.set_mesh(setup.mesh):
+        traced = setup.step.trace(setup.shapes, setup.batch_shapes)
+        for platform in ("tpu", "cuda"):
+            assert "stablehlo.dot_general" in traced.lower(lowering_platforms=(platform,)).as_text()

@@ -9,12 +9,13 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from vit_jax import sharding
 from vit_jax.config import Duration, suggest
-from vit_jax.data.loader import Batches, eval_batches, train_batches
+from vit_jax.data.loader import Batches, Reader, eval_batches, train_batches
 from vit_jax.data.sources import Source
 from vit_jax.evals import Report
 from vit_jax.objectives import Apply
@@ -67,6 +68,13 @@ class Setup:
     def steps_of(self, duration: Duration) -> int:
         """``duration`` in steps of this run."""
         return _steps(duration, self.config.batch_size, len(self.train), self.total_steps)
+
+    @property
+    def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of a global batch as the step takes it."""
+        c = self.config
+        one = Reader(self.train, c.data.canvas, "squash", True, c.data.on_error).empty(np.zeros(1, np.int64))
+        return {k: jax.ShapeDtypeStruct((c.batch_size, *v.shape[1:]), v.dtype) for k, v in one.items()}
 
     @property
     def step_flops(self) -> float:
@@ -173,16 +181,8 @@ def _apply(model: nn.Module, params: Params, *inputs: Any, **options: Any) -> An
 
 def describe(setup: Setup) -> dict[str, Any]:
     """What a dry run prints: the step is traced and lowered, nothing is compiled or computed."""
-    c, mesh = setup.config, setup.mesh
+    mesh, batch = setup.mesh, setup.batch_shapes
     with jax.set_mesh(mesh):
-        rows = c.batch_size
-        batch = {
-            "image": jax.ShapeDtypeStruct((rows, c.data.canvas, c.data.canvas, 3), "uint8"),
-            "size": jax.ShapeDtypeStruct((rows, 2), "int32"),
-            "label": jax.ShapeDtypeStruct((rows,), "int32"),
-            "mask": jax.ShapeDtypeStruct((rows,), "bool"),
-            "index": jax.ShapeDtypeStruct((rows,), "uint32"),
-        }
         setup.step.lower(setup.shapes, batch)
     sizes = [x.size for x in jax.tree.leaves(setup.shapes.params)]
     return {
