@@ -162,9 +162,11 @@ def build(config: TrainConfig, devices: Any = None) -> Setup:
     apply = functools.partial(_apply, model)
     with jax.set_mesh(mesh):
         boxed = abstract_params(model, model_inputs(c))
-        steps_of = functools.partial(_steps, batch_size=c.batch_size, num_examples=len(train), total=total)
-        tx, schedule = build_optimizer(c.optim, nn.unbox(boxed), total, steps_of)
-        tx = optax.with_extra_args_support(tx)
+    # outside of the mesh: its devices may be those of a topology that is not here
+    steps_of = functools.partial(_steps, batch_size=c.batch_size, num_examples=len(train), total=total)
+    tx, schedule = build_optimizer(c.optim, nn.unbox(boxed), total, steps_of)
+    tx = optax.with_extra_args_support(tx)
+    with jax.set_mesh(mesh):
         init, shapes, shardings = make_init(model, model_inputs(c), tx, seed=c.seed, ema=c.ema is not None, mesh=mesh)
     step = make_train_step(
         apply, c.objective, tx, augment=c.augment.train_fn(train.info.num_classes), schedule=schedule,

@@ -41,7 +41,7 @@ class TrainState:
 
 def abstract_params(model: nn.Module, inputs: Any) -> Any:
     """Shapes of ``model``'s parameters, their logical axis names boxed in; ``inputs`` are example inputs or shapes."""
-    return jax.eval_shape(lambda key, x: model.init(key, x)["params"], jax.random.key(0), inputs)
+    return jax.eval_shape(lambda x: model.init(jax.random.key(0), x)["params"], inputs)
 
 
 def make_init(
