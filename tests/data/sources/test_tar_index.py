@@ -57,10 +57,11 @@ def test_a_damaged_cache_is_replaced(tmp_path, cache, damage):
     assert saved.read_bytes()[:40] == whole[:40] and len(saved.read_bytes()) == len(whole)
 
 
-def test_works_without_a_cache(tmp_path, monkeypatch):
+def test_works_without_a_cache_and_says_so(tmp_path, monkeypatch, caplog):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert len(load_index(write_shard(tmp_path / "a.tar", members())).code) == 5
+    assert "the index of a tar cannot be kept" in caplog.text
 
 
 @pytest.mark.parametrize("keep", [1, 100, 512, 700, 1024, 512 * 7, 512 * 7 + 100, 512 * 20])

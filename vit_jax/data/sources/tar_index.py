@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import re
@@ -22,6 +23,8 @@ import numpy as np
 from vit_jax.data.sources.base import MAX_CLASSES, Strings
 from vit_jax.data.sources.folder import IMAGE_SUFFIXES, SPLIT_NAMES
 from vit_jax.types import UserError
+
+log = logging.getLogger(__name__)
 
 _VERSION = 1
 _LABEL_SUFFIXES = (".cls", ".json")
@@ -212,5 +215,5 @@ def _save(index: ShardIndex, path: pathlib.Path) -> None:
             except BaseException:
                 os.unlink(f.name)
                 raise
-    except OSError:
-        return  # no room or no right to write: the index is made anew next time, nothing else changes
+    except OSError as e:
+        log.warning("the index of a tar cannot be kept (%s: %s); it is made anew at every start.", path, e.strerror)
