@@ -1,6 +1,13 @@
 """Strict rules for every test: 8 fake CPU devices, no implicit dtype or rank promotion, warnings are errors."""
 
+from __future__ import annotations
+
+import importlib
 import os
+import re
+import sys
+import warnings
+from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -15,6 +22,9 @@ matplotlib.use("Agg")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)  # tiny programs: compiling them is nearly all of the time
+
+
+_LIBRARIES: list[Any] = []  # PyTorch forgets operators with the object that declared them
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -44,3 +54,50 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def rng() -> np.random.Generator:
     """Seeded NumPy randomness."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def torch() -> Any:
+    """PyTorch, one thread."""
+    module = pytest.importorskip("torch")
+    module.set_num_threads(1)
+    return module
+
+
+@pytest.fixture(scope="session")
+def timm(torch: Any) -> Any:
+    """timm."""
+    return _peer("timm")
+
+
+@pytest.fixture(scope="session")
+def transformers(torch: Any) -> Any:
+    """Hugging Face transformers."""
+    return _peer("transformers")
+
+
+def _peer(name: str) -> Any:
+    """Imports a package that imports torchvision.
+
+    Beside a PyTorch for the CPU alone torchvision comes without its compiled half; models need none of it, but its
+    Python half refuses to be imported before the operators' names are declared.
+    """
+    import torch
+
+    for _ in range(20):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                importlib.import_module("torchvision")
+                return importlib.import_module(name)
+        except ModuleNotFoundError as e:
+            pytest.skip(str(e))
+        except RuntimeError as e:
+            missing = re.search(r"operator (torchvision)::(\w+) does not exist", str(e))
+            if not missing:
+                raise
+            _LIBRARIES.append(torch.library.Library(missing[1], "FRAGMENT"))
+            _LIBRARIES[-1].define(f"{missing[2]}() -> ()")
+            for module in [m for m in sys.modules if m.split(".")[0] == "torchvision"]:
+                del sys.modules[module]
+    raise AssertionError("torchvision cannot be imported")

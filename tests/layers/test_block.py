@@ -54,6 +54,20 @@ def test_block_is_pre_norm_residual(tokens):
     np.testing.assert_allclose(block.apply({"params": p}, tokens), want, atol=1e-6)
 
 
+def test_the_epsilon_reaches_every_norm(tokens):
+    """Under a huge epsilon nothing but the bias is left of a norm."""
+    block = functools.partial(Block, heads=2, mlp_dim=12, norm_epsilon=1e30)
+    encoder = Encoder(2, block, norm_epsilon=1e30)
+    shapes = nn.meta.unbox(jax.eval_shape(encoder.init, jax.random.key(0), tokens)["params"])
+    params = jax.tree.map(lambda s: jnp.full(s.shape, 0.5), shapes)
+    _, found = encoder.apply({"params": params}, tokens, capture_intermediates=lambda m, _: isinstance(m, LayerNorm))
+    norms = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(found) if path[-2].key == "__call__"]
+    assert len(norms) == 5
+    for norm in norms:
+        np.testing.assert_array_equal(norm, np.full((3, 5, 8), 0.5))
+    np.testing.assert_array_equal(encoder.apply({"params": params}, tokens), np.full((3, 5, 8), 0.5))
+
+
 def test_causal_and_cross_attention_without_a_fork(tokens):
     block = Block(heads=2, mlp_dim=12, causal=True)
     p = nn.meta.unbox(block.init(jax.random.key(1), tokens, context=tokens[:, :2])["params"])

@@ -1,4 +1,4 @@
-"""Patches against Flax's convolution, positions against formulas, resizing against PIL-free interpolation."""
+"""Patches against Flax's convolution, positions against formulas, resizing against torch, timm and SciPy."""
 
 from __future__ import annotations
 
@@ -7,8 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.ndimage
 
-from vit_jax.layers.embed import PatchEmbed, Positions, resize_positions, sincos_positions
+from vit_jax.layers.embed import (
+    RESIZES,
+    PatchEmbed,
+    Positions,
+    resize_matrix,
+    resize_patches,
+    resize_positions,
+    sincos_positions,
+)
 from vit_jax.types import UserError
 
 
@@ -64,3 +73,84 @@ def test_resize_keeps_prefix_and_interpolates_the_grid():
     np.testing.assert_allclose(wide[0, 1:].reshape(4, 8, 2)[2, :, 1], centres, atol=1e-6)
     with pytest.raises(UserError, match="17 position embeddings are not 0 and a grid of 4x4"):
         resize_positions(positions, (4, 4), (8, 8), 0)
+
+
+GRIDS = [((14, 14), (24, 24)), ((14, 14), (6, 6)), ((7, 5), (3, 11)), ((2, 2), (5, 5)), ((4, 4), (1, 1))]
+
+
+def bicubic(torch, timm, positions, old, new):
+    return timm.layers.resample_abs_pos_embed(torch.tensor(positions), list(new), list(old), num_prefix_tokens=1)
+
+
+def bicubic_plain(torch, timm, positions, old, new):
+    return interpolate(torch, positions, old, new, mode="bicubic")
+
+
+def bilinear(torch, timm, positions, old, new):
+    return interpolate(torch, positions, old, new, mode="bilinear", antialias=True)
+
+
+def bilinear_corners(torch, timm, positions, old, new):
+    """The original repository calls SciPy."""
+    grid = positions[0, 1:].reshape(*old, -1)
+    grid = scipy.ndimage.zoom(grid, (new[0] / old[0], new[1] / old[1], 1), order=1)
+    return np.concatenate([positions[:, :1], grid.reshape(1, new[0] * new[1], -1)], axis=1)
+
+
+def interpolate(torch, positions, old, new, **options):
+    x = torch.tensor(positions)
+    grid = x[:, 1:].reshape(1, *old, -1).permute(0, 3, 1, 2)
+    grid = torch.nn.functional.interpolate(grid, size=new, align_corners=False, **options)
+    return torch.cat([x[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+
+
+@pytest.mark.parametrize("peer", [bicubic, bicubic_plain, bilinear, bilinear_corners], ids=lambda f: f.__name__)
+def test_positions_are_resized_as_the_peer_does(rng, torch, timm, peer):
+    assert set(RESIZES) == {"bicubic", "bicubic_plain", "bilinear", "bilinear_corners"}
+    for old, new in GRIDS:
+        positions = rng.standard_normal((1, 1 + old[0] * old[1], 3)).astype(np.float32)
+        got = resize_positions(positions, old, new, 1, peer.__name__)
+        assert got.dtype == np.float32
+        np.testing.assert_allclose(got, np.asarray(peer(torch, timm, positions, old, new)), atol=1e-5)
+        np.testing.assert_array_equal(got[:, 0], positions[:, 0])
+
+
+@pytest.mark.parametrize("method", RESIZES)
+def test_a_resize_keeps_constants_and_the_same_size(method):
+    for old in (1, 2, 7):
+        np.testing.assert_array_equal(resize_matrix(old, old, method), np.eye(old))
+        for new in (1, 3, 16):
+            np.testing.assert_allclose(resize_matrix(old, new, method).sum(1), np.ones(new), atol=1e-12)
+
+
+def test_an_unknown_way_to_resize():
+    with pytest.raises(UserError, match="unknown resize method 'bicubik'; did you mean 'bicubic'"):
+        resize_matrix(4, 5, "bicubik")
+
+
+@pytest.mark.parametrize(("old", "new"), [(8, 16), (16, 8), (16, 14), (5, 7), (6, 6)])
+def test_patches_are_resized_as_timm_does(rng, torch, timm, old, new):
+    kernel = rng.standard_normal((old, old, 3, 4)).astype(np.float32)
+    theirs = timm.layers.resample_patch_embed(torch.tensor(kernel.transpose(3, 2, 0, 1)), [new, new]).numpy()
+    got = resize_patches(kernel, new, "bicubic")
+    assert got.shape == (new, new, 3, 4) and got.dtype == np.float32
+    np.testing.assert_allclose(got, theirs.transpose(2, 3, 1, 0), atol=1e-5 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("method", RESIZES)
+def test_larger_patches_answer_as_the_patches_they_were_enlarged_from(rng, method):
+    """The property that defines the resized kernel; the same size gives the same bits."""
+    kernel, x = rng.standard_normal((5, 5, 2, 3)), rng.standard_normal((4, 5, 5, 2))
+    matrix = resize_matrix(5, 8, method)
+    large = np.einsum("ih,jw,bhwc->bijc", matrix, matrix, x)
+    want = np.einsum("bhwc,hwcd->bd", x, kernel)
+    np.testing.assert_allclose(np.einsum("bijc,ijcd->bd", large, resize_patches(kernel, 8, method)), want, atol=1e-9)
+    assert resize_patches(kernel, 5, method) is kernel
+
+
+def test_smaller_patches_answer_as_well_as_they_can(rng):
+    """Least squares over all patches: a system of equations solved another way."""
+    kernel = rng.standard_normal((4, 4, 1, 2))
+    shrink = np.kron(resize_matrix(4, 3), resize_matrix(4, 3))
+    want = np.linalg.lstsq(shrink.T, kernel.reshape(16, 2), rcond=None)[0]
+    np.testing.assert_allclose(resize_patches(kernel, 3).reshape(9, 2), want, atol=1e-12)

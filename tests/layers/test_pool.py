@@ -1,11 +1,14 @@
-"""Pooling against NumPy and as a symmetric function of the tokens."""
+"""Pooling against NumPy and timm, and as a symmetric function of the tokens."""
 
 from __future__ import annotations
+
+import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from vit_jax.layers.pool import AttentionPool, average
 
@@ -28,3 +31,31 @@ def test_attention_pool_ignores_order_and_masked_tokens(rng):
     masked = apply(params, x, mask)
     np.testing.assert_allclose(masked, apply(params, x[:, :3]), atol=1e-5)
     assert float(jnp.max(jnp.abs(masked - full))) > 1e-3
+
+
+@pytest.mark.parametrize(("activation", "approximate"), [("gelu", "none"), ("gelu_tanh", "tanh")])
+def test_attention_pool_is_timms(rng, torch, timm, activation, approximate):
+    width, heads, epsilon = 8, 2, 0.1
+    module = AttentionPool(heads, 16, activation=activation, norm_epsilon=epsilon)
+    x = jnp.asarray(rng.standard_normal((2, 5, width)), jnp.float32)
+    shapes = nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), x)["params"])
+    p = jax.tree.map(lambda s: jnp.asarray(rng.standard_normal(s.shape), jnp.float32), shapes)
+
+    peer = timm.layers.AttentionPoolLatent(
+        width,
+        num_heads=heads,
+        mlp_ratio=2,
+        norm_layer=functools.partial(torch.nn.LayerNorm, eps=epsilon),
+        act_layer=functools.partial(torch.nn.GELU, approximate=approximate),
+    )
+    kv = p["attention"]["kv"]  # ours: heads, then k and v; timm's: k and v, then heads
+    kv = {k: np.swapaxes(v.reshape(*v.shape[:-1], heads, 2, -1), -3, -2).reshape(v.shape) for k, v in kv.items()}
+    linear = {"q": p["attention"]["q"], "kv": kv, "proj": p["attention"]["out"]}
+    linear |= {"mlp.fc1": p["mlp"]["mlp_in"], "mlp.fc2": p["mlp"]["mlp_out"]}
+    theirs = {"latent": p["probe"], "norm.weight": p["norm_mlp"]["scale"], "norm.bias": p["norm_mlp"]["bias"]}
+    for name, layer in linear.items():
+        theirs |= {f"{name}.weight": layer["kernel"].T, f"{name}.bias": layer["bias"]}
+    peer.load_state_dict({k: torch.tensor(np.asarray(v)) for k, v in theirs.items()})
+    with torch.no_grad():
+        want = peer(torch.tensor(np.asarray(x))).numpy()
+    np.testing.assert_allclose(module.apply({"params": p}, x), want, atol=2e-5)

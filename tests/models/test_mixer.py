@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from vit_jax import models
 
@@ -20,11 +21,11 @@ def random_params(model, image):
     return jax.tree.map(lambda s: jnp.asarray(rng.standard_normal(s.shape) * 0.3, jnp.float32), shapes)
 
 
-def reference(p, image):
+def reference(p, image, epsilon):
     """Tolstikhin et al. 2021, eq. 1, in float64."""
 
     def norm(x, p):
-        return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * p["scale"] + p["bias"]
+        return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + epsilon) * p["scale"] + p["bias"]
 
     def mlp(x, p):
         h = x @ p["mlp_in"]["kernel"] + p["mlp_in"]["bias"]
@@ -42,13 +43,14 @@ def reference(p, image):
     return x @ p["head"]["kernel"] + p["head"]["bias"]
 
 
-def test_equals_the_paper_in_float64(rng):
+@pytest.mark.parametrize("epsilon", [1e-6, 0.3])
+def test_equals_the_paper_in_float64(rng, epsilon):
     image = rng.standard_normal((3, 8, 12, 2))
-    model = models.create("mixer", **TINY)
+    model = models.create("mixer", **TINY, **({} if epsilon == 1e-6 else {"norm_epsilon": epsilon}))
     params = random_params(model, image)
     wide = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
     got = jax.jit(model.apply)({"params": params}, jnp.asarray(image, jnp.float32))
-    np.testing.assert_allclose(got, reference(wide, image), atol=1e-5)
+    np.testing.assert_allclose(got, reference(wide, image, epsilon), atol=1e-5)
 
 
 def test_scan_equals_unrolled_with_dropout(rng):

@@ -77,7 +77,11 @@ def test_scan_remat_and_dtype_do_not_change_the_layout():
         ("Mixer-B_16", "mixer_b16"),
         ("vit_base_patch16_224", "vit_b16"),
         ("vit_gigantic_patch14_224", "vit_G14"),
+        ("vit_base_patch16_384", "vit_b16"),
+        ("vit_large_patch14_518", "vit_l14"),
         ("vit_small_r26_s32_224", "vit_r26_s32"),
+        ("vit_large_r50_s32_384", "vit_r50_l32"),
+        ("So400m/14", "vit_so400m14"),
         ("mixer_b16_224", "mixer_b16"),
     ],
 )
@@ -85,6 +89,26 @@ def test_other_repositories_names(alias, name):
     assert models.ALIASES[alias] == name
     assert models.create(alias, num_classes=3) == models.create(name, num_classes=3)
     assert alias not in models.MODELS
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("vit_tiny_patch16_384", {}),
+        ("vit_base_patch8_224", {}),
+        ("vit_tiny_r_s16_p8_384", {}),
+        ("vit_base_r50_s16_384", {}),
+        ("mixer_s32_224", {}),
+        ("vit_so400m_patch14_siglip_224", {"name": "vit_so400m14", "pool": "map", "num_classes": 0}),
+    ],
+)
+def test_the_variants_are_timms(timm, name, fields):
+    """As many parameters at the same image size; the tensors themselves are compared where they are converted."""
+    side = int(name.rsplit("_", 1)[1])
+    model = models.create(**{"name": name, **fields})
+    ours = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, 3)))
+    theirs = timm.create_model(name, device="meta").parameters()
+    assert sum(x.size for x in jax.tree.leaves(ours)) == sum(p.numel() for p in theirs)
 
 
 def test_every_alias_has_a_model():

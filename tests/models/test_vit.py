@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from vit_jax import models, sharding
+from vit_jax.layers.norm import LayerNorm
 from vit_jax.models.plain import PlainViT
+from vit_jax.models.resnet import ResNet
 from vit_jax.models.vit import SIZES
 from vit_jax.types import UserError
 
@@ -93,6 +95,7 @@ def test_head_starts_at_zero_with_its_bias_and_features_are_what_it_sees(image):
         ({"pool": "gap", "positions": "sincos2d"}, set(), 6),
         ({"pool": "map", "pre_logits": 7}, {"position", "pool", "pre_logits"}, 6),
         ({"registers": 2}, {"position", "cls", "registers"}, 9),
+        ({"pool": "cls_gap", "registers": 2}, {"position", "cls", "registers"}, 9),
         ({"pool": "gap", "registers": 3}, {"position", "registers"}, 9),
         ({"pool": "gap", "patch": 1, "stem": (1,)}, {"position", "stem"}, 6),
     ],
@@ -103,13 +106,73 @@ def test_options_change_tokens_and_parameters(image, options, extra, tokens):
     assert set(shapes) == {"patch", "encoder", "head"} | extra
     found = jax.eval_shape(lambda p: model.apply({"params": p}, image, method="features"), shapes)
     assert found.tokens.shape == (4, tokens, 16)
-    assert found.pooled.shape == (4, options.get("pre_logits", 16))
+    assert found.pooled.shape == (4, 32 if options.get("pool") == "cls_gap" else options.get("pre_logits", 16))
 
 
 def test_gap_averages_the_grid_without_the_registers(image):
     model = models.create("vit", **TINY, pool="gap", registers=2)
     found = jax.jit(lambda p: model.apply({"params": p}, image, method="features"))(init(model, image))
     np.testing.assert_allclose(found.pooled, jnp.mean(found.tokens[:, 2:], axis=1), atol=1e-6)
+
+
+@pytest.mark.parametrize("registers", [0, 2])
+def test_cls_gap_is_cls_beside_the_average_of_the_grid(image, registers):
+    options = TINY | {"pool": "cls_gap", "registers": registers}
+    model = models.create("vit", **options)
+    params = init(model, image)
+    assert params["position"]["embedding"].shape == (1, 1 + 6, 16) and params["head"]["kernel"].shape == (32, 5)
+    found = model.apply({"params": params}, image, method="features")
+    tokens = np.asarray(found.tokens, np.float64)
+    want = np.concatenate([tokens[:, 0], tokens[:, 1 + registers :].mean(1)], axis=1)
+    np.testing.assert_allclose(found.pooled, want, atol=1e-6)
+    logits = want @ np.asarray(params["head"]["kernel"], np.float64) + np.asarray(params["head"]["bias"], np.float64)
+    np.testing.assert_allclose(model.apply({"params": params}, image), logits, atol=1e-5)
+    cls = models.create("vit", **{**options, "pool": "cls", "num_classes": 0})
+    rest = {k: v for k, v in params.items() if k != "head"}
+    np.testing.assert_array_equal(cls.apply({"params": rest}, image, method="features").tokens, found.tokens)
+    low = model.clone(dtype="bfloat16").apply({"params": params}, image, method="features")
+    assert low.pooled.dtype == jnp.float32 and low.tokens.dtype == jnp.bfloat16
+
+
+def test_the_epsilon_reaches_every_norm(image):
+    """Under a huge epsilon nothing but the bias is left of a norm."""
+    model = models.create("vit", **TINY, pool="map", norm_epsilon=1e30)
+    params = init(model, image)
+    _, found = model.apply({"params": params}, image, capture_intermediates=lambda m, _: isinstance(m, LayerNorm))
+    leaves = jax.tree_util.tree_leaves_with_path(found["intermediates"])
+    found = [(path, leaf) for path, leaf in leaves if path[-2].key == "__call__"]
+    assert len(found) == 2 * TINY["depth"] + 2
+    for path, leaf in found:
+        norm = params
+        for key in path[:-2]:
+            norm = norm[key.key]
+        np.testing.assert_allclose(leaf, np.broadcast_to(norm["bias"], leaf.shape), atol=1e-12)
+
+
+def test_the_activation_is_that_of_the_pool_too(image):
+    model = models.create("vit", **TINY, pool="map", activation="quick_gelu")
+    params = init(model, image)
+    into = {"kernel": jnp.zeros((16, 24)), "bias": jnp.full(24, 0.7)}
+
+    def pooled(kernel):
+        mlp = {"mlp_in": into, "mlp_out": {"kernel": jnp.full((24, 16), kernel), "bias": jnp.zeros(16)}}
+        changed = {**params, "pool": {**params["pool"], "mlp": mlp}}
+        return model.apply({"params": changed}, image, method="features").pooled
+
+    want = 0.7 / (1 + np.exp(-1.702 * 0.7))
+    np.testing.assert_allclose(pooled(1 / 24) - pooled(0.0), np.full((4, 16), want), atol=1e-5)
+
+
+@pytest.mark.parametrize("numerics", ["original", "timm"])
+def test_the_stem_has_the_models_numerics(image, numerics):
+    options = {} if numerics == "original" else {"stem_numerics": numerics}
+    model = models.create("vit", **{**TINY, "patch": 1, "stem": ()}, **options)
+    params = init(model, image)
+    params["stem"] = jax.tree.map(lambda x: x * 1e-3, params["stem"])
+    _, found = model.apply({"params": params}, image, capture_intermediates=lambda m, _: isinstance(m, ResNet))
+    stem = {n: ResNet((), numerics=n).apply({"params": params["stem"]}, image) for n in ("original", "timm")}
+    np.testing.assert_array_equal(found["intermediates"]["stem"]["__call__"][0], stem[numerics])
+    assert float(jnp.max(jnp.abs(stem["original"] - stem["timm"]))) > 1e-6
 
 
 def test_training_draws_dropout_from_its_key(image):

@@ -15,7 +15,7 @@ from vit_jax import config, sharding
 from vit_jax.layers.attention import MultiHeadAttention
 from vit_jax.layers.linear import Dense, DType, LinearSpec, logical
 from vit_jax.layers.mlp import MLP, Activation
-from vit_jax.layers.norm import LayerNorm
+from vit_jax.layers.norm import EPSILON, LayerNorm
 from vit_jax.layers.stochastic import drop_path, dropout
 
 Remat = Literal["none", "full", "dots", "dots_no_batch"]
@@ -37,6 +37,7 @@ class Residual(nn.Module):
       dropout: rate after every branch and inside the MLP.
       layer_scale: initial scale of the branches (Touvron et al. 2021, arXiv:2103.17239), None for no scale.
       dtype: compute type.
+      norm_epsilon: of the layer norms.
     """
 
     mlp_dim: int
@@ -45,13 +46,14 @@ class Residual(nn.Module):
     dropout: float = 0.0
     layer_scale: float | None = None
     dtype: DType = "float32"
+    norm_epsilon: float = EPSILON
 
     def branch(
         self, x: jax.Array, name: str, run: Callable[..., jax.Array], key: jax.Array | None, rate: Any
     ) -> jax.Array:
         """Adds the branch ``run(normalised x, key)``; ``rate`` is its stochastic depth, None for never."""
         keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
-        y = run(LayerNorm(self.dtype, name=f"norm_{name}")(x), keys[0])
+        y = run(LayerNorm(self.dtype, self.norm_epsilon, name=f"norm_{name}")(x), keys[0])
         y = dropout(y, self.dropout, keys[1])
         if self.layer_scale is not None:
             init = logical(nn.initializers.constant(self.layer_scale), ("embed",))
@@ -137,6 +139,7 @@ class Encoder(nn.Module):
       scan: run the blocks as one ``lax.scan`` over stacked parameters: compile time independent of depth.
       remat: what the backward pass recomputes, a name in :data:`REMAT` or "none".
       dtype: compute type.
+      norm_epsilon: of the final norm.
     """
 
     depth: int
@@ -146,6 +149,7 @@ class Encoder(nn.Module):
     scan: bool = False
     remat: Remat = "none"
     dtype: DType = "float32"
+    norm_epsilon: float = EPSILON
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False, **kwargs: Any) -> jax.Array:
@@ -159,7 +163,7 @@ class Encoder(nn.Module):
                 x = self.block(name=f"block_{i}")(x, **_take(per_block, i), **kwargs)
         else:
             x = self._run(x, per_block, kwargs)
-        return LayerNorm(self.dtype, name="norm")(x)
+        return LayerNorm(self.dtype, self.norm_epsilon, name="norm")(x)
 
     def _run(self, x: jax.Array, per_block: Any, kwargs: dict[str, Any]) -> jax.Array:
         """The blocks as pure functions of their parameters, so that scan and remat are plain JAX."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from vit_jax import config
 from vit_jax.layers.linear import DType, logical, matmul
-from vit_jax.types import UserError
+from vit_jax.types import Array, UserError
 
 
 class PatchEmbed(nn.Module):
@@ -84,34 +88,109 @@ def sincos_positions(height: int, width: int, features: int) -> np.ndarray:
     return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1).astype(np.float32)
 
 
+class Resize(NamedTuple):
+    """How samples on one grid become samples on another.
+
+    Attributes:
+      kernel: distance in samples -> weight; 0 from a distance of 2 on.
+      antialias: stretch the kernel where the new grid is coarser, and ignore what lies beyond the border; otherwise the
+        border is repeated.
+      corners: whether the outermost samples of both grids coincide, or the outer edges of their cells.
+    """
+
+    kernel: Callable[[np.ndarray], np.ndarray]
+    antialias: bool
+    corners: bool = False
+
+
+def _hat(x: np.ndarray) -> np.ndarray:
+    return np.maximum(1 - np.abs(x), 0)
+
+
+def _cubic(a: float, x: np.ndarray) -> np.ndarray:
+    """Keys 1981; ``a`` is the slope at distance 1."""
+    x = np.abs(x)
+    near, far = ((a + 2) * x - (a + 3)) * x * x + 1, a * (((x - 5) * x + 8) * x - 4)
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+
+
+RESIZES: dict[str, Resize] = {
+    "bilinear": Resize(_hat, True),
+    "bilinear_corners": Resize(_hat, False, True),
+    "bicubic": Resize(functools.partial(_cubic, -0.5), True),
+    "bicubic_plain": Resize(functools.partial(_cubic, -0.75), False),
+}
+"""``bilinear_corners`` is the original repository's way, ``bicubic`` timm's, ``bicubic_plain`` Hugging Face's."""
+
+
+def resize_matrix(old: int, new: int, method: str = "bilinear") -> np.ndarray:
+    """The linear map float64 ``[new, old]`` that resamples ``old`` samples in a row; its rows sum to 1.
+
+    Raises:
+      UsageError: ``method`` is not in :data:`RESIZES`.
+    """
+    kernel, antialias, corners = config.lookup(RESIZES, method, "resize method")
+    step = (old - 1) / max(new - 1, 1) if corners else old / new
+    centres = np.arange(new) * step + (0.0 if corners else (step - 1) / 2)
+    taps = np.arange(-2, old + 2)  # as far beyond the border as an unstretched kernel reaches
+    weights = kernel((centres[:, None] - taps) / (max(step, 1.0) if antialias else 1.0))
+    source = taps if antialias else np.clip(taps, 0, old - 1)
+    weights = weights @ (source[:, None] == np.arange(old))
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
 def resize_positions(
-    positions: jax.Array,
+    positions: Array,
     old_grid: tuple[int, int],
     new_grid: tuple[int, int],
     num_prefix: int,
     method: str = "bilinear",
-) -> jax.Array:
-    """Positions of one grid of patches for another.
+) -> np.ndarray:
+    """Positions of one grid of patches for another, computed on the host in float64.
 
     Args:
       positions: ``[1, num_prefix + h * w, D]``.
       old_grid: its ``(h, w)``.
       new_grid: the wanted one.
       num_prefix: tokens before the grid (1 with a cls token), kept as they are.
-      method: of ``jax.image.resize``: "bilinear" as in the original, "cubic-pytorch" for timm's bicubic.
+      method: a name in :data:`RESIZES`.
 
     Returns:
-      ``[1, num_prefix + h' * w', D]``.
+      ``[1, num_prefix + h' * w', D]`` in the type of ``positions``.
 
     Raises:
       UserError: ``positions`` does not hold ``old_grid``.
     """
-    count, features = positions.shape[1:]
+    table = np.asarray(positions)
+    count, features = table.shape[1:]
     if count != num_prefix + old_grid[0] * old_grid[1]:
         raise UserError(
             f"{count} position embeddings are not {num_prefix} and a grid of {old_grid[0]}x{old_grid[1]}; "
             "check the image and patch size of the checkpoint."
         )
-    prefix, grid = positions[:, :num_prefix], positions[:, num_prefix:]
-    grid = jax.image.resize(grid.reshape(1, *old_grid, features), (1, *new_grid, features), method, antialias=True)
-    return jnp.concatenate([prefix, grid.reshape(1, -1, features)], axis=1)
+    grid = table[0, num_prefix:].astype(np.float64).reshape(*old_grid, features)
+    rows, columns = (resize_matrix(o, n, method) for o, n in zip(old_grid, new_grid, strict=True))
+    grid = np.einsum("ih,jw,hwd->ijd", rows, columns, grid, optimize=True)
+    return np.concatenate([table[:, :num_prefix], grid.reshape(1, -1, features).astype(table.dtype)], axis=1)
+
+
+def resize_patches(kernel: Array, new_patch: int, method: str = "bilinear") -> np.ndarray:
+    """A patch embedding for patches of another size, computed on the host in float64.
+
+    The kernel ``w' = pinv(B^T) w`` of FlexiViT (Beyer et al. 2023, arXiv:2212.08013, section 3.4), where ``B`` resizes
+    patches. A resized patch times ``w'`` is the patch times ``w``: exactly for larger patches, for smaller ones as
+    nearly as it can be over all patches. ``B`` works on rows, then on columns, and so does its pseudo-inverse.
+
+    Args:
+      kernel: ``[P, P, C, D]``.
+      new_patch: P'.
+      method: a name in :data:`RESIZES`.
+
+    Returns:
+      ``[P', P', C, D]`` in the type of ``kernel``; the kernel itself where P' is P.
+    """
+    w = np.asarray(kernel)
+    if w.shape[0] == new_patch:
+        return w
+    inverse = np.linalg.pinv(resize_matrix(w.shape[0], new_patch, method).T)
+    return np.einsum("ih,jw,hwcd->ijcd", inverse, inverse, w.astype(np.float64), optimize=True).astype(w.dtype)

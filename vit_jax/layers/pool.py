@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from vit_jax.layers.attention import MultiHeadAttention
 from vit_jax.layers.linear import DType, logical
-from vit_jax.layers.mlp import MLP
-from vit_jax.layers.norm import LayerNorm
+from vit_jax.layers.mlp import MLP, Activation
+from vit_jax.layers.norm import EPSILON, LayerNorm
 
 
 class AttentionPool(nn.Module):
@@ -19,11 +19,15 @@ class AttentionPool(nn.Module):
       heads: of the attention.
       mlp_dim: hidden size of the MLP.
       dtype: compute type.
+      activation: of the MLP.
+      norm_epsilon: of the norm before the MLP.
     """
 
     heads: int
     mlp_dim: int
     dtype: DType = "float32"
+    activation: Activation = "gelu"
+    norm_epsilon: float = EPSILON
 
     @nn.compact
     def __call__(self, tokens: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -35,8 +39,8 @@ class AttentionPool(nn.Module):
         x = MultiHeadAttention(self.heads, dtype=self.dtype, name="attention")(
             jnp.broadcast_to(probe, (b, 1, d)), context=tokens, mask=mask
         )
-        y = LayerNorm(self.dtype, name="norm_mlp")(x)
-        return (x + MLP(self.mlp_dim, dtype=self.dtype, name="mlp")(y))[:, 0]
+        y = LayerNorm(self.dtype, self.norm_epsilon, name="norm_mlp")(x)
+        return (x + MLP(self.mlp_dim, activation=self.activation, dtype=self.dtype, name="mlp")(y))[:, 0]
 
 
 def average(tokens: jax.Array) -> jax.Array:

@@ -23,27 +23,30 @@ MODELS: dict[str, Callable[..., ImageModel]] = {
 """Name -> class with the variant's fields."""
 
 
+TIMM_SIZES = {"ti": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge", "g": "giant", "G": "gigantic"}
+TIMM_PIXELS = (224, 384, 448, 512, 518)
+"""Sides of the image that timm's names end in; the models are the same but for their number of positions."""
+HYBRIDS = {
+    "vit_r_ti16": ("R+ViT-Ti/16", "vit_tiny_r_s16_p8"),
+    "vit_r26_s32": ("R26+ViT-S/32", "vit_small_r26_s32"),
+    "vit_r26_b32": ("R26+ViT-B/32", "vit_base_r26_s32"),
+    "vit_r50_b16": ("R50+ViT-B/16", "vit_base_r50_s16"),
+    "vit_r50_l32": ("R50+ViT-L/32", "vit_large_r50_s32"),
+}
+"""Our name -> the original repository's and timm's."""
+
+
 def _aliases() -> dict[str, str]:
     out: dict[str, str] = {}
-    timm_sizes = {"ti": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge", "g": "giant", "G": "gigantic"}
-    for name in vit.VARIANTS:
-        parts = name.split("_")[1:]
-        size, patch = parts[-1].rstrip("0123456789"), parts[-1].lstrip("tisblhgG")
-        original = f"{size if size in 'gG' else size.capitalize()}/{patch}"
-        stem = parts[0].upper() if len(parts) == 2 else ""
-        original = f"{stem}+ViT-{original}" if stem else f"ViT-{original}"
+    names = dict(HYBRIDS)
+    for size, patches in vit.PATCHES.items():
+        original, theirs = size if size in "gG" else size.capitalize(), TIMM_SIZES.get(size, size)
+        names |= {f"vit_{size}{p}": (f"ViT-{original}/{p}", f"vit_{theirs}_patch{p}") for p in patches}
+    for name, (original, theirs) in names.items():
         for form in (original, original.replace("ViT-", "")):
             flat = form.replace("/", "_")
             out |= {form: name, flat: name, flat.replace("+", "_"): name}
-        if not stem:
-            out[f"vit_{timm_sizes[size]}_patch{patch}_224"] = name
-    out |= {
-        "vit_tiny_r_s16_p8_224": "vit_r_ti16",
-        "vit_small_r26_s32_224": "vit_r26_s32",
-        "vit_base_r26_s32_224": "vit_r26_b32",
-        "vit_base_r50_s16_224": "vit_r50_b16",
-        "vit_large_r50_s32_224": "vit_r50_l32",
-    }
+        out |= {f"{theirs}_{pixels}": name for pixels in TIMM_PIXELS}
     for name in mixer.VARIANTS:
         size, patch = name[6], name[7:]
         out |= {f"Mixer-{size.upper()}{sep}{patch}": name for sep in "/_"} | {f"mixer_{size}{patch}_224": name}

@@ -14,6 +14,7 @@ from vit_jax.layers.block import Encoder, Remat, Residual
 from vit_jax.layers.embed import PatchEmbed
 from vit_jax.layers.linear import LINEARS, Dense, DType, LinearSpec
 from vit_jax.layers.mlp import MLP, Activation
+from vit_jax.layers.norm import EPSILON
 from vit_jax.layers.pool import average
 from vit_jax.models.base import Features, ImageModel
 
@@ -63,6 +64,7 @@ class Mixer(ImageModel):
       dtype: compute type; parameters are float32, logits too.
       scan: see :class:`vit_jax.layers.block.Encoder`.
       remat: see :class:`vit_jax.layers.block.Encoder`.
+      norm_epsilon: of every layer norm.
     """
 
     patch: int = 16
@@ -78,6 +80,7 @@ class Mixer(ImageModel):
     dtype: DType = "float32"
     scan: bool = False
     remat: Remat = "none"
+    norm_epsilon: float = EPSILON
 
     def encode(self, image: jax.Array, train: bool) -> Features:
         grid = PatchEmbed(self.patch, self.width, self.dtype, name="patch")(image)
@@ -91,10 +94,18 @@ class Mixer(ImageModel):
             activation=self.activation,
             dropout=self.dropout,
             dtype=self.dtype,
+            norm_epsilon=self.norm_epsilon,
         )
-        stochastic = bool(self.dropout or self.drop_path)
         encoder = Encoder(
-            self.depth, block, self.drop_path, stochastic, self.scan, self.remat, self.dtype, name="encoder"
+            self.depth,
+            block,
+            drop_path=self.drop_path,
+            stochastic=bool(self.dropout or self.drop_path),
+            scan=self.scan,
+            remat=self.remat,
+            dtype=self.dtype,
+            norm_epsilon=self.norm_epsilon,
+            name="encoder",
         )
         tokens = encoder(x, train=train)
         return Features(tokens, average(tokens))

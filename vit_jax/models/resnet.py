@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vit_jax import config
 from vit_jax.layers.linear import DType, logical
 
 GROUPS = 32
+Numerics = Literal["original", "timm"]
+
+
+class Epsilons(NamedTuple):
+    """Where a small number keeps the stem from dividing by zero.
+
+    Attributes:
+      deviation: variance of a kernel -> what the centred kernel is divided by.
+      group_norm: added to the variance of a group.
+    """
+
+    deviation: Callable[[jax.Array], jax.Array]
+    group_norm: float
+
+
+NUMERICS: dict[str, Epsilons] = {
+    "original": Epsilons(lambda variance: jnp.sqrt(variance) + 1e-5, 1e-6),
+    "timm": Epsilons(lambda variance: jnp.sqrt(variance + 1e-8), 1e-5),
+}
+"""The original repository's, and timm's for the same weights."""
 
 
 class StdConv(nn.Module):
@@ -22,20 +46,22 @@ class StdConv(nn.Module):
       size: side of the kernel.
       stride: in both directions.
       dtype: compute type.
+      numerics: a name in :data:`NUMERICS`.
     """
 
     features: int
     size: int
     stride: int = 1
     dtype: DType = "float32"
+    numerics: Numerics = "original"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """``[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]``."""
         init = logical(nn.initializers.lecun_normal(), (None, None, None, "embed"))
         kernel = self.param("kernel", init, (self.size, self.size, x.shape[-1], self.features))
-        mean, std = (f(kernel, axis=(0, 1, 2), keepdims=True) for f in (jnp.mean, jnp.std))
-        kernel = (kernel - mean) / (std + 1e-5)
+        mean, variance = (f(kernel, axis=(0, 1, 2), keepdims=True) for f in (jnp.mean, jnp.var))
+        kernel = (kernel - mean) / config.lookup(NUMERICS, self.numerics, "stem numerics").deviation(variance)
         a, b = (v.astype(self.dtype).astype(jnp.float32) for v in (x, kernel))
         layout, strides = ("NHWC", "HWIO", "NHWC"), (self.stride, self.stride)
         y = jax.lax.conv_general_dilated(a, b, strides, "SAME", dimension_numbers=layout)
@@ -75,12 +101,13 @@ class Bottleneck(nn.Module):
     features: int
     stride: int = 1
     dtype: DType = "float32"
+    numerics: Numerics = "original"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         def conv(y: jax.Array, name: str, features: int, size: int, stride: int = 1, scale: float = 1.0) -> jax.Array:
-            y = StdConv(features, size, stride, self.dtype, name=f"conv_{name}")(y)
-            return GroupNorm(self.dtype, scale, name=f"norm_{name}")(y)
+            y = StdConv(features, size, stride, self.dtype, self.numerics, name=f"conv_{name}")(y)
+            return GroupNorm(self.dtype, scale, NUMERICS[self.numerics].group_norm, name=f"norm_{name}")(y)
 
         wide = 4 * self.features
         shortcut = x
@@ -98,20 +125,23 @@ class ResNet(nn.Module):
       stages: bottlenecks per stage; () is the root alone.
       width: channels of the root.
       dtype: compute type.
+      numerics: a name in :data:`NUMERICS`.
     """
 
     stages: tuple[int, ...]
     width: int = 64
     dtype: DType = "float32"
+    numerics: Numerics = "original"
 
     @nn.compact
     def __call__(self, image: jax.Array) -> jax.Array:
         """``[B, H, W, C] -> [B, H / r, W / r, C']``, r = 4 for none or one stage, doubled by each further one."""
-        x = StdConv(self.width, 7, 2, self.dtype, name="conv_root")(image)
-        x = jax.nn.relu(GroupNorm(self.dtype, name="norm_root")(x))
+        epsilon = config.lookup(NUMERICS, self.numerics, "stem numerics").group_norm
+        x = StdConv(self.width, 7, 2, self.dtype, self.numerics, name="conv_root")(image)
+        x = jax.nn.relu(GroupNorm(self.dtype, epsilon=epsilon, name="norm_root")(x))
         x = nn.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
         for i, size in enumerate(self.stages):
             for j in range(size):
                 stride = 2 if i > 0 and j == 0 else 1
-                x = Bottleneck(self.width * 2**i, stride, self.dtype, name=f"stage_{i}_unit_{j}")(x)
+                x = Bottleneck(self.width * 2**i, stride, self.dtype, self.numerics, name=f"stage_{i}_unit_{j}")(x)
         return x

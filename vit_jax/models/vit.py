@@ -14,13 +14,14 @@ from vit_jax.layers.block import Block, Encoder, Remat
 from vit_jax.layers.embed import PatchEmbed, Positions, sincos_positions
 from vit_jax.layers.linear import LINEARS, Dense, DType, Linear, logical
 from vit_jax.layers.mlp import Activation
+from vit_jax.layers.norm import EPSILON
 from vit_jax.layers.pool import AttentionPool, average
 from vit_jax.layers.stochastic import dropout
 from vit_jax.models.base import Features, ImageModel
-from vit_jax.models.resnet import ResNet
+from vit_jax.models.resnet import Numerics, ResNet
 
 Spec = Annotated[Any, config.Choice(LINEARS)]
-POOLS = ("cls", "gap", "map")
+POOLS = ("cls", "gap", "map", "cls_gap")
 POSITIONS = ("learn", "sincos2d")
 
 
@@ -33,15 +34,18 @@ class ViT(ImageModel):
       depth: number of blocks.
       heads: number of attention heads; divides ``width``.
       mlp_dim: hidden size of the MLPs.
-      pool: "cls" token, "gap" (average of the grid) or "map" (attention pooling).
+      pool: "cls" token, "gap" (average of the grid), "map" (attention pooling) or "cls_gap" (cls beside the average:
+        2D features, as the linear classifiers of DINOv2 see, Oquab et al. 2024, arXiv:2304.07193).
       positions: "learn" or "sincos2d" (fixed).
       registers: extra learned tokens without position (Darcet et al. 2024, arXiv:2309.16588).
       pre_logits: size of a tanh layer before the head, None for none.
       stem: bottlenecks per stage of a ResNetV2 before the patches, None for no stem.
+      stem_numerics: whose epsilons the stem has, a name in :data:`vit_jax.models.resnet.NUMERICS`.
       dropout: rate after the embedding, every branch and the MLP's activation.
       drop_path: stochastic depth rate of the last block; grows linearly from 0.
       layer_scale: initial scale of the branches, None for none.
-      activation: of the MLPs.
+      activation: of the MLPs, that of attention pooling included.
+      norm_epsilon: of every layer norm.
       qkv_linear: spec of the attention's input projections.
       out_linear: spec of the attention's output projection.
       mlp_linear: spec of the MLP's maps.
@@ -56,15 +60,17 @@ class ViT(ImageModel):
     depth: int = 12
     heads: int = 3
     mlp_dim: int = 768
-    pool: Literal["cls", "gap", "map"] = "cls"
+    pool: Literal["cls", "gap", "map", "cls_gap"] = "cls"
     positions: Literal["learn", "sincos2d"] = "learn"
     registers: int = 0
     pre_logits: int | None = None
     stem: tuple[int, ...] | None = None
+    stem_numerics: Numerics = "original"
     dropout: float = 0.0
     drop_path: float = 0.0
     layer_scale: float | None = None
     activation: Activation = "gelu"
+    norm_epsilon: float = EPSILON
     qkv_linear: Spec = Dense()
     out_linear: Spec = Dense()
     mlp_linear: Spec = Dense()
@@ -90,11 +96,19 @@ class ViT(ImageModel):
             out_linear=self.out_linear,
             mlp_linear=self.mlp_linear,
             dtype=self.dtype,
+            norm_epsilon=self.norm_epsilon,
             attention_implementation=self.attention,
         )
-        stochastic = bool(self.dropout or self.drop_path)
         encoder = Encoder(
-            self.depth, block, self.drop_path, stochastic, self.scan, self.remat, self.dtype, name="encoder"
+            self.depth,
+            block,
+            drop_path=self.drop_path,
+            stochastic=bool(self.dropout or self.drop_path),
+            scan=self.scan,
+            remat=self.remat,
+            dtype=self.dtype,
+            norm_epsilon=self.norm_epsilon,
+            name="encoder",
         )
         tokens = encoder(x, train=train)
         pooled = self._pool(tokens)
@@ -106,13 +120,13 @@ class ViT(ImageModel):
     def _embed(self, image: jax.Array) -> jax.Array:
         """``[B, H, W, C] -> [B, N, D]``: cls, registers, grid; only cls and grid have positions."""
         if self.stem is not None:
-            image = ResNet(self.stem, dtype=self.dtype, name="stem")(image)
+            image = ResNet(self.stem, dtype=self.dtype, numerics=self.stem_numerics, name="stem")(image)
         grid = PatchEmbed(self.patch, self.width, self.dtype, name="patch")(image)
         b, h, w, d = grid.shape
         x = grid.reshape(b, h * w, d)
         if self.positions == "sincos2d":
             x += jnp.asarray(sincos_positions(h, w, d)[None], x.dtype)
-        if self.pool == "cls":
+        if self._has_cls():
             x = jnp.concatenate([self._tokens("cls", nn.initializers.zeros, 1, b), x], axis=1)
         if self.positions == "learn":
             x = Positions(self.dtype, name="position")(x)
@@ -126,12 +140,17 @@ class ViT(ImageModel):
         tokens = self.param(name, init, (1, count, self.width)).astype(self.dtype)
         return jnp.broadcast_to(tokens, (batch, count, self.width))
 
+    def _has_cls(self) -> bool:
+        return self.pool in ("cls", "cls_gap")
+
     def _pool(self, tokens: jax.Array) -> jax.Array:
         if self.pool == "cls":
             return tokens[:, 0]
         if self.pool == "map":
-            return AttentionPool(self.heads, self.mlp_dim, self.dtype, name="pool")(tokens)
-        return average(tokens[:, self.registers :])
+            pool = AttentionPool(self.heads, self.mlp_dim, self.dtype, self.activation, self.norm_epsilon, name="pool")
+            return pool(tokens)
+        grid = average(tokens[:, self._has_cls() + self.registers :])
+        return grid if self.pool == "gap" else jnp.concatenate([tokens[:, 0], grid], axis=-1)
 
 
 def _size(width: int, depth: int, heads: int, mlp_dim: int) -> dict[str, int]:
@@ -146,8 +165,10 @@ SIZES = {
     "h": _size(1280, 32, 16, 5120),
     "g": _size(1408, 40, 16, 6144),
     "G": _size(1664, 48, 16, 8192),
+    "so400m": _size(1152, 27, 16, 4304),
 }
-"""Touvron et al. 2021 (Ti, S), Dosovitskiy et al. 2021 table 1 (B, L, H), Zhai et al. 2022 table 2 (g, G)."""
+"""Touvron et al. 2021 (Ti, S), Dosovitskiy et al. 2021 table 1 (B, L, H), Zhai et al. 2022 table 2 (g, G),
+Alabdulmohsin et al. 2023, arXiv:2305.13035 (So400m)."""
 
 PATCHES = {
     "ti": (16,),
@@ -157,6 +178,7 @@ PATCHES = {
     "h": (14, 16),
     "g": (14, 16),
     "G": (14,),
+    "so400m": (14, 16),
 }
 
 VARIANTS: dict[str, dict[str, Any]] = {
