@@ -47,17 +47,18 @@ def unflat(values: Mapping[str, Any], like: Any) -> Any:
 
 
 @jax.jit
-def _checksums(tree: Any) -> Any:
-    def one(x: jax.Array) -> jax.Array:
-        words = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}") if x.dtype != bool else x
-        return jnp.sum(words.astype(jnp.uint32), dtype=jnp.uint32)
-
-    return jax.tree.map(one, tree)
+def _checksum(x: jax.Array) -> jax.Array:
+    words = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}") if x.dtype != bool else x
+    return jnp.sum(words.astype(jnp.uint32), dtype=jnp.uint32)
 
 
 def checksums(tree: Any) -> dict[str, int]:
-    """Path -> sum of the array's words modulo 2^32: the same for every layout over devices and hosts."""
-    return {path: int(value) for path, value in flat(jax.device_get(_checksums(tree))).items()}
+    """Path -> sum of the array's words modulo 2^32: the same for every layout over devices and hosts.
+
+    An array at a time: XLA copies what it sums, and one program for all of them would copy the whole tree.
+    """
+    sums = {path: _checksum(leaf) for path, leaf in flat(tree).items()}
+    return {path: int(value) for path, value in jax.device_get(sums).items()}
 
 
 def sign(metric: str) -> float:
