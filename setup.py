@@ -9,7 +9,8 @@ ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "vit_jax" / "__init__.py").read_text())[1]
 
 NOTEBOOKS = ["ipykernel", "nbclient", "nbformat"]
-TEST = ["hypothesis", "pytest>=8", "pytest-cov", *NOTEBOOKS]
+REMOTE = ["fsspec[http]", "gcsfs"]
+TEST = [REMOTE[0], "hypothesis", "pytest>=8", "pytest-cov", *NOTEBOOKS]
 
 setup(
     name="vit_jax",
@@ -28,6 +29,10 @@ setup(
         "chex>=0.1.90",
         "ml_collections>=1.0",
         "numpy>=2",
+        "ml_dtypes>=0.5",
+        "safetensors>=0.8",
+        "flatbuffers>=24",
+        "huggingface_hub>=2",
         "pillow>=10.3",
         "pyarrow>=15",
         "scikit-learn>=1.4",
@@ -40,6 +45,8 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
+        "torch": ["torch>=2.6", "timm>=1.0.16", "transformers>=5", "onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"],
+        "remote": REMOTE,
         "notebooks": [*NOTEBOOKS, "jupyterlab"],
         "test": TEST,
         "dev": [*TEST, "mypy", "ruff"],

@@ -11,8 +11,8 @@ PACKAGE = ROOT / "vit_jax"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 TIERS = (
     ("types",), ("config",), ("sharding", "metrics"), ("data", "augment", "kernels"), ("layers",), ("models",),
-    ("losses",), ("objectives",), ("optim",), ("checkpoint", "plots"), ("evals",), ("train",),
-    ("predict", "benchmark", "explain", "convert"), ("launch",), ("cli",), ("__main__",),
+    ("losses",), ("objectives",), ("optim",), ("checkpoint", "plots"), ("evals", "convert"), ("train",),
+    ("predict", "benchmark", "explain"), ("export",), ("launch",), ("cli",), ("__main__",),
 )  # fmt: skip
 """A module imports from its own package and from tiers to the left, never from a neighbour in its tier."""
 RANK = {unit: i for i, tier in enumerate(TIERS) for unit in tier}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax import models
+from vit_jax import convert, models
 from vit_jax.checkpoint import Checkpoints
 from vit_jax.predict import Predictor, expand
 from vit_jax.types import UserError
@@ -91,6 +91,17 @@ def test_the_batch_size_does_not_matter(folders, images):
     np.testing.assert_allclose(a, b, rtol=1e-5)
     assert a.shape == (5, 5)
     assert len(next(iter(predictor(files[:1], top=99)))["predictions"]) == 7
+
+
+def test_weights_of_others(folders, images, tmp_path):
+    """The same model in another project's format gives the same answers, class names and preprocessing included."""
+    with convert.load(folders / "softmax") as ours:
+        convert.save(ours, tmp_path / "theirs", "hf")
+    ours, theirs = (Predictor.load(path) for path in (folders / "softmax", tmp_path / "theirs"))
+    assert theirs.class_names == NAMES and theirs.config.augment.norm == ours.config.augment.norm
+    canvas = ours.image(images / "a.png")[None]
+    np.testing.assert_array_equal(theirs.image(images / "a.png")[None], canvas)
+    np.testing.assert_allclose(theirs.probabilities(canvas), ours.probabilities(canvas), atol=1e-6)
 
 
 def test_unreadable_files_are_rows_and_the_others_go_on(folders, images, tmp_path):

@@ -8,17 +8,17 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import checkpoint
+from vit_jax import convert
 from vit_jax.config import parse
+from vit_jax.convert import native
 from vit_jax.data.decode import decode
-from vit_jax.data.sources.base import Info
 from vit_jax.data.sources.folder import IMAGE_SUFFIXES
 from vit_jax.losses import PROBABILITIES
+from vit_jax.models import ImageModel
 from vit_jax.train.config import TrainConfig
 from vit_jax.types import Params, UserError
 
@@ -32,24 +32,27 @@ class Predictor:
       model: unbound module.
       params: its parameters.
       class_names: of its outputs.
+      source: where it comes from (the checkpoint and its provenance), for the record.
     """
 
     config: TrainConfig
-    model: nn.Module
+    model: ImageModel
     params: Params
     class_names: tuple[str, ...]
+    source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def load(cls, path: str | pathlib.Path) -> Predictor:
-        """From a workdir (its newest checkpoint) or one checkpoint's folder.
+        """From a workdir (its newest checkpoint), one checkpoint's folder, or weights of any format and place.
 
         Raises:
           UserError: there is no readable checkpoint.
         """
-        params, meta, _ = checkpoint.load_params(path)
-        config = parse(TrainConfig, meta["config"])
-        names = tuple(meta["class_names"])
-        return cls(config, config.objective.fit_model(config.model, Info(names, 0)), params, names)
+        with convert.load(path) as found:
+            config = parse(TrainConfig, native.run_config(found))
+            params = found.tree(jnp.asarray)
+        source = {"checkpoint": found.source, **found.provenance}
+        return cls(config, found.model, params, found.class_names, source)
 
     def image(self, source: str | pathlib.Path | bytes | np.ndarray) -> np.ndarray:
         """A file, encoded bytes or uint8[H,W,C] -> the uint8 canvas that :meth:`probabilities` takes.
@@ -66,18 +69,19 @@ class Predictor:
         return decode({"image": source, "label": 0, "name": name}, self.config.data.canvas, "center")[0]
 
     def probabilities(self, canvases: np.ndarray) -> np.ndarray:
-        """uint8[B,S,S,3] -> float32[B,C]."""
-        return np.asarray(self._forward(self.params, canvases))
+        """uint8[B,S,S,3] -> float32[B,C]; the pooled features float32[B,D] of a model without a head."""
+        return np.asarray(self._compiled(self.params, canvases))
 
     @functools.cached_property
-    def _forward(self) -> Callable[[Params, Any], jax.Array]:
-        prepare, link = self.config.augment.eval_fn(), self.config.objective.link
+    def _compiled(self) -> Callable[[Params, Any], jax.Array]:
+        return jax.jit(self.forward)
 
-        def forward(params: Params, images: jax.Array) -> jax.Array:
-            logits: Any = self.model.apply({"params": params}, prepare({"image": images})["image"])
-            return PROBABILITIES[link](logits.astype(jnp.float32))
-
-        return jax.jit(forward)
+    def forward(self, params: Params, images: jax.Array) -> jax.Array:
+        """What :meth:`probabilities` computes, preprocessing included: pure, traceable, for a batch of any size."""
+        prepared = self.config.augment.eval_fn()({"image": images})["image"]
+        outputs: Any = self.model.apply({"params": params}, prepared)
+        outputs = outputs.astype(jnp.float32)
+        return PROBABILITIES[self.config.objective.link](outputs) if self.model.num_classes else outputs
 
     def __call__(self, paths: Sequence[str], *, top: int = 5, batch_size: int = 32) -> Iterator[dict[str, Any]]:
         """``{"path", "predictions": [{"class", "probability"}, ...]}`` of every file; ``"error"`` where unreadable."""

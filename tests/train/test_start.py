@@ -1,84 +1,18 @@
-"""Where a run starts, and how parameters of another model are fitted in."""
+"""Where a run starts."""
 
 import chex
 import jax
 import numpy as np
 import pytest
 
+from vit_jax import convert, models, sharding
 from vit_jax.checkpoint import Checkpoints
-from vit_jax.layers.embed import resize_positions
+from vit_jax.convert import base
+from vit_jax.convert.base import Preprocess, Pretrained
+from vit_jax.convert.tensors import Tensor
+from vit_jax.layers.embed import resize_patches, resize_positions
 from vit_jax.train import start
-from vit_jax.train.start import adapt
 from vit_jax.types import UserError
-
-
-def params(rng, *, classes=10, tokens=17, width=8, **changes):
-    """Like a ViT's: cls token, positions, a block, a head."""
-    shapes = {
-        "cls": (1, 1, width), "position": {"embedding": (1, tokens, width)}, "patch": {"kernel": (4, 4, 3, width)},
-        "encoder": {"block_0": {"mlp_in": {"kernel": (width, 16)}}},
-        "head": {"kernel": (width, classes), "bias": (classes,)},
-    } | changes  # fmt: skip
-    shapes = {k: v for k, v in shapes.items() if v is not None}
-    return jax.tree.map(lambda s: rng.normal(size=s).astype(np.float32), shapes, is_leaf=lambda s: isinstance(s, tuple))
-
-
-def test_equal_models_are_taken_as_they_are(rng):
-    a, b = params(rng), params(rng)
-    found, notes = adapt(a, b, name="x")
-    chex.assert_trees_all_equal(found, a)
-    assert notes == []
-
-
-def test_another_number_of_classes(rng):
-    a, b = params(rng, classes=10), params(rng, classes=3)
-    found, notes = adapt(a, b, name="x")
-    chex.assert_trees_all_equal(found, {**a, "head": b["head"]})
-    assert sorted(notes) == ["head/bias is new (10 there)", "head/kernel is new (8x10 there)"]
-
-
-def test_heads_may_be_missing_or_left_over(rng):
-    a, b = params(rng, head=None, pre_logits={"kernel": (8, 8)}), params(rng)
-    found, notes = adapt(a, b, name="x")
-    chex.assert_trees_all_equal(found["head"], b["head"])
-    assert sorted(notes) == [
-        "head/bias is new (absent there)",
-        "head/kernel is new (absent there)",
-        "pre_logits/kernel is not used",
-    ]
-
-
-@pytest.mark.parametrize(("old", "new", "prefix"), [(4, 6, 1), (4, 2, 1), (3, 5, 0)])
-def test_another_image_size(rng, old, new, prefix):
-    a, b = params(rng, tokens=old * old + prefix), params(rng, tokens=new * new + prefix)
-    found, notes = adapt(a, b, name="x")
-    expected = resize_positions(a["position"]["embedding"], (old, old), (new, new), prefix)
-    chex.assert_trees_all_equal(found, {**a, "position": {"embedding": np.asarray(expected)}})
-    np.testing.assert_array_equal(found["position"]["embedding"][:, :prefix], a["position"]["embedding"][:, :prefix])
-    assert notes == [f"position/embedding is resized from {old}x{old} to {new}x{new}"]
-
-
-@pytest.mark.parametrize(
-    ("there", "here", "text"),
-    [
-        (
-            {"encoder": {"block_0": {"mlp_inn": {"kernel": (8, 16)}}}}, {},
-            "x does not fit the model: encoder/block_0/mlp_in/kernel is missing; did you mean "
-            "'encoder/block_0/mlp_inn/kernel'?; encoder/block_0/mlp_inn/kernel is left over.",
-        ),
-        ({"extra": {"scale": (3,)}}, {}, "x does not fit the model: extra/scale is left over."),
-        ({}, {"extra": {"scale": (3,)}}, "extra/scale is missing"),
-        ({"patch": {"kernel": (2, 2, 3, 8)}}, {}, "patch/kernel has the shape (2, 2, 3, 8), not (4, 4, 3, 8)"),
-        ({"position": {"embedding": (1, 17, 9)}}, {}, "position/embedding has the shape (1, 17, 9), not (1, 17, 8)"),
-        ({"more": {str(i): (1,) for i in range(5)}}, {}, "more/2 is left over (and 2 more)."),
-        ({"position": {"embedding": (1, 16, 8)}}, {}, "has 0 prefix tokens there and 1 here; use the same pool"),
-        ({"position": {"embedding": (1, 12, 8)}}, {}, "12 positions are no square grid, so they cannot be resized"),
-    ],
-)  # fmt: skip
-def test_what_does_not_fit_is_named(rng, there, here, text):
-    with pytest.raises(UserError) as e:
-        adapt(params(rng, **there), params(rng, **here), name="x")
-    assert text in str(e.value)
 
 
 def test_items_and_back(tiny, one_device):
@@ -155,12 +89,79 @@ def test_evaluation_parameters(tiny, one_device, built):
 
 def test_a_missing_source(tiny, one_device, workdir):
     for key in ("init", "resume_from"):
-        with pytest.raises(UserError, match="no checkpoint at '/no/run'"):
+        with pytest.raises(UserError, match="'/no/run'"):
             start.start(one_device(tiny(**{key: "/no/run"})), workdir)
 
 
-def test_a_head_of_other_classes_is_not_kept(rng):
-    a, b = params(rng), params(rng)
-    found, notes = adapt(a, b, name="x", new_head=True)
-    assert notes == ["head/bias is new (of other classes there)", "head/kernel is new (of other classes there)"]
-    chex.assert_trees_all_equal(found["head"], b["head"])
+MODEL = models.create("vit", width=64, depth=2, heads=4, mlp_dim=96, patch=4, num_classes=5)
+FORMATS = {"timm": "bicubic", "hf": "bicubic_plain", "npz": "bilinear_corners", "big_vision": "bilinear_corners"}
+"""Format -> how its project resizes positions."""
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Path of a converted checkpoint of 12 px images with patches of 4 px and 5 classes, by format."""
+    rng, root = np.random.default_rng(0), tmp_path_factory.mktemp("weights")
+    model = MODEL.clone(activation="gelu_tanh")
+    params = {p: rng.normal(size=s, scale=0.1).astype(np.float32) for p, s in base.shapes(model, 12).items()}
+    params["position/embedding"][:, 0] = 0  # big_vision has no position for the cls token
+    leaves = {path: Tensor.of(x) for path, x in params.items()}
+    pretrained = Pretrained(model, leaves, Preprocess(12), tuple("abcde"), resize="bicubic")
+    paths = {}
+    for to in (*FORMATS, "vit_jax"):
+        paths[to] = root / (f"{to}.npz" if "npz" in to or "vision" in to else to)
+        convert.save(pretrained, paths[to], to)
+    return paths, params
+
+
+@pytest.mark.parametrize("fmt", [*FORMATS, "vit_jax"])
+def test_fine_tuning_from_every_format(fmt, weights, tiny, one_device, workdir):
+    """At another resolution and patch size and with other classes: what is taken, what is said, and that it trains."""
+    paths, params = weights
+    fields = {"pool": "cls", "patch": 8, "width": 64, "heads": 4, "mlp_dim": 96, "activation": "gelu_tanh"}
+    raw = tiny(model=fields, augment={"size": 32}, data={"path": "fake:64x32x4", "canvas": 32}, init=str(paths[fmt]))
+    setup = one_device(raw)
+    state, how = start.start(setup, workdir)
+    for phrase in (
+        str(paths[fmt]), "patch/kernel is resized from 4x4 to 8x8 (pseudo-inverse)",
+        "position/embedding is resized from 3x3 to 4x4", "head/kernel is new (64x5 there)",
+    ):  # fmt: skip
+        assert phrase in how
+    found = {"/".join(k.key for k in path): x for path, x in jax.tree_util.tree_leaves_with_path(state.params)}
+    method = FORMATS.get(fmt, "bicubic")
+    np.testing.assert_allclose(
+        found["position/embedding"],
+        resize_positions(params["position/embedding"], (3, 3), (4, 4), 1, method),
+        atol=1e-6,
+    )
+    patch = resize_patches(params["patch/kernel"], 8, "bicubic" if "bicubic" in method else "bilinear")
+    np.testing.assert_allclose(found["patch/kernel"], patch, atol=1e-6)
+    for path, value in params.items():
+        if not path.startswith(("position", "patch/kernel", "head")):
+            np.testing.assert_array_equal(found[path], value, err_msg=path)
+    batches = setup.train_batches(0)
+    try:
+        with jax.set_mesh(setup.mesh):
+            state, row = setup.step(state, sharding.put(next(iter(batches)), setup.mesh))
+    finally:
+        batches.close()
+    assert np.isfinite(float(row["loss"].value() if hasattr(row["loss"], "value") else row["loss"]))
+    assert int(state.step) == 1
+
+
+def test_what_its_parameters_do_not_show_is_said(weights, tiny, one_device, workdir):
+    fields = {"pool": "cls", "patch": 4, "width": 64, "heads": 4, "mlp_dim": 96}
+    raw = tiny(model=fields, augment={"size": 12, "norm": "imagenet"}, data={"canvas": 12}, init=str(weights[0]["npz"]))
+    how = start.start(one_device(raw), workdir)[1]
+    assert "activation='gelu_tanh', this one 'gelu' (--config.model.activation=gelu_tanh keeps that)" in how
+    assert "normalised otherwise (--config.augment.norm='inception' keeps that)" in how
+    raw["model"]["heads"] = 2
+    with pytest.raises(UserError, match=r"has 4 heads, the model 2; add --config.model.heads=4"):
+        start.start(one_device(raw), workdir)
+
+
+def test_evaluation_refuses_other_classes(weights, tiny, one_device):
+    fields = {"pool": "cls", "patch": 4, "width": 64, "heads": 4, "mlp_dim": 96, "activation": "gelu_tanh"}
+    raw = tiny(model=fields, augment={"size": 12}, data={"path": "fake:64x12x5", "canvas": 12})
+    with pytest.raises(UserError, match=r"has the classes a, b, c, d, e, the data .* \(first difference: a\)"):
+        start.eval_params(one_device(raw), weights[0]["vit_jax"])

@@ -11,12 +11,14 @@ import re
 import sys
 from collections.abc import Sequence
 
-from vit_jax.cli import bench, data, evaluate, models, predict, train
+from vit_jax.cli import bench, convert, data, evaluate, export, models, predict, train
 
 COMMANDS = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "convert": convert,
+    "export": export,
     "models": models,
     "data": data,
     "bench": bench,

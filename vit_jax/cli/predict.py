@@ -11,7 +11,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--workdir", metavar="DIR", help="folder of a run; its newest checkpoint")
-    which.add_argument("--checkpoint", metavar="DIR", help="one checkpoint: WORKDIR/checkpoints/STEP")
+    which.add_argument(
+        "--checkpoint",
+        metavar="X",
+        help="one checkpoint: WORKDIR/checkpoints/STEP, or weights of any format: a path, hf://ORG/NAME",
+    )
     parser.add_argument("--top", type=int, default=5, metavar="K", help="classes to name (default 5)")
     parser.add_argument("--json", metavar="FILE", help="write the predictions there, - for the terminal")
     parser.add_argument("paths", nargs="+", metavar="PATH", help="images, or folders of images")

@@ -41,7 +41,8 @@ class TrainConfig:
       ema: decay of the parameters' moving average, which is then what is evaluated; None keeps none.
       seed: of initialisation, order of examples, augmentation and dropout.
       mesh: sizes of the device axes.
-      init: workdir or checkpoint to take parameters from; head and positions are adapted, and it says how.
+      init: what to take parameters from: a run, or weights of any format, a path or ``hf://org/name`` (see
+        :func:`vit_jax.convert.load`); head, positions and patches are adapted, and it says how.
       resume_from: workdir or checkpoint of another run to continue in full, optimizer and step included.
       log_every: a row in ``metrics.jsonl``: the values of that step.
       eval_every: evaluation, and a checkpoint with its metrics.

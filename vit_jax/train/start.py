@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import logging
 import pathlib
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import flax.traverse_util as traverse
 import jax
 import numpy as np
 
-from vit_jax import checkpoint
+from vit_jax import checkpoint, convert
 from vit_jax.checkpoint import flat, unflat
-from vit_jax.config import suggest
-from vit_jax.layers.embed import resize_positions
+from vit_jax.train.adapt import adapt
 from vit_jax.train.setup import Setup
 from vit_jax.train.state import TrainState
 from vit_jax.types import Params, UserError
@@ -50,76 +47,44 @@ def start(setup: Setup, workdir: pathlib.Path) -> tuple[TrainState, str]:
         read = {k: checkpoint.read_item(folder, k, v) for k, v in items(like).items()}
         return from_items(read, like), f"continues {folder}"
     if c.init:
-        loaded, about, folder = checkpoint.load_params(c.init)
-        others = tuple(about["class_names"]) != setup.train.info.class_names
-        params, notes = adapt(jax.device_get(loaded), setup.init().params, name=str(folder), new_head=others)
+        params, name, notes = _initial(setup, c.init)
         params = jax.tree.map(lambda x, s: jax.device_put(x, s), params, setup.shardings.params)
-        return setup.init(params), f"starts from {folder}: " + ("; ".join(notes) or "every parameter taken as it is")
+        return setup.init(params), f"starts from {name}: " + ("; ".join(notes) or "every parameter taken as it is")
     return setup.init(), "starts from scratch"
 
 
-def adapt(loaded: Mapping[str, Any], fresh: Params, *, name: str, new_head: bool = False) -> tuple[Params, list[str]]:
-    """Fits ``loaded`` parameters to a model with another head or another number of positions.
+NUMERICS = ("activation", "norm_epsilon", "stem_numerics", "positions")
+"""Fields of a model that its parameters do not show."""
 
-    Args:
-      loaded: nested dictionary of arrays.
-      fresh: the model's own parameters; the head is taken from them where shapes differ.
-      name: of the source, for errors.
-      new_head: leave the loaded head out even where it fits: its classes are others.
 
-    Returns:
-      Parameters in the structure of ``fresh``, and what was changed, a phrase each.
+def _initial(setup: Setup, source: str) -> tuple[Params, str, list[str]]:
+    """Parameters from ``source`` (any format) fitted to the run's model, their origin's name, and what was changed.
 
     Raises:
-      UserError: anything but head and positions is missing, left over or of another shape.
+      UserError: they cannot be read or do not fit, or are of a model with other heads.
     """
-    have, want = (traverse.flatten_dict(dict(t), sep="/") for t in (loaded, fresh))
-    head = re.compile(r"(.*/)?(head|pre_logits)/.*")
-    out, notes, wrong = {}, [], []
-    for path, leaf in want.items():
-        value = have.pop(path, None)
-        is_head = head.fullmatch(path)
-        if value is not None and value.shape == leaf.shape and not (is_head and new_head):
-            out[path] = np.asarray(value)
-        elif is_head:
-            out[path] = leaf
-            was = "absent there" if value is None else f"{'x'.join(map(str, value.shape))} there"
-            was = "of other classes there" if value is not None and value.shape == leaf.shape else was
-            notes.append(f"{path} is new ({was})")
-        elif (
-            value is not None and "position" in path.split("/") and value.ndim == 3 and value.shape[2] == leaf.shape[2]
-        ):
-            out[path], note = _positions(path, value, leaf)
-            notes.append(note)
-        else:
-            near = suggest(path, have) if value is None else ""
-            there = "is missing" if value is None else f"has the shape {value.shape}, not {leaf.shape}"
-            wrong.append(f"{path} {there}{near.rstrip('.')}")
-    for path in [p for p in have if head.fullmatch(p)]:
-        del have[path]
-        notes.append(f"{path} is not used")
-    wrong += [f"{path} is left over" for path in have]
-    if wrong:
-        more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
-        raise UserError(f"{name} does not fit the model: {'; '.join(wrong[:3])}{more}.")
-    return traverse.unflatten_dict(out, sep="/"), notes
-
-
-def _positions(path: str, value: Any, leaf: Any) -> tuple[Any, str]:
-    """Positions for another grid; a square grid plus one optional prefix token is what models here have."""
-    sides = {}
-    for n in (value.shape[1], leaf.shape[1]):
-        prefix = next((p for p in range(2) if round((n - p) ** 0.5) ** 2 == n - p), None)
-        if prefix is None:
-            raise UserError(f"{path}: {n} positions are no square grid, so they cannot be resized.")
-        sides[n] = (prefix, round((n - prefix) ** 0.5))
-    (old_prefix, old), (new_prefix, new) = sides[value.shape[1]], sides[leaf.shape[1]]
-    if old_prefix != new_prefix:
-        raise UserError(
-            f"{path}: the grid has {old_prefix} prefix tokens there and {new_prefix} here; use the same pool."
+    with convert.load(source) as found:
+        new_head = found.class_names != setup.train.info.class_names
+        params, notes = adapt(
+            found.tree(), setup.init().params, name=found.source, new_head=new_head, resize=found.resize
         )
-    resized = resize_positions(value, (old, old), (new, new), new_prefix)
-    return np.asarray(resized), f"{path} is resized from {old}x{old} to {new}x{new}"
+    there, here = ({k: getattr(m, k, None) for k in (*NUMERICS, "heads")} for m in (found.model, setup.config.model))
+    if there["heads"] != here["heads"]:
+        raise UserError(
+            f"{found.source} has {there['heads']} heads, the model {here['heads']}; "
+            f"add --config.model.heads={there['heads']}"
+        )
+    notes += [
+        f"its model has {k}={there[k]!r}, this one {here[k]!r} (--config.model.{k}={there[k]} keeps that)"
+        for k in NUMERICS
+        if there[k] != here[k]
+    ]
+    was, norm = found.preprocess, setup.config.augment.norm
+    if not np.allclose(was.mean + was.std, norm.mean + norm.std, atol=1e-6):
+        kept = was.augment()["norm"]
+        kept = kept if isinstance(kept, str) else f"norm(mean={was.mean}, std={was.std})"
+        notes.append(f"its images were normalised otherwise (--config.augment.norm='{kept}' keeps that)")
+    return params, found.source, [*found.notes, *notes]
 
 
 def meta(setup: Setup, raw: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,10 +96,22 @@ def eval_params(setup: Setup, path: str | pathlib.Path) -> tuple[Params, pathlib
     """Parameters to evaluate with, laid out over the mesh, and the checkpoint they came from.
 
     Raises:
-      UserError: no readable checkpoint of this model at ``path``.
+      UserError: no readable checkpoint of this model at ``path``, or one of other classes.
     """
     like = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), setup.shapes.params, setup.shardings.params
     )
-    params, _, folder = checkpoint.load_params(path, like)
+    params, about, folder = checkpoint.load_params(path, like)
+    there, here = about["class_names"], list(setup.train.info.class_names)
+    numbered = there == [str(i) for i in range(len(there))]
+    if there != here and not numbered:
+        odd = [name for name, other in zip(there, here, strict=False) if name != other]
+        raise UserError(
+            f"{folder} has the classes {_some(there)}, the data {_some(here)}"
+            f"{f' (first difference: {odd[0]})' if odd else ''}; give data.path the classes of training, in that order."
+        )
     return params, folder
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 6 else f"{', '.join(names[:3])}, ... ({len(names)})"

@@ -39,6 +39,8 @@ def open_source(path: str, split: str = "train", *, holdout: float | int = 0.1, 
       UserError: unknown kind, missing path, no examples, or one class only.
     """
     assert split in ("train", "val"), split
+    if not path:
+        raise UserError("data.path is empty; name the images, for example --config.data.path=folder:/my/images")
     kind, _, rest = path.partition(":")
     if kind not in SOURCES and kind.startswith(("/", ".", "~")):
         raise UserError(f"the path {path!r} does not say what it holds; write for example 'folder:{path}'.")

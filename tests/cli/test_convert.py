@@ -1,0 +1,64 @@
+"""``vit_jax convert``: from a file to every place and back, and its exit statuses."""
+
+import json
+
+import numpy as np
+import pytest
+
+from vit_jax import convert, models
+from vit_jax.cli import main
+from vit_jax.convert import base
+from vit_jax.convert.base import Preprocess, Pretrained
+from vit_jax.convert.tensors import Tensor
+
+MODEL = models.create("vit", width=64, depth=1, heads=4, mlp_dim=96, patch=8, num_classes=3)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A tiny ViT in timm's layout with class names."""
+    rng, path = np.random.default_rng(0), tmp_path_factory.mktemp("weights") / "tiny"
+    params = {p: Tensor.of(rng.normal(size=s, scale=0.1).astype(np.float32)) for p, s in base.shapes(MODEL, 16).items()}
+    convert.save(Pretrained(MODEL, params, Preprocess(16, 0.9, "bicubic"), ("ant", "bee", "cat")), path, "timm")
+    return path
+
+
+def test_there_and_back(source, tmp_path, capsys):
+    run, npz, back = tmp_path / "run", tmp_path / "w.npz", tmp_path / "back"
+    for a, b, to in ((source, run, "vit_jax"), (run, npz, "npz"), (npz, back, "timm")):
+        assert main(["convert", str(a), str(b), "--to", to]) == 0
+        printed = capsys.readouterr().out
+        assert "vit, 31,1" in printed.replace("  ", " ") or "parameters, 3 classes, 16 px" in printed
+        assert f"written to {b} as {to}" in printed
+    assert (back / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
+    was, now = (json.loads((folder / "config.json").read_text()) for folder in (source, back))
+    assert was["pretrained_cfg"]["mean"] == now["pretrained_cfg"]["mean"]
+    with convert.load(back) as found:
+        assert found.class_names == ("ant", "bee", "cat") and found.preprocess.size == 16
+
+
+def test_verify_prints_its_figures_and_fails_on_a_difference(source, tmp_path, capsys, timm, monkeypatch):
+    assert main(["convert", str(source), str(tmp_path / "run"), "--to", "vit_jax", "--verify"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("max |Δlogit|") == 4 and "timm" in printed and "photographs" in printed
+    wrong = ["convert", str(source), str(tmp_path / "wrong"), "--to", "timm", "--model", "vit(heads=2)", "--verify"]
+    assert main(wrong) == 1
+    assert "above" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["gone", "x", "--to", "timm"], 1, "gone"),
+        (["SOURCE", "x", "--to", "tim"], 2, "unknown format 'tim'; did you mean 'timm'?"),
+        (["SOURCE", "x", "--to", "timm", "--model", "vit_b61"], 2, "did you mean 'vit_b16'"),
+        (["SOURCE", "x.pth", "--to", "timm"], 2, "x.pth' is no place for timm"),
+        (["SOURCE", ".", "--to", "timm"], 1, "exists and is not overwritten"),
+    ],
+)
+def test_mistakes(source, tmp_path, monkeypatch, capsys, arguments, status, words):
+    monkeypatch.chdir(tmp_path)
+    assert main(["convert", *(a.replace("SOURCE", str(source)) for a in arguments)]) == status
+    error = capsys.readouterr().err
+    assert words in error and "Traceback" not in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,64 @@
+"""Our own format as a target: a folder that every command takes, bit for bit."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_jax import config, models
+from vit_jax.cli import main
+from vit_jax.convert import base, native
+from vit_jax.convert.base import Preprocess, Pretrained
+from vit_jax.convert.tensors import Tensor
+from vit_jax.train.config import TrainConfig
+
+MODEL = models.create(
+    "vit", width=32, depth=1, heads=4, mlp_dim=48, patch=4, num_classes=3, activation="gelu_tanh", norm_epsilon=1e-5
+)
+PREPROCESS = Preprocess(16, 0.8, "bicubic", (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
+
+
+@pytest.fixture
+def pretrained(rng):
+    params = {p: Tensor.of(rng.normal(size=s, scale=0.3).astype(np.float32)) for p, s in base.shapes(MODEL, 16).items()}
+    return Pretrained(MODEL, params, PREPROCESS, ("ant", "bee", "cat"), "sigmoid", "bicubic", "there", ("a note",))
+
+
+def test_everything_comes_back(pretrained, tmp_path):
+    native.save(pretrained, tmp_path / "run")
+    assert native.matches(tmp_path / "run") and native.matches(tmp_path / "run/checkpoints/0")
+    assert not native.matches(tmp_path) and not native.matches(tmp_path / "run/config.json")
+    again = native.load(tmp_path / "run")
+    assert again.model == MODEL and again.class_names == ("ant", "bee", "cat")
+    assert again.link == "sigmoid" and again.resize == "bicubic" and again.preprocess.host_canvas == 20
+    assert again.preprocess == dataclasses.replace(PREPROCESS, canvas=20)
+    assert again.params.keys() == pretrained.params.keys()
+    for path, tensor in pretrained.params.items():
+        np.testing.assert_array_equal(again.params[path].read(), tensor.read())
+        assert again.params[path].shape == tensor.shape
+
+
+def test_a_model_without_a_head(rng, tmp_path):
+    model = MODEL.clone(num_classes=0)
+    params = {p: Tensor.of(np.ones(s, np.float32)) for p, s in base.shapes(model, 16).items()}
+    native.save(Pretrained(model, params, PREPROCESS), tmp_path / "run")
+    again = native.load(tmp_path / "run")
+    assert again.model == model and again.class_names == ()
+
+
+def test_it_is_a_training_configuration(pretrained):
+    raw = native.run_config(pretrained)
+    typed = config.parse(TrainConfig, raw)
+    assert typed.model.clone(num_classes=3) == MODEL and typed.objective.link == "sigmoid"
+    assert Preprocess.of(typed.augment, typed.data.canvas) == dataclasses.replace(PREPROCESS, canvas=20)
+
+
+def test_commands_take_it(pretrained, tmp_path, capsys, rng):
+    native.save(pretrained, tmp_path / "run")
+    Image.fromarray(rng.integers(0, 256, (30, 24, 3)).astype(np.uint8)).save(tmp_path / "a.png")
+    assert main(["predict", "--workdir", str(tmp_path / "run"), str(tmp_path / "a.png")]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ("ant", "bee", "cat"))
+    assert main(["evaluate", "--workdir", str(tmp_path / "run")]) == 1
+    assert "--config.data.path=" in capsys.readouterr().err

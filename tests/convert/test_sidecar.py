@@ -1,0 +1,58 @@
+"""The JSON files that belong to weights, and packages that are not there."""
+
+import json
+
+import pytest
+
+from vit_jax.convert import sidecar
+from vit_jax.types import UserError
+
+
+def write(path, value):
+    path.write_text(json.dumps(value))
+
+
+def test_which_files_belong_to_weights(tmp_path):
+    weights = tmp_path / "model.safetensors"
+    assert sidecar.beside(weights) == {}
+    write(tmp_path / "config.json", {"a": 1})
+    write(tmp_path / "preprocessor_config.json", {"b": 2})
+    write(tmp_path / "tokenizer.json", {"c": 3})
+    assert sidecar.beside(weights) == {"config.json": {"a": 1}, "preprocessor_config.json": {"b": 2}}
+    write(tmp_path / "model.json", {"config.json": {"d": 4}})  # one of the same name wins
+    assert sidecar.beside(weights) == {"config.json": {"d": 4}}
+    write(tmp_path / "model.json", {"d": 4})  # the content alone is a config.json
+    assert sidecar.beside(weights) == {"config.json": {"d": 4}}
+
+
+def test_an_index_is_not_its_own_description(tmp_path):
+    index = tmp_path / "model.safetensors.index.json"
+    write(index, {"weight_map": {}})
+    write(tmp_path / "config.json", {"a": 1})
+    assert sidecar.beside(index) == {"config.json": {"a": 1}}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("{", "is no readable JSON"), ("[1]", "holds a list"), ("3", "holds a int")]
+)
+def test_what_is_no_description(tmp_path, text, words):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=f"config.json {words}"):
+        sidecar.beside(tmp_path / "model.safetensors")
+
+
+def test_too_large(tmp_path, monkeypatch):
+    monkeypatch.setattr(sidecar, "MAX_JSON", 10)
+    write(tmp_path / "config.json", {"a": "0123456789"})
+    with pytest.raises(UserError, match="is larger than"):
+        sidecar.beside(tmp_path / "model.safetensors")
+
+
+def test_packages_that_are_not_there():
+    words = r"^proving takes .* \(No module named 'nobody_has_this'\): pip install"
+    with pytest.raises(UserError, match=words), sidecar.packages("proving"):
+        import nobody_has_this  # noqa: F401
+    with pytest.raises(UserError, match="operator torchvision::nms does not exist"), sidecar.packages("proving"):
+        raise RuntimeError("operator torchvision::nms does not exist\nmore")
+    with sidecar.packages("proving"):
+        import json  # noqa: F401

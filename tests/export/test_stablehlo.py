@@ -1,0 +1,96 @@
+"""A program on disk against the checkpoint, run by a process that has JAX and not us."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_jax.export import stablehlo
+from vit_jax.types import UserError
+
+CONSUMER = """
+import sys
+{usage}
+for name in ("one", "three"):
+    numpy.save(name + ".out.npy", numpy.asarray(program.call(numpy.load(name + ".npy"))))
+assert not [m for m in sys.modules if m.split(".")[0] in ("vit_jax", "flax")], "somebody imported us"
+"""
+
+
+def test_another_process_runs_it_without_us(predictor, canvases, tmp_path):
+    """The usage in model.json as it stands, then batches of one and three."""
+    ours = predictor()
+    written = stablehlo.write(ours, tmp_path / "out")
+    assert sorted(os.listdir(tmp_path)) == ["out"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["model.json", "model.stablehlo"]
+    about = json.loads((tmp_path / "out" / "model.json").read_text(encoding="utf-8"))
+    Image.fromarray(canvases[0]).save(tmp_path / "out" / "image.jpg")
+    for name, images in {"one": canvases[:1], "three": canvases}.items():
+        np.save(tmp_path / "out" / f"{name}.npy", images)
+    assert "\n".join(written.usage) in about["usage"] and about["usage"].count("\n") == 5
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", CONSUMER.replace("{usage}", about["usage"])],
+        cwd=tmp_path / "out",
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("[[0.")
+    expected = ours.probabilities(canvases)
+    for name, rows in {"one": expected[:1], "three": expected}.items():
+        np.testing.assert_allclose(np.load(tmp_path / "out" / f"{name}.out.npy"), rows, rtol=0, atol=1e-6)
+    assert expected.max() > 0.3 and written.difference < 1e-6
+
+
+def test_what_it_says_of_itself(predictor, tmp_path):
+    ours = predictor(objective={"name": "classify", "link": "sigmoid"})
+    written = stablehlo.write(ours, tmp_path / "deep" / "out")
+    about = json.loads((tmp_path / "deep" / "out" / "model.json").read_text(encoding="utf-8"))
+    assert about["class_names"] == list(ours.class_names)
+    assert about["input"]["shape"] == ["batch", 10, 10, 3] and about["input"]["dtype"] == "uint8"
+    assert about["output"]["shape"] == ["batch", 7] and about["output"]["meaning"].startswith("sigmoid of each")
+    assert about["source"] == {"checkpoint": "run/checkpoints/7", "commit": "abc"}
+    assert about["platforms"] == ["cpu", "tpu", "cuda"] and about["jax"] == jax.__version__
+    assert written.signature[0].startswith("images uint8[batch, 10, 10, 3]: RGB")
+    assert written.signature[1] == "probabilities float32[batch, 7]: sigmoid of each of class_names"
+    program = jax.export.deserialize(bytearray((written.folder / "model.stablehlo").read_bytes()))
+    assert about["calling_convention_version"] == program.calling_convention_version
+    assert str(program.in_avals[0].shape) == "(batch, 10, 10, 3)" and program.platforms == ("cpu", "tpu", "cuda")
+
+
+def test_kernels_are_stored_in_the_compute_type(predictor):
+    """Half the bytes, and the numbers are the same bit for bit: the model rounds them anyway."""
+    wide, narrow = (
+        stablehlo.program(predictor(model={"dtype": dtype, "width": 64, "mlp_dim": 256, "pool": "gap"}))
+        for dtype in ("float32", "bfloat16")
+    )
+    sizes = [len(p.mlir_module_serialized) for p in (wide, narrow)]
+    assert sizes[0] > 400_000 and sizes[1] < 0.6 * sizes[0]
+
+
+def test_without_a_head_the_features_come_out(predictor, canvases, tmp_path):
+    ours = predictor((), model={"pool": "gap", "depth": 1}, objective={"name": "classify", "link": "sigmoid"})
+    written = stablehlo.write(ours, tmp_path / "out")
+    assert written.signature[1] == "features float32[batch, 32]: pooled features of a model without a head"
+
+    @jax.jit
+    def features(images):
+        images = ours.config.augment.eval_fn()({"image": images})["image"]
+        return ours.model.apply({"params": ours.params}, images, method="features").pooled
+
+    pooled = features(canvases)
+    np.testing.assert_allclose(ours.probabilities(canvases), np.asarray(pooled), rtol=1e-4, atol=1e-5)
+    assert np.abs(pooled).max() > 1 > written.difference
+
+
+def test_too_many_parameters_are_refused(predictor, tmp_path, monkeypatch):
+    monkeypatch.setattr(stablehlo, "LIMIT", 1000)
+    with pytest.raises(UserError, match=r"parameters take 0\.0 GiB and a program holds less than 2 GiB; .*safetensors"):
+        stablehlo.write(predictor(), tmp_path / "out")
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,51 @@
+"""``vit_jax convert``"""
+
+from __future__ import annotations
+
+import argparse
+
+HELP = "move weights between timm, Hugging Face, .npz files and us"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    parser.add_argument(
+        "source", metavar="SRC", help="a file, folder, run, hf://ORG/NAME[@REV][/FILE], gs:// or https://"
+    )
+    parser.add_argument("target", metavar="DST", help="a new folder, or a new file (.safetensors, .npz)")
+    parser.add_argument("--to", required=True, metavar="FORMAT", help="vit_jax, timm, hf, npz or big_vision")
+    parser.add_argument(
+        "--model", metavar="NAME", help="what the model is, where shapes do not say: 'vit_b16(heads=12)'"
+    )
+    parser.add_argument("--verify", action="store_true", help="compare logits with the other project's own model")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Converts; exit status 1 where ``--verify`` finds a difference above the tolerance."""
+    import math
+    import pathlib
+
+    from vit_jax import convert
+    from vit_jax.convert import base, store, verify
+    from vit_jax.launch import runtime
+
+    runtime.setup()
+    store.check_target(pathlib.Path(args.target), args.to)
+    with convert.load(args.source, args.model) as pretrained:
+        name = base.describe(pretrained.model)["name"]
+        sizes = [math.prod(t.shape) for t in pretrained.params.values()]
+        print(f"{args.source}: {name}, {sum(sizes):,} parameters, {pretrained.model.num_classes} classes, "
+              f"{pretrained.preprocess.size} px")  # fmt: skip
+        notes = [*pretrained.notes, *convert.save(pretrained, args.target, args.to)]
+        for note in notes:
+            print(f"  {note}")
+        print(f"written to {args.target} as {args.to}")
+        if not args.verify:
+            return 0
+        rows = verify.verify(pretrained, [args.source, args.target])
+    for row in rows:
+        print(f"  {row.peer}, {row.images}: max |Δlogit| {row.difference:.2e}, largest logit {row.largest:.3g}")
+    bad = [row for row in rows if not row.ok]
+    if bad:
+        print(f"the difference is above {verify.TOLERANCE:g} of the largest logit; {args.target} stays for inspection")
+    return int(bool(bad))

@@ -1,0 +1,42 @@
+"""``vit_jax export``"""
+
+from __future__ import annotations
+
+import argparse
+
+HELP = "write a program or weights that run without this package"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--workdir", metavar="DIR", help="folder of a run; its newest checkpoint")
+    which.add_argument("--checkpoint", metavar="DIR", help="one checkpoint: WORKDIR/checkpoints/STEP")
+    parser.add_argument(
+        "--to",
+        required=True,
+        metavar="FORMAT",
+        help="stablehlo: a program for JAX; onnx: a program for ONNX runtimes; safetensors: weights that timm loads",
+    )
+    parser.add_argument("out", metavar="OUT", help="a new folder")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints what was written, its inputs and outputs, how far it is from the checkpoint and how to load it."""
+    from vit_jax.export import check, export
+    from vit_jax.launch import runtime
+    from vit_jax.predict import Predictor
+
+    check(args.to, args.out)
+    runtime.setup()
+    written = export(Predictor.load(args.workdir or args.checkpoint), args.to, args.out)
+    for path in sorted(written.folder.iterdir()):
+        print(f"{path}  {path.stat().st_size / 2**20:,.2f} MiB")
+    print("input   " + written.signature[0])
+    print("output  " + written.signature[1])
+    if written.difference is not None:
+        print(f"checked on two images: outputs differ from the checkpoint's by {written.difference:.1e} at most")
+    for note in written.notes:
+        print(f"note: {note}")
+    print("in Python, inside that folder:", *written.usage, sep="\n  ")
+    return 0

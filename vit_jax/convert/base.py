@@ -1,0 +1,247 @@
+"""What travels with weights, and what a format has to say of itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+import typing
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from vit_jax import config, models
+from vit_jax.augment import NORMS, Augment
+from vit_jax.augment.geometry import Interpolation
+from vit_jax.convert.table import Rule
+from vit_jax.convert.tensors import Tensors
+from vit_jax.models import ImageModel
+from vit_jax.types import UsageError, UserError
+
+RGB = tuple[float, float, float]
+About = Mapping[str, Any]
+"""The JSON files beside the weights: file name -> content."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+    """From an image to a model's input: its centre square, ``crop`` of that, resized to ``size``, normalised.
+
+    Attributes:
+      size: side of the input in pixels.
+      crop: fraction of the image's short side that is kept.
+      interpolation: filter, antialiased.
+      mean: per channel, of images in [0, 1].
+      std: per channel, likewise.
+      canvas: side of the square that the host makes of an image; None is ``size / crop``, which is cut, not resampled.
+    """
+
+    size: int
+    crop: float = 1.0
+    interpolation: Interpolation = "bilinear"
+    mean: RGB = (0.5, 0.5, 0.5)
+    std: RGB = (0.5, 0.5, 0.5)
+    canvas: int | None = None
+
+    @property
+    def host_canvas(self) -> int:
+        """``canvas``, its default worked out."""
+        return self.canvas or round(self.size / self.crop)
+
+    def augment(self) -> dict[str, Any]:
+        """As the ``augment`` section of a training configuration."""
+        known = {n: row().mean + row().std for n, row in NORMS.items() if n != "norm"}
+        names = [name for name, values in known.items() if np.allclose(values, self.mean + self.std, atol=1e-7)]
+        norm: Any = names[0] if names else {"name": "norm", "mean": self.mean, "std": self.std}
+        return {"size": self.size, "crop": self.crop, "interpolation": self.interpolation, "norm": norm}
+
+    @classmethod
+    def of(cls, augment: Augment, canvas: int) -> Preprocess:
+        """What a run evaluates with."""
+        return cls(augment.size, augment.crop, augment.interpolation, augment.norm.mean, augment.norm.std, canvas)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A model with weights that are read when they are needed.
+
+    Attributes:
+      model: unbound module.
+      params: its parameters by path, ``"encoder/block_0/norm_mlp/scale"``.
+      preprocess: how its images are prepared.
+      class_names: of its outputs, empty where it has no head.
+      link: from logits to probabilities, ``"softmax"`` or ``"sigmoid"``.
+      resize: how its origin resizes positions, a method of ``layers.embed.resize_positions``.
+      source: where it comes from.
+      notes: what was converted, assumed or left out, a phrase each.
+      config: of the run that trained it, plain data; None for weights of others.
+      provenance: of that run or of the conversion.
+    """
+
+    model: ImageModel
+    params: Tensors
+    preprocess: Preprocess
+    class_names: tuple[str, ...] = ()
+    link: str = "softmax"
+    resize: str = "bilinear"
+    source: str = ""
+    notes: tuple[str, ...] = ()
+    config: Mapping[str, Any] | None = None
+    provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def tree(self, place: Callable[[np.ndarray], Any] = np.asarray) -> dict[str, Any]:
+        """All parameters in memory, each through ``place``, as the nested dictionaries that ``model.apply`` takes."""
+        out: dict[str, Any] = {}
+        for path, tensor in self.params.items():
+            *folders, leaf = path.split("/")
+            node = functools.reduce(lambda n, key: n.setdefault(key, {}), folders, out)
+            node[leaf] = place(tensor.read())
+        return out
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What a format finds out before it reads a number.
+
+    Attributes:
+      model: fields of the model, plain data with its ``name``.
+      preprocess: where known.
+      class_names: where known.
+      layout: whatever ``Format.rules`` needs to know of this file.
+      unused: tensors that may be left out -> why.
+      notes: what was assumed, a phrase each.
+      link: see :class:`Pretrained`.
+      resize: where positions of this model are resized in another way than the format's.
+    """
+
+    model: Mapping[str, Any]
+    preprocess: Preprocess
+    class_names: tuple[str, ...] = ()
+    layout: Any = None
+    unused: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    link: str = "softmax"
+    resize: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Writing:
+    """How a format stores a model.
+
+    Attributes:
+      layout: for ``Format.rules``.
+      about: JSON files beside the weights: name -> content.
+      notes: what the format cannot say or says otherwise, a phrase each.
+      extra: tensors that its project expects and that hold nothing of ours.
+    """
+
+    layout: Any
+    about: About
+    notes: tuple[str, ...] = ()
+    extra: Tensors = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """One way in which others store models.
+
+    Attributes:
+      name: as the user writes it.
+      title: of the project it belongs to, for messages.
+      suffix: of the weights' file, ``".safetensors"`` or ``".npz"``.
+      resize: how its project resizes positions.
+      matches: whether tensors of these names are in this format.
+      read: names, shapes and the JSON files beside them -> :class:`Reading`.
+      rules: ``(model, layout)`` -> every tensor of the file.
+      write: a model -> :class:`Writing`; raises :class:`UserError` where the format cannot express it.
+      peer: ``(path, our model)`` -> the project's own model with the weights at ``path``, as a function from normalised
+        images float32[B,H,W,3] to logits float32[B,C] (pooled features without a head).
+    """
+
+    name: str
+    title: str
+    suffix: str
+    resize: str
+    matches: Callable[[Collection[str]], bool]
+    read: Callable[[Tensors, About], Reading]
+    rules: Callable[[Any, Any], list[Rule]]
+    write: Callable[[Pretrained], Writing]
+    peer: Callable[[pathlib.Path, ImageModel], Callable[[np.ndarray], np.ndarray]]
+
+
+def describe(model: ImageModel) -> dict[str, Any]:
+    """A model as plain data: its row of ``models.MODELS``, all of whose fields it has, and what it has besides.
+
+    ``config.parse`` gives the model back.
+    """
+    own = {key: getattr(model, key) for key in config.hints(type(model))}
+    rows = {n: getattr(r, "keywords", {}) for n, r in models.MODELS.items() if getattr(r, "func", r) is type(model)}
+    fitting = [name for name, fields in rows.items() if all(own[k] == v for k, v in fields.items())]
+    name = max(fitting, key=lambda n: len(rows[n]))
+    there = {f.name: f.default for f in dataclasses.fields(type(model))} | rows[name]
+    return {"name": name, **{k: v for k, v in own.items() if v != there[k]}}
+
+
+def build(fields: Mapping[str, Any], name: str | None = None) -> ImageModel:
+    """The model with ``fields`` (plain data), those of the user's ``name`` taking precedence.
+
+    Args:
+      fields: with the key ``"name"``.
+      name: ``"vit_b16"`` or ``"vit_b16(activation='gelu_tanh')"``, what the user says it is; None leaves it open.
+
+    Raises:
+      UsageError: an unknown name or field; another kind of model than the fields are of.
+    """
+    merged = dict(fields)
+    if name is not None:
+        given = config.spec_fields(name, models.NAMES, "--model")
+        row = config.lookup(models.NAMES, given.pop("name"), "model")
+        kind, found = (getattr(r, "func", r) for r in (row, config.lookup(models.NAMES, fields["name"], "model")))
+        if kind is not found:
+            raise UsageError(f"--model {name} is a {kind.__name__}, but the weights are of a {found.__name__}.")
+        merged = {**own_fields(fields), **getattr(row, "keywords", {}), **given}
+        merged["name"] = "vit" if kind is models.ViT else "mixer"
+    return config.parse(typing.Annotated[ImageModel, config.Choice(models.NAMES)], merged, "model")
+
+
+def own_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """``fields`` with those of the row that they name spelled out, without the name."""
+    row = config.lookup(models.NAMES, fields["name"], "model")
+    return {**getattr(row, "keywords", {}), **{k: v for k, v in fields.items() if k != "name"}}
+
+
+def shapes(model: nn.Module, size: int) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of the model's parameters for images of ``size`` pixels; computes nothing."""
+    image = jax.ShapeDtypeStruct((1, size, size, 3), "float32")
+    tree = nn.unbox(jax.eval_shape(lambda x: model.init(jax.random.key(0), x)["params"], image))
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def square(tokens: int, what: str) -> int:
+    """Side of the square grid with ``tokens`` patches.
+
+    Raises:
+      UserError: it is none.
+    """
+    side = round(tokens**0.5)
+    if side * side != tokens:
+        raise UserError(f"{what} holds {tokens} positions, no square grid; only square images are converted.")
+    return side
+
+
+def heads_of(width: int, depth: int, mlp_dim: int) -> tuple[int, str | None]:
+    """Number of heads of a published ViT of this size, else one per 64 channels and a phrase that says so."""
+    for fields in models.vit.SIZES.values():
+        if (fields["width"], fields["depth"], fields["mlp_dim"]) == (width, depth, mlp_dim):
+            return fields["heads"], None
+    heads = max(1, width // 64)
+    return heads, f"{heads} heads are assumed (one per 64 channels; no published model is {width} wide, {depth} deep)"
+
+
+def numbered(class_names: tuple[str, ...], num_classes: int) -> tuple[str, ...]:
+    """The names where there is one per class, else "0", "1", ..."""
+    return class_names if len(class_names) == num_classes else tuple(map(str, range(num_classes)))

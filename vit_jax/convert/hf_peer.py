@@ -1,0 +1,89 @@
+"""Hugging Face transformers' own models with weights of any file, to compare ours with."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from vit_jax.convert import hf_config
+from vit_jax.convert.base import numbered, square
+from vit_jax.convert.hf_names import MASK, POOLER, POSITIONS, Layout, layout_of, shape
+from vit_jax.convert.sidecar import beside, packages
+from vit_jax.convert.tensors import Tensors, open_tensors
+from vit_jax.models import ImageModel
+from vit_jax.types import UserError
+
+
+def peer(path: pathlib.Path, model: ImageModel) -> Callable[[np.ndarray], np.ndarray]:
+    """transformers' model with the weights at ``path``; see :class:`vit_jax.convert.base.Format`.
+
+    Raises:
+      UserError: transformers is not installed, or refuses the weights.
+    """
+    module = build(path, model)
+    import torch
+
+    def run(images: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            out = module(torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))))
+        if hasattr(out, "logits"):
+            return out.logits.numpy()
+        return (out.last_hidden_state[:, 0] if out.pooler_output is None else out.pooler_output).numpy()
+
+    return run
+
+
+def build(path: pathlib.Path, model: ImageModel) -> Any:
+    """The ``torch.nn.Module`` behind :func:`peer`: float32, eager attention, in evaluation mode.
+
+    Its settings are those of the ``config.json`` beside the weights, else those of our ``model``.
+
+    Raises:
+      UserError: see :func:`peer`.
+    """
+    settings = beside(path).get(hf_config.FILE) or {}
+    with open_tensors(path) as theirs:
+        layout = layout_of(theirs, settings)
+        settings = settings or _of(model, theirs, layout)
+        arrays = {name: np.array(leaf.read(), np.float32) for name, leaf in theirs.items()}
+    with packages("comparing with transformers"):
+        import torch
+
+        kind: Any = _classes()[layout.family][layout.headed]
+    options: dict[str, Any] = {"attn_implementation": "eager", "output_loading_info": True}
+    if not layout.dino and not layout.headed:
+        options["add_pooling_layer"] = f"{layout.prefix}{POOLER}.weight" in arrays
+    try:
+        config = kind.config_class.from_dict(settings)
+        state = {name: torch.from_numpy(x) for name, x in arrays.items()}
+        module, report = kind.from_pretrained(None, config=config, state_dict=state, **options)
+    except Exception as e:  # whatever transformers makes of settings and shapes that do not fit
+        raise UserError(f"transformers refuses the weights at {path} ({(str(e) or repr(e)).splitlines()[0]}).") from e
+    if lost := sorted(name for name in report["missing_keys"] if not name.endswith(MASK)):
+        raise UserError(f"transformers finds no {lost[0]} at {path} and would draw it at random; nothing is compared.")
+    return module.float().eval()
+
+
+def _classes() -> dict[str, tuple[Any, Any]]:
+    """Family -> the bare model and the one for classification."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    return {
+        "vit": (transformers.ViTModel, transformers.ViTForImageClassification),
+        "dinov2": (transformers.Dinov2Model, transformers.Dinov2ForImageClassification),
+        "dinov2_with_registers": (
+            transformers.Dinov2WithRegistersModel,
+            transformers.Dinov2WithRegistersForImageClassification,
+        ),
+    }
+
+
+def _of(model: ImageModel, theirs: Tensors, layout: Layout) -> dict[str, Any]:
+    model = hf_config.check(model)
+    positions = shape(theirs, layout.prefix + POSITIONS, 3)[1]
+    size = model.patch * square(positions - 1, "the position embedding")
+    return hf_config.content(model, layout, size, numbered((), model.num_classes), "softmax")

@@ -1,0 +1,121 @@
+"""A checkpoint as an ONNX program, preprocessing inside: its timm twin, wrapped and exported by PyTorch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import tempfile
+import warnings
+from typing import Any
+
+import numpy as np
+
+from vit_jax.augment.geometry import center_box, resize_matrix
+from vit_jax.config import lookup
+from vit_jax.convert import store, timm
+from vit_jax.convert.base import Preprocess
+from vit_jax.convert.sidecar import packages
+from vit_jax.export import base, weights
+from vit_jax.predict import Predictor
+
+FILE = "model.onnx"
+
+
+def write(predictor: Predictor, out: pathlib.Path) -> base.Exported:
+    """Writes ``out/model.onnx`` and ``out/model.json``, whose content is in the program's ``metadata_props`` too.
+
+    Above 2 GB the parameters lie in a file of their own beside it.
+
+    Raises:
+      UserError: ``out`` exists or cannot be written; timm has no such model; a package is missing.
+    """
+    _check_packages()
+    import onnxruntime
+
+    usage = (
+        f"session = onnxruntime.InferenceSession('{FILE}')",
+        "print(session.run(None, {'images': images})[0])",
+    )
+    about = base.describe(predictor)
+    about["usage"] = base.script("onnxruntime", about, usage)
+    model: Any = predictor.model
+    exact = dataclasses.replace(predictor, model=model.clone(dtype="float32"))
+    with base.new_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
+        twin, notes = timm_twin(exact, pathlib.Path(scratch))
+        program = _program(_classifier(exact, twin), about)
+        program.save(folder / FILE)
+        base.write_json(folder / base.ABOUT, about)
+        session = onnxruntime.InferenceSession(folder / FILE, providers=["CPUExecutionProvider"])
+        difference = base.compare(lambda images: np.asarray(session.run(None, {"images": images})[0]), exact, notes)
+    if model.dtype != "float32":
+        notes.append(f"it computes in float32, the checkpoint in {model.dtype}")
+    return base.Exported(out, base.signature(about), usage, difference, tuple(notes))
+
+
+def _check_packages() -> None:
+    with packages("--to onnx"):
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+        import torch  # noqa: F401
+
+
+def timm_twin(predictor: Predictor, scratch: pathlib.Path) -> tuple[Any, list[str]]:
+    """timm's model with the checkpoint's weights, and where it differs, a phrase each; files go to ``scratch``.
+
+    Raises:
+      UserError: timm has no such model.
+    """
+    model = weights.pretrained(predictor)
+    bare = dataclasses.replace(model, link="softmax", preprocess=Preprocess(model.preprocess.size))
+    notes = store.save(bare, scratch / "twin", "timm")  # of preprocessing and link, which follow, it need not tell
+    return timm.build_peer(scratch / "twin" / "model.safetensors"), notes
+
+
+def _classifier(predictor: Predictor, twin: Any) -> Any:
+    """``twin`` with preprocessing and link, a module uint8[B,S,S,3] -> float32[B,C]."""
+    import torch
+
+    augment, canvas = predictor.config.augment, predictor.config.data.canvas
+    start, _, stop, _ = center_box(canvas, augment.crop)
+    matrix = np.asarray(resize_matrix(start, stop, canvas, augment.size, augment.interpolation))
+    mean, std = (np.array(v, np.float32).reshape(3, 1, 1) for v in (augment.norm.mean, augment.norm.std))
+    links = {"softmax": lambda x: torch.softmax(x, -1), "sigmoid": torch.sigmoid}
+    link = lookup(links, predictor.config.objective.link, "link") if predictor.model.num_classes else lambda x: x
+
+    class Classifier(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = twin
+            for name, value in {"matrix": matrix, "scale": 1 / std, "offset": -mean / std}.items():
+                self.register_buffer(name, torch.from_numpy(np.array(value)))
+
+        def forward(self, images: Any) -> Any:
+            x = images.permute(0, 3, 1, 2).to(torch.float32) * (1 / 255)
+            x = self.matrix @ x @ self.matrix.T
+            x = x.clamp(0, 1) if augment.interpolation == "bicubic" else x
+            return link(self.model(x * self.scale + self.offset))
+
+    return Classifier().eval()
+
+
+def _program(classifier: Any, about: dict[str, Any]) -> Any:
+    """``classifier`` traced for any batch size, with ``about`` as metadata."""
+    import torch
+
+    _, *shape = about["input"]["shape"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch warns of itself
+        program: Any = torch.onnx.export(
+            classifier,
+            (torch.zeros((2, *shape), dtype=torch.uint8),),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=[about["input"]["name"]],
+            output_names=[about["output"]["name"]],
+            verbose=False,
+        )
+    props = {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False, default=str) for k, v in about.items()}
+    program.model.metadata_props.update(props)
+    return program

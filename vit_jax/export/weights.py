@@ -1,0 +1,51 @@
+"""A checkpoint as weights in timm's layout, which PyTorch code loads with ``timm.create_model``."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+
+import jax
+import numpy as np
+
+from vit_jax.checkpoint import flat
+from vit_jax.convert import store
+from vit_jax.convert.base import Preprocess, Pretrained
+from vit_jax.convert.tensors import Tensor
+from vit_jax.export import base
+from vit_jax.predict import Predictor
+
+
+def pretrained(predictor: Predictor) -> Pretrained:
+    """The model of ``predictor`` as `vit_jax.convert` knows it."""
+    config = predictor.config
+
+    def tensor(leaf: jax.Array) -> Tensor:
+        return Tensor(tuple(leaf.shape), np.dtype(leaf.dtype), functools.partial(np.asarray, leaf))
+
+    return Pretrained(
+        predictor.model,
+        {path: tensor(leaf) for path, leaf in flat(predictor.params).items()},
+        Preprocess.of(config.augment, config.data.canvas),
+        predictor.class_names,
+        config.objective.link,
+        source=str(predictor.source.get("checkpoint", "")),
+    )
+
+
+def write(predictor: Predictor, out: pathlib.Path) -> base.Exported:
+    """Writes ``out/model.safetensors`` and ``out/config.json``, a folder that timm loads.
+
+    Raises:
+      UserError: ``out`` exists or cannot be written; timm has no such model.
+    """
+    notes = store.save(pretrained(predictor), base.destination(out), "timm")
+    about, size = base.describe(predictor), predictor.config.augment.size
+    _, width = about["output"]["shape"]
+    meaning = "features" if not predictor.model.num_classes else f"logits ({predictor.config.objective.link})"
+    signature = (
+        f"images float32[batch, 3, {size}, {size}]: cropped, resized and normalised as config.json says",
+        f"{meaning} float32[batch, {width}]",
+    )
+    usage = ("model = timm.create_model('local-dir:.', pretrained=True).eval()", "print(model(images))")
+    return base.Exported(out, signature, usage, notes=tuple(notes))

@@ -1,0 +1,116 @@
+"""Parameters of one model fitted to another: a new head, another grid of positions, another size of patches."""
+
+from __future__ import annotations
+
+import collections
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import flax.traverse_util as traverse
+import numpy as np
+
+from vit_jax import config
+from vit_jax.config import suggest
+from vit_jax.layers.embed import RESIZES, resize_patches, resize_positions
+from vit_jax.types import Params, UserError
+
+HEAD = re.compile(r"(.*/)?(head|pre_logits)/.*")
+PATCHES = {name: "bicubic" if name.startswith("bicubic") else "bilinear" for name in RESIZES}
+"""How positions are resized -> how patches are: as an image is, antialiased, edge to edge."""
+
+
+def adapt(
+    loaded: Mapping[str, Any], fresh: Params, *, name: str, new_head: bool = False, resize: str = "bilinear"
+) -> tuple[Params, list[str]]:
+    """Fits ``loaded`` parameters to a model with another head, grid of positions or size of patches.
+
+    Args:
+      loaded: nested dictionary of arrays.
+      fresh: the model's own parameters; the head is taken from them where shapes differ.
+      name: of the source, for errors.
+      new_head: leave the loaded head out even where it fits: its classes are others.
+      resize: how positions and patches are resized, a name in :data:`vit_jax.layers.embed.RESIZES`.
+
+    Returns:
+      Parameters in the structure and types of ``fresh``, and what was changed, a phrase each.
+
+    Raises:
+      UserError: anything else is missing, left over or of another shape; ``resize`` is unknown.
+    """
+    config.lookup(RESIZES, resize, "resize method")
+    have, want = (traverse.flatten_dict(dict(t), sep="/") for t in (loaded, fresh))
+    out, notes, wrong, casts = {}, [], [], collections.Counter[str]()
+    for path, leaf in want.items():
+        value = have.pop(path, None)
+        is_head = HEAD.fullmatch(path)
+        if value is None or (is_head and (new_head or value.shape != leaf.shape)):
+            if is_head:
+                out[path] = leaf
+                notes.append(f"{path} is new ({_was(value, leaf)})")
+            else:
+                wrong.append(f"{path} is missing{suggest(path, have).rstrip('.')}")
+            continue
+        if value.dtype != leaf.dtype:
+            casts[f"from {value.dtype} to {leaf.dtype}"] += 1
+        out[path] = np.asarray(value).astype(leaf.dtype, copy=False)
+        if value.shape != leaf.shape:
+            fitted = _fit(path, out[path], leaf.shape, resize)
+            if fitted is None:
+                wrong.append(f"{path} has the shape {value.shape}, not {leaf.shape}")
+            else:
+                out[path], note = fitted
+                notes.append(note)
+    unused = [p for p in have if HEAD.fullmatch(p) or p == "cls"]
+    notes += [f"{path} is not used" for path in unused]
+    wrong += [f"{path} is left over" for path in have if path not in unused]
+    if wrong:
+        more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
+        raise UserError(f"{name} does not fit the model: {'; '.join(wrong[:3])}{more}.")
+    notes += [f"parameters are converted {how} ({n} of {len(out)})" for how, n in sorted(casts.items())]
+    return traverse.unflatten_dict(out, sep="/"), notes
+
+
+def _was(value: Any, leaf: Any) -> str:
+    if value is None:
+        return "absent there"
+    return "of other classes there" if value.shape == leaf.shape else f"{'x'.join(map(str, value.shape))} there"
+
+
+def _fit(path: str, value: np.ndarray, shape: tuple[int, ...], method: str) -> tuple[np.ndarray, str] | None:
+    """``value`` in another ``shape`` and what was done; None where nothing is known to be right."""
+    parts = path.split("/")
+    if value.ndim != len(shape):
+        return None
+    if "position" in parts and value.shape[2:] == shape[2:]:
+        return _positions(path, value, shape[1], method)
+    if parts[-2:] == ["patch", "kernel"] and value.shape[2:] == shape[2:]:
+        old, new = ("x".join(map(str, s[:2])) for s in (value.shape, shape))
+        return resize_patches(
+            value, shape[0], PATCHES[method]
+        ), f"{path} is resized from {old} to {new} (pseudo-inverse)"
+    if parts[-3:] == ["tokens", "mlp_in", "kernel"] and value.shape[0] != shape[0]:
+        raise UserError(
+            f"{path} mixes {value.shape[0]} tokens there and {shape[0]} here, and weights across tokens cannot be "
+            f"resized; choose an image size of {value.shape[0] ** 0.5:g} times the patch size."
+        )
+    return None
+
+
+def _positions(path: str, value: np.ndarray, count: int, method: str) -> tuple[np.ndarray, str]:
+    """Positions for another grid; a square grid plus one optional prefix token is what models here have."""
+    sides = []
+    for n in (value.shape[1], count):
+        prefix = next((p for p in range(2) if round((n - p) ** 0.5) ** 2 == n - p), None)
+        if prefix is None:
+            raise UserError(f"{path}: {n} positions are no square grid, so they cannot be resized.")
+        sides.append((prefix, round((n - prefix) ** 0.5)))
+    (old_prefix, old), (new_prefix, new) = sides
+    if old_prefix < new_prefix:
+        raise UserError(
+            f"{path}: the grid has {old_prefix} prefix tokens there and {new_prefix} here; use the same pool."
+        )
+    done = ["loses that of cls"] if old_prefix > new_prefix else []
+    done += [f"is resized from {old}x{old} to {new}x{new}"] if old != new else []
+    kept = value[:, old_prefix - new_prefix :]
+    return resize_positions(kept, (old, old), (new, new), new_prefix, method), f"{path} {' and '.join(done)}"
