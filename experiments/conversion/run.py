@@ -1,0 +1,98 @@
+"""Random weights of published sizes through every format, against each project's own model.
+
+    python experiments/conversion/run.py --out runs/conversion
+
+For every row a model with random parameters is written in the format, its own project's package builds its own model
+from that file, and both see the same noise and photographs. The file is then read back and compared bit for bit.
+Needs the packages of ``pip install '.[torch]'``.
+"""
+
+import argparse
+import json
+import math
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+
+from vit_jax import convert, models
+from vit_jax.convert import base, verify
+from vit_jax.convert.base import Preprocess, Pretrained
+from vit_jax.convert.tensors import Tensor
+from vit_jax.train.workdir import provenance
+
+DINO = {"registers": 4, "layer_scale": 1e-5}
+TANH = {"activation": "gelu_tanh"}
+ROWS = [
+    ("vit_ti16", {}, 224, "timm"), ("vit_s16", {}, 224, "timm"), ("vit_b16", {}, 224, "timm"),
+    ("vit_b16", {"pool": "map"}, 224, "timm"), ("vit_b16", {"pool": "gap"}, 224, "timm"),
+    ("vit_s14", DINO, 224, "timm"),
+    ("vit_r_ti16", {"stem_numerics": "timm"}, 224, "timm"), ("vit_r26_s32", {"stem_numerics": "timm"}, 224, "timm"),
+    ("vit_r50_b16", {"stem_numerics": "timm"}, 224, "timm"), ("mixer_b16", {}, 224, "timm"),
+    ("vit_ti16", {"norm_epsilon": 1e-12}, 224, "hf"), ("vit_b16", {"norm_epsilon": 1e-12}, 224, "hf"),
+    ("vit_s14", {"layer_scale": 1.0, "pool": "cls_gap"}, 224, "hf"),
+    ("vit_b14", DINO | {"layer_scale": 1.0, "num_classes": 0}, 224, "hf"),
+    ("vit_ti16", TANH, 224, "npz"), ("vit_s32", TANH, 224, "npz"), ("vit_b16", TANH, 224, "npz"),
+    ("vit_s16", TANH | {"pool": "gap"}, 224, "big_vision"), ("vit_b16", TANH | {"pool": "map"}, 224, "big_vision"),
+]  # fmt: skip
+
+
+def random(name: str, fields: dict, size: int) -> Pretrained:
+    """Every parameter random, none at a value that would hide a mistake; activations stay of the order of 1."""
+    model, rng = models.create(name, **fields), np.random.default_rng(0)
+
+    def draw(path: str, shape: tuple[int, ...]) -> np.ndarray:
+        scale = 0.02 if path.startswith(("cls", "position", "registers", "pool/probe")) else 0.05
+        if path.endswith("kernel"):
+            scale = math.prod(shape[:-1]) ** -0.5
+        mean = float(path.endswith("/scale") or path.split("/")[-1].startswith("scale_"))
+        if "norm_3/" in path:  # a bottleneck's branch is smaller than its shortcut, as in trained stems
+            mean, scale = 0.2 * mean, 0.2 * scale
+        return (mean + scale * rng.standard_normal(shape)).astype(np.float32)
+
+    params = {path: Tensor.of(draw(path, shape)) for path, shape in base.shapes(model, size).items()}
+    names = tuple(f"class {i}" for i in range(model.num_classes))
+    return Pretrained(model, params, Preprocess(size, 0.9, "bicubic"), names, source="random")
+
+
+def measure(name: str, fields: dict, size: int, to: str, folder: pathlib.Path) -> dict:
+    """One row of the table."""
+    there = random(name, fields, size)
+    path = folder / (f"{to}.npz" if to in ("npz", "big_vision") else to)
+    convert.save(there, path, to)
+    gaps = verify.verify(there, [path])
+    with convert.load(path) as again:
+        exact = again.model == there.model and all(
+            np.array_equal(again.params[key].read(), value.read()) for key, value in there.params.items()
+        )
+    return {
+        "model": name, "fields": fields, "format": to,
+        "parameters": sum(math.prod(t.shape) for t in there.params.values()),
+        **{f"max difference, {g.images}": g.difference for g in gaps},
+        "largest logit": max(g.largest for g in gaps), "bit-exact back": exact,
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Prints a row at a time and writes ``results.json``."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=pathlib.Path, required=True)
+    out = parser.parse_args().out
+    out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for row in ROWS:
+        scratch = out / "files"
+        scratch.mkdir()
+        try:
+            rows.append(measure(*row, scratch))
+        finally:
+            shutil.rmtree(scratch)
+        print(json.dumps(rows[-1]), flush=True)
+        jax.clear_caches()
+    result = {"rows": rows, "provenance": provenance()}
+    (out / "results.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
