@@ -2,6 +2,9 @@
 
 import contextlib
 import json
+import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -163,3 +166,28 @@ def test_sources_that_are_nothing(rng, tmp_path):
     fails("torn.safetensors", tmp_path / "torn.safetensors")
     convert.save(there, tmp_path / "run", "vit_jax")
     fails("knows its own model", tmp_path / "run", "vit_b16")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("to", "times"), [("npz", 0.5), ("vit_jax", 2.5)])
+def test_a_large_model_is_streamed(to, times, tmp_path):
+    """ViT-L/16, 1.2 GB: the most memory that its conversion takes, the interpreter included, over its size."""
+    model = models.create("vit_l16")
+    rng = np.random.default_rng(0)
+
+    def leaf(shape):
+        return Tensor(shape, np.dtype(np.float32), lambda: rng.standard_normal(shape, np.float32))
+
+    shapes = base.shapes(model, 224)
+    there = Pretrained(model, {path: leaf(shape) for path, shape in shapes.items()}, Preprocess(224))
+    convert.save(there, tmp_path / "source", "timm")
+    size = 4 * sum(math.prod(shape) for shape in shapes.values())
+    program = (
+        "import resource, sys; from vit_jax.cli import main; status = main(sys.argv[1:]);"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024); sys.exit(status)"
+    )
+    paths = [str(tmp_path / "source"), str(target(tmp_path, to))]
+    done = subprocess.run(
+        [sys.executable, "-c", program, "convert", *paths, "--to", to], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout.split()[-1]) <= times * size

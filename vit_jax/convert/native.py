@@ -87,7 +87,8 @@ def save(pretrained: Pretrained, folder: pathlib.Path) -> None:
     provenance = {"vit_jax": vit_jax.__version__, "converted": pretrained.source, "notes": list(pretrained.notes)}
     names = list(numbered(pretrained.class_names, pretrained.model.num_classes))
     meta = {"config": raw, "class_names": names, "provenance": provenance, "resize": pretrained.resize}
-    writer = checkpoint.Checkpoints(folder)
+    largest = max(leaf.nbytes for leaf in jax.tree.leaves(tree))
+    writer = checkpoint.Checkpoints(folder, buffer=max(2**26, 2 * largest))
     writer.save(0, {"params": tree}, meta, {})
     writer.close()
     try:

@@ -84,7 +84,8 @@ def missing(path: pathlib.Path) -> str:
         there = os.listdir(path.parent)
     except (OSError, ValueError):
         there = []
-    return f"{str(path)!r} does not exist{suggest(path.name, there) if there else '.'}"
+    hint = suggest(path.name, there)
+    return f"{str(path)!r} does not exist{hint if 'did you mean' in hint else '.'}"
 
 
 @contextlib.contextmanager
