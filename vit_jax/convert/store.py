@@ -63,7 +63,7 @@ def _foreign(path: pathlib.Path, theirs: Tensors, source: str, model: str | None
     if module.num_classes != len(names):
         notes.append(f"its {module.num_classes} classes are numbered, as no names come with it")
     names = base.numbered(names, module.num_classes)
-    notes = [f"read as {fmt.title} weights", *found.notes, *notes]
+    notes = [f"read as {fmt.name} ({fmt.title})", *found.notes, *notes]
     resize = found.resize or fmt.resize
     return Pretrained(module, params, found.preprocess, names, found.link, resize, source, tuple(notes))
 

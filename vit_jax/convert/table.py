@@ -222,7 +222,8 @@ def _claimed(rules: Sequence[Rule], side: str, there: Iterable[str], where: str)
     if extra:
         near = difflib.get_close_matches(extra[0], missing, n=1, cutoff=0.6)
         parts.append(f"{_listed(extra)} left over" + (f" (nearest to the first: {near[0]})" if near else ""))
-    raise UserError(f"{where} does not have the tensors of the model: {'; '.join(parts)}; name the model by --model.")
+    remedy = "get the whole file, or name the model by --model"
+    raise UserError(f"{where} does not have the tensors of the model: {'; '.join(parts)}; {remedy}.")
 
 
 def _listed(names: Sequence[str]) -> str:
