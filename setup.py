@@ -9,6 +9,7 @@ ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "vit_jax" / "__init__.py").read_text())[1]
 
 NOTEBOOKS = ["ipykernel", "nbclient", "nbformat"]
+PEERS = ["torch>=2.6", "timm>=1.0.16", "transformers>=5", "onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"]
 REMOTE = ["fsspec[http]", "gcsfs"]
 TEST = [REMOTE[0], "hypothesis", "pytest>=8", "pytest-cov", *NOTEBOOKS]
 
@@ -45,7 +46,7 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
-        "torch": ["torch>=2.6", "timm>=1.0.16", "transformers>=5", "onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"],
+        "torch": PEERS,
         "remote": REMOTE,
         "notebooks": [*NOTEBOOKS, "jupyterlab"],
         "test": TEST,
