@@ -43,14 +43,9 @@ def load(path: pathlib.Path) -> Pretrained:
     objective = parse(Annotated[Any, Choice(OBJECTIVES)], raw.get("objective", "classify"), "objective")
     canvas = raw["data"].get("canvas", 256)
     names = tuple(meta["class_names"])
-
-    def tensor(leaf: jax.Array) -> Tensor:
-        return Tensor(tuple(leaf.shape), np.dtype(leaf.dtype), functools.partial(np.asarray, leaf))
-
-    params = {path: tensor(leaf) for path, leaf in checkpoint.flat(tree).items()}
     return Pretrained(
         model.clone(num_classes=len(names)),
-        params,
+        leaves(tree),
         Preprocess.of(augment, canvas),
         names,
         objective.link,
@@ -59,6 +54,15 @@ def load(path: pathlib.Path) -> Pretrained:
         config=raw,
         provenance=meta.get("provenance", {}),
     )
+
+
+def leaves(tree: Any) -> dict[str, Tensor]:
+    """Parameters on the device as leaves by path, fetched when they are read."""
+
+    def tensor(leaf: jax.Array) -> Tensor:
+        return Tensor(tuple(leaf.shape), np.dtype(leaf.dtype), functools.partial(np.asarray, leaf))
+
+    return {path: tensor(leaf) for path, leaf in checkpoint.flat(tree).items()}
 
 
 def run_config(pretrained: Pretrained) -> dict[str, Any]:

@@ -52,8 +52,6 @@ def _foreign(path: pathlib.Path, theirs: Tensors, source: str, model: str | None
     try:
         found = fmt.read(theirs, beside(path))
     except (KeyError, TypeError, AttributeError) as e:
-        if isinstance(e, UserError):
-            raise
         raise UserError(f"the JSON files beside {path} do not describe a {fmt.title} model ({e!r}).") from e
     module = base.build(found.model, model)
     shapes = base.shapes(module, found.preprocess.size)

@@ -13,6 +13,7 @@ import numpy as np
 
 from vit_jax.augment.geometry import center_box, resample
 from vit_jax.augment.policy import Norm
+from vit_jax.convert import native
 from vit_jax.convert.base import Preprocess, Pretrained
 from vit_jax.convert.store import format_of
 from vit_jax.data.decode import decode
@@ -86,8 +87,6 @@ def compare(
     """
     fmt, path = format_of(place)
     if fmt is None:
-        from vit_jax.convert import native
-
         title, peer = "vit_jax", logits(native.load(path))
     else:
         title, peer = fmt.title, fmt.peer(path, pretrained.model)

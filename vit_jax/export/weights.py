@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import pathlib
 
-import jax
-import numpy as np
-
-from vit_jax.checkpoint import flat
-from vit_jax.convert import store
+from vit_jax.convert import native, store
 from vit_jax.convert.base import Preprocess, Pretrained
-from vit_jax.convert.tensors import Tensor
 from vit_jax.export import base
 from vit_jax.predict import Predictor
 
@@ -19,13 +13,9 @@ from vit_jax.predict import Predictor
 def pretrained(predictor: Predictor) -> Pretrained:
     """The model of ``predictor`` as `vit_jax.convert` knows it."""
     config = predictor.config
-
-    def tensor(leaf: jax.Array) -> Tensor:
-        return Tensor(tuple(leaf.shape), np.dtype(leaf.dtype), functools.partial(np.asarray, leaf))
-
     return Pretrained(
         predictor.model,
-        {path: tensor(leaf) for path, leaf in flat(predictor.params).items()},
+        native.leaves(predictor.params),
         Preprocess.of(config.augment, config.data.canvas),
         predictor.class_names,
         config.objective.link,
