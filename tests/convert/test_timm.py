@@ -390,16 +390,16 @@ def test_damaged_or_odd_files(timm, torch):
         (broken(there, patch_embed__proj__weight=(32, 192)), r"\(32, 192\).* 4 axes"),
         (broken(there, pos_embed=(17,)), r"\(17,\).* 3 axes"),
         (broken(there, pos_embed=(1, 19, 32)), "18 positions, no square grid"),
-        (broken(there, "pos_embed"), "without learned positions"),
-        (broken(there, "patch_embed.proj.bias"), "patches without a bias"),
+        (broken(there, "pos_embed"), "learned positions"), (broken(there, "patch_embed.proj.bias"), "patches without"),
+        (broken(there, "blocks.0.norm1.bias"), "RMSNorm"), (broken(there, "blocks.0.mlp.fc1.bias"), "maps without"),
         (broken(there, attn_pool__latent=(1, 1, 32)), "'map' with a class token"),
-    ):
+    ):  # fmt: skip
         with pytest.raises(UserError, match=words):
             convert(files, None)
     for name, words in (
         ("blocks.0.attn.q_norm.weight", "norms of queries"), ("blocks.1.attn.norm.bias", "norms inside"),
         ("blocks.0.attn.lambda_q1", "differential"), ("pre_logits.fc.bias", "a layer before the head"),
-        ("blocks.0.mlp.w12.weight", "gated MLPs"), ("surprise", "surprise is left over"),
+        ("blocks.0.mlp.w12.weight", "gated"), ("layers.0.x", "stages"), ("surprise", "surprise is left over"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=words):
             convert(broken(there, **{name: (3,)}), None)
