@@ -9,9 +9,11 @@ ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "vit_jax" / "__init__.py").read_text())[1]
 
 NOTEBOOKS = ["ipykernel", "nbclient", "nbformat"]
-PEERS = ["torch>=2.6", "timm>=1.0.16", "transformers>=5", "onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"]
+ONNX = ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"]
+PEERS = ["torch>=2.6", "timm>=1.0.16", "transformers>=5", "open_clip_torch>=3", *ONNX]
 REMOTE = ["fsspec[http]", "gcsfs"]
-TEST = [REMOTE[0], "hypothesis", "pytest>=8", "pytest-cov", *NOTEBOOKS]
+SENTENCEPIECE = ["sentencepiece>=0.2"]
+TEST = [REMOTE[0], *SENTENCEPIECE, "hypothesis", "pytest>=8", "pytest-cov", *NOTEBOOKS]
 
 setup(
     name="vit_jax",
@@ -34,6 +36,8 @@ setup(
         "safetensors>=0.8",
         "flatbuffers>=24",
         "huggingface_hub>=2",
+        "tokenizers>=0.22",
+        "ftfy>=6.2",
         "pillow>=10.3",
         "pyarrow>=15",
         "scikit-learn>=1.4",
@@ -48,6 +52,7 @@ setup(
         "cuda": ["jax[cuda13]"],
         "torch": PEERS,
         "remote": REMOTE,
+        "sentencepiece": SENTENCEPIECE,
         "notebooks": [*NOTEBOOKS, "jupyterlab"],
         "test": TEST,
         "dev": [*TEST, "mypy", "ruff"],

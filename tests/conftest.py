@@ -76,6 +76,12 @@ def transformers(torch: Any) -> Any:
     return _peer("transformers")
 
 
+@pytest.fixture(scope="session")
+def open_clip(torch: Any) -> Any:
+    """open_clip."""
+    return _peer("open_clip")
+
+
 def _peer(name: str) -> Any:
     """Imports a package that imports torchvision.
 

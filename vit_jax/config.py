@@ -188,8 +188,15 @@ def _parse_choice(kind: Any, table: Mapping[str, Any], value: Any, path: str) ->
         raise UsageError(f"{path} lacks the key 'name'{suggest('', table)}")
     row = lookup(table, fields.pop("name"), path)
     if isinstance(row, functools.partial):
-        fields = {**row.keywords, **fields}
+        fields = {**row.keywords, **{k: _within(row.keywords.get(k), v) for k, v in fields.items()}}
     return _parse_dataclass(_class_of(row), fields, path)
+
+
+def _within(default: Any, given: Any) -> Any:
+    """``given`` fields of a nested object on top of the row's own, unless they name another object."""
+    if not (isinstance(given, Mapping) and isinstance(default, Mapping)) or "name" in given:
+        return given
+    return {**default, **given}
 
 
 def _class_of(row: Any) -> Any:

@@ -20,7 +20,7 @@ PRNGKey = jax.Array
 Params = Any
 """A pytree of float32 arrays: nested dictionaries, named as in the module tree."""
 Batch = Mapping[str, Array]
-"""``image``, ``size``, ``label``, ``mask``, ``index``: see ``vit_jax.data.loader``."""
+"""``image``, ``size``, ``label``, ``mask``, ``index``, ``text``, ``captions``: see ``vit_jax.data.loader``."""
 
 
 class UserError(ValueError):

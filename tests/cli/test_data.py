@@ -1,12 +1,14 @@
-"""``data``: checking a source and packing it."""
+"""``data``: checking a source, packing it, a tokenizer from its captions."""
 
 import json
 import shutil
 
 import numpy as np
+import pytest
 
 from vit_jax.cli import main
 from vit_jax.data.sources import open_source
+from vit_jax.data.tokenizer import open_tokenizer
 
 
 def test_check(run, tmp_path, capsys):
@@ -37,3 +39,59 @@ def test_pack_keeps_order_labels_and_pixels(run, tmp_path, capsys):
     assert a.info.class_names == b.info.class_names and len(a) == len(b)
     for i in np.random.default_rng(0).permutation(30)[:8]:
         assert (a[i]["label"], a[i]["image"]) == (b[i]["label"], b[i]["image"])
+
+
+@pytest.fixture
+def pairs(run, tmp_path):
+    """A table of the images, each with a caption or two."""
+    path, rows = tmp_path / "pairs.jsonl", []
+    for i, image in enumerate(sorted(run.images.rglob("*.png"))):
+        captions = [f"A photo of the {image.parent.name}", f"insect number {i % 3}"][: 1 + i % 2]
+        rows.append(json.dumps({"path": str(image), "captions": captions}))
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+def test_tokenizer_learns_the_captions(pairs, tmp_path, capsys):
+    out = tmp_path / "t.json"
+    command = ["data", "tokenizer", f"jsonl:{pairs}", str(out), "--vocab_size", "290"]
+    assert main(command) == 0
+    assert "290 tokens from 30 examples; use it as json:" in capsys.readouterr().out
+    t = open_tokenizer(f"json:{out}")
+    assert t.vocab_size == 290 and len(t.ids("photo")) < 5 and t.ids("A") != t.ids("a")
+    first = out.read_bytes()
+    out.unlink()
+    assert main(command) == 0
+    assert out.read_bytes() == first
+    assert {p.name for p in tmp_path.iterdir()} == {"pairs.jsonl", "t.json"}
+
+
+def test_tokenizer_counts_what_it_leaves_out(pairs, tmp_path, capsys):
+    out = tmp_path / "t.json"
+    lines = pairs.read_text().splitlines()
+    lines[3] = json.dumps({"path": str(tmp_path / "missing.png"), "captions": ["gone"]})
+    pairs.write_text("\n".join(lines) + "\n")
+    assert main(["data", "tokenizer", f"jsonl:{pairs}", str(out), "--vocab_size", "4000", "--lower"]) == 0
+    said = capsys.readouterr().out
+    assert "from 29 examples" in said and "no other pair occurs twice" in said and "1 examples left out" in said
+    assert "missing.png" in said
+    t = open_tokenizer(f"json:{out}")
+    assert t.vocab_size < 4000 and t.ids("A Photo") == t.ids("a photo")
+
+
+@pytest.mark.parametrize(
+    "source, out, size, match",
+    [
+        ("jsonl:{pairs}", "pairs.jsonl", "300", "exists"),
+        ("jsonl:{pairs}", "t.json", "258", "vocab_size=258 is out of range"),
+        ("jsonl:{pairs}", "no/t.json", "300", "no folder"),
+        ("folder:{images}", "t.json", "300", "has no captions"),
+        ("digits", "t.json", "300", "has no captions"),
+    ],
+)
+def test_tokenizer_refusals(run, pairs, tmp_path, capsys, source, out, size, match):
+    before = pairs.read_bytes()
+    path = source.format(pairs=pairs, images=run.images)
+    assert main(["data", "tokenizer", path, str(tmp_path / out), "--vocab_size", size]) == 1
+    assert match in capsys.readouterr().err
+    assert pairs.read_bytes() == before and list(tmp_path.iterdir()) == [pairs]

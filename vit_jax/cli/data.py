@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-HELP = "check a data source, or pack it into tar shards"
+from vit_jax.types import UserError
+
+HELP = "check a data source, pack it into tar shards, or train a tokenizer on its captions"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,14 +20,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     pack.add_argument("path", help="source, such as folder:/my/images")
     pack.add_argument("shards", help="file to write, with a field for the shard's number: /data/train-{:05d}.tar")
     pack.add_argument("--shard_size", type=int, default=10_000, metavar="N", help="examples a shard (default 10000)")
+    tokenizer = commands.add_parser("tokenizer", help="train a byte-level tokenizer on the captions of a source")
+    tokenizer.add_argument("path", help="source with captions, such as jsonl:/my/pairs.jsonl")
+    tokenizer.add_argument("out", help="file to write; --config.data.text.tokenizer=json:OUT uses it")
+    tokenizer.add_argument("--vocab_size", type=int, required=True, metavar="N", help="tokens, at least 259")
+    tokenizer.add_argument("--lower", action="store_true", help="ignore case")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Checks (exit status 1 if an image is unreadable) or packs."""
+    """Checks (exit status 1 if an image is unreadable), packs, or trains a tokenizer."""
     from vit_jax.data.sources import open_source
 
     source = open_source(args.path, holdout=0)
-    return _check(args, source) if args.action == "check" else _pack(args, source)
+    return {"check": _check, "pack": _pack, "tokenizer": _tokenizer}[args.action](args, source)
 
 
 def _pack(args: argparse.Namespace, source: Any) -> int:
@@ -44,16 +51,37 @@ def _check(args: argparse.Namespace, source: Any) -> int:
     found: dict[str, Any] = {
         "examples": len(source),
         "classes": dict(zip(source.info.class_names, report.counts.tolist(), strict=True)),
+        "captions": report.captions,
+        "longest caption": report.longest,
         "notes": list(source.info.notes),
         "unreadable": list(report.unreadable.values()),
     }
     if args.json != "-":
-        smallest = min(found["classes"], key=found["classes"].get)
-        print(
-            f"{len(source):,} examples of {len(report.counts)} classes; the smallest is {smallest!r} "
-            f"with {found['classes'][smallest]:,}; {len(report.unreadable)} unreadable"
-        )
+        line = f"{len(source):,} examples"
+        if classes := found["classes"]:
+            smallest = min(classes, key=classes.get)
+            line += f" of {len(classes)} classes; the smallest is {smallest!r} with {classes[smallest]:,}"
+        if report.captions:
+            line += f"; {report.captions:,} captions, the longest of {report.longest} bytes"
+        print(f"{line}; {len(report.unreadable)} unreadable")
         for line in found["notes"] + found["unreadable"]:
             print(line)
     output.write(args.json, found)
     return int(bool(report.unreadable))
+
+
+def _tokenizer(args: argparse.Namespace, source: Any) -> int:
+    from vit_jax.data.tokenizer import open_tokenizer
+    from vit_jax.data.tokenizer.train import captions, save, train
+
+    if not source.info.captions:
+        raise UserError(f"{args.path!r} has no captions; name image-text data, such as jsonl:/my/pairs.jsonl.")
+    skipped: list[str] = []
+    save(args.out, lambda: train(captions(source, skipped), args.vocab_size, lower=args.lower))
+    size = open_tokenizer(f"json:{args.out}").vocab_size
+    print(f"{size:,} tokens from {len(source) - len(skipped):,} examples; use it as json:{args.out}")
+    if size < args.vocab_size:
+        print(f"no more than that: no other pair occurs twice ({args.vocab_size:,} were asked for)")
+    if skipped:
+        print(f"{len(skipped):,} examples left out, the first because {skipped[0]}")
+    return 0

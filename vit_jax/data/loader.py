@@ -14,20 +14,20 @@ import functools
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from vit_jax.data.decode import Fit, decode
-from vit_jax.data.permute import make_key, permute
+from vit_jax.data.permute import hash64, make_key, permute
+from vit_jax.data.prompts import read_templates
+from vit_jax.data.reader import MAX_SKIPPED, OnError, Reader
 from vit_jax.data.sources import Source, open_source
-from vit_jax.data.sources.base import Unreadable, align
+from vit_jax.data.sources.base import align
+from vit_jax.data.sources.captioned import Encoded
+from vit_jax.data.text import TextConfig
 from vit_jax.types import UserError
 
-OnError = Literal["raise", "skip"]
-MAX_SKIPPED = 0.01
-"""Share of a source's examples that ``on_error="skip"`` may leave out (one of them always may)."""
-
+_NO_EPOCH = -1  # names the seed's use for captions, as epochs name its uses for the order
 _CHUNK = 16  # rows one task decodes: enough to hide its cost, few enough to share a batch among threads
 
 
@@ -40,6 +40,7 @@ class DataConfig:
       val: validation data, all of it; None takes the data's own validation part or else holds some out.
       holdout: fraction (below 1) or number of examples to hold out where ``path`` has no validation part.
       split_seed: names the split; not the seed of training, so runs with several seeds share their validation set.
+      text: how captions become tokens; None reads images and labels only.
       canvas: side in pixels of the uint8 square that every image becomes on the host.
       on_error: an unreadable image is an error (``"raise"``), or replaced, counted and reported (``"skip"``).
       workers: threads; None means one per core, at most 32.
@@ -50,6 +51,7 @@ class DataConfig:
     val: str | None = None
     holdout: int | float = 0.1
     split_seed: int = 0
+    text: TextConfig | None = None
     canvas: int = 256
     on_error: OnError = "raise"
     workers: int | None = None
@@ -62,13 +64,44 @@ class DataConfig:
                 raise UserError(f"{name}={value} is too small; the least is {least}.")
 
     def open(self, split: Literal["train", "val"]) -> Source:
-        """The source of one split; validation labels are counted in the classes of training."""
+        """The source of one split; validation labels are counted in the classes of training.
+
+        Raises:
+          UserError: see :func:`open_source`; or captions are wanted (``text``) and the data has none.
+        """
         if self.val is None:
-            return open_source(self.path, split, holdout=self.holdout, seed=self.split_seed)
-        train = open_source(self.path, "train", holdout=0)
+            return self._open(self.path, split, split, holdout=self.holdout, seed=self.split_seed)
+        train = self._open(self.path, "train", split, holdout=0)
         if split == "train":
             return train
-        return align(open_source(self.val, "train", holdout=0), train.info.class_names, f"data.val={self.val!r}")
+        return align(self._open(self.val, "train", split, holdout=0), train.info.class_names, f"data.val={self.val!r}")
+
+    def open_other(self, path: str, part: Literal["train", "val"] = "val") -> Source:
+        """A part of other data to evaluate with, prepared alike; its captions become tokens if it has any."""
+        return self._open(path, part, "val", required=False, holdout=self.holdout, seed=self.split_seed)
+
+    def _open(self, path: str, part: str, use: str, *, required: bool = True, **options: Any) -> Source:
+        """The ``part`` of the data at ``path``, for ``use`` in training or validation."""
+        text = self.text
+        templates = read_templates(text.templates) if text and text.templates else ()
+        source = open_source(path, part, templates=templates, **options)
+        if text is None or not (source.info.captions or required):
+            return source
+        if not source.info.captions:
+            raise UserError(
+                f"{path!r} has images without captions; set data.text.templates, such as 'photo', to make captions of "
+                "class names, or take data that has them, such as 'csv:', 'jsonl:' or 'digits_pairs'."
+            )
+        return Encoded(source, text.encoder(), first=use == "train" and text.choose == "first")
+
+
+def positions(step: int, *, batch_size: int, process_index: int = 0, process_count: int = 1) -> np.ndarray:
+    """Where this host's rows of the batch of ``step`` lie in the stream of examples: int64[batch_size / process_count].
+
+    The stream is cut into batches; a host takes consecutive rows of each.
+    """
+    rows = batch_size // process_count
+    return step * batch_size + process_index * rows + np.arange(rows, dtype=np.int64)
 
 
 def train_rows(
@@ -76,13 +109,12 @@ def train_rows(
 ) -> np.ndarray:
     """Example indices of this host's rows of the batch of ``step``: int64[batch_size / process_count].
 
-    The stream of examples is one permutation of ``range(n)`` per epoch, one after the other, cut into batches; batches
-    run across the borders of epochs. A host takes consecutive rows.
+    The stream of examples is one permutation of ``range(n)`` per epoch, one after the other; batches run across the
+    borders of epochs.
     """
-    rows = batch_size // process_count
-    position = step * batch_size + process_index * rows + np.arange(rows, dtype=np.int64)
+    position = positions(step, batch_size=batch_size, process_index=process_index, process_count=process_count)
     epochs, offsets = np.divmod(position, n)
-    out = np.empty(rows, np.int64)
+    out = np.empty(len(position), np.int64)
     for epoch in np.unique(epochs):
         here = epochs == epoch
         out[here] = permute(offsets[here], n, make_key(seed, int(epoch)))
@@ -91,76 +123,29 @@ def train_rows(
 
 def eval_rows(step: int, *, n: int, batch_size: int, process_index: int = 0, process_count: int = 1) -> np.ndarray:
     """Like :func:`train_rows` in the source's own order; -1 are the padding rows after the last example."""
-    rows = batch_size // process_count
-    position = step * batch_size + process_index * rows + np.arange(rows, dtype=np.int64)
+    position = positions(step, batch_size=batch_size, process_index=process_index, process_count=process_count)
     return np.where(position < n, position, -1)
 
 
-@dataclasses.dataclass(frozen=True)
-class Reader:
-    """How rows of a batch are filled from a source.
+def caption_draws(step: int, *, seed: int, **rows: int) -> np.ndarray:
+    """uint64 numbers, one for each of :func:`positions`: modulo how many captions an image has, they choose one.
 
-    An unreadable example raises with ``on_error="raise"``. With ``"skip"`` the next readable one takes its place in
-    training (``replace``), which is a pure function of the data; in evaluation its row is masked.
+    A function of the seed and the position alone, so any number of hosts and any first step choose alike.
     """
-
-    source: Source
-    canvas: int
-    fit: Fit
-    replace: bool
-    on_error: OnError
-
-    @property
-    def may_skip(self) -> int:
-        return min(len(self.source) - 1, max(1, int(MAX_SKIPPED * len(self.source))))
-
-    def empty(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """The batch of the examples ``rows`` (-1: padding) before any image is read."""
-        mask = rows >= 0
-        return {
-            "image": np.zeros((len(rows), self.canvas, self.canvas, 3), np.uint8),
-            "size": np.full((len(rows), 2), self.canvas, np.int32),
-            "label": np.zeros(len(rows), np.int32),
-            "mask": mask,
-            "index": np.where(mask, rows, 0).astype(np.uint32),
-        }
-
-    def fill(self, batch: dict[str, np.ndarray], rows: slice) -> dict[int, str]:
-        """Reads some rows; returns the unreadable examples it met, with the reason."""
-        unreadable: dict[int, str] = {}
-        for row in range(*rows.indices(len(batch["mask"]))):
-            while batch["mask"][row]:
-                index = int(batch["index"][row])
-                try:
-                    self._read(index, batch, row)
-                    break
-                except Unreadable as e:
-                    if self.on_error == "raise":
-                        raise UserError(f"{e}; repair or remove it, or set data.on_error='skip'.") from None
-                    unreadable[index] = str(e)
-                if self.replace and len(unreadable) <= self.may_skip:  # beyond that the consumer raises
-                    batch["index"][row] = (index + 1) % len(self.source)
-                else:
-                    batch["mask"][row] = False
-        return unreadable
-
-    def _read(self, index: int, batch: dict[str, np.ndarray], row: int) -> None:
-        record = self.source[index]
-        if not 0 <= record["label"] < self.source.info.num_classes:
-            top = self.source.info.num_classes - 1
-            raise UserError(f"the label {record['label']} of {record['name']} is outside 0..{top}.")
-        batch["image"][row], batch["size"][row] = decode(record, self.canvas, self.fit)
-        batch["label"][row] = record["label"]
+    return hash64(positions(step, **rows).astype(np.uint64) ^ np.uint64(make_key(seed, _NO_EPOCH)))
 
 
 class Batches(Iterator[dict[str, np.ndarray]]):
     """Iterator over host batches, made ahead by threads that end with the last batch, an error or :meth:`close`.
 
     Yields ``image`` uint8[B, canvas, canvas, 3], ``size`` int32[B, 2] original (height, width), ``label`` int32[B],
-    ``mask`` bool[B] (False: padding), ``index`` uint32[B] (of the example that is really there).
+    ``mask`` bool[B] (False: padding), ``index`` uint32[B] (of the example that is really there). Where the source has
+    an encoder of length L: in training ``text`` int32[B, L], one caption; in evaluation ``text`` int32[B, K, L], all of
+    them, filled up with padding, and ``captions`` int32[B], how many there are.
 
     Attributes:
       unreadable: index -> reason, of the unreadable examples left out so far.
+      truncated: how many captions were cut so far, because they did not fit.
     """
 
     def __init__(
@@ -170,9 +155,12 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         steps: Iterable[int],
         workers: int | None,
         prefetch: int,
+        draws: Callable[[int], np.ndarray] | None = None,
     ):
         self.unreadable: dict[int, str] = {}
-        self._reader, self._rows, self._steps, self._prefetch = reader, rows, iter(steps), prefetch
+        self.truncated = 0
+        self._reader, self._rows, self._draws = reader, rows, draws
+        self._steps, self._prefetch = iter(steps), prefetch
         threads = workers or min(32, os.cpu_count() or 1)
         self._pool = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="vit_jax_data")
         self._ahead: collections.deque[tuple[dict[str, np.ndarray], list]] = collections.deque()
@@ -197,7 +185,9 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         try:
             self._read_ahead()
             for task in tasks:
-                self.unreadable |= task.result()
+                filled = task.result()
+                self.unreadable |= filled.unreadable
+                self.truncated += filled.truncated
             self._check_skipped()
         except BaseException:
             self.close()
@@ -207,8 +197,9 @@ class Batches(Iterator[dict[str, np.ndarray]]):
     def _read_ahead(self) -> None:
         while len(self._ahead) < self._prefetch and (step := next(self._steps, None)) is not None:
             batch = self._reader.empty(self._rows(step))
+            draws = self._draws(step) if self._draws else None
             starts = range(0, len(batch["mask"]), _CHUNK)
-            tasks = [self._pool.submit(self._reader.fill, batch, slice(i, i + _CHUNK)) for i in starts]
+            tasks = [self._pool.submit(self._reader.fill, batch, slice(i, i + _CHUNK), draws) for i in starts]
             self._ahead.append((batch, tasks))
 
     def _check_skipped(self) -> None:
@@ -239,7 +230,7 @@ def train_batches(
     Args:
       source: training examples.
       batch_size: rows of the global batch, a multiple of ``process_count``; this host's share is yielded.
-      seed: of the order of examples.
+      seed: of the order of examples and of the choice among captions.
       canvas: side of the images; the whole image is squashed onto it.
       start_step: first step, for resuming.
       steps: total number of steps of the run.
@@ -251,10 +242,11 @@ def train_batches(
       UserError: more hosts than examples; while iterating, an unreadable image or too many of them.
     """
     _check_hosts(source, batch_size, process_count)
-    hosts = {"process_index": process_index, "process_count": process_count}
-    rows = functools.partial(train_rows, n=len(source), seed=seed, batch_size=batch_size, **hosts)
+    here = {"batch_size": batch_size, "process_index": process_index, "process_count": process_count}
+    rows = functools.partial(train_rows, n=len(source), seed=seed, **here)
+    draws = functools.partial(caption_draws, seed=seed, **here) if source.info.encoder else None
     order = itertools.count(start_step) if steps is None else range(start_step, steps)
-    return Batches(Reader(source, canvas, "squash", True, on_error), rows, order, workers, prefetch)
+    return Batches(Reader(source, canvas, "squash", True, on_error), rows, order, workers, prefetch, draws)
 
 
 def eval_batches(

@@ -5,7 +5,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vit_jax.data.sources.base import Strings, Subset, align, split_mask, take_split
+from vit_jax.data.sources.base import (
+    Info,
+    Relabelled,
+    Strings,
+    Subset,
+    Unreadable,
+    align,
+    as_captions,
+    split_mask,
+    take_split,
+    valid_captions,
+)
 from vit_jax.data.sources.fake import Fake
 from vit_jax.types import UserError
 
@@ -96,3 +107,56 @@ def test_the_index_is_small():
     subset = Subset(Fake(n), np.arange(n))
     assert len(pickle.dumps(subset)) < 4 * n + 2000
     assert bytes(Strings.pack(["\udcff"])[0], "utf-8", "surrogateescape") == b"\xff"  # a name that is not UTF-8
+
+
+def test_align_without_classes():
+    source = align(Fake(6, 4, 3), (), "here")
+    assert [source[i]["label"] for i in range(3)] == [0, 0, 0] and source.info.class_names == ()
+    assert align(source, (), "here") is source
+    assert isinstance(source, Relabelled)
+    with pytest.raises(UserError, match="here has captions and no classes, but the training data has classes"):
+        align(source, ("0", "1"), "here")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("a cat", ("a cat",)),
+        (" a\tcat\r\n", ("a\tcat",)),
+        (b"k\xc3\xa4se", ("käse",)),
+        (b"\xffa", ("\udcffa",)),
+        (["a", b"b"], ("a", "b")),
+        (("a", ""), ("a", "")),
+        (np.array([b"a", "b "], object), ("a", "b")),
+        (np.array(["a"]), ("a",)),
+        ("", ("",)),
+        ([], ()),
+        (None, ()),
+        (5, ()),
+        (["a", None], ()),
+        ({"a": 1}, ()),
+        ([["a"]], ()),
+    ],
+)
+def test_as_captions(value, expected):
+    assert as_captions(value) == expected
+
+
+def test_valid_captions():
+    record = {"image": b"", "label": 0, "name": "x"}
+    good = ("käse", "两只猫", "a\tb\u200b", "🐈")  # tabs and invisible characters are text
+    assert valid_captions({**record, "captions": good}) == good
+    for bad, sentence in (
+        ((), "the example x has no caption"),
+        (("a", ""), "a caption of x is empty"),
+        ((" \n",), "a caption of x is empty"),
+        (("ok", "a\ud800"), r"a caption of x is not valid UTF-8: 'a\\ud800'"),
+    ):
+        with pytest.raises(Unreadable, match=f"^{sentence}$"):
+            valid_captions({**record, "captions": bad})
+    with pytest.raises(Unreadable, match="the example x has no caption"):
+        valid_captions(record)
+
+
+def test_info_of_images_alone():
+    assert (Info(("a", "b"), 3).captions, Info(("a", "b"), 3).encoder, Info((), 3).num_classes) == (0, None, 0)

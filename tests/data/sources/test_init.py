@@ -15,7 +15,18 @@ def test_unknown_kind_names_the_nearest():
 
 
 def test_table():
-    assert set(SOURCES) == {"digits", "fake", "folder", "mix", "parquet", "tar", "tfds"}
+    assert set(SOURCES) == {
+        "csv",
+        "digits",
+        "digits_pairs",
+        "fake",
+        "folder",
+        "jsonl",
+        "mix",
+        "parquet",
+        "tar",
+        "tfds",
+    }
 
 
 def test_import_is_light():

@@ -45,6 +45,22 @@ def test_plus_in_a_path(folder):
     assert source[50]["label"] == 3
 
 
+def test_captions_and_templates():
+    path = "mix:0.5*digits_pairs+0.5*digits"
+    source = open_source(path, templates=("a {}", "the {}"))
+    assert source.info.captions == 6 and source.info.class_names == () and len(source) == 2 * 65_536
+    assert len(source[8]["captions"]) == 6
+    last = source[65_536]
+    assert last["label"] == 0 and last["captions"] == ("a 0", "the 0") and last["name"].startswith("digits[")
+    assert source[65_537]["captions"] == ("a 2", "the 2") and source[65_537]["label"] == 0  # not class "0": no classes
+    assert open_source(path).info.captions == 0  # the digits have none
+    both = open_source("mix:1*digits+1*fake:30x4x3", templates=("a {}",))
+    assert both.info.captions == 1 and both.info.class_names == tuple("0123456789")
+    assert both[1]["label"] == 2 and both[1]["captions"] == ("a 2",)
+    val = open_source(path, "val", templates=("a {}", "the {}"))
+    assert len(val) == 512 + 360 and val.info.captions == 3
+
+
 @pytest.mark.parametrize(
     ("rest", "sentence"),
     [

@@ -88,3 +88,63 @@ def test_large_row_groups_are_reported(tmp_path, monkeypatch):
     write(tmp_path / "a.parquet", [0, 1] * 20)
     (note,) = open_source(f"parquet:{tmp_path}/a.parquet", holdout=0).info.notes
     assert "each read whole for one image" in note
+
+
+def write_captions(path, texts, *, column="caption", labels=None, group=4, type=None):
+    images = [{"bytes": encode(np.full((3, 4, 3), i, np.uint8), "PNG"), "path": None} for i in range(len(texts))]
+    table = pa.table({"image": images, column: pa.array(texts, type) if type else texts})
+    if labels:
+        table = table.append_column("label", pa.array(labels))
+    pq.write_table(table, path, row_group_size=group)
+
+
+@pytest.mark.parametrize("column", ["caption", "captions", "text", "sentences"])
+@pytest.mark.parametrize("type", [None, pa.large_string(), pa.string_view()])
+def test_captions(tmp_path, column, type):
+    write_captions(tmp_path / "a.parquet", ["a", "käse", " b\n", None, "", "c"], column=column, type=type)
+    source = open_source(f"parquet:{tmp_path}/a.parquet", holdout=0)
+    assert source.info.captions == 1 and source.info.class_names == () and len(source) == 6
+    for other in (source, pickle.loads(pickle.dumps(source))):
+        assert [other[i]["captions"] for i in range(6)] == [("a",), ("käse",), ("b",), (), ("",), ("c",)]
+    assert source[4]["label"] == 0 and source[4]["image"] == encode(np.full((3, 4, 3), 4, np.uint8), "PNG")
+
+
+@pytest.mark.parametrize("type", [None, pa.large_list(pa.large_string())])
+def test_lists_of_captions_and_splits(tmp_path, type):
+    rows = [["a"], ["b", "c"], [], None, ["d", "e", "f"], ["g"]] * 2
+    write_captions(tmp_path / "train-0.parquet", rows, type=type)
+    source = open_source(f"parquet:{tmp_path}", holdout=0)
+    assert source.info.captions == 3
+    assert [source[i]["captions"] for i in range(12)] == [tuple(row or ()) for row in rows]
+    parts = [open_source(f"parquet:{tmp_path}", split, holdout=5) for split in ("train", "val")]
+    assert [len(p) for p in parts] == [7, 5]
+    write_captions(tmp_path / "validation-0.parquet", ["x"] * 3)
+    val = open_source(f"parquet:{tmp_path}", "val")
+    assert val.info.captions == 1 and val[2]["captions"] == ("x",)
+    both = open_source(f"parquet:{tmp_path}/{{train,validation}}-0.parquet", holdout=0)  # a list and a text
+    assert both.info.captions == 3 and both[4]["captions"] == ("d", "e", "f") and both[14]["captions"] == ("x",)
+
+
+def test_captions_that_are_no_utf8(tmp_path):
+    texts = pa.array([b"ab", b"\xffd"])
+    broken = pa.Array.from_buffers(pa.string(), 2, texts.buffers())
+    table = pa.table({"image": [{"bytes": b"i"}] * 2, "text": broken})
+    pq.write_table(table, tmp_path / "a.parquet")
+    source = open_source(f"parquet:{tmp_path}/a.parquet", holdout=0)
+    assert [source[i]["captions"] for i in range(2)] == [("ab",), ("\udcffd",)]
+
+
+def test_labels_and_captions(tmp_path):
+    write_captions(tmp_path / "a.parquet", list("abcd"), labels=[1, 0, 1, 2])
+    source = open_source(f"parquet:{tmp_path}/a.parquet", holdout=0)
+    assert source.info.class_names == ("0", "1", "2") and source.info.captions == 1
+    assert [(source[i]["label"], source[i]["captions"]) for i in range(2)] == [(1, ("a",)), (0, ("b",))]
+    write(tmp_path / "b.parquet", [0, 1])  # no captions there: none at all
+    source = open_source(f"parquet:{tmp_path}/{{a,b}}.parquet", holdout=0)
+    assert source.info.captions == 0 and len(source) == 6 and not any("captions" in source[i] for i in range(6))
+    write_captions(tmp_path / "c.parquet", list("ab"))
+    with pytest.raises(UserError, match=r"c\.parquet has no labels, but other files beside it do"):
+        open_source(f"parquet:{tmp_path}/{{a,c}}.parquet", holdout=0)
+    write_captions(tmp_path / "d.parquet", [1, 2])
+    with pytest.raises(UserError, match=r"has no column 'label' .*Captions are columns called 'caption' or 'captions'"):
+        open_source(f"parquet:{tmp_path}/d.parquet", holdout=0)

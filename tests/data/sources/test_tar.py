@@ -1,3 +1,5 @@
+import dataclasses
+import json
 import pickle
 import shutil
 import tarfile
@@ -6,9 +8,13 @@ import numpy as np
 import pytest
 
 from tests.data.helpers import encode, random_image, write_shard
+from vit_jax.data.decode import decode
 from vit_jax.data.loader import train_batches
 from vit_jax.data.sources import open_source, write_tar
 from vit_jax.data.sources.base import Unreadable
+from vit_jax.data.sources.captioned import Encoded
+from vit_jax.data.sources.fake import Fake
+from vit_jax.data.text import TextConfig
 from vit_jax.types import UserError
 
 
@@ -117,3 +123,108 @@ def test_an_image_is_read_alone(tmp_path, rng):
     files = {f"{i:05d}.{s}": d for i in range(500) for s, d in (("jpg", data), ("cls", b"%d" % (i % 2)))}
     source = open_source("tar:" + write_shard(tmp_path / "a.tar", files), holdout=0)
     assert len(pickle.dumps(source)) < 500 * 60 < 500 * len(data)
+
+
+def captioned(tmp_path, rows, name="c", per_shard=3):
+    """Shards of images with plain or JSON captions, in a folder of their own."""
+    (tmp_path / name).mkdir(exist_ok=True)
+    for start in range(0, len(rows), per_shard):
+        files = {}
+        for i, row in reversed(list(enumerate(rows))[start : start + per_shard]):
+            text = row if isinstance(row, bytes) else json.dumps({"captions": row}).encode()
+            files |= {f"{i:04d}.jpg": b"%d" % i, f"{i:04d}.{'txt' if isinstance(row, bytes) else 'json'}": text}
+        write_shard(tmp_path / name / f"{start:03d}.tar", files)
+    return f"tar:{tmp_path}/{name}"
+
+
+def captions(source):
+    return [(source[i]["image"], source[i]["captions"]) for i in range(len(source))]
+
+
+def test_captions(tmp_path):
+    path = captioned(tmp_path, [b"a cat\n", ["x", "y", "z"], b"p\nq", ["w"], b"\xff", [], b" ", ["a", ""]])
+    source = open_source(path, holdout=0)
+    expected = [("a cat",), ("x", "y", "z"), ("p", "q"), ("w",), ("\udcff",), (), (), ("a", "")]
+    assert captions(source) == [(b"%d" % i, c) for i, c in enumerate(expected)]
+    assert source.info.captions == 3 and source.info.class_names == () and source[3]["label"] == 0
+    assert captions(pickle.loads(pickle.dumps(source))) == captions(source)
+    train, val = (open_source(path, split, holdout=3) for split in ("train", "val"))
+    assert sorted(captions(train) + captions(val)) == sorted(captions(source)) and len(val) == 3
+
+
+def test_more_hosts_than_shards(tmp_path, rng):
+    """Examples are shared out, not shards: eight hosts read two shards and make the batches that one host makes."""
+    files = {}
+    for i in range(20):
+        files |= {f"{i:02d}.png": encode(random_image(rng, 4, 4), "PNG"), f"{i:02d}.txt": b"a\nb\nc %d" % i}
+    for half in range(2):
+        write_shard(tmp_path / f"{half}.tar", dict(list(files.items())[20 * half : 20 * half + 20]))
+    source = Encoded(open_source(f"tar:{tmp_path}", holdout=0), TextConfig(length=9).encoder())
+    options = {"batch_size": 16, "seed": 3, "canvas": 4, "steps": 3}
+    parts = [train_batches(source, process_index=p, process_count=8, **options) for p in range(8)]
+    for whole, *shares in zip(train_batches(source, **options), *parts, strict=True):
+        assert all(np.array_equal(np.concatenate([b[k] for b in shares]), whole[k]) for k in whole)
+
+
+def test_missing_partners_are_noted(tmp_path):
+    path = captioned(tmp_path, [b"a", b"b", b"c"])
+    write_shard(tmp_path / "c/x.tar", {"9.jpg": b"i", "9.txt": b"t", "8.jpg": b"i", "7.txt": b"t", "6.txt": b"t"})
+    source = open_source(path, holdout=0)
+    assert len(source) == 4 and source.info.notes == (
+        f"1 images of {tmp_path}/c/000.tar and others have no caption and were left out.",
+        f"2 captions of {tmp_path}/c/000.tar and others have no image and were left out.",
+    )
+
+
+def test_classes_and_captions(tmp_path):
+    rows = {
+        f"{i}.{s}": d
+        for i in range(4)
+        for s, d in (("jpg", b"%d" % i), ("cls", b"%d" % (i % 2)), ("txt", b"no %d" % i))
+    }
+    source = open_source("tar:" + write_shard(tmp_path / "a.tar", rows), holdout=0)
+    assert source.info.class_names == ("0", "1") and source.info.captions == 1 and source.info.notes == ()
+    assert [(source[i]["label"], source[i]["captions"]) for i in range(4)] == [
+        (0, ("no 0",)),
+        (0, ("no 2",)),
+        (1, ("no 1",)),
+        (1, ("no 3",)),
+    ]
+    write_shard(tmp_path / "b.tar", {"8.jpg": b"8", "8.cls": b"1"})  # now one image has none
+    source = open_source(f"tar:{tmp_path}/{{a,b}}.tar", holdout=0)
+    assert source.info.captions == 0 and "captions" not in source[0] and len(source) == 5
+    write_shard(tmp_path / "c.tar", {"8.jpg": b"8", "8.txt": b"t"})
+    sentence = (
+        r"the images of .*a\.tar have classes, those of .*c\.tar have captions only; open them apart, or .* 'mix:'"
+    )
+    with pytest.raises(UserError, match=sentence):
+        open_source(f"tar:{tmp_path}/{{a,c}}.tar", holdout=0)
+
+
+@pytest.mark.parametrize("classes", [True, False])
+def test_write_tar_keeps_captions(tmp_path, rng, classes):
+    class Titled(Fake):
+        def __getitem__(self, i):
+            texts = tuple(f'käse {i} "{k}"' for k in range(1 + i % 3))
+            return {**super().__getitem__(i), "label": i % 2 if classes else 0, "captions": texts}
+
+    source = Titled(11, 4, 2)
+    source.info = dataclasses.replace(source.info, captions=3, class_names=("a", "b") if classes else ())
+    write_tar(source, f"{tmp_path}/t-{{}}.tar", shard_size=4)
+    packed = open_source(f"tar:{tmp_path}/t-*.tar", holdout=0)
+    assert dataclasses.replace(packed.info, notes=()) == source.info and packed.info.notes == ()
+    order = sorted(range(11), key=lambda i: (i % 2 if classes else 0, i))
+    for k, i in enumerate(order):
+        assert packed[k]["captions"] == source[i]["captions"] and packed[k]["label"] == source[i]["label"]
+        assert np.array_equal(decode(packed[k], 4, "squash")[0], source[i]["image"])
+
+
+def test_write_tar_of_the_embedded_pairs(tmp_path):
+    source = open_source("digits_pairs", "val")
+    write_tar(source, f"{tmp_path}/t-{{}}.tar", shard_size=300)
+    packed = open_source(f"tar:{tmp_path}", holdout=0)
+    assert packed.info == source.info
+    encoder = TextConfig(length=52).encoder()
+    batches = [train_batches(Encoded(s, encoder), batch_size=50, seed=1, steps=2, canvas=16) for s in (source, packed)]
+    for one, other in zip(*batches, strict=True):
+        assert one.keys() == other.keys() and all(np.array_equal(one[k], other[k]) for k in one)

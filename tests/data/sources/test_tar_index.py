@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.data.helpers import write_shard
-from vit_jax.data.sources.tar_index import load_index, parse_label
+from vit_jax.data.sources.tar_index import load_index
 from vit_jax.types import UserError
 
 
@@ -90,35 +90,6 @@ def test_empty_compressed_joined_and_foreign_files(tmp_path):
     refused(b"hello" * 1000, "is truncated or no tar file")
 
 
-@pytest.mark.parametrize(
-    ("data", "suffix", "expected"),
-    [
-        (b"7\n", ".cls", (7, "")),
-        (b"cat", ".cls", (-1, "cat")),
-        ('{"label": 3, "class": "käse"}'.encode(), ".json", (3, "käse")),
-        (b'{"cls": "cat", "width": 3}', ".json", (-1, "cat")),
-        (b'{"label": "12"}', ".json", (12, "")),
-        (b'{"class": "dog"}', ".json", (-1, "dog")),
-        (b"5", ".json", (5, "")),
-        (b'{"caption": "no label"}', ".json", None),
-    ],
-)
-def test_labels(data, suffix, expected):
-    assert parse_label(data, suffix, "x") == expected
-
-
-@pytest.mark.parametrize("data", [b"", b"\xff\xfe", b'{"label": 1.5}', b'{"label": true}', b'{"label": [1]}', b"{"])
-def test_labels_that_are_none(data):
-    with pytest.raises(UserError, match=r"the label b.* of x\.json is neither a number nor a class name"):
-        parse_label(data, ".json", "x.json")
-
-
-@pytest.mark.parametrize("number", [-1, 2**20, 10**30])
-def test_labels_outside_range(number):
-    with pytest.raises(UserError, match=rf"the label {number} of x\.cls is outside 0\.\.1048575"):
-        parse_label(b"%d" % number, ".cls", "x.cls")
-
-
 def test_missing_partner_and_auxiliary_members(tmp_path):
     files = {**members(), "a/000.mask.png": b"m", "a/000.txt": b"t", "./.hidden.jpg": b"h"}
     index = load_index(write_shard(tmp_path / "a.tar", files))
@@ -149,3 +120,92 @@ def test_only_regular_members_count(tmp_path):
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(link)
     assert len(load_index(str(tmp_path / "a.tar")).code) == 5
+
+
+def pairs(n=5):
+    out = {}
+    for i in range(n):
+        out[f"a/{i:03d}.jpg"] = b"image%d" % i
+        out[f"a/{i:03d}.txt"] = b"one %d\n" % i + b"two\n" * (i % 3)
+    return out
+
+
+def texts(index, path):
+    data = pathlib.Path(path).read_bytes()
+    return [data[o : o + s] for o, s in zip(index.text_offset, index.text_size, strict=True)]
+
+
+def test_offsets_lead_to_the_captions(tmp_path):
+    files = {**pairs(), "a/001.json": b'{"text": ["x", "y", "z", "w"]}', "a/002.json": b'{"width": 3}'}
+    files = dict(sorted(files.items(), reverse=True))  # text before image, JSON after text
+    path = write_shard(tmp_path / "a.tar", files)
+    for index in (load_index(path), load_index(path)):  # made, and from the cache
+        expected = [files["a/001.json"] if i == 1 else files[f"a/{i:03d}.txt"] for i in (4, 3, 2, 1, 0)]
+        assert texts(index, path) == expected and index.text_json.tolist() == [False, False, False, True, False]
+        assert (index.captions, index.others, index.lone_images, index.lone_texts) == (4, 0, 0, 0)
+        assert index.code.tolist() == [-1] * 5 and len(index.numbers) == len(index.classes) == 0
+        assert index.text_offset.dtype == np.int64 and index.text_size.dtype == np.int32
+
+
+def test_json_comes_before_plain_text_in_any_order(tmp_path):
+    json, text = b'{"caption": "j"}', b"t"
+    for order in (("a.json", "a.txt"), ("a.txt", "a.json")):
+        contents = {"a.json": json, "a.txt": text}
+        path = write_shard(tmp_path / f"{order[0]}.tar", {"a.jpg": b"i", **{name: contents[name] for name in order}})
+        assert texts(load_index(path), path) == [json]
+
+
+def test_missing_partners_are_counted(tmp_path):
+    files = {**pairs(), "a/1.jpg": b"i", "a/2.png": b"i", "a/3.txt": b"t", "a/000.mask.png": b"m", "a/x.npy": b"n"}
+    index = load_index(write_shard(tmp_path / "a.tar", files))
+    assert len(index.code) == 5 and (index.lone_images, index.lone_texts, index.others) == (2, 1, 2)
+    path = write_shard(tmp_path / "b.tar", {"1.jpg": b"i", "2.txt": b"t"})
+    with pytest.raises(
+        UserError, match=r"1\.jpg in .* has no label; expected .* \.cls or \.json, or \.txt with its caption"
+    ):
+        load_index(path)
+
+
+def test_labels_and_captions(tmp_path):
+    both = {**members(), **{f"a/{i:03d}.txt": b"t" for i in range(5)}}
+    index = load_index(write_shard(tmp_path / "a.tar", {**both, "a/9.txt": b"t"}))
+    assert index.numbers[index.code].tolist() == [0, 1, 2, 0, 1]
+    assert (index.captions, index.others, len(index.text_offset)) == (1, 1, 5)
+    del both["a/003.txt"]  # not all have one: a data set of classes, as if there were no texts
+    index = load_index(write_shard(tmp_path / "b.tar", both))
+    assert (index.captions, index.others, len(index.text_offset)) == (0, 4, 0)
+    json = {f"{i}.{s}": d for i in range(3) for s, d in (("jpg", b"i"), ("json", b'{"label": %d, "text": "t"}' % i))}
+    index = load_index(write_shard(tmp_path / "c.tar", json))
+    assert (index.captions, index.others, index.text_json.all()) == (1, 0, True) and len(index.numbers) == 3
+
+
+def test_folders_are_no_classes_where_images_have_captions(tmp_path):
+    files = {f"{d}/{i}.{s}": b"x" for d in "ab" for i in range(3) for s in ("jpg", "txt")}
+    index = load_index(write_shard(tmp_path / "a.tar", files))
+    assert len(index.code) == 6 and len(index.numbers) == 0 and index.captions == 1
+
+
+def test_broken_json_is_one_unreadable_caption_or_a_bad_label(tmp_path):
+    files = {**pairs(), "a/x.jpg": b"i", "a/x.json": b'{"text": "tru', "a/004.json": b'{"tr'}
+    path = write_shard(tmp_path / "a.tar", files)
+    index = load_index(path)
+    assert len(index.code) == 6 and index.lone_images == 0
+    assert texts(index, path)[4:] == [b'{"tr', b'{"text": "tru']  # what it would have said is unknown
+    for name, files in (
+        ("b", {**members(), "a/x.jpg": b"i", "a/x.json": b"{"}),
+        ("c", {"x.jpg": b"i", "x.json": b"{"}),
+    ):
+        with pytest.raises(UserError, match=r"the label b'{' of .*x\.json in .* is neither a number nor a class name"):
+            load_index(write_shard(tmp_path / f"{name}.tar", files))
+    odd = {**pairs(), "a/x.jpg": b"i", "a/x.json": b'{"text": "fine", "label": 1.5}'}
+    with pytest.raises(UserError, match=r"the label .* of a/x\.json"):
+        load_index(write_shard(tmp_path / "d.tar", odd))
+    odd["a/x.json"], odd["a/x.txt"] = b'{"label": 1.5}', b"fine"
+    with pytest.raises(UserError, match=r"the label .* of a/x\.json"):
+        load_index(write_shard(tmp_path / "e.tar", odd))
+
+
+def test_a_text_of_more_than_a_megabyte_is_cut(tmp_path):
+    files = {"a.jpg": b"i", "a.txt": b"x" * 2**20 + b"\nmore", "b.jpg": b"i", "b.txt": b"y"}
+    index = load_index(write_shard(tmp_path / "a.tar", files))
+    assert index.text_size.tolist() == [2**20, 1] and index.captions == 1

@@ -87,3 +87,64 @@ def test_tensorflow_is_never_imported(prepared):
         f"open_source('tfds:{prepared}')[0]; assert 'tensorflow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.fixture(scope="module", params=["dictionaries", "texts", "one", "labelled"])
+def captioned(request, tmp_path_factory):
+    """(kind, place) of images with captions: like coco_captions, as a list, one each, or one beside a label."""
+    import tensorflow_datasets as tfds
+
+    text = tfds.features.Text()
+    kind = request.param
+    features = {
+        "dictionaries": {"captions": tfds.features.Sequence({"id": np.int64, "text": text}), "objects": text},
+        "texts": {"captions": tfds.features.Sequence(text)},
+        "one": {"caption": text},
+        "labelled": {"text": text, "label": tfds.features.ClassLabel(names=["x", "y"])},
+    }[kind]
+
+    def example(i):
+        texts = [f"käse {i}.{k}" for k in range(1 + i % 7)]
+        return {
+            "dictionaries": {"captions": [{"id": k, "text": t} for k, t in enumerate(texts)], "objects": "no"},
+            "texts": {"captions": texts},
+            "one": {"caption": texts[0]},
+            "labelled": {"text": texts[0], "label": i % 2},
+        }[kind]
+
+    class Captions(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+        code_path = None
+
+        def _info(self):
+            image = {"image": tfds.features.Image(shape=(None, None, 3))}
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({**image, **features}))
+
+        def _split_generators(self, download_manager):
+            return {"train": self._generate_examples(0, 20), "val": self._generate_examples(20, 30)}
+
+        def _generate_examples(self, start, stop):
+            for i in range(start, stop):
+                yield i, {"image": io.BytesIO(IMAGES[i]), **example(i)}
+
+    builder = Captions(data_dir=str(tmp_path_factory.mktemp("tfds")), file_format="array_record")
+    builder.download_and_prepare()
+    return kind, builder.data_dir
+
+
+def test_captions(captioned):
+    kind, place = captioned
+    listed = kind in ("dictionaries", "texts")
+    for split, numbers in (("train", range(20)), ("val", range(20, 30))):
+        source = open_source(f"tfds:{place}", split)
+        assert source.info.captions == (5 if listed else 1)
+        assert source.info.class_names == (("x", "y") if kind == "labelled" else ())
+        assert len(source.info.notes) == listed and len(source) == len(numbers)
+        seen = {}
+        for k in range(len(source)):
+            i = IMAGES.index(source[k]["image"])
+            texts = tuple(f"käse {i}.{k}" for k in range(1 + i % 7))
+            assert source[k]["captions"] == (texts[:5] if listed else texts[:1])
+            assert source[k]["label"] == (i % 2 if kind == "labelled" else 0)
+            seen[i] = k
+        assert sorted(seen) == list(numbers)

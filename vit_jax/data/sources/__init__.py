@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 from vit_jax.config import lookup
 from vit_jax.data.sources.base import Info, Record, Source
+from vit_jax.data.sources.captioned import Captioned
 from vit_jax.data.sources.digits import open_digits
+from vit_jax.data.sources.digits_pairs import open_digits_pairs
 from vit_jax.data.sources.fake import open_fake
 from vit_jax.data.sources.folder import open_folder
 from vit_jax.data.sources.mixture import open_mixture
+from vit_jax.data.sources.pairs_file import open_csv, open_jsonl
 from vit_jax.data.sources.parquet import open_parquet
 from vit_jax.data.sources.tar import open_tar, write_tar
 from vit_jax.data.sources.tfds import open_tfds
 from vit_jax.types import UserError
 
 SOURCES: dict[str, Callable[..., Source]] = {
+    "csv": open_csv,
     "digits": open_digits,
+    "digits_pairs": open_digits_pairs,
     "fake": open_fake,
     "folder": open_folder,
+    "jsonl": open_jsonl,
     "mix": open_mixture,
     "parquet": open_parquet,
     "tar": open_tar,
@@ -26,7 +33,14 @@ SOURCES: dict[str, Callable[..., Source]] = {
 }
 
 
-def open_source(path: str, split: str = "train", *, holdout: float | int = 0.1, seed: int = 0) -> Source:
+def open_source(
+    path: str,
+    split: str = "train",
+    *,
+    holdout: float | int = 0.1,
+    seed: int = 0,
+    templates: tuple[str, ...] = (),
+) -> Source:
     """Opens ``kind:rest``, for example ``"folder:/my/images"`` or ``"digits"``.
 
     Args:
@@ -34,9 +48,10 @@ def open_source(path: str, split: str = "train", *, holdout: float | int = 0.1, 
       split: ``"train"`` or ``"val"``; where the data has no split of its own, a seeded stratified one is made.
       holdout: fraction (below 1) or number of examples for ``"val"``; 0 trains on everything.
       seed: names the seeded split. It is not the seed of training.
+      templates: caption the classes of a source that has no captions, see :class:`.captioned.Captioned`.
 
     Raises:
-      UserError: unknown kind, missing path, no examples, or one class only.
+      UserError: unknown kind, missing path, no examples, or one class only and no captions.
     """
     assert split in ("train", "val"), split
     if not path:
@@ -44,10 +59,14 @@ def open_source(path: str, split: str = "train", *, holdout: float | int = 0.1, 
     kind, _, rest = path.partition(":")
     if kind not in SOURCES and kind.startswith(("/", ".", "~")):
         raise UserError(f"the path {path!r} does not say what it holds; write for example 'folder:{path}'.")
-    source = lookup(SOURCES, kind, "source")(rest, split, holdout=holdout, seed=seed)
-    if source.info.num_classes < 2:
-        raise UserError(f"{path!r} has one class only ({', '.join(source.info.class_names)}); to classify takes two.")
-    return source
+    opener = lookup(SOURCES, kind, "source")
+    if kind == "mix" and templates:
+        opener = functools.partial(opener, templates=templates)
+    source: Source = opener(rest, split, holdout=holdout, seed=seed)
+    names, captions = source.info.class_names, source.info.captions
+    if len(names) == 1 and not captions:
+        raise UserError(f"{path!r} has one class only ({names[0]}); to classify takes two.")
+    return Captioned(source, templates) if templates and not captions else source
 
 
 __all__ = ["SOURCES", "Info", "Record", "Source", "open_source", "write_tar"]

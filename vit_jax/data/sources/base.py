@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol, TypedDict
+from typing import Any, NotRequired, Protocol, TypedDict
 
 import numpy as np
 
 from vit_jax.config import suggest
 from vit_jax.data.permute import hash64, make_key
+from vit_jax.data.text import Encoder
 from vit_jax.types import UserError
 
 MAX_CLASSES = 2**20
@@ -17,24 +18,38 @@ MAX_CLASSES = 2**20
 
 
 class Unreadable(UserError):
-    """One example's image cannot be read: the only mistake that ``on_error="skip"`` passes over (no full stop)."""
+    """One example cannot be read: the only mistake that ``on_error="skip"`` passes over (no full stop)."""
 
 
 class Record(TypedDict):
-    """One example as stored: ``image`` is an encoded file or uint8[H, W, C]; ``name`` serves error messages."""
+    """One example as stored: ``image`` is an encoded file or uint8[H, W, C]; ``name`` serves error messages.
+
+    ``captions`` are as found, undecodable bytes as surrogate escapes; :func:`valid_captions` judges them.
+    """
 
     image: bytes | np.ndarray
     label: int
     name: str
+    captions: NotRequired[tuple[str, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Info:
-    """What is known before reading an image; ``notes`` are sentences on what was left out, to be shown to the user."""
+    """What is known before reading an image.
+
+    Attributes:
+      class_names: none where images have captions only; then every label is 0.
+      num_examples: as it says.
+      notes: sentences on what was left out, to be shown to the user.
+      captions: the most that any image has; 0 means that not all of them have one.
+      encoder: turns captions into tokens; None means that they are not wanted.
+    """
 
     class_names: tuple[str, ...]
     num_examples: int
     notes: tuple[str, ...] = ()
+    captions: int = 0
+    encoder: Encoder | None = None
 
     @property
     def num_classes(self) -> int:
@@ -81,18 +96,48 @@ class Relabelled:
 
 
 def align(source: Source, class_names: tuple[str, ...], what: str) -> Source:
-    """``source`` with its labels counted in ``class_names``, matched by name.
+    """``source`` with its labels counted in ``class_names``, matched by name; without any, all labels are 0.
 
     Raises:
-      UserError: a class of ``source`` is not among them.
+      UserError: a class of ``source`` is not among them, or it has no classes though they are wanted.
     """
     if source.info.class_names == class_names:
         return source
+    if not class_names:
+        return Relabelled(source, np.zeros(source.info.num_classes), ())
+    if not source.info.class_names:
+        raise UserError(f"{what} has captions and no classes, but the training data has classes.")
     position = {name: i for i, name in enumerate(class_names)}
     for name in source.info.class_names:
         if name not in position:
             raise UserError(f"{what} holds class {name!r}, unknown in training{suggest(name, class_names)}")
     return Relabelled(source, np.array([position[n] for n in source.info.class_names]), class_names)
+
+
+def as_captions(value: Any) -> tuple[str, ...]:
+    """Captions from what a file holds: a text or a list of texts, stripped; () for anything else."""
+    items = [value] if isinstance(value, str | bytes) else value
+    if not isinstance(items, list | tuple | np.ndarray) or not all(isinstance(item, str | bytes) for item in items):
+        return ()
+    texts = (item.decode("utf-8", "surrogateescape") if isinstance(item, bytes) else item for item in items)
+    return tuple(text.strip() for text in texts)
+
+
+def valid_captions(record: Record) -> tuple[str, ...]:
+    """The captions of an example, at least one and none of them empty.
+
+    Raises:
+      Unreadable: there is none, one is empty or one is no text.
+    """
+    captions = record.get("captions", ())
+    if not captions:
+        raise Unreadable(f"the example {record['name']} has no caption")
+    for caption in captions:
+        if not caption.strip():
+            raise Unreadable(f"a caption of {record['name']} is empty")
+        if not caption.isprintable() and any(0xD800 <= ord(c) < 0xE000 for c in caption):
+            raise Unreadable(f"a caption of {record['name']} is not valid UTF-8: {caption[:40]!a}")
+    return captions
 
 
 def split_mask(labels: np.ndarray, holdout: float | int, seed: int, what: str) -> np.ndarray:

@@ -1,4 +1,8 @@
-"""``tar:PATTERN``: WebDataset-style shards, ``x.jpg`` with ``x.cls`` or ``x.json``, read at random through an index."""
+"""``tar:PATTERN``: WebDataset-style shards, read at random through an index.
+
+Beside ``x.jpg`` lies its class (``x.cls``, or ``x.json`` with ``label``), its captions (``x.txt``, one a line, or
+``x.json`` with ``caption``, ``captions`` or ``text``), or both.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import io
 import json
 import os
 import tarfile
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +18,7 @@ from vit_jax.data.sources.base import Info, Record, Source, Strings, Unreadable,
 from vit_jax.data.sources.folder import canonical_key
 from vit_jax.data.sources.shards import find_shards
 from vit_jax.data.sources.tar_index import ShardIndex, load_index
+from vit_jax.data.sources.tar_members import parse_captions
 from vit_jax.types import UserError
 
 
@@ -31,27 +37,51 @@ class Tar:
         self.shard = np.repeat(np.arange(len(shards), dtype=np.int32), [len(s.code) for s in shards])[order]
         self.offset = np.concatenate([s.offset for s in shards])[order]
         self.size = np.concatenate([s.size for s in shards])[order]
-        others = sum(s.others for s in shards)
-        note = f"{others} members of {paths[0]}{' and others' * (len(paths) > 1)} are no images and were left out."
-        self.info = Info(class_names, len(order), (note,) if others else ())
+        captions = max(s.captions for s in shards) if all(s.captions for s in shards) else 0
+        if captions:
+            self.text_offset = np.concatenate([s.text_offset for s in shards])[order]
+            self.text_size = np.concatenate([s.text_size for s in shards])[order]
+            self.text_json = np.concatenate([s.text_json for s in shards])[order]
+        self.info = Info(class_names, len(order), _notes(shards, paths), captions)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, i: int) -> Record:
-        path, size = self.paths[self.shard[i]], int(self.size[i])
+        path = self.paths[self.shard[i]]
         name = f"{self.names[i]} in {path}"
-        try:  # opened each time: a few microseconds, and nothing to share among threads, pickle or close
-            fd = os.open(path, os.O_RDONLY)
-            try:
-                data = os.pread(fd, size, int(self.offset[i]))
-            finally:
-                os.close(fd)
-        except OSError as e:
-            raise Unreadable(f"the image {name} cannot be read ({e.strerror})") from None
+        places = [(int(self.offset[i]), int(self.size[i]))]
+        if self.info.captions:
+            places.append((int(self.text_offset[i]), int(self.text_size[i])))
+        image, *texts = _read(path, places, name)
+        record: Record = {"image": image, "label": int(self.labels[i]), "name": name}
+        for text in texts:
+            record["captions"] = parse_captions(text, bool(self.text_json[i])) or ()
+        return record
+
+
+def _read(path: str, places: list[tuple[int, int]], name: str) -> list[bytes]:
+    """The bytes at each (offset, size)."""
+    try:  # opened each time: a few microseconds, and nothing to share among threads, pickle or close
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            found = [os.pread(fd, size, offset) for offset, size in places]
+        finally:
+            os.close(fd)
+    except OSError as e:
+        raise Unreadable(f"the image {name} cannot be read ({e.strerror})") from None
+    for data, (_, size) in zip(found, places, strict=True):
         if len(data) != size:
             raise UserError(f"the tar file {path} changed while in use: {name} has {len(data)} of {size} bytes.")
-        return {"image": data, "label": int(self.labels[i]), "name": name}
+    return found
+
+
+def _notes(shards: list[ShardIndex], paths: list[str]) -> tuple[str, ...]:
+    where = f"{paths[0]}{' and others' * (len(paths) > 1)}"
+    counts = [sum(getattr(s, field) for s in shards) for field in ("others", "lone_images", "lone_texts")]
+    texts = ("members of {} are no images", "images of {} have no caption", "captions of {} have no image")
+    sentences = zip(counts, texts, strict=True)
+    return tuple(f"{count} {text.format(where)} and were left out." for count, text in sentences if count)
 
 
 def open_tar(rest: str, split: str, *, holdout: float | int, seed: int) -> Source:
@@ -67,7 +97,7 @@ def open_tar(rest: str, split: str, *, holdout: float | int, seed: int) -> Sourc
 
 
 def write_tar(source: Source, pattern: str, *, shard_size: int = 10_000) -> list[str]:
-    """Packs a source into shards that read back with the same classes, order and bytes.
+    """Packs a source into shards that read back with the same classes, captions, order and bytes.
 
     Members are numbered in the source's order; arrays are stored as PNG.
 
@@ -87,20 +117,25 @@ def write_tar(source: Source, pattern: str, *, shard_size: int = 10_000) -> list
         with tarfile.open(path + ".tmp", "w") as archive:
             for i in range(start, min(start + shard_size, len(source))):
                 record = source[i]
-                class_name = source.info.class_names[record["label"]]
                 data, suffix = record["image"], _suffix(record["image"])
                 if isinstance(data, np.ndarray):
                     buffer = io.BytesIO()
                     Image.fromarray(data[..., 0] if data.shape[2:] == (1,) else data).save(buffer, "PNG")
                     data = buffer.getvalue()
-                label = json.dumps({"label": record["label"], "class": class_name}).encode()
-                for member, content in ((f"{i:09d}{suffix}", data), (f"{i:09d}.json", label)):
+                about = json.dumps(_about(record, source.info)).encode()
+                for member, content in ((f"{i:09d}{suffix}", data), (f"{i:09d}.json", about)):
                     header = tarfile.TarInfo(member)
                     header.size = len(content)
                     archive.addfile(header, io.BytesIO(content))
         os.replace(path + ".tmp", path)
         paths.append(path)
     return paths
+
+
+def _about(record: Record, info: Info) -> dict[str, Any]:
+    classes = info.class_names
+    about: dict[str, Any] = {"label": record["label"], "class": classes[record["label"]]} if classes else {}
+    return about | ({"captions": record.get("captions", ())} if info.captions else {})
 
 
 def _suffix(image: bytes | np.ndarray) -> str:
@@ -111,6 +146,15 @@ def _suffix(image: bytes | np.ndarray) -> str:
 
 def _merge_labels(shards: list[ShardIndex], paths: list[str]) -> tuple[tuple[str, ...], list[np.ndarray]]:
     """Class names of all shards, and per shard the label of each of its distinct labels."""
+    with_classes = [path for path, s in zip(paths, shards, strict=True) if len(s.numbers)]
+    if not with_classes and any(len(s.code) for s in shards):
+        return (), [np.zeros(1, np.int32)] * len(shards)  # captions only: code is -1
+    without = [path for path in paths if path not in with_classes]
+    if with_classes and without:
+        raise UserError(
+            f"the images of {with_classes[0]} have classes, those of {without[0]} have captions only; open them apart, "
+            "or together with 'mix:'."
+        )
     numbered: dict[int, str] = {}
     named: set[str] = set()
     for shard, path in zip(shards, paths, strict=True):
@@ -124,7 +168,7 @@ def _merge_labels(shards: list[ShardIndex], paths: list[str]) -> tuple[tuple[str
             f"labels are numbers ({min(numbered)}) and class names ({min(named)!r}) in {paths[0]}; write one kind only."
         )
     if not named and not numbered:
-        raise UserError(f"no images in {paths[0]}; expected x.jpg with x.cls or x.json.")
+        raise UserError(f"no images in {paths[0]}; expected x.jpg with x.cls, x.json or x.txt.")
     if named:
         names = tuple(sorted(named, key=lambda s: s.encode("utf-8", "surrogateescape")))
         rank = {name: i for i, name in enumerate(names)}

@@ -1,4 +1,4 @@
-"""The index of one tar shard: where its images lie and what their labels say, read once and cached.
+"""The index of one tar shard: where its images and captions lie and what its labels say, read once and cached.
 
 The cache (``$XDG_CACHE_HOME/vit_jax``, by default ``~/.cache/vit_jax``) is keyed by path, size and time of change; it
 is written under a temporary name and renamed, and holds plain arrays only.
@@ -7,34 +7,31 @@ is written under a temporary name and renamed, and holds plain arrays only.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import pathlib
-import re
-import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from vit_jax.data.sources.base import MAX_CLASSES, Strings
+from vit_jax.data.sources.base import Strings
 from vit_jax.data.sources.folder import IMAGE_SUFFIXES, SPLIT_NAMES
+from vit_jax.data.sources.tar_members import LABEL_SUFFIXES, MEMBER_BYTES, is_json, members, parse_captions, parse_label
 from vit_jax.types import UserError
 
 log = logging.getLogger(__name__)
 
-_VERSION = 1
-_LABEL_SUFFIXES = (".cls", ".json")
-_LABEL_BYTES = 2**20
+_VERSION = 2
 
 
 class ShardIndex(NamedTuple):
     """Images of one shard in the order stored, as arrays.
 
-    ``code`` points into the distinct labels ``numbers`` (-1: not given) and ``classes`` ("": not given).
+    ``code`` points into the distinct labels ``numbers`` (-1: not given) and ``classes`` ("": not given); a shard of
+    captions has none of them, and ``code`` is -1. ``text_`` arrays say where each image's captions are written, as JSON
+    or as lines of plain text; they are empty unless all images have captions, of which ``captions`` is the most.
     """
 
     names: Strings
@@ -43,7 +40,20 @@ class ShardIndex(NamedTuple):
     code: np.ndarray  # int32[N]
     numbers: np.ndarray  # int64[U]
     classes: Strings
+    text_offset: np.ndarray  # int64[N or 0]
+    text_size: np.ndarray  # int32[N or 0]
+    text_json: np.ndarray  # bool[N or 0]
+    captions: int
     others: int
+    lone_images: int
+    lone_texts: int
+
+
+class _Text(NamedTuple):
+    offset: int
+    size: int
+    is_json: bool
+    captions: int
 
 
 def load_index(path: str) -> ShardIndex:
@@ -57,8 +67,7 @@ def load_index(path: str) -> ShardIndex:
     cached = _cache_folder() / f"tar-{hashlib.sha256(identity.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.npz"
     try:
         with open(cached, "rb") as f, np.load(f, allow_pickle=False) as z:
-            names, classes = Strings(z["names"], z["name_ends"]), Strings(z["classes"], z["class_ends"])
-            return ShardIndex(names, z["offset"], z["size"], z["code"], z["numbers"], classes, int(z["others"]))
+            return ShardIndex(**{name: _loaded(z, name) for name in ShardIndex._fields})
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         index = build_index(path)  # absent, or damaged: made anew
     _save(index, cached)
@@ -66,85 +75,52 @@ def load_index(path: str) -> ShardIndex:
 
 
 def build_index(path: str) -> ShardIndex:
-    """Reads the headers and labels of a shard, see :func:`load_index`."""
+    """Reads the headers, labels and captions of a shard, see :func:`load_index`."""
     if os.path.getsize(path) == 0:
         raise UserError(f"the tar file {path} is empty (0 bytes); fetch or write it again.")
     images: list[tuple[str, int, int]] = []
     labels: dict[str, tuple[int, str]] = {}
+    texts: dict[str, _Text] = {}  # of images, by stem; JSON with captions goes before plain text
+    plain: set[str] = set()
+    broken: dict[str, _Text] = {}  # JSON that cannot be parsed
+    errors: list[tuple[UserError, bool]] = []
     others = 0
     with open(path, "rb") as file:
-        for member, content in _members(path, file):
+        for member, content in members(path, file):
             stem, suffix = os.path.splitext(member.name.removeprefix("./"))
+            suffix = suffix.lower()
+            text = _Text(member.offset_data, min(member.size, MEMBER_BYTES), suffix == ".json", 1)
             if os.path.basename(stem).startswith("."):
                 continue
-            if suffix.lower() in IMAGE_SUFFIXES:
-                images.append((stem + suffix, member.offset_data, member.size))
-            elif suffix.lower() in _LABEL_SUFFIXES:
-                if (label := parse_label(content, suffix.lower(), f"{member.name} in {path}")) is not None:
-                    labels[stem] = label
+            if suffix in IMAGE_SUFFIXES:
+                images.append((stem + member.name[-len(suffix) :], member.offset_data, member.size))
+            elif suffix == ".txt":
+                plain.add(stem)
+                texts.setdefault(stem, text._replace(captions=len(parse_captions(content, False) or ())))
+            elif suffix in LABEL_SUFFIXES:
+                if suffix == ".json" and (captions := parse_captions(content, True)) is not None:
+                    texts[stem] = text._replace(captions=len(captions))
+                try:
+                    if (label := parse_label(content, suffix, f"{member.name} in {path}")) is not None:
+                        labels[stem] = label
+                except UserError as e:
+                    errors.append((e, suffix == ".json" and not is_json(content)))
+                    if errors[-1][1]:
+                        broken[stem] = text
             else:
                 others += 1
+    stems = {os.path.splitext(name)[0] for name, _, _ in images}
+    captioned = not labels and not stems.isdisjoint(texts)
+    for error, is_broken in errors:
+        if not (captioned and is_broken):
+            raise error
+    if captioned:  # and where JSON is broken, one image is without a caption
+        return _assemble_captions(images, texts | broken, others)
     if not labels:
         labels = _labels_from_folders([name for name, _, _ in images], path)
-    return _assemble(images, labels, others, path)
-
-
-def _members(path: str, file: IO[bytes]) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
-    """(header, content if perhaps a label) of each regular member; notices an early end, unlike ``tarfile`` alone."""
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as archive:
-            while (member := archive.next()) is not None:
-                if member.isreg():
-                    is_label = member.name.lower().endswith(_LABEL_SUFFIXES)
-                    yield member, archive.extractfile(member).read(_LABEL_BYTES) if is_label else b""  # type: ignore
-                archive.members.clear()  # type: ignore[attr-defined]  # or it would hold every header
-            end = archive.offset
-        file.seek(end)
-        tail = file.read(512)
-        if tail == bytes(512):
-            while tail and not any(tail):
-                tail = file.read(2**20)
-            if not tail:
-                return
-            reason = "has data after its end mark; join archives with 'tar --concatenate', not with 'cat'"
-        else:
-            reason = "is truncated: its end mark is missing; fetch or write it again"
-    except (tarfile.TarError, EOFError) as e:
-        file.seek(0)
-        packed = file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))
-        if packed:
-            reason = "is compressed, which allows no random access; decompress it (images do not shrink anyway)"
-        else:
-            reason = f"is truncated or no tar file ({e}); fetch or write it again"
-    raise UserError(f"the tar file {path} {reason}.")
-
-
-def parse_label(data: bytes, suffix: str, name: str) -> tuple[int, str] | None:
-    """(number or -1, class name or "") of a ``.cls`` or ``.json`` member; None for JSON that holds no label.
-
-    ``.cls`` holds a number or a class name; JSON ``label`` or ``cls``, either kind, maybe with the name as ``class``.
-    """
-    class_name = ""
-    try:
-        value: Any = data.decode().strip()
-        if suffix == ".json":
-            value = json.loads(value)
-            if isinstance(value, dict):
-                class_name = str(value.get("class", ""))
-                value = next((value[key] for key in ("label", "cls", "class") if key in value), None)
-                if value is None:
-                    return None
-    except (UnicodeDecodeError, json.JSONDecodeError):
-        value = None
-    if isinstance(value, str) and re.fullmatch("-?[0-9]+", value):
-        value = int(value)
-    if isinstance(value, str) and value:
-        return -1, value
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise UserError(f"the label {data[:40]!r} of {name} is neither a number nor a class name.")
-    if not 0 <= value < MAX_CLASSES:
-        raise UserError(f"the label {value} of {name} is outside 0..{MAX_CLASSES - 1}.")
-    return value, class_name
+    index = _assemble(images, labels, others, path)
+    complete = _with_texts(index, texts)
+    return complete._replace(others=complete.others + len(plain - stems if complete.captions else plain))
 
 
 def _labels_from_folders(names: list[str], path: str) -> dict[str, tuple[int, str]]:
@@ -155,7 +131,10 @@ def _labels_from_folders(names: list[str], path: str) -> dict[str, tuple[int, st
     first, last = min(parents), max(parents)  # what these two share, all share
     depth = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
     if any(len(p) <= depth for p in parents):
-        raise UserError(f"the image {names[0]} in {path} has no label; expected a member with suffix .cls or .json.")
+        raise UserError(
+            f"the image {names[0]} in {path} has no label; expected a member with suffix .cls or .json, or .txt with "
+            "its caption."
+        )
     if {p[depth] for p in parents} <= set(SPLIT_NAMES):
         raise UserError(
             f"the tar file {path} holds several splits ({parents[0][depth]}, ...); write one tar per split."
@@ -178,14 +157,56 @@ def _assemble(images: list, labels: dict[str, tuple[int, str]], others: int, pat
             )
         kept.append(image)
         code.append(distinct.setdefault(labels[stem], len(distinct)))
+    return _index(kept, np.array(code, np.int32), distinct, others)
+
+
+def _assemble_captions(images: list, texts: dict[str, _Text], others: int) -> ShardIndex:
+    """The images that have captions; images and captions without their partner are counted."""
+    kept, lone = [], 0
+    for image in images:
+        stem = os.path.splitext(image[0])[0]
+        folder, slash, base = stem.rpartition("/")
+        if stem in texts:
+            kept.append(image)
+        elif folder + slash + base.partition(".")[0] in texts:
+            others += 1
+        else:
+            lone += 1
+    lone_texts = len(texts.keys() - {os.path.splitext(name)[0] for name, _, _ in kept})
+    index = _index(kept, np.full(len(kept), -1, np.int32), {}, others)
+    return _with_texts(index, texts)._replace(lone_images=lone, lone_texts=lone_texts)
+
+
+def _index(images: list, code: np.ndarray, distinct: dict[tuple[int, str], int], others: int) -> ShardIndex:
+    """Without captions."""
     return ShardIndex(
-        Strings.pack([name for name, _, _ in kept]),
-        np.array([offset for _, offset, _ in kept], np.int64),
-        np.array([size for _, _, size in kept], np.int64),
-        np.array(code, np.int32),
-        np.array([number for number, _ in distinct], np.int64),
-        Strings.pack([name for _, name in distinct]),
-        others,
+        names=Strings.pack([name for name, _, _ in images]),
+        offset=np.array([offset for _, offset, _ in images], np.int64),
+        size=np.array([size for _, _, size in images], np.int64),
+        code=code,
+        numbers=np.array([number for number, _ in distinct], np.int64),
+        classes=Strings.pack([name for _, name in distinct]),
+        text_offset=np.zeros(0, np.int64),
+        text_size=np.zeros(0, np.int32),
+        text_json=np.zeros(0, bool),
+        captions=0,
+        others=others,
+        lone_images=0,
+        lone_texts=0,
+    )
+
+
+def _with_texts(index: ShardIndex, texts: dict[str, _Text]) -> ShardIndex:
+    """``index`` with its images' captions, if all of them have some."""
+    stems = [os.path.splitext(name)[0] for name in index.names]
+    if not all(stem in texts for stem in stems):
+        return index
+    found = [texts[stem] for stem in stems]
+    return index._replace(
+        text_offset=np.array([t.offset for t in found], np.int64),
+        text_size=np.array([t.size for t in found], np.int32),
+        text_json=np.array([t.is_json for t in found], bool),
+        captions=max([1, *(t.captions for t in found)]),
     )
 
 
@@ -193,18 +214,16 @@ def _cache_folder() -> pathlib.Path:
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vit_jax"
 
 
+def _loaded(z: Any, name: str) -> Any:
+    if f"{name}_ends" in z:
+        return Strings(z[name], z[f"{name}_ends"])
+    return z[name] if z[name].ndim else int(z[name])
+
+
 def _save(index: ShardIndex, path: pathlib.Path) -> None:
-    arrays: dict[str, Any] = {
-        "names": index.names.blob,
-        "name_ends": index.names.ends,
-        "offset": index.offset,
-        "size": index.size,
-        "code": index.code,
-        "numbers": index.numbers,
-        "classes": index.classes.blob,
-        "class_ends": index.classes.ends,
-        "others": np.int64(index.others),
-    }
+    arrays: dict[str, Any] = {}
+    for name, value in index._asdict().items():
+        arrays |= {name: value.blob, f"{name}_ends": value.ends} if isinstance(value, Strings) else {name: value}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as f:

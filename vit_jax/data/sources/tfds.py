@@ -9,20 +9,30 @@ from typing import Any
 import numpy as np
 
 from vit_jax.config import suggest
-from vit_jax.data.sources.base import Info, Record, Source, take_split
+from vit_jax.data.sources.base import Info, Record, Source, as_captions, take_split
 from vit_jax.data.sources.folder import VAL_NAMES
 from vit_jax.types import UserError
 
+CAPTION_KEYS = ("captions", "caption", "text")
+MAX_CAPTIONS = 5
+"""Of a list of captions the first five are taken, as evaluations on COCO do: only reading all would tell the most."""
+
 
 class Tfds:
-    """One split, in its own order, images left encoded; prepared as ArrayRecord or Parquet (TFRecord has no index)."""
+    """One split, in its own order, images left encoded; prepared as ArrayRecord or Parquet (TFRecord has no index).
+
+    Images have a ``ClassLabel``, captions (``captions``, ``caption`` or ``text``: a ``Text``, or a sequence of texts or
+    of dictionaries with ``text``, like ``coco_captions``), or both.
+    """
 
     def __init__(self, builder: Any, split: str):
         import tensorflow_datasets as tfds
 
-        features = builder.info.features
+        features = dict(builder.info.features.items())
         self.image_key = _feature(features, tfds.features.Image, "image", builder.name)
-        self.label_key = _feature(features, tfds.features.ClassLabel, "label", builder.name)
+        self.caption_key = next((key for key in CAPTION_KEYS if _holds_text(features.get(key))), None)
+        optional = self.caption_key and not any(isinstance(f, tfds.features.ClassLabel) for f in features.values())
+        self.label_key = None if optional else _feature(features, tfds.features.ClassLabel, "label", builder.name)
         try:
             decoders = {self.image_key: tfds.decode.SkipDecoding()}
             self.data = builder.as_data_source(split, decoders=decoders)
@@ -35,7 +45,11 @@ class Tfds:
             there = list(builder.info.splits)
             raise UserError(f"{split!r} is no split of {builder.name} ({str(e)[:80]}){suggest(split, there)}") from None
         self.name = f"{builder.name} {split}"
-        self.info = Info(tuple(features[self.label_key].names), len(self.data))
+        names = tuple(features[self.label_key].names) if self.label_key else ()
+        listed = self.caption_key and not isinstance(features[self.caption_key], tfds.features.Text)
+        note = f"of the captions of an image in {self.name} the first {MAX_CAPTIONS} are taken, if it has more."
+        captions = MAX_CAPTIONS if listed else int(self.caption_key is not None)
+        self.info = Info(names, len(self.data), (note,) if listed else (), captions)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -44,7 +58,12 @@ class Tfds:
         if not 0 <= i < len(self):
             raise IndexError(i)
         example = self.data[i]
-        return {"image": example[self.image_key], "label": int(example[self.label_key]), "name": f"{self.name}[{i}]"}
+        label = int(example[self.label_key]) if self.label_key else 0
+        record: Record = {"image": example[self.image_key], "label": label, "name": f"{self.name}[{i}]"}
+        if self.caption_key:
+            texts = example[self.caption_key]
+            record["captions"] = as_captions(texts["text"] if isinstance(texts, dict) else texts)[:MAX_CAPTIONS]
+        return record
 
 
 def open_tfds(rest: str, split: str, *, holdout: float | int, seed: int) -> Source:
@@ -86,3 +105,13 @@ def _feature(features: Any, kind: type, what: str, name: str) -> str:
     raise UserError(
         f"'tfds:{name}' has {len(keys)} features of kind {kind.__name__}, expected one, or one named {what!r}."
     )
+
+
+def _holds_text(feature: Any) -> bool:
+    import tensorflow_datasets as tfds
+
+    if isinstance(feature, tfds.features.Sequence | tfds.features.Dataset):
+        feature = feature.feature
+    if isinstance(feature, tfds.features.FeaturesDict):
+        feature = dict(feature.items()).get("text")
+    return isinstance(feature, tfds.features.Text)

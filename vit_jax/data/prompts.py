@@ -1,0 +1,182 @@
+"""Prompts: class names put into phrases, and both read from files.
+
+A class name stays as the user wrote it: no lower-casing, no underscores turned into blanks. Write ``great white shark``
+rather than ``great_white_shark`` where a tokenizer should see words.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Sequence
+
+from vit_jax.config import suggest
+from vit_jax.types import UsageError, UserError
+
+_OPENAI = """
+a bad photo of a {}.
+a photo of many {}.
+a sculpture of a {}.
+a photo of the hard to see {}.
+a low resolution photo of the {}.
+a rendering of a {}.
+graffiti of a {}.
+a bad photo of the {}.
+a cropped photo of the {}.
+a tattoo of a {}.
+the embroidered {}.
+a photo of a hard to see {}.
+a bright photo of a {}.
+a photo of a clean {}.
+a photo of a dirty {}.
+a dark photo of the {}.
+a drawing of a {}.
+a photo of my {}.
+the plastic {}.
+a photo of the cool {}.
+a close-up photo of a {}.
+a black and white photo of the {}.
+a painting of the {}.
+a painting of a {}.
+a pixelated photo of the {}.
+a sculpture of the {}.
+a bright photo of the {}.
+a cropped photo of a {}.
+a plastic {}.
+a photo of the dirty {}.
+a jpeg corrupted photo of a {}.
+a blurry photo of the {}.
+a photo of the {}.
+a good photo of the {}.
+a rendering of the {}.
+a {} in a video game.
+a photo of one {}.
+a doodle of a {}.
+a close-up photo of the {}.
+a photo of a {}.
+the origami {}.
+the {} in a video game.
+a sketch of a {}.
+a doodle of the {}.
+a origami {}.
+a low resolution photo of a {}.
+the toy {}.
+a rendition of the {}.
+a photo of the clean {}.
+a photo of a large {}.
+a rendition of a {}.
+a photo of a nice {}.
+a photo of a weird {}.
+a blurry photo of a {}.
+a cartoon {}.
+art of a {}.
+a sketch of the {}.
+a embroidered {}.
+a pixelated photo of a {}.
+itap of the {}.
+a jpeg corrupted photo of the {}.
+a good photo of a {}.
+a plushie {}.
+a photo of the nice {}.
+a photo of the small {}.
+a photo of the weird {}.
+the cartoon {}.
+art of the {}.
+a drawing of the {}.
+a photo of the large {}.
+a black and white photo of a {}.
+the plushie {}.
+a dark photo of a {}.
+itap of a {}.
+graffiti of the {}.
+a toy {}.
+itap of my {}.
+a photo of a cool {}.
+a photo of a small {}.
+a tattoo of the {}.
+"""
+
+TEMPLATES: dict[str, tuple[str, ...]] = {
+    "openai": tuple(_OPENAI.strip().splitlines()),
+    "simple": (
+        "itap of a {}.",
+        "a bad photo of the {}.",
+        "a origami {}.",
+        "a photo of the large {}.",
+        "a {} in a video game.",
+        "art of the {}.",
+        "a photo of the small {}.",
+    ),
+    "photo": ("a photo of a {}.",),
+    "digits": ("{}", "a {}", "the {}", "the digit {}"),
+}
+"""``openai``: the 80 of CLIP for ImageNet; ``simple``: the 7 of them that do best together (Radford et al. 2021,
+``Prompt_Engineering_for_ImageNet.ipynb``); ``photo``: the one of its section 3.1.4; ``digits``: as the source
+``digits_pairs`` words a single digit."""
+
+MAX_BYTES = 2**24
+"""A file of class names or templates is no larger."""
+
+
+def ensemble(class_names: Sequence[str], templates: Sequence[str]) -> list[list[str]]:
+    """Every class in every template: ``[C][T]`` texts. ``{}`` stands for the name."""
+    return [[template.replace("{}", name) for template in templates] for name in class_names]
+
+
+def read_templates(spec: str) -> tuple[str, ...]:
+    """A row of :data:`TEMPLATES`, or the lines (or JSON list) of a file, each with ``{}`` where the name belongs.
+
+    Raises:
+      UserError: neither, or a line without ``{}``.
+    """
+    if spec in TEMPLATES:
+        return TEMPLATES[spec]
+    if not pathlib.Path(spec).expanduser().is_file():
+        raise UsageError(f"templates={spec!r} is neither a known set nor a file{suggest(spec, TEMPLATES)}")
+    lines = _lines(spec, "templates")
+    for i, line in enumerate(lines):
+        if "{}" not in line:
+            raise UserError(f"template {i + 1} of {spec!r} is {line!r}; it lacks {{}}, where the class name belongs.")
+    return lines
+
+
+def read_class_names(path: str) -> tuple[str, ...]:
+    """Class names from a file: one a line, in the order of the labels, or a JSON list of strings; kept as written.
+
+    Raises:
+      UserError: no such file, not UTF-8, empty, or an entry that is no name.
+    """
+    return _lines(path, "class names")
+
+
+def _lines(path: str, what: str) -> tuple[str, ...]:
+    try:
+        data = pathlib.Path(path).expanduser().read_bytes()
+    except OSError as e:
+        raise UserError(
+            f"the {what} {path!r} cannot be read ({e.strerror}); name a text file, one entry a line."
+        ) from e
+    if len(data) > MAX_BYTES:
+        raise UserError(f"the {what} {path!r} have {len(data):,} bytes; {MAX_BYTES:,} is the most.")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise UserError(f"the {what} {path!r} are no UTF-8 (byte {e.start}); save the file as UTF-8.") from e
+    lines = text.rstrip().split("\n") if text.strip() else []
+    entries = _json(text, path, what) if path.endswith(".json") else lines
+    if not entries:
+        raise UserError(f"the {what} {path!r} are empty; write one a line.")
+    for i, entry in enumerate(entries):
+        if not isinstance(entry, str) or not entry.strip():
+            raise UserError(f"entry {i + 1} of the {what} {path!r} is {entry!r}; write one a line, none left blank.")
+    return tuple(entry.strip() for entry in entries)
+
+
+def _json(text: str, path: str, what: str) -> list:
+    try:
+        entries = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"the {what} {path!r} are no JSON ({e}); write a list of strings.") from e
+    if not isinstance(entries, list):
+        raise UserError(f"the {what} {path!r} hold a JSON {type(entries).__name__}; write a list of strings.")
+    return entries
