@@ -33,6 +33,16 @@ class Classify(PerExample):
 
     def fit_model(self, model: nn.Module, info: Any) -> nn.Module:
         """A head with one output per class of the data."""
+        if not hasattr(model, "num_classes"):
+            raise UserError(
+                f"objective='classify' trains image models, and {type(model).__name__} embeds images and texts; take "
+                "objective='contrast' (or 'coca'), or a model such as vit_b16."
+            )
+        if info.num_classes < 2:
+            raise UserError(
+                "the data has captions and no classes, and to classify takes two; set data.text and "
+                "objective='contrast', or take data with classes."
+            )
         return model.clone(num_classes=info.num_classes)
 
     def per_example(

@@ -1,0 +1,56 @@
+"""Contrastive and captioning training from one forward pass (CoCa, Yu et al. 2022, arXiv:2205.01917)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from vit_jax import losses
+from vit_jax.losses import caption
+from vit_jax.objectives.base import Metrics
+from vit_jax.objectives.contrast import Contrast
+from vit_jax.objectives.pairs import CONTRASTIVE, first_caption, mean_of
+from vit_jax.types import Batch, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class CoCa(Contrast):
+    """``contrastive_weight * contrastive + caption_weight * caption`` (section 3.2; equation 3 for the caption).
+
+    The caption loss is the mean over the tokens of the whole batch that are to be predicted: every real one but the
+    first. It is accumulated exactly too.
+
+    Attributes:
+      contrastive_weight: 1 in the paper.
+      caption_weight: 2 in the paper.
+      label_smoothing: of the tokens, in [0, 1).
+      z_loss: see :func:`vit_jax.losses.caption_cross_entropy`.
+    """
+
+    contrastive_weight: float = 1.0
+    caption_weight: float = 2.0
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+    def __post_init__(self) -> None:
+        caption.check(self.label_smoothing, self.z_loss)
+        for name in ("contrastive_weight", "caption_weight"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UserError(f"{name}={getattr(self, name)} is not allowed; give zero or a positive number.")
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        return {CONTRASTIVE: self.contrastive_weight, "caption": self.caption_weight}
+
+    def terms(self, out: Any, batch: Batch, *, train: bool) -> Metrics:
+        """The caption loss; outside training the plain cross-entropy."""
+        if out.hidden is None:
+            raise UserError("objective 'coca' needs a model that writes captions; take coca_vit_b32 for instance.")
+        real = out.real[:, 1:] & jnp.asarray(batch["mask"])[:, None]
+        options: dict[str, Any] = {"label_smoothing": self.label_smoothing, "z_loss": self.z_loss} if train else {}
+        targets = first_caption(batch)[:, 1:]
+        values = losses.caption_cross_entropy(out.hidden[:, :-1], out.vocabulary, targets, real, **options)
+        return {"caption": mean_of(values, real)}
