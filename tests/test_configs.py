@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from vit_jax import config
+from vit_jax.models import ImageModel
 from vit_jax.train.config import TrainConfig
 from vit_jax.train.setup import build
 
@@ -27,19 +28,49 @@ def module(path):
 CASES = [(path, arg) for path in FILES for arg in module(path).ARGS]
 
 
+def small(model, fields):
+    """Fields of an image model that make it tiny."""
+    here = {k: v for k, v in SMALL.items() if getattr(model, k, None) is not None}
+    stride = 1 if getattr(model, "stem", None) is not None else min(model.patch, SIZE // 2)
+    return {**fields, **here, "patch": stride}
+
+
+def shrunk_model(raw):
+    """The same kind of model, tiny."""
+    model = config.parse(config.hints(TrainConfig)["model"], raw)
+    fields = raw if isinstance(raw, dict) else {"name": raw}
+    if isinstance(model, ImageModel):
+        return small(model, fields)
+    text = {k: v for k, v in SMALL.items() if hasattr(model.text_tower, k)}
+    out = {
+        **fields,
+        "image_tower": small(model.image_tower, fields.get("image_tower", {})),
+        "text_tower": {**fields.get("text_tower", {}), **text},
+        "embed_dim": SMALL["width"],
+    }
+    if hasattr(model, "decoder"):
+        out |= {"decoder": {"depth": 1, "heads": 2, "mlp_dim": 32}, "queries": 3, "pool_heads": 2}
+    return out
+
+
 def shrink(raw):
     """The same choices on a tiny model and made-up images."""
-    model = config.parse(config.hints(TrainConfig)["model"], raw["model"])
-    fields = raw["model"] if isinstance(raw["model"], dict) else {"name": raw["model"]}
-    small = {k: v for k, v in SMALL.items() if getattr(model, k, None) is not None}
-    stride = 1 if getattr(model, "stem", None) is not None else min(model.patch, SIZE // 2)
+    text = {"tokenizer": "bytes", "length": 24, "templates": "photo"} if raw["data"].get("text") else None
     optim = {**raw.get("optim", {})}
     if isinstance(optim.get("sam"), str):
         optim["sam"] = re.sub(r"m=\d+", "m=4", optim["sam"])
     return {
         **raw,
-        "model": {**fields, **small, "patch": stride},
-        "data": {**raw["data"], "path": "fake:64x32x4", "val": None, "canvas": SIZE, "holdout": 16, "workers": 1},
+        "model": shrunk_model(raw["model"]),
+        "data": {
+            **raw["data"],
+            "path": "fake:64x32x4",
+            "val": None,
+            "canvas": SIZE,
+            "holdout": 16,
+            "workers": 1,
+            "text": text,
+        },
         "augment": {**raw["augment"], "size": SIZE},
         "optim": optim,
         "mesh": {"replica": 1, "fsdp": 1, "tensor": 1},
@@ -49,7 +80,7 @@ def shrink(raw):
 
 
 def test_they_are_found():
-    assert {"digits", "finetune"} <= {p.stem for p in FILES}
+    assert {"digits", "finetune", "clip", "siglip", "lit", "cloob", "coca"} <= {p.stem for p in FILES}
 
 
 @pytest.mark.parametrize(("path", "arg"), CASES, ids=lambda x: getattr(x, "stem", x) or "plain")

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "vit_jax"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 TIERS = (
     ("types",), ("config",), ("sharding", "metrics"), ("data", "augment", "kernels"), ("layers",), ("models",),
-    ("losses",), ("objectives",), ("optim",), ("checkpoint", "plots"), ("evals", "convert"), ("train",),
+    ("losses",), ("objectives",), ("optim",), ("checkpoint", "plots", "decoding"), ("evals", "convert"), ("train",),
     ("predict", "benchmark", "explain"), ("export",), ("launch",), ("cli",), ("__main__",),
 )  # fmt: skip
 """A module imports from its own package and from tiers to the left, never from a neighbour in its tier."""

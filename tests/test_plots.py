@@ -120,6 +120,35 @@ def test_reliability(one_bin: bool, tmp_path: pathlib.Path, drawn: list[Any], rn
     assert [p.get_height() for p in bottom.patches] == bins.examples[filled].tolist()
 
 
+def test_retrieval(tmp_path: pathlib.Path, drawn: list[Any], rng: np.random.Generator) -> None:
+    gradient = np.broadcast_to(np.linspace(0, 1, 8)[:, None, None], (8, 8, 3))
+    norm = lambda x: (x - [0.4, 0.5, 0.6]) / [0.2, 0.3, 0.5]  # noqa: E731
+    pictures = [norm(rng.random((8, 8, 3)) * 0.98 + 0.01) for _ in range(4)] + [norm(gradient)]
+    own = pictures[4]
+    rows = [
+        ("a $\\frac{1}{2}$ price 狗 " + "long " * 40, 1.0, own, [(own, True), *((p, False) for p in pictures[:3])]),
+        ("", 7.5, pictures[3], [(p, False) for p in pictures[:2]]),  # fewer found, none of them right
+    ]
+    plots.retrieval(rows, tmp_path / "retrieval.png")
+    assert is_picture(tmp_path / "retrieval.png")
+    axes = np.array(drawn[0].axes).reshape(2, 6)
+    texts = [[t.get_text() for t in line[0].texts] for line in axes]
+    assert texts[0][1] == "rank 1" and texts[1] == ["(no words)", "rank 7.5"]
+    assert texts[0][0].startswith("a $\\frac{1}{2}$ price") and texts[0][0].endswith("…") and len(texts[0][0]) == 140
+    framed = [[bool(ax.spines["top"].get_visible()) for ax in line] for line in axes]
+    assert framed == [[False, False, True, False, False, False], [False] * 6]
+    assert [len(ax.images) for ax in axes.ravel()] == [0, 1, 1, 1, 1, 1, 0, 1, 1, 1, 0, 0]
+    np.testing.assert_allclose(axes[0, 1].images[0].get_array(), gradient, atol=1e-6)  # whatever the normalisation
+    np.testing.assert_array_equal(axes[0, 2].images[0].get_array(), axes[0, 1].images[0].get_array())
+
+
+def test_pictures_of_one_colour_or_nan_can_be_shown() -> None:
+    assert (plots._displayable(np.full((2, 3, 3, 3), 7.0)) == 0).all()
+    broken = np.full((1, 2, 2, 3), np.nan)
+    broken[0, 0, 0] = 1
+    np.testing.assert_array_equal(plots._displayable(broken)[0, :, :, 0], [[1, 0], [0, 0]])
+
+
 def test_importing_costs_no_matplotlib() -> None:
     code = "import sys, vit_jax.plots; sys.exit('matplotlib' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -12,7 +12,11 @@ from PIL import Image
 
 from vit_jax import convert, models
 from vit_jax.checkpoint import Checkpoints
-from vit_jax.predict import Predictor, expand
+from vit_jax.convert.text import to_meta
+from vit_jax.data.text import Encoder
+from vit_jax.data.tokenizer import open_tokenizer
+from vit_jax.decoding import Beam, Greedy, Nucleus
+from vit_jax.predict import ImageText, Predictor, expand, load
 from vit_jax.types import UserError
 
 NAMES = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu")
@@ -144,3 +148,151 @@ def test_folders_become_their_images(images):
 def test_no_checkpoint(tmp_path):
     with pytest.raises(UserError, match="no checkpoint in"):
         Predictor.load(tmp_path)
+
+
+# --- images and texts ---
+
+LENGTH = 12
+CODEC = Encoder(open_tokenizer("bytes"), LENGTH)
+TEXTS = ["a cat", "two dogs", "", "a very long sentence that is cut", "tree"]
+TOWERS = {
+    "image_tower": {"name": "vit", **FIELDS, "num_classes": 0},
+    "text_tower": {"width": 16, "depth": 1, "heads": 2, "mlp_dim": 32, "pool": "cls"},
+    "embed_dim": 16,
+}
+TRAINED = {
+    "coca": ({"name": "coca", **TOWERS, "decoder": {"depth": 1, "heads": 2, "mlp_dim": 32}, "queries": 3,
+              "pool_heads": 2}, {"name": "coca"}),
+    "siglip": ({"name": "two_tower", **TOWERS, "temperature": 5.0, "bias": -0.5},
+               {"name": "contrast", "loss": "sigmoid"}),
+}  # fmt: skip
+FITTED = {"vocab_size": 259, "length": LENGTH, "end_id": 2, "pad_id": 0}
+
+
+def create(kind):
+    fields = dict(TRAINED[kind][0])
+    fields["text_tower"] = fields["text_tower"] | FITTED
+    return models.create(fields.pop("name"), **fields)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Kind -> (workdir, parameters) of an image-text model; its own data and tokenizer files are nowhere."""
+    root, out = tmp_path_factory.mktemp("pairs"), {}
+    for kind, (fields, objective) in TRAINED.items():
+        rng, model = np.random.default_rng(3), create(kind)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), *model.inputs(8))
+
+        def one(path, s, rng=rng):
+            name = jax.tree_util.keystr(path)
+            if name.startswith("['logit"):
+                return jnp.float32(1.2 if "scale" in name else -0.7)
+            return jnp.asarray(("scale" in name) + rng.normal(size=s.shape, scale=0.3), s.dtype)
+
+        params = jax.tree_util.tree_map_with_path(one, nn.unbox(shapes["params"]))
+        text = {"tokenizer": "json:/gone/tokenizer.json", "templates": "/gone/templates.txt", "length": LENGTH}
+        config = raw("softmax") | {"model": fields, "objective": objective}
+        config["data"] = {**config["data"], "text": text}
+        checkpoints = Checkpoints(root / kind)
+        checkpoints.save(1, {"params": params}, {"config": config, "class_names": [], "tokenizer": to_meta(CODEC)}, {})
+        checkpoints.close()
+        out[kind] = root / kind, params
+    return out
+
+
+def embeddings(kind, params, files):
+    """Of the images and of TEXTS by hand."""
+    pixels = np.stack([np.asarray(Image.open(f), np.float64) / 255 for f in files])
+    x = jnp.asarray((pixels - (0.485, 0.456, 0.406)) / np.array((0.229, 0.224, 0.225)), jnp.float32)
+    out = jax.jit(create(kind).apply)({"params": params}, x, jnp.asarray(CODEC(TEXTS)))
+    return np.asarray(out.image, np.float64), np.asarray(out.text, np.float64), float(out.scale), float(out.bias)
+
+
+@pytest.mark.parametrize("kind", ["coca", "siglip"])
+def test_texts_are_ranked_as_by_hand(pairs, images, kind, caplog):
+    workdir, params = pairs[kind]
+    files, model = expand([str(images)]), load(workdir)
+    assert isinstance(model, ImageText) and model.encoder == CODEC
+    image, text, scale, bias = embeddings(kind, params, files)
+    logits = scale * image @ text.T + bias
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True) if kind == "coca" else 1 / (1 + np.exp(-logits))
+    rows = list(model.rank([*files, "/no/x.png"], TEXTS, top=3))
+    assert "cannot be read" in rows.pop()["error"]
+    for row, file, expected in zip(rows, files, p, strict=True):
+        best = np.argsort(-expected)[:3]
+        assert row["path"] == file and [r["text"] for r in row["predictions"]] == [TEXTS[i] for i in best]
+        np.testing.assert_allclose([r["probability"] for r in row["predictions"]], expected[best], rtol=1e-4)
+    assert np.ptp(p) > 0.05 and (bias != 0) == (kind == "siglip")
+    assert [r.getMessage() for r in caplog.records] == ["1 of 5 texts are longer than 12 tokens and were cut."]
+    canvases = np.stack([model.image(f) for f in files])
+    np.testing.assert_allclose(model.embed(canvases), image, atol=1e-5)
+    np.testing.assert_allclose(model.embed_texts(TEXTS), text, atol=1e-5)
+    assert model.embed_texts([]).shape == (0, 16)
+
+
+def test_more_texts_than_a_batch(pairs):
+    model = load(pairs["siglip"][0])
+    texts = [f"text {i}" for i in range(37)]
+    many = model.embed_texts(texts)
+    np.testing.assert_allclose(many[[0, 35, 36]], model.embed_texts([texts[i] for i in (0, 35, 36)]), atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(many, axis=1), 1, rtol=1e-5)
+
+
+def test_captions_of_files(pairs, images, tmp_path):
+    workdir, params = pairs["coca"]
+    (tmp_path / "torn.png").write_bytes(b"no image")
+    files = [str(tmp_path / "torn.png"), *expand([str(images)])]
+    model = load(workdir)
+    torn, *rows = model.captions(files, Greedy())
+    assert "torn.png is unreadable" in torn["error"] and "caption" not in torn
+    coca = create("coca")
+    canvases = jnp.asarray(np.stack([model.image(f) for f in files[1:]]))
+    memory = coca.apply({"params": params}, model.prepared(canvases), method="encode")[1]
+    text = np.zeros((5, LENGTH), np.int32)
+    text[:, 0], total = 1, np.zeros(5)
+    logits = jax.jit(lambda text: coca.apply({"params": params}, text, memory, method="caption_logits"))
+    for at in range(1, LENGTH):
+        z = np.array(logits(text)[:, at - 1], np.float64)
+        z[:, [0, 1]] = -np.inf
+        z -= np.logaddexp.reduce(z, axis=1, keepdims=True)
+        going = ~(text[:, :at] == 2).any(1)
+        text[:, at] = np.where(going, z.argmax(1), 0)
+        total += np.where(going, z.max(1), 0)
+    assert [row["caption"] for row in rows] == [CODEC.decode(t) for t in text]
+    np.testing.assert_allclose([row["log_p"] for row in rows], total, rtol=1e-4)
+
+
+def test_a_drawn_caption_does_not_depend_on_the_batch(pairs, images, monkeypatch):
+    files, model = expand([str(images)]), load(pairs["coca"][0])
+    whole = list(model.captions(files, Nucleus(1.0, seed=4)))
+    rows = model.rows
+    monkeypatch.setattr(ImageText, "rows", lambda self, paths, run: rows(paths, run, 2))
+    assert [r["caption"] for r in model.captions(files, Nucleus(1.0, seed=4))] == [r["caption"] for r in whole]
+    assert len({r["caption"] for r in whole}) > 1
+
+
+def test_the_wrong_question_is_one_sentence(pairs, folders, images, tmp_path):
+    classifier, clip, file = load(folders / "softmax"), load(pairs["siglip"][0]), str(images / "a.png")
+    assert isinstance(classifier, Predictor)
+    for ask, text in (
+        (lambda: classifier.captions([file], Greedy()), "a classifier writes no captions; leave out --captions, or"),
+        (lambda: classifier.rank([file], ["a cat"]), "a classifier knows its own classes only; leave out --text, or"),
+        (lambda: clip([file]), "an image-text model has no classes of its own; name them: --text 'a cat' 'a dog'"),
+        (lambda: list(clip.captions([file], Beam(2))), "a TwoTower has no caption decoder; captions need a CoCa"),
+        (lambda: Predictor.load(pairs["siglip"][0]), "siglip is an image-text model, but a classifier is needed"),
+        (lambda: ImageText.load(folders / "softmax"), "softmax is a classifier, but an image-text model is needed"),
+    ):
+        with pytest.raises(UserError, match=text):
+            ask()
+    mute = ImageText(clip.config, clip.model, clip.params, None)
+    with pytest.raises(UserError, match="these weights came without a tokenizer"):
+        mute.rank([file], ["a cat"])
+
+
+def test_features_of_a_classifier(folders, images, params):
+    model = load(folders / "softmax")
+    canvas = model.image(images / "a.png")[None]
+    pooled = model.embed(canvas)
+    logits = pooled @ np.asarray(params["head"]["kernel"]) + np.asarray(params["head"]["bias"])
+    p = np.exp(logits) / np.exp(logits).sum()
+    np.testing.assert_allclose(p, model.probabilities(canvas), rtol=1e-4)

@@ -63,7 +63,7 @@ def checksums(tree: Any) -> dict[str, int]:
 
 def sign(metric: str) -> float:
     """1 where more is better, -1 where less is: a loss or a calibration error."""
-    return -1.0 if metric.endswith(("loss", "ece")) else 1.0
+    return -1.0 if metric.endswith(("loss", "ece", "rank")) else 1.0
 
 
 class Checkpoints:

@@ -1,4 +1,6 @@
-"""Pictures of a run: learning curves, confusions, reliability. Figures are values; pyplot's global state is untouched.
+"""Pictures of a run: learning curves, confusions, reliability, retrieval.
+
+Figures are values; pyplot's global state is untouched.
 
 matplotlib is imported where a figure is made: it costs more than the rest of the package.
 """
@@ -6,6 +8,7 @@ matplotlib is imported where a figure is made: it costs more than the rest of th
 from __future__ import annotations
 
 import os
+import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -199,6 +202,43 @@ def reliability(bins: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], pat
     bottom.set_ylim(bottom=0.7)
     _dress(bottom, "", "examples", "confidence")
     _save(figure, path)
+
+
+def retrieval(rows: Sequence[tuple[str, float, np.ndarray, Sequence[tuple[np.ndarray, bool]]]], path: Path) -> None:
+    """Contact sheet: a caption per row, the image it describes, then the images found for it, the right one framed.
+
+    Args:
+      rows: caption, rank of its image, that image float[H,W,3], and the nearest images, best first, with whether each
+        is the right one. Pixels may be normalised in any way: each channel's range over the whole sheet becomes black
+        to full.
+      path: the file to write.
+    """
+    columns = max(len(found) for *_, found in rows)
+    pictures = np.stack([x for *_, own, found in rows for x in (own, *(image for image, _ in found))])
+    shown = iter(_displayable(pictures))
+    figure = _figure(3.0 + 1.25 * (columns + 1), 0.6 + 1.35 * len(rows))
+    axes = figure.subplots(len(rows), columns + 2, squeeze=False, width_ratios=(2.2, *[1] * (columns + 1)))
+    heads = ("caption", "its image", *(f"found {i}" for i in range(1, columns + 1)))
+    for ax, head in zip(axes[0], heads, strict=True):
+        ax.set_title(head, fontsize=9, color=GREY, loc="left" if head == "caption" else "center")
+    for line, (caption, place, _, found) in zip(axes, rows, strict=True):
+        for ax in line:
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
+        words = "\n".join(textwrap.wrap(_short(caption, 140), 28)) or "(no words)"
+        line[0].text(0, 0.95, words, va="top", fontsize=9, color=INK, parse_math=False, transform=line[0].transAxes)
+        line[0].text(0, 0.02, f"rank {place:g}", fontsize=8.5, color=GREY, transform=line[0].transAxes)
+        for ax, right in zip(line[1:], (False, *(right for _, right in found)), strict=False):
+            ax.imshow(next(shown))
+            ax.spines[:].set(visible=right, color=VAL, linewidth=3)
+    _save(figure, path)
+
+
+def _displayable(images: np.ndarray) -> np.ndarray:
+    """float[N,H,W,3] -> float32 in [0, 1], each channel scaled by its range over all images; NaN is black."""
+    images = np.nan_to_num(np.asarray(images, np.float32))
+    low, high = images.min((0, 1, 2)), images.max((0, 1, 2))
+    return (images - low) / np.where(high > low, high - low, 1)
 
 
 def _figure(width: float, height: float) -> Figure:

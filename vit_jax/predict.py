@@ -1,61 +1,70 @@
-"""A checkpoint as a function from image files to class names; needs none of the data it was trained on."""
+"""A checkpoint as a function of image files; it needs none of the data it was trained on.
+
+:func:`load` tells what a checkpoint is: a :class:`Predictor` knows classes, an :class:`ImageText` model compares images
+with texts and, if it has a decoder, writes captions. Each says what to ask instead where it has no answer.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import convert
+from vit_jax import convert, losses
 from vit_jax.config import parse
 from vit_jax.convert import native
 from vit_jax.data.decode import decode
 from vit_jax.data.sources.folder import IMAGE_SUFFIXES
+from vit_jax.data.text import Encoder
+from vit_jax.decoding import Decoder, generate, special_ids
 from vit_jax.losses import PROBABILITIES
-from vit_jax.models import ImageModel
+from vit_jax.models import TwoTower
 from vit_jax.train.config import TrainConfig
 from vit_jax.types import Params, UserError
 
+log = logging.getLogger(__name__)
+
+BATCH = 32
+"""Images, or texts, that go through the model together."""
+Row = dict[str, Any]
+
 
 @dataclasses.dataclass(frozen=True)
-class Predictor:
-    """A trained classifier with its preprocessing.
+class Trained:
+    """A model with its parameters and preprocessing.
 
     Attributes:
       config: of the training run.
       model: unbound module.
       params: its parameters.
-      class_names: of its outputs.
-      source: where it comes from (the checkpoint and its provenance), for the record.
     """
 
     config: TrainConfig
-    model: ImageModel
+    model: Any
     params: Params
-    class_names: tuple[str, ...]
-    source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def load(cls, path: str | pathlib.Path) -> Predictor:
-        """From a workdir (its newest checkpoint), one checkpoint's folder, or weights of any format and place.
+    def load(cls, path: str | pathlib.Path) -> Self:
+        """As :func:`load`, of this kind.
 
         Raises:
-          UserError: there is no readable checkpoint.
+          UserError: there is no readable checkpoint; it is of the other kind.
         """
-        with convert.load(path) as found:
-            config = parse(TrainConfig, native.run_config(found))
-            params = found.tree(jnp.asarray)
-        source = {"checkpoint": found.source, **found.provenance}
-        return cls(config, found.model, params, found.class_names, source)
+        found = load(path)
+        if not isinstance(found, cls):
+            kinds = {Predictor: "a classifier", ImageText: "an image-text model"}
+            raise UserError(f"{path} is {kinds[type(found)]}, but {kinds.get(cls, 'another kind')} is needed.")
+        return found
 
     def image(self, source: str | pathlib.Path | bytes | np.ndarray) -> np.ndarray:
-        """A file, encoded bytes or uint8[H,W,C] -> the uint8 canvas that :meth:`probabilities` takes.
+        """A file, encoded bytes or uint8[H,W,C] -> the uint8 canvas that the other methods take.
 
         Raises:
           UserError: it is no readable image.
@@ -68,6 +77,78 @@ class Predictor:
                 raise UserError(f"{name} cannot be read ({e.strerror}).") from e
         return decode({"image": source, "label": 0, "name": name}, self.config.data.canvas, "center")[0]
 
+    def prepared(self, images: jax.Array) -> jax.Array:
+        """uint8[B,S,S,3] -> float32[B,H,W,3] as the model takes it; traceable."""
+        return self.config.augment.eval_fn()({"image": images})["image"]
+
+    def apply(self, params: Params, *inputs: Any, **options: Any) -> Any:
+        """The model as a function of its parameters."""
+        return self.model.apply({"params": params}, *inputs, **options)
+
+    def embed(self, canvases: np.ndarray) -> np.ndarray:
+        """uint8[B,S,S,3] -> float32[B,E]: embeddings of unit length, or the pooled features of a classifier."""
+        return np.asarray(self._embed(self.params, canvases))
+
+    @functools.cached_property
+    def _embed(self) -> Callable[[Params, Any], jax.Array]:
+        def run(params: Params, images: jax.Array) -> jax.Array:
+            if isinstance(self.model, TwoTower):
+                return self.apply(params, self.prepared(images), method="embed_image")
+            return self.apply(params, self.prepared(images), method="features").pooled
+
+        return jax.jit(run)
+
+    def rows(
+        self, paths: Sequence[str], run: Callable[[np.ndarray, np.ndarray], Iterable[Row]], batch_size: int = BATCH
+    ) -> Iterator[Row]:
+        """``{"path": ...}`` of every file with what ``run`` finds; ``{"path", "error"}`` where it is unreadable.
+
+        Args:
+          paths: image files.
+          run: canvases uint8[B,S,S,3] and int32[B], which of ``paths`` they are -> a row for each; always of one size,
+            so that it is compiled once: the last are filled up.
+          batch_size: images at a time.
+        """
+        for first in range(0, len(paths), batch_size):
+            rows: list[Row] = []
+            canvases, index = [], []
+            for i, path in enumerate(paths[first : first + batch_size], first):
+                rows.append({"path": path})
+                try:
+                    canvases.append(self.image(path))
+                    index.append(i)
+                except UserError as e:
+                    rows[-1]["error"] = str(e)
+            size = batch_size if len(paths) > batch_size else len(canvases)
+            found = iter(run(_filled(canvases, size), _filled(index, size)) if canvases else ())
+            for row in rows:
+                yield row if "error" in row else row | next(found)
+
+    def __call__(self, paths: Sequence[str], *, top: int = 5, batch_size: int = BATCH) -> Iterator[Row]:
+        """``{"path", "predictions": [{"class", "probability"}, ...]}`` of every file; ``"error"`` where unreadable."""
+        raise UserError("an image-text model has no classes of its own; name them: --text 'a cat' 'a dog'.")
+
+    def rank(self, paths: Sequence[str], texts: Sequence[str], *, top: int = 5) -> Iterator[Row]:
+        """``{"path", "predictions": [{"text", "probability"}, ...]}`` of every file; ``"error"`` where unreadable."""
+        raise UserError("a classifier knows its own classes only; leave out --text, or take an image-text model.")
+
+    def captions(self, paths: Sequence[str], decoder: Decoder) -> Iterator[Row]:
+        """``{"path", "caption", "log_p"}`` of every file; ``"error"`` where unreadable."""
+        raise UserError("a classifier writes no captions; leave out --captions, or take a CoCa such as coca_vit_b32.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor(Trained):
+    """A trained classifier with its preprocessing.
+
+    Attributes:
+      class_names: of its outputs.
+      source: where it comes from (the checkpoint and its provenance), for the record.
+    """
+
+    class_names: tuple[str, ...]
+    source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
     def probabilities(self, canvases: np.ndarray) -> np.ndarray:
         """uint8[B,S,S,3] -> float32[B,C]; the pooled features float32[B,D] of a model without a head."""
         return np.asarray(self._compiled(self.params, canvases))
@@ -78,34 +159,105 @@ class Predictor:
 
     def forward(self, params: Params, images: jax.Array) -> jax.Array:
         """What :meth:`probabilities` computes, preprocessing included: pure, traceable, for a batch of any size."""
-        prepared = self.config.augment.eval_fn()({"image": images})["image"]
-        outputs: Any = self.model.apply({"params": params}, prepared)
-        outputs = outputs.astype(jnp.float32)
+        outputs = self.apply(params, self.prepared(images)).astype(jnp.float32)
         return PROBABILITIES[self.config.objective.link](outputs) if self.model.num_classes else outputs
 
-    def __call__(self, paths: Sequence[str], *, top: int = 5, batch_size: int = 32) -> Iterator[dict[str, Any]]:
-        """``{"path", "predictions": [{"class", "probability"}, ...]}`` of every file; ``"error"`` where unreadable."""
-        for first in range(0, len(paths), batch_size):
-            part = paths[first : first + batch_size]
-            canvases, rows = [], []
-            for path in part:
-                try:
-                    canvases.append(self.image(path))
-                    rows.append({"path": path, "predictions": None})
-                except UserError as e:
-                    rows.append({"path": path, "error": str(e)})
-            found = iter(self._ranked(canvases, top, batch_size if len(paths) > batch_size else len(canvases)))
-            for row in rows:
-                yield row if "error" in row else row | {"predictions": next(found)}
+    def __call__(self, paths: Sequence[str], *, top: int = 5, batch_size: int = BATCH) -> Iterator[Row]:
+        def run(canvases: np.ndarray, _: np.ndarray) -> Iterator[Row]:
+            return _best(self.probabilities(canvases), "class", self.class_names, top)
 
-    def _ranked(self, canvases: Sequence[np.ndarray], top: int, rows: int) -> Iterable[list[Mapping[str, Any]]]:
-        if not canvases:
-            return
-        padded = np.zeros((rows, *canvases[0].shape), np.uint8)  # one shape, one compilation
-        padded[: len(canvases)] = canvases
-        for p in self.probabilities(padded)[: len(canvases)]:
-            best = np.argsort(-p, kind="stable")[: max(1, top)]
-            yield [{"class": self.class_names[i], "probability": float(p[i])} for i in best]
+        return self.rows(paths, run, batch_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageText(Trained):
+    """A trained image-text model with its preprocessing.
+
+    Attributes:
+      encoder: from texts to tokens and back; None where the weights came without a tokenizer.
+      source: where it comes from (the checkpoint and its provenance), for the record.
+    """
+
+    encoder: Encoder | None
+    source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def codec(self) -> Encoder:
+        """The encoder.
+
+        Raises:
+          UserError: there is none.
+        """
+        if self.encoder is None:
+            raise UserError("these weights came without a tokenizer, so texts cannot be read; put it beside them.")
+        return self.encoder
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """float32[len(texts), E] of unit length; a warning says how many did not fit the context and were cut."""
+        tokens = self.codec(texts)
+        if cut := self.codec.truncated(texts):
+            log.warning("%d of %d texts are longer than %d tokens and were cut.", cut, len(texts), self.codec.length)
+        size = min(len(tokens), BATCH)
+        parts = [tokens[i : i + size] for i in range(0, len(tokens), size or 1)]
+        found = [np.asarray(self._embed_texts(self.params, _filled(part, size)))[: len(part)] for part in parts]
+        return np.concatenate([np.zeros((0, self.model.embed_dim), np.float32), *found])
+
+    @functools.cached_property
+    def _embed_texts(self) -> Callable[[Params, Any], jax.Array]:
+        return jax.jit(functools.partial(self.apply, method="embed_text"))
+
+    def probabilities(self, image: np.ndarray, text: np.ndarray) -> np.ndarray:
+        """Embeddings float32[B,E] and float32[N,E] -> float64[B,N].
+
+        Softmax over the texts, or, of a model trained with the sigmoid loss, of each text by itself.
+        """
+        scale, bias = (float(x) for x in self.apply(self.params, method="scalars"))
+        logits = scale * (image.astype(np.float64) @ text.astype(np.float64).T) + bias
+        if isinstance(self.config.objective.loss, losses.Sigmoid):
+            return np.exp(-np.logaddexp(0.0, -logits))
+        logits -= logits.max(axis=1, keepdims=True)
+        return np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+
+    def rank(self, paths: Sequence[str], texts: Sequence[str], *, top: int = 5) -> Iterator[Row]:
+        embedded = self.embed_texts(texts)
+
+        def run(canvases: np.ndarray, _: np.ndarray) -> Iterator[Row]:
+            return _best(self.probabilities(self.embed(canvases), embedded), "text", texts, top)
+
+        return self.rows(paths, run)
+
+    def captions(self, paths: Sequence[str], decoder: Decoder) -> Iterator[Row]:
+        codec = self.codec
+        ids = special_ids(codec.tokenizer)
+
+        @jax.jit
+        def write(params: Params, images: jax.Array, index: jax.Array) -> Any:
+            prepared = self.prepared(images)
+            return generate(self.apply, params, prepared, **ids, length=codec.length, decoder=decoder, rows=index)
+
+        def run(canvases: np.ndarray, index: np.ndarray) -> Iterator[Row]:
+            found = jax.device_get(write(self.params, canvases, index))
+            for tokens, log_p in zip(found.tokens, found.log_p, strict=True):
+                yield {"caption": codec.decode(tokens), "log_p": float(log_p)}
+
+        return self.rows(paths, run)
+
+
+def load(path: str | pathlib.Path) -> Predictor | ImageText:
+    """From a workdir (its newest checkpoint), one checkpoint's folder, or weights of any format and place.
+
+    Raises:
+      UserError: there is no readable checkpoint.
+    """
+    with convert.load(path) as found:
+        raw = native.run_config(found)
+        raw["data"] = {**raw["data"], "text": None}  # the tokenizer is in the checkpoint; its files may be gone
+        config = parse(TrainConfig, raw)
+        params = found.tree(jnp.asarray)
+    source = {"checkpoint": found.source, **found.provenance}
+    if isinstance(found.model, TwoTower):
+        return ImageText(config, found.model, params, found.encoder, source)
+    return Predictor(config, found.model, params, found.class_names, source)
 
 
 def expand(paths: Iterable[str]) -> list[str]:
@@ -125,3 +277,17 @@ def expand(paths: Iterable[str]) -> list[str]:
                 raise UserError(f"the folder {str(path)!r} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).")
         files += map(str, found)
     return files
+
+
+def _filled(items: Sequence[Any] | np.ndarray, size: int) -> np.ndarray:
+    """The items as one array, filled up with zeros to ``size``: one shape, one compilation."""
+    array = np.asarray(items)
+    array = array.astype(np.int32) if array.dtype == np.int64 else array
+    return np.concatenate([array, np.zeros((size - len(array), *array.shape[1:]), array.dtype)])
+
+
+def _best(probabilities: np.ndarray, what: str, names: Sequence[str], top: int) -> Iterator[Row]:
+    """The ``top`` of each row, the first of equal ones first."""
+    for p in probabilities:
+        best = np.argsort(-p, kind="stable")[: max(1, top)]
+        yield {"predictions": [{what: names[i], "probability": float(p[i])} for i in best]}

@@ -6,12 +6,19 @@ import dataclasses
 import pathlib
 from collections.abc import Iterator
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
+from vit_jax import models
+from vit_jax.checkpoint import Checkpoints
 from vit_jax.cli import main
+from vit_jax.convert.text import to_meta
+from vit_jax.data.text import Encoder
+from vit_jax.data.tokenizer import open_tokenizer
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -62,3 +69,34 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     config.write_text(CONFIG.replace("{images}", str(images)))
     assert main(["train", "--config", str(config), "--workdir", str(root / "run")]) == 0
     return Run(images, config, root / "run")
+
+
+@pytest.fixture(scope="session")
+def coca(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The workdir of a tiny CoCa of random parameters, for images of 8 x 8 and bytes."""
+    root = tmp_path_factory.mktemp("coca")
+    tower = {"width": 16, "depth": 1, "heads": 2, "mlp_dim": 32}
+    codec = Encoder(open_tokenizer("bytes"), 10)
+    fields = {
+        "image_tower": {"name": "vit", "patch": 4, "num_classes": 0, **tower},
+        "text_tower": {"vocab_size": 259, "length": 10, "end_id": 2, "pool": "cls", **tower},
+        "decoder": {"depth": 1, "heads": 2, "mlp_dim": 32},
+        "embed_dim": 16, "queries": 3, "pool_heads": 2,
+    }  # fmt: skip
+    model = models.create("coca", **fields)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *model.inputs(8))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda s: jnp.asarray(rng.normal(scale=0.3, size=s.shape), s.dtype), nn.unbox(shapes["params"])
+    )
+    config = {
+        "model": {"name": "coca", **fields},
+        "data": {"path": "csv:/gone.csv", "canvas": 8, "text": {"tokenizer": "bytes", "length": 10}},
+        "augment": {"size": 8},
+        "objective": {"name": "coca"},
+    }
+    checkpoints = Checkpoints(root)
+    meta = {"config": config, "class_names": [], "tokenizer": to_meta(codec)}
+    checkpoints.save(1, {"params": params}, meta, {})
+    checkpoints.close()
+    return root

@@ -1,6 +1,8 @@
-"""``predict``: class names of images, on the terminal and as JSON."""
+"""``predict``: class names, captions or ranked texts of images, on the terminal and as JSON."""
 
 import json
+
+import pytest
 
 from vit_jax.cli import main
 
@@ -27,3 +29,41 @@ def test_an_unreadable_file_fails_and_the_others_go_on(run, tmp_path, capsys):
     bad, good = json.loads(capsys.readouterr().out)
     assert "torn.png is unreadable or truncated" in bad["error"]
     assert len(good["predictions"]) == 1
+
+
+def test_texts_and_captions(run, coca, tmp_path, capsys):
+    image = str(run.images / "ant" / "0.png")
+    argv = ["predict", "--workdir", str(coca), "--json", str(tmp_path / "x.json"), image]
+    assert main([*argv, "--text", "a cat", "a dog", "a cat that is cut"]) == 0
+    (row,) = json.loads((tmp_path / "x.json").read_text())
+    assert {p["text"] for p in row["predictions"]} == {"a cat", "a dog", "a cat that is cut"}
+    assert abs(sum(p["probability"] for p in row["predictions"]) - 1) < 1e-6
+    best = row["predictions"][0]
+    assert capsys.readouterr().out.startswith(f"{image}: {best['text']} {best['probability']:.1%}  ")
+    assert main([*argv, "--captions", "--decoder", "beam(2)"]) == 0
+    (row,) = json.loads((tmp_path / "x.json").read_text())
+    assert set(row) == {"path", "caption", "log_p"} and row["log_p"] < 0
+    assert capsys.readouterr().out == f"{image}: {row['caption']}\n"
+
+
+@pytest.mark.parametrize(
+    ("which", "argv", "status", "text"),
+    [
+        ("coca", [], 1, "an image-text model has no classes of its own; name them: --text 'a cat' 'a dog'."),
+        ("run", ["--captions"], 1, "a classifier writes no captions; leave out --captions, or take a CoCa"),
+        ("run", ["--text", "a cat"], 1, "a classifier knows its own classes only; leave out --text"),
+        ("coca", ["--decoder", "beam(2)"], 2, "--decoder beam(2) says how captions are written; add --captions."),
+        ("coca", ["--captions", "--decoder", "bean"], 2, "'bean'; did you mean 'beam'"),
+    ],
+)
+def test_the_wrong_question_is_one_sentence(run, coca, capsys, which, argv, status, text):
+    workdir = {"coca": coca, "run": run.workdir}[which]
+    assert main(["predict", "--workdir", str(workdir), str(run.images / "ant" / "0.png"), *argv]) == status
+    out, err = capsys.readouterr()
+    assert text in err and err.count("\n") == 1 and out == ""
+
+
+def test_texts_or_captions(capsys):
+    with pytest.raises(SystemExit) as e:
+        main(["predict", "--workdir", "w", "x.png", "--captions", "--text", "a cat"])
+    assert e.value.code == 2 and "not allowed with argument" in capsys.readouterr().err

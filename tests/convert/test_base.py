@@ -13,8 +13,13 @@ from vit_jax.convert.base import Preprocess, Pretrained
 from vit_jax.convert.tensors import Tensor
 from vit_jax.types import UsageError, UserError
 
+IMAGES = [n for n in models.IMAGE_MODELS if n not in ("vit", "mixer")]
+PAIRS = [n for n in models.MODELS if n not in models.IMAGE_MODELS and n not in ("two_tower", "coca")]
+TINY = {"name": "vit", "patch": 4, "width": 16, "depth": 1, "heads": 2, "mlp_dim": 8, "num_classes": 0}
+TEXTS = {"vocab_size": 11, "length": 5, "width": 16, "depth": 1, "heads": 2, "mlp_dim": 8}
 
-@pytest.mark.parametrize("name", [n for n in models.MODELS if n not in ("vit", "mixer")])
+
+@pytest.mark.parametrize("name", IMAGES)
 def test_every_model_is_described_by_what_differs(name):
     model = models.create(name, num_classes=21)
     fields = base.describe(model)
@@ -23,6 +28,51 @@ def test_every_model_is_described_by_what_differs(name):
     fields = base.describe(changed)
     assert fields.pop("num_classes") == 21 and fields.pop("activation") == "relu" and fields.pop("dtype") == "bfloat16"
     assert base.build({**base.describe(changed)}) == changed
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_models_of_images_and_texts(name):
+    model = models.create(name)
+    assert base.describe(model) == {"name": name} and base.build({"name": name}) == model
+    fields = {"image_tower": {"activation": "relu"}, "text_tower": {"dropout": 0.5}}
+    changed = models.create(name, **fields)
+    found = base.describe(changed)
+    assert found == {"name": name, **fields} and base.build(found) == changed
+    assert base.classes(model) == 0 and base.classes(models.create("vit_b16", num_classes=3)) == 3
+
+
+def test_pairs_of_no_published_size():
+    for fields in (
+        {"name": "two_tower", "image_tower": TINY, "text_tower": TEXTS, "embed_dim": 16, "bias": -2.0},
+        {"name": "two_tower", "image_tower": {"name": "mixer_b16", "num_classes": 0}, "text_tower": {}},
+        {"name": "coca", "image_tower": TINY, "text_tower": TEXTS | {"pool": "cls"}, "decoder": {"heads": 4}},
+    ):
+        model = base.build(fields)
+        found = base.describe(model)
+        assert found["name"] == fields["name"] and base.build(found) == model
+    assert base.describe(base.build(fields))["decoder"] == {"heads": 4}
+
+
+def test_what_the_user_says_of_towers_wins():
+    found = {"name": "two_tower", "image_tower": TINY, "text_tower": TEXTS, "embed_dim": 16, "bias": -2.0}
+    said = base.build(found, "two_tower(image_tower={'heads': 4}, text_tower={'activation': 'quick_gelu'})")
+    image, text = TINY | {"heads": 4}, TEXTS | {"activation": "quick_gelu"}
+    assert said == base.build({**found, "image_tower": image, "text_tower": text})
+    clip = base.build(found, "clip_vit_b32(bias=-1.0)")
+    assert clip == models.create("clip_vit_b32", bias=-1.0, text_tower={"vocab_size": 11, "length": 5, "depth": 1})
+    mixer = base.build(found, "two_tower(image_tower={'name': 'mixer_b16', 'num_classes': 0})")
+    assert mixer.image_tower == models.create("mixer_b16", num_classes=0) and mixer.bias == -2.0
+    with pytest.raises(UsageError, match="--model vit_b16 is a ViT, but the weights are of a TwoTower"):
+        base.build(found, "vit_b16")
+    with pytest.raises(UsageError, match=r"image_tower\.hedas'; did you mean 'heads'"):
+        base.build(found, "two_tower(image_tower={'hedas': 4})")
+
+
+def test_shapes_of_pairs():
+    model = models.create("two_tower", image_tower=TINY, text_tower=TEXTS, embed_dim=6, bias=0.0)
+    shapes = base.shapes(model, 8)
+    assert shapes["logit_scale"] == shapes["logit_bias"] == () and shapes["text_head/kernel"] == (16, 6)
+    assert shapes["text_tower/token/embedding"] == (11, 16) and shapes["image_tower/position/embedding"] == (1, 5, 16)
 
 
 def test_a_model_of_no_published_size():

@@ -277,7 +277,9 @@ def test_what_big_vision_has_not_is_refused(fields, says):
         (["params/MixerBlock_0/LayerNorm_0/bias"], True),
         (["MixerBlock_0/LayerNorm_0/bias"], False),
         (["Transformer/encoder_norm/bias", "Transformer/posembed_input/pos_embedding"], False),
-        (["params/img/Transformer/encoder_norm/bias", "params/txt/x"], False),
+        (["params/img/Transformer/encoder_norm/bias", "params/txt/x"], True),
+        (["params/img/Transformer/encoder_norm/bias"], False),
+        (["img/Transformer/posembed_input/pos_embedding", "img/Transformer/encoder_norm/bias", "txt/x", "t"], False),
         (["blocks.0.norm1.weight"], False),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 from vit_jax import models
 from vit_jax.convert import base, table
 from vit_jax.convert.base import Preprocess, Pretrained
-from vit_jax.convert.flax_read import SIDECAR, about, prefix_of, read, stride, two_towers
+from vit_jax.convert.flax_read import SIDECAR, about, read, stride
 from vit_jax.convert.flax_tree import POSITIONS, Layout, rules
 from vit_jax.convert.tensors import Tensor
 from vit_jax.types import UsageError, UserError
@@ -203,11 +203,3 @@ def test_the_state_of_a_training_is_left_out_and_counted():
     _, notes = table.into(rules(model, LINEN), theirs, shapes, source="file", unused=found.unused)
     (note,) = notes
     assert f"and {len(state) - 3} more are left out (state of the training)" in note
-
-
-@pytest.mark.parametrize("prefix", ["", "params/"])
-def test_image_text_models_are_a_sentence(prefix):
-    names = [f"{prefix}img/Transformer/encoder_norm/bias", f"{prefix}txt/Encoder_0/encoder_norm/bias", f"{prefix}t"]
-    assert two_towers(names) and not two_towers(names[:1]) and prefix_of(names) is None
-    with pytest.raises(UserError, match="image-text model; only models of images alone are converted yet"):
-        read(unread(dict.fromkeys(names, (4,))), {})

@@ -1,48 +1,18 @@
 """The rules against names and shapes written down from the projects' own code, and what is no plain renaming."""
 
 import dataclasses
-import itertools
-import json
-import pathlib
 import re
 
 import numpy as np
 import pytest
 
+from tests.convert.golden_trees import golden, unread
 from vit_jax import models
 from vit_jax.convert import base, big_vision, npz, table
 from vit_jax.convert.flax_tree import POSITIONS, Layout, rules
-from vit_jax.convert.tensors import Tensor
 from vit_jax.types import UserError
 
-GOLDEN = pathlib.Path(__file__).parent / "golden"
 LINEN = Layout(numbers=(0, 1, 0), position=POSITIONS[1], cls_position=False)
-
-
-def expand(pattern):
-    """``"a{0-2}/{b,c}"`` -> all names that it stands for, as a shell would."""
-    parts = re.split(r"\{(.*?)\}", pattern)
-    choices = [[part] if i % 2 == 0 else alternatives(part) for i, part in enumerate(parts)]
-    return ["".join(names) for names in itertools.product(*choices)]
-
-
-def alternatives(text):
-    if match := re.fullmatch(r"(\d+)-(\d+)", text):
-        return [str(i) for i in range(int(match[1]), int(match[2]) + 1)]
-    return text.split(",")
-
-
-def golden(file, name):
-    """Name -> shape."""
-    tree = json.loads((GOLDEN / f"{file}.json").read_text())[name]
-    return {name: tuple(shape) for pattern, shape in tree.items() for name in expand(pattern)}
-
-
-def unread(shapes):
-    """Tensors of these shapes that must not be read."""
-    return {name: Tensor(shape, np.dtype("float32"), lambda: pytest.fail("was read")) for name, shape in shapes.items()}
-
-
 TANH = {"activation": "gelu_tanh"}
 CASES = {
     ("npz_tree", "ViT-B_16, ImageNet-21k"): ("vit_b16", 224, {"num_classes": 21843, "pre_logits": 768}),

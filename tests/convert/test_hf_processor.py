@@ -24,39 +24,39 @@ META = {
 
 
 @pytest.mark.parametrize(
-    ("content", "dino", "size", "want", "notes"),
+    ("content", "family", "size", "want", "notes"),
     [
-        (GOOGLE, False, 224, Preprocess(224), ["squashes"]),
-        ({**GOOGLE, "size": {"height": 384, "width": 384}}, False, 384, Preprocess(384), ["squashes"]),
-        ({**GOOGLE, "feature_extractor_type": "ViTFeatureExtractor"}, True, 224, Preprocess(224), ["squashes"]),
-        ({**GOOGLE, "rescale_factor": 0.00392157}, False, 224, Preprocess(224), ["squashes"]),
-        (META, True, 224, Preprocess(224, 0.875, "bicubic", *IMAGENET), []),
-        (META, True, 518, Preprocess(518, 0.875, "bicubic", *IMAGENET), ["--config.augment.size=224"]),
-        ({**META, "image_processor_type": "BitImageProcessorFast"}, True, 224,
+        (GOOGLE, "vit", 224, Preprocess(224), ["squashes"]),
+        ({**GOOGLE, "size": {"height": 384, "width": 384}}, "vit", 384, Preprocess(384), ["squashes"]),
+        ({**GOOGLE, "feature_extractor_type": "ViTFeatureExtractor"}, "dinov2", 224, Preprocess(224), ["squashes"]),
+        ({**GOOGLE, "rescale_factor": 0.00392157}, "vit", 224, Preprocess(224), ["squashes"]),
+        (META, "dinov2", 224, Preprocess(224, 0.875, "bicubic", *IMAGENET), []),
+        (META, "dinov2", 518, Preprocess(518, 0.875, "bicubic", *IMAGENET), ["--config.augment.size=224"]),
+        ({**META, "image_processor_type": "BitImageProcessorFast"}, "dinov2", 224,
          Preprocess(224, 0.875, "bicubic", *IMAGENET), []),
-        ({"image_processor_type": "DeiTImageProcessor"}, False, 224, Preprocess(224, 0.875, "bicubic"), ["squashes"]),
-        ({"size": 256, "crop_size": 224}, True, 224,
+        ({"image_processor_type": "DeiTImageProcessor"}, "vit", 224, Preprocess(224, 0.875, "bicubic"), ["squashes"]),
+        ({"size": 256, "crop_size": 224}, "dinov2", 224,
          Preprocess(224, 0.875, "bicubic", *(tuple(v) for v in hf_processor.CLIP.values())), []),
-        ({**META, "crop_size": 300}, True, 300, Preprocess(300, 1.0, "bicubic", *IMAGENET), []),
-        ({**META, "do_center_crop": False}, True, 256, Preprocess(256, 1.0, "bicubic", *IMAGENET), []),
-        ({**META, "do_resize": False}, True, 518, Preprocess(518, 0.875, "bicubic", *IMAGENET), ["not resize"]),
-        ({**META, "resample": 1}, True, 224, Preprocess(224, 0.875, "bicubic", *IMAGENET), ["resample=1"]),
-        ({**META, "image_processor_type": "NewImageProcessor"}, True, 224,
+        ({**META, "crop_size": 300}, "dinov2", 300, Preprocess(300, 1.0, "bicubic", *IMAGENET), []),
+        ({**META, "do_center_crop": False}, "dinov2", 256, Preprocess(256, 1.0, "bicubic", *IMAGENET), []),
+        ({**META, "do_resize": False}, "dinov2", 518, Preprocess(518, 0.875, "bicubic", *IMAGENET), ["not resize"]),
+        ({**META, "resample": 1}, "dinov2", 224, Preprocess(224, 0.875, "bicubic", *IMAGENET), ["resample=1"]),
+        ({**META, "image_processor_type": "NewImageProcessor"}, "dinov2", 224,
          Preprocess(224, 0.875, "bicubic", *IMAGENET), ["NewImageProcessor is unknown"]),
-        ({**GOOGLE, "rescale_factor": 1 / 127.5}, False, 224,
+        ({**GOOGLE, "rescale_factor": 1 / 127.5}, "vit", 224,
          Preprocess(224, 1.0, "bilinear", (0.25,) * 3, (0.25,) * 3), ["squashes"]),
-        ({**GOOGLE, "do_rescale": False}, False, 224,
+        ({**GOOGLE, "do_rescale": False}, "vit", 224,
          Preprocess(224, 1.0, "bilinear", (0.5 / 255,) * 3, (0.5 / 255,) * 3), ["squashes"]),
-        ({**GOOGLE, "do_normalize": False}, False, 224, Preprocess(224, 1.0, "bilinear", (0.0,) * 3, (1.0,) * 3),
+        ({**GOOGLE, "do_normalize": False}, "vit", 224, Preprocess(224, 1.0, "bilinear", (0.0,) * 3, (1.0,) * 3),
          ["squashes"]),
-        ({**GOOGLE, "image_mean": 0.25, "resample": None}, False, 224,
+        ({**GOOGLE, "image_mean": 0.25, "resample": None}, "vit", 224,
          Preprocess(224, 1.0, "bilinear", (0.25,) * 3, HALF), ["squashes"]),
-        (None, False, 384, Preprocess(384), ["no preprocessor_config.json"]),
-        (None, True, 518, Preprocess(518, 0.875, "bicubic", *IMAGENET), ["no preprocessor_config.json"]),
+        (None, "vit", 384, Preprocess(384), ["no preprocessor_config.json"]),
+        (None, "dinov2", 518, Preprocess(518, 0.875, "bicubic", *IMAGENET), ["no preprocessor_config.json"]),
     ],
 )  # fmt: skip
-def test_reading(content, dino, size, want, notes):
-    found, noted = hf_processor.read(content, dino, size)
+def test_reading(content, family, size, want, notes):
+    found, noted = hf_processor.read(content, family, size)
     assert found == want
     assert len(noted) == len(notes) and all(part in note for part, note in zip(notes, noted, strict=True)), noted
 
@@ -77,7 +77,7 @@ def test_reading(content, dino, size, want, notes):
 )
 def test_nonsense_is_refused(content, message):
     with pytest.raises(UserError, match=message):
-        hf_processor.read(content, False, 224)
+        hf_processor.read(content, "vit", 224)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_nonsense_is_refused(content, message):
 def test_there_and_back(preprocess):
     content, notes = hf_processor.write(preprocess)
     assert notes == []
-    assert hf_processor.read(json.loads(json.dumps(content)), False, preprocess.size) == (preprocess, [])
+    assert hf_processor.read(json.loads(json.dumps(content)), "vit", preprocess.size) == (preprocess, [])
 
 
 def test_a_crop_between_pixels_is_noted():
@@ -122,8 +122,8 @@ def test_defaults_are_transformers(transformers, kind, size):
     theirs = getattr(transformers, f"{kind}ImageProcessor")(**content)
     image = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
     pixels = theirs(PIL.Image.fromarray(image), return_tensors="np")["pixel_values"]
-    ours, _ = hf_processor.read({**content, "image_processor_type": f"{kind}ImageProcessor"}, False, pixels.shape[-1])
-    notes = hf_processor.read({**content, "image_processor_type": f"{kind}ImageProcessor"}, False, 10)[1]
+    ours, _ = hf_processor.read({**content, "image_processor_type": f"{kind}ImageProcessor"}, "vit", pixels.shape[-1])
+    notes = hf_processor.read({**content, "image_processor_type": f"{kind}ImageProcessor"}, "vit", 10)[1]
     assert f"makes images of {pixels.shape[-1]} px" in notes[0]
     assert any("squashes" in note for note in notes) == (theirs.size.shortest_edge is None)
     assert {2: "bilinear", 3: "bicubic"}[int(theirs.resample)] == ours.interpolation

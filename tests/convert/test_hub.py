@@ -191,7 +191,7 @@ def cached(tmp_path):
 
 def test_a_repository(hub, repo, tmp_path):
     folder = fetch(f"hf://{REPO}")
-    assert names(folder) == ["config.json", "model.safetensors", "preprocessor_config.json"]
+    assert names(folder) == ["config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json"]
     assert folder.is_relative_to(tmp_path / "home" / "hub") and folder.name == commit_of(repo)
     assert value(folder / "model.safetensors") == 1
     before = [r for r in hub.requests if r[0] == "GET"]
@@ -214,7 +214,7 @@ def test_a_file_in_a_folder(hub, repo, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", hub.url + "/")
     path = fetch(f"hf://{REPO}/onnx/model.npz")
     assert path.read_bytes() == b"another" and path.parent.name == "onnx"
-    beside = {"config.json", "preprocessor_config.json", "onnx/preprocessor_config.json"}
+    beside = {"config.json", "preprocessor_config.json", "onnx/preprocessor_config.json", "tokenizer.json"}
     assert set(names(path.parents[1])) == beside | {"onnx/model.npz"}
     assert all("//" not in asked for _, asked in hub.requests)
 

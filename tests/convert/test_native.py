@@ -1,6 +1,7 @@
 """Our own format as a target: a folder that every command takes, bit for bit."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from vit_jax.cli import main
 from vit_jax.convert import base, native
 from vit_jax.convert.base import Preprocess, Pretrained
 from vit_jax.convert.tensors import Tensor
+from vit_jax.data.text import Encoder
+from vit_jax.data.tokenizer import open_tokenizer
 from vit_jax.train.config import TrainConfig
 
 MODEL = models.create(
@@ -62,3 +65,38 @@ def test_commands_take_it(pretrained, tmp_path, capsys, rng):
     assert all(name in printed for name in ("ant", "bee", "cat"))
     assert main(["evaluate", "--workdir", str(tmp_path / "run")]) == 1
     assert "--config.data.path=" in capsys.readouterr().err
+
+
+TOWERS = {
+    "image_tower": {"name": "vit", "num_classes": 0, "patch": 4, "width": 16, "depth": 1, "heads": 2, "mlp_dim": 8},
+    "text_tower": {"vocab_size": 259, "length": 5, "end_id": 2, "width": 16, "depth": 1, "heads": 2, "mlp_dim": 8},
+    "embed_dim": 16,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "objective"),
+    [
+        ("two_tower", {}, {"name": "contrast"}),
+        ("two_tower", {"bias": -10.0}, {"name": "contrast", "loss": "sigmoid"}),
+        ("coca", {}, {"name": "coca"}),
+    ],
+)
+def test_images_and_texts(name, fields, objective, rng, tmp_path):
+    towers = TOWERS | {"text_tower": {**TOWERS["text_tower"], "pool": "cls"}} if name == "coca" else TOWERS
+    model = models.create(name, **towers, **fields)
+    shapes = base.shapes(model, 16)
+    params = {p: Tensor.of(np.asarray(rng.normal(size=s), np.float32)) for p, s in shapes.items()}
+    there = Pretrained(model, params, PREPROCESS, resize="bicubic", encoder=Encoder(open_tokenizer("bytes"), 5))
+    native.save(there, tmp_path / "run")
+    raw = json.loads((tmp_path / "run/config.json").read_text())
+    assert raw["objective"] == objective and raw["data"]["text"] == {"tokenizer": "bytes", "length": 5}
+    again = native.load(tmp_path / "run")
+    assert again.model == model and again.class_names == () and again.encoder == there.encoder
+    for path, tensor in params.items():
+        np.testing.assert_array_equal(again.params[path].read(), tensor.read())
+    # in a run's own configuration the tower has no such fields: the data say them
+    unfitted = {k: v for k, v in raw["model"]["text_tower"].items() if k not in ("vocab_size", "length", "end_id")}
+    run = {**raw, "model": {**raw["model"], "text_tower": unfitted}}
+    native.save(dataclasses.replace(there, config=run), tmp_path / "unfitted")
+    assert native.load(tmp_path / "unfitted").model == model

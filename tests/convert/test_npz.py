@@ -313,8 +313,8 @@ def test_maps_that_are_not_dense_are_refused(name, field):
         (["params/MixerBlock_0/LayerNorm_0/bias"], False),
         (["pos_embedding", "Transformer/encoderblock_0/MlpBlock_0/Dense_0/bias"], False),
         (["Transformer/pos_embedding", "Transformer/encoderblock_0/MlpBlock_3/Dense_0/bias"], False),
-        (["img/Transformer/encoder_norm/bias", "txt/x", "t"], True),  # in order to say what it is
-        (["params/img/Transformer/encoder_norm/bias", "params/txt/x"], True),
+        (["img/Transformer/posembed_input/pos_embedding", "img/Transformer/encoder_norm/bias", "txt/x", "t"], True),
+        (["params/img/Transformer/encoder_norm/bias", "params/txt/x"], False),
         (["img/Transformer/encoder_norm/bias"], False),
         (["blocks.0.norm1.weight", "cls_token"], False),
         (["vit.embeddings.cls_token"], False),

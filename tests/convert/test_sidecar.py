@@ -17,8 +17,14 @@ def test_which_files_belong_to_weights(tmp_path):
     assert sidecar.beside(weights) == {}
     write(tmp_path / "config.json", {"a": 1})
     write(tmp_path / "preprocessor_config.json", {"b": 2})
-    write(tmp_path / "tokenizer.json", {"c": 3})
-    assert sidecar.beside(weights) == {"config.json": {"a": 1}, "preprocessor_config.json": {"b": 2}}
+    write(tmp_path / "other.json", {"c": 3})
+    there = {"config.json": {"a": 1}, "preprocessor_config.json": {"b": 2}}
+    assert sidecar.beside(weights) == there
+    write(tmp_path / "open_clip_config.json", {"d": 4})
+    for name in ("tokenizer.json", "spiece.model"):  # which are opened by those who need them
+        (tmp_path / name).write_bytes(b"\xff")
+        there[name] = tmp_path / name
+    assert sidecar.beside(weights) == there | {"open_clip_config.json": {"d": 4}}
     write(tmp_path / "model.json", {"config.json": {"d": 4}})  # one of the same name wins
     assert sidecar.beside(weights) == {"config.json": {"d": 4}}
     write(tmp_path / "model.json", {"d": 4})  # the content alone is a config.json

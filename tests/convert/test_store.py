@@ -1,6 +1,7 @@
 """Every format through files: out and in again bit for bit, with preprocessing and class names, and what is refused."""
 
 import contextlib
+import dataclasses
 import json
 import math
 import subprocess
@@ -14,6 +15,8 @@ from vit_jax import convert, models
 from vit_jax.convert import base, store
 from vit_jax.convert.base import Preprocess, Pretrained
 from vit_jax.convert.tensors import Tensor
+from vit_jax.data.text import Encoder
+from vit_jax.data.tokenizer.clip import Clip
 from vit_jax.types import UsageError, UserError
 
 NAMES = ("ant", "bee", "cat")
@@ -30,6 +33,11 @@ MODELS = {
     "hybrid": models.create("vit", **SIZE | {"patch": 1}, stem=(2, 2, 2, 2), stem_numerics="timm"),
     "mixer": models.create("mixer", width=64, depth=2, token_dim=32, mlp_dim=256, patch=8, num_classes=3),
 }
+PAIR = {
+    "image_tower": {"name": "vit", **SIZE, "num_classes": 0, "patch_bias": False},
+    "text_tower": {"vocab_size": 259, "length": 8, "end_id": 2, "width": 64, "depth": 1, "heads": 2, "mlp_dim": 96},
+    "embed_dim": 24,
+}
 PAIRS = [
     *((m, "timm") for m in ("cls", "gap", "map", "registers", "headless", "hybrid")),
     *((m, "hf") for m in ("cls", "dinov2", "headless")),
@@ -42,7 +50,7 @@ PAIRS = [
 def pretrained(model, rng):
     shapes = base.shapes(model, 32)
     params = {p: Tensor.of(rng.normal(size=s, scale=0.3).astype(np.float32)) for p, s in shapes.items()}
-    names = NAMES[: model.num_classes]
+    names = NAMES[: base.classes(model)]
     return Pretrained(model, params, PREPROCESS, names, resize="bicubic", source="memory")
 
 
@@ -68,6 +76,33 @@ def test_out_and_in_again(name, to, rng, tmp_path):
         for key, tensor in there.params.items():
             np.testing.assert_array_equal(again.params[key].read(), tensor.read(), err_msg=key)
     assert sorted(p.name for p in tmp_path.iterdir()) == (["out.json", "out.npz"] if path.suffix else ["out"])
+
+
+def test_a_tokenizer_beside_the_weights(rng, tmp_path, monkeypatch):
+    there = pretrained(models.create("two_tower", **PAIR), rng)
+    there = dataclasses.replace(there, encoder=Encoder(Clip("t h\nth e</w>"), 8))
+    there = dataclasses.replace(
+        there, model=there.model.clone(text_tower=there.model.text_tower.clone(vocab_size=516, end_id=515))
+    )
+    params = {**there.params, "text_tower/token/embedding": Tensor.of(np.ones((516, 64), np.float32))}
+    there = dataclasses.replace(there, params=params)
+    with pytest.raises(UserError, match=r"merges.txt belongs beside these weights, and .*x.safetensors is one file"):
+        convert.save(there, tmp_path / "x.safetensors", "open_clip")
+    assert not list(tmp_path.iterdir())
+    convert.save(there, tmp_path / "x", "open_clip")
+    with convert.load(tmp_path / "x") as again:
+        assert again.encoder == there.encoder and again.model == there.model
+    convert.save(there, tmp_path / "run", "vit_jax")
+    with convert.load(tmp_path / "run") as again:
+        assert again.encoder == there.encoder
+    config = json.loads((tmp_path / "x/open_clip_config.json").read_text())
+    own = json.loads((tmp_path / "x/tokenizer_config.json").read_text())
+    own["vit_jax"]["length"] = 8
+    (tmp_path / "x/merges.txt").write_text("#version: 0.2\nt h\nth e</w>\na t</w>\n")
+    (tmp_path / "x/vocab.json").unlink()
+    assert config["model_cfg"]["text_cfg"]["hf_tokenizer_name"]
+    with pytest.raises(UserError, match=r"the tokenizer of .*x has 517 tokens, its text tower knows 516"):
+        convert.load(tmp_path / "x").__enter__()
 
 
 def test_one_file_instead_of_a_folder(rng, tmp_path):
@@ -121,8 +156,12 @@ def test_nothing_is_overwritten(rng, tmp_path):
 
 @pytest.mark.parametrize("to", list(store.TARGETS))
 def test_nan_leaves_nothing_behind(to, rng, tmp_path):
-    there = pretrained(MODELS["tanh" if to == "big_vision" else "cls"], rng)
-    there.params["encoder/block_1/mlp/mlp_out/kernel"].read()[3, 4] = np.nan
+    if to == "open_clip":
+        there = pretrained(models.create("two_tower", **PAIR), rng)
+        there.params["text_tower/encoder/block_0/mlp/mlp_out/kernel"].read()[3, 4] = np.nan
+    else:
+        there = pretrained(MODELS["tanh" if to == "big_vision" else "cls"], rng)
+        there.params["encoder/block_1/mlp/mlp_out/kernel"].read()[3, 4] = np.nan
     if to == "vit_jax":  # ours is checked where weights come in
         convert.save(pretrained(MODELS["cls"], rng), tmp_path / "in.safetensors", "timm")
         arrays = safetensors.numpy.load_file(tmp_path / "in.safetensors")
@@ -159,7 +198,7 @@ def test_sources_that_are_nothing(rng, tmp_path):
     (tmp_path / "good.json").write_text("{")
     fails("is no readable JSON", tmp_path / "good.safetensors")
     (tmp_path / "good.json").write_text(json.dumps({"config.json": {"architecture": "x", "model_args": 3}}))
-    fails("the JSON files beside .*good.safetensors do not describe a timm model", tmp_path / "good.safetensors")
+    fails("the JSON files beside .*good.safetensors do not describe a model of timm", tmp_path / "good.safetensors")
     fails("holds several weights; name one of them: good.safetensors, odd.safetensors", tmp_path)
     data = (tmp_path / "good.safetensors").read_bytes()
     (tmp_path / "torn.safetensors").write_bytes(data[: len(data) // 2])

@@ -1,5 +1,7 @@
 """The proof itself: it passes on right weights, fails on wrong ones, and shows the peers what the model sees."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,8 @@ from vit_jax.augment.policy import Norm
 from vit_jax.convert import base, verify
 from vit_jax.convert.base import Preprocess, Pretrained
 from vit_jax.convert.tensors import Tensor
+from vit_jax.data.text import Encoder
+from vit_jax.data.tokenizer import open_tokenizer
 
 MODEL = models.create("vit", width=64, depth=2, heads=4, mlp_dim=96, patch=8, num_classes=5, activation="gelu_tanh")
 PREPROCESS = Preprocess(24, 0.875, "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -53,8 +57,55 @@ def test_the_images():
 
 
 def test_float32_whatever_the_run_computed_in(pretrained):
-    import dataclasses
-
     low = dataclasses.replace(pretrained, model=MODEL.clone(dtype="bfloat16"))
     batch = verify.inputs(PREPROCESS)["noise"]
-    np.testing.assert_array_equal(verify.logits(low)(batch), verify.logits(pretrained)(batch))
+    low, full = (verify.outputs(p)(batch) for p in (low, pretrained))
+    assert full.keys() == {"logit"} and full["logit"].shape == (4, 5)
+    np.testing.assert_array_equal(low["logit"], full["logit"])
+
+
+@pytest.fixture
+def pair(rng):
+    image = {"name": "vit", "num_classes": 0, "patch": 8, "width": 32, "depth": 1, "heads": 4, "mlp_dim": 40}
+    text = {"vocab_size": 259, "length": 6, "end_id": 2, "width": 32, "depth": 1, "heads": 2, "mlp_dim": 40}
+    model = models.create(
+        "coca", image_tower=image, text_tower={**text, "pool": "cls"}, embed_dim=16, queries=3, pool_heads=2,
+        decoder={"depth": 1, "heads": 2, "mlp_dim": 40}, bias=0.5,
+    )  # fmt: skip
+    params = {p: Tensor.of(rng.normal(size=s, scale=0.3).astype(np.float32)) for p, s in base.shapes(model, 24).items()}
+    return Pretrained(model, params, PREPROCESS, encoder=Encoder(open_tokenizer("bytes"), 6))
+
+
+def test_the_texts(pair):
+    rows = verify.texts(pair, 50)
+    assert rows.shape == (50, 6) and rows.dtype == np.int32 and (rows[:, 0] == 1).all()
+    ends = np.argmax(rows == 2, axis=1)
+    assert ends[0] == 5 and set(ends) == {2, 3, 4, 5} and ((rows == 2).sum(axis=1) == 1).all()
+    for row, end in zip(rows, ends, strict=True):
+        assert (row[end + 1 :] == 0).all() and (row[1:end] > 2).all()
+    bare = verify.texts(dataclasses.replace(pair, encoder=None), 9)
+    assert (bare[:, 0] > 0).all() and (bare[0] > 0).all()
+
+
+def test_outputs_of_images_and_texts(pair):
+    shown = verify.examples(pair)
+    assert {k: (x.shape, y.shape) for k, (x, y) in shown.items()} == {
+        "noise": ((4, 24, 24, 3), (4, 6)), "photographs": ((2, 24, 24, 3), (2, 6)),
+    }  # fmt: skip
+    images, texts = shown["noise"]
+    out = verify.outputs(pair)(images, texts)
+    np.testing.assert_allclose(np.linalg.norm(out["text embedding"], axis=1), 1, atol=1e-6)
+    scale = np.exp(pair.params["logit_scale"].read())
+    want = scale * out["image embedding"] @ out["text embedding"].T + pair.params["logit_bias"].read()
+    np.testing.assert_allclose(out["logit"], want, atol=1e-5)
+    assert out["caption logit"].shape == (4, 6, 259)
+    padding = np.cumsum(texts == 2, axis=1) - (texts == 2) > 0
+    assert padding.any() and not out["caption logit"][padding].any() and out["caption logit"][~padding].all()
+
+
+def test_a_pair_through_our_own_format(pair, tmp_path):
+    convert.save(pair, tmp_path / "run", "vit_jax")
+    rows = verify.verify(pair, [tmp_path / "run"])
+    assert len(rows) == 8 and all(row.difference == 0 for row in rows)
+    pair.params["logit_bias"] = Tensor.of(np.float32(pair.params["logit_bias"].read() + 0.01))
+    assert [r.output for r in verify.verify(pair, [tmp_path / "run"]) if not r.ok] == ["logit"] * 2

@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from vit_jax.evals import EVALUATORS, Report
+from vit_jax.evals import EVALUATORS, Report, combine
 from vit_jax.evals.base import finite
 
 
@@ -29,3 +29,21 @@ def test_save(tmp_path: pathlib.Path) -> None:
 def test_table_holds_frozen_dataclasses() -> None:
     for evaluator in EVALUATORS.values():
         assert hash(evaluator()) == hash(evaluator())
+
+
+def test_several_reports_are_one(tmp_path: pathlib.Path) -> None:
+    class Drawn(Report):
+        def results(self, class_names):
+            return super().results(class_names) | {f"table {min(self.metrics)}": list(class_names)}
+
+        def draw(self, folder, class_names):
+            (folder / f"{min(self.metrics)}.png").write_text("picture")
+
+    one, two = Drawn({"a": 1.0}, {"x": np.ones(2)}), Drawn({"b": 2.0}, {"y": np.zeros(1)})
+    assert combine([one]) is one
+    both = combine([one, two])
+    assert both.prefixed("val") == {"val/a": 1.0, "val/b": 2.0} and set(both.arrays) == {"x", "y"}
+    both.save(tmp_path, ("k",), step=3)
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found == {"step": 3, "metrics": {"a": 1.0, "b": 2.0}, "table a": ["k"], "table b": ["k"]}
+    assert {p.name for p in tmp_path.iterdir()} == {"results.json", "a.png", "b.png"}

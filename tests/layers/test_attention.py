@@ -118,3 +118,25 @@ def test_module_cross_attention_and_weights_on_request(rng):
 def test_heads_must_divide_the_width():
     with pytest.raises(UserError, match="width 10 is not divisible by 3 heads"):
         MultiHeadAttention(3).init(jax.random.key(0), jnp.ones((1, 2, 10)))
+
+
+@pytest.mark.parametrize("parts", [(5,), (1, 1, 1, 1, 1), (2, 3), (3, 1, 1)])
+def test_a_cache_gives_what_causal_attention_gives(rng, parts):
+    """Keys and values of earlier calls are kept, in pieces of any size; those of a context are computed once."""
+    x = jnp.asarray(rng.standard_normal((2, 5, 12)), jnp.float32)
+    context = jnp.asarray(rng.standard_normal((2, 4, 7)), jnp.float32)
+    for given in (None, context):
+        module = MultiHeadAttention(3, causal=given is None)
+        params = nn.meta.unbox(module.init(jax.random.key(0), x, context=given)["params"])
+        expected = module.apply({"params": params}, x, context=given)
+        variables, found, start = {"params": params}, [], 0
+        for n in parts:
+            piece, start = x[:, start : start + n], start + n
+            cache = A.Cache(jnp.int32(start - n), 8)
+            out, kept = module.apply(variables, piece, context=given, cache=cache, mutable=["cache", "memory"])
+            variables = {"params": params, **kept}
+            found.append(out)
+            given = None if given is None else jnp.full_like(given, jnp.nan)  # not looked at again
+        np.testing.assert_allclose(jnp.concatenate(found, axis=1), expected, atol=1e-6)
+        shape = kept["cache"]["key"].shape if module.causal else kept["memory"]["key"].shape
+        assert shape == ((2, 8, 3, 4) if module.causal else (2, 4, 3, 4))

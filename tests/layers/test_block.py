@@ -127,3 +127,30 @@ def test_attention_maps_on_request(params, tokens):
 def test_unknown_remat_policy(params, tokens):
     with pytest.raises(UserError, match="unknown remat policy 'fulll'; did you mean 'full'"):
         run(params, tokens, grad=False, remat="fulll")
+
+
+def test_a_split_block_is_two_blocks_in_one(tokens):
+    """Self-attention and an MLP, then attention to the normed context and another MLP."""
+    context = jnp.concatenate([tokens, tokens + 1], axis=1)
+    block = Block(mlp_dim=24, heads=2, split=True, norm_epsilon=1e-3)
+    params = nn.meta.unbox(block.init(jax.random.key(1), tokens, context=context)["params"])
+    params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+    first = {"norm_mlp": params["norm_mlp_self"], "mlp": params["mlp_self"]}
+    first |= {k: params[k] for k in ("norm_attention", "attention")}
+    y = Block(mlp_dim=24, heads=2, norm_epsilon=1e-3).apply({"params": first}, tokens)
+    normed = LayerNorm(epsilon=1e-3).apply({"params": params["norm_context"]}, context)
+    q = LayerNorm(epsilon=1e-3).apply({"params": params["norm_cross_attention"]}, y)
+    y += MultiHeadAttention(2).apply({"params": params["cross_attention"]}, q, context=normed)
+    h = LayerNorm(epsilon=1e-3).apply({"params": params["norm_mlp"]}, y)
+    y += MLP(24).apply({"params": params["mlp"]}, h)
+    np.testing.assert_allclose(block.apply({"params": params}, tokens, context=context), y, atol=1e-5)
+    noisy = block.clone(dropout=0.5)
+    one, two = (noisy.apply({"params": params}, tokens, context=context, key=jax.random.key(k)) for k in (0, 1))
+    assert float(jnp.max(jnp.abs(one - two))) > 1e-2
+
+
+def test_an_encoder_without_a_final_norm(params, tokens):
+    bare = {k: v for k, v in params.items() if k != "norm"}
+    x = Encoder(2, STOCHASTIC, final_norm=False).apply({"params": bare}, tokens)
+    normed = LayerNorm().apply({"params": params["norm"]}, x)
+    np.testing.assert_allclose(Encoder(2, STOCHASTIC).apply({"params": params}, tokens), normed, atol=1e-5)

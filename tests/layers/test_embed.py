@@ -13,6 +13,7 @@ from vit_jax.layers.embed import (
     RESIZES,
     PatchEmbed,
     Positions,
+    TokenEmbed,
     resize_matrix,
     resize_patches,
     resize_positions,
@@ -154,3 +155,32 @@ def test_smaller_patches_answer_as_well_as_they_can(rng):
     shrink = np.kron(resize_matrix(4, 3), resize_matrix(4, 3))
     want = np.linalg.lstsq(shrink.T, kernel.reshape(16, 2), rcond=None)[0]
     np.testing.assert_allclose(resize_patches(kernel, 3).reshape(9, 2), want, atol=1e-12)
+
+
+def test_tokens_are_rows_of_the_table_and_positions_start_anywhere(rng):
+    table = jnp.asarray(rng.standard_normal((7, 4)), jnp.float32)
+    tokens = jnp.asarray([[3, 0, 6], [1, 1, 5]], jnp.int32)
+    module = TokenEmbed(7, 4)
+    variables = {"params": {"embedding": table}}
+    np.testing.assert_array_equal(module.apply(variables, tokens), np.asarray(table)[np.asarray(tokens)])
+    outside = np.isnan(module.apply(variables, tokens.at[0, 1].set(7))).any(axis=-1)
+    assert outside.tolist() == [[False, True, False], [False] * 3]
+    low = TokenEmbed(7, 4, "bfloat16").apply(variables, tokens)
+    assert low.dtype == jnp.bfloat16
+
+    rows = jnp.asarray(rng.standard_normal((1, 5, 4)), jnp.float32)
+    x = jnp.zeros((2, 3, 4))
+    add = jax.jit(lambda start: Positions(length=5).apply({"params": {"embedding": rows}}, x, start))
+    for start in (0, 2):
+        np.testing.assert_array_equal(add(start)[1], rows[0, start : start + 3])
+    with pytest.raises(UserError, match="a text of 6 tokens is longer than the 5 positions"):
+        Positions(length=5).apply({"params": {"embedding": rows}}, jnp.zeros((1, 6, 4)))
+
+
+def test_patches_without_a_bias(rng):
+    image = jnp.asarray(rng.standard_normal((1, 4, 4, 3)), jnp.float32)
+    module = PatchEmbed(2, 5, use_bias=False)
+    variables = nn.meta.unbox(module.init(jax.random.key(0), image))
+    assert set(variables["params"]) == {"kernel"}
+    with_bias = {"params": {**variables["params"], "bias": jnp.zeros(5)}}
+    np.testing.assert_array_equal(module.apply(variables, image), PatchEmbed(2, 5).apply(with_bias, image))

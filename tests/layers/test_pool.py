@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax.layers.pool import AttentionPool, average
+from vit_jax.layers.pool import AttentionPool, QueryPool, average
 
 
 def test_average_sums_in_float32():
@@ -59,3 +59,27 @@ def test_attention_pool_is_timms(rng, torch, timm, activation, approximate):
     with torch.no_grad():
         want = peer(torch.tensor(np.asarray(x))).numpy()
     np.testing.assert_allclose(module.apply({"params": p}, x), want, atol=2e-5)
+
+
+def test_query_pool_is_attention_of_normed_queries_to_normed_tokens(rng):
+    x = jnp.asarray(rng.standard_normal((2, 5, 6)), jnp.float32)
+    module = QueryPool(3, 8, 2, norm_epsilon=1e-3)
+    shapes = nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), x)["params"])
+    params = jax.tree.map(lambda s: jnp.asarray(rng.standard_normal(s.shape), jnp.float32), shapes)
+    found = module.apply({"params": params}, x)
+    p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
+
+    def norm(a, w):
+        return (a - a.mean(-1, keepdims=True)) / np.sqrt(a.var(-1, keepdims=True) + 1e-3) * w["scale"] + w["bias"]
+
+    q = norm(p["queries"][0], p["norm_queries"]) @ p["attention"]["q"]["kernel"] + p["attention"]["q"]["bias"]
+    for row, tokens in zip(found, np.asarray(x, np.float64), strict=True):
+        kv = norm(tokens, p["norm_tokens"]) @ p["attention"]["kv"]["kernel"] + p["attention"]["kv"]["bias"]
+        kv, heads = kv.reshape(5, 2, 2, 4), []
+        for h in range(2):
+            logits = q.reshape(3, 2, 4)[:, h] @ kv[:, h, 0].T / 2
+            weights = np.exp(logits - logits.max(-1, keepdims=True))
+            heads.append(weights / weights.sum(-1, keepdims=True) @ kv[:, h, 1])
+        expected = np.concatenate(heads, -1) @ p["attention"]["out"]["kernel"] + p["attention"]["out"]["bias"]
+        np.testing.assert_allclose(row, expected, atol=1e-5)
+    np.testing.assert_allclose(module.apply({"params": params}, x[:, ::-1]), found, atol=1e-5)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -240,3 +242,21 @@ def test_defaults_and_text_forms_parse():
     assert cfg == OptimConfig(AdamW(b2=0.95, mu_dtype="bfloat16"), sam=Sam(m=8))
     assert cfg.schedule == Cosine()
     assert hash(cfg) == hash(OptimConfig(AdamW(b2=0.95, mu_dtype="bfloat16"), sam=Sam(m=8)))
+
+
+@pytest.mark.parametrize("freeze", [(), ("norm/.*",)])
+def test_bounds_hold_after_every_update_and_bind_nothing_else(problem, freeze):
+    """Put back, not held: a parameter that the gradient drives inside again moves at once."""
+    free = OptimConfig(Sgd(), lr=0.5, schedule=Constant(), clip_norm=None, freeze=freeze)
+    bound = dataclasses.replace(free, bounds=(("head/bias", -0.05, 0.02),))
+    one, _ = descend(free, problem, steps=1)
+    clipped, _ = descend(bound, problem, steps=1)
+    bias = np.asarray(one["head"]["bias"])
+    assert bias.min() < -0.05 or bias.max() > 0.02
+    np.testing.assert_allclose(clipped["head"]["bias"], np.clip(bias, -0.05, 0.02), atol=1e-7)
+    np.testing.assert_array_equal(clipped["head"]["kernel"], one["head"]["kernel"])
+    after, _ = descend(bound, problem, steps=TOTAL)
+    assert np.min(after["head"]["bias"]) >= -0.05 - 1e-7 and np.max(after["head"]["bias"]) <= 0.02 + 1e-7
+    inside, _ = descend(dataclasses.replace(bound, bounds=(("head/bias", -1e3, 1e3),)), problem, steps=TOTAL)
+    same, _ = descend(free, problem, steps=TOTAL)
+    np.testing.assert_allclose(inside["head"]["bias"], same["head"]["bias"], atol=1e-6)

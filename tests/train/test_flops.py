@@ -9,7 +9,7 @@ from vit_jax.train import flops
 
 
 def shape(size, batch=1):
-    return jax.ShapeDtypeStruct((batch, size, size, 3), "float32")
+    return (jax.ShapeDtypeStruct((batch, size, size, 3), "float32"),)
 
 
 def vit(**fields):

@@ -13,7 +13,7 @@ from vit_jax.sharding import MeshConfig, make_mesh
 from vit_jax.train import rng
 from vit_jax.train.state import abstract_params, make_init
 
-INPUTS = jax.ShapeDtypeStruct((1, 8, 8, 3), "float32")
+INPUTS = (jax.ShapeDtypeStruct((1, 8, 8, 3), "float32"),)
 MODEL = models.create("vit", patch=4, width=64, depth=1, heads=2, mlp_dim=512, num_classes=5)
 
 
@@ -37,7 +37,7 @@ def single():
 def test_fresh_state(single):
     _, shapes, shardings, state = single
     assert int(state.step) == 0
-    expected = nn.unbox(MODEL.init(rng.stream(3, "params"), jnp.zeros(INPUTS.shape))["params"])
+    expected = nn.unbox(MODEL.init(rng.stream(3, "params"), jnp.zeros(INPUTS[0].shape))["params"])
     chex.assert_trees_all_close(state.params, expected, atol=1e-6)
     chex.assert_trees_all_equal(state.ema, state.params)
     assert state.eval_params is state.ema

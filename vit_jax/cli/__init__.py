@@ -11,12 +11,13 @@ import re
 import sys
 from collections.abc import Sequence
 
-from vit_jax.cli import bench, convert, data, evaluate, export, models, predict, train
+from vit_jax.cli import bench, convert, data, embed, evaluate, export, models, predict, train
 
 COMMANDS = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "embed": embed,
     "convert": convert,
     "export": export,
     "models": models,

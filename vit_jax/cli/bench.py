@@ -21,6 +21,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         sub.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of the computation")
         sub.add_argument("--rounds", type=int, default=10, help="pairs of measurements (default 10)")
         sub.add_argument("--json", metavar="FILE", help="write the result there, - for the terminal")
+    sub = kinds.add_parser("loss", help="a contrastive loss and its gradient, chunked against dense: time and memory")
+    sub.add_argument("--loss", default="softmax", help="softmax, sigmoid or cloob (default softmax)")
+    sub.add_argument("--batch", type=int, default=16384, help="pairs (default 16384)")
+    sub.add_argument("--dim", type=int, default=512, help="width of the embeddings (default 512)")
+    sub.add_argument("--chunk", type=int, default=512, help="rows of a chunk (default 512)")
+    sub.add_argument("--rounds", type=int, default=5, help="pairs of measurements (default 5)")
+    sub.add_argument("--alone", action="store_true", help="leave the dense form out, for batches that it cannot hold")
+    sub.add_argument("--json", metavar="FILE", help="write the result there, - for the terminal")
     sub = kinds.add_parser("input", help="batches from a data source, without any model")
     sub.add_argument("--data", default="fake:2000x224x10", help="source (default fake:2000x224x10)")
     sub.add_argument("--batch", type=int, default=64, help="images a batch (default 64)")
@@ -33,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     """Measures and prints."""
     from vit_jax.cli import output
 
-    result = _input(args) if args.kind == "input" else _models(args)
+    result = {"input": _input, "loss": _loss}.get(args.kind, _models)(args)
     if args.json != "-":
         for key, value in result.items():
             print(f"{key:34s} {value:.4g}" if isinstance(value, float) else f"{key:34s} {value}")
@@ -57,6 +65,39 @@ def _input(args: argparse.Namespace) -> dict[str, Any]:
     batches.close()
     images = args.rounds * args.batch
     return {"data": args.data, "images/s": images / wall, "CPU seconds per 1000 images": 1000 * cpu / images}
+
+
+def _loss(args: argparse.Namespace) -> dict[str, Any]:
+    import jax
+    import jax.numpy as jnp
+
+    from vit_jax import benchmark, losses
+    from vit_jax.config import lookup
+
+    loss = lookup(losses.CONTRASTIVE, args.loss, "loss")()
+    image, text = jax.random.normal(jax.random.key(0), (2, args.batch, args.dim))
+    image, text = (x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (image, text))
+    inputs = image, text, jnp.float32(1 / 0.07), jnp.float32(-10.0)
+    mask = jnp.ones(args.batch, bool)
+    forms = {"chunked": losses.Chunked(args.chunk)} | ({} if args.alone else {"dense": losses.Dense()})
+    compiled = {}
+    for name, form in forms.items():
+        mean = lambda *x, form=form: jnp.mean(loss(*x, mask, form))  # noqa: E731
+        compiled[name] = jax.jit(jax.value_and_grad(mean, (0, 1, 2, 3))).lower(*inputs).compile()
+    candidates = {name: lambda run=run: run(*inputs) for name, run in compiled.items()}
+    times = benchmark.alternate(candidates, args.rounds)
+    result: dict[str, Any] = {"loss": f"{args.loss}, {args.batch} pairs of width {args.dim}, chunks of {args.chunk}"}
+    for name, run in compiled.items():
+        result[f"{name} seconds"] = times[name].median
+        memory: Any = run.memory_analysis()
+        result[f"{name} temporary MB"] = memory.temp_size_in_bytes / 1e6
+    if not args.alone:
+        slower, low, high = times["dense"].over(times["chunked"])
+        result["chunked takes times as long (median)"] = slower
+        result["chunked takes times as long (10th percentile)"] = low
+        result["chunked takes times as long (90th percentile)"] = high
+        result["times less memory"] = result["dense temporary MB"] / result["chunked temporary MB"]
+    return result
 
 
 def _models(args: argparse.Namespace) -> dict[str, Any]:
@@ -83,7 +124,7 @@ def _models(args: argparse.Namespace) -> dict[str, Any]:
         candidates[name] = make(model, params, images, labels)
     times = benchmark.alternate(candidates, args.rounds)
     ratio, low, high = times["vit_jax"].over(times["plain flax"])
-    one = flops.forward(ours, jax.ShapeDtypeStruct((1, args.size, args.size, 3), "float32"))
+    one = flops.forward(ours, ours.inputs(args.size))
     total = one * args.batch * (1 if args.kind == "forward" else 3)
     peak = flops.peak(jax.devices()[0], args.dtype)
     return {

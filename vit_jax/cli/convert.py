@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-HELP = "move weights between timm, Hugging Face, .npz files and us"
+HELP = "move weights between timm, open_clip, Hugging Face, .npz files and us"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,11 +13,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "source", metavar="SRC", help="a file, folder, run, hf://ORG/NAME[@REV][/FILE], gs:// or https://"
     )
     parser.add_argument("target", metavar="DST", help="a new folder, or a new file (.safetensors, .npz)")
-    parser.add_argument("--to", required=True, metavar="FORMAT", help="vit_jax, timm, hf, npz or big_vision")
+    parser.add_argument("--to", required=True, metavar="FORMAT", help="vit_jax, timm, open_clip, hf, npz or big_vision")
     parser.add_argument(
         "--model", metavar="NAME", help="what the model is, where shapes do not say: 'vit_b16(heads=12)'"
     )
-    parser.add_argument("--verify", action="store_true", help="compare logits with the other project's own model")
+    parser.add_argument("--verify", action="store_true", help="compare outputs with the other project's own model")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,8 +34,9 @@ def run(args: argparse.Namespace) -> int:
     with convert.load(args.source, args.model) as pretrained:
         name = base.describe(pretrained.model)["name"]
         sizes = [math.prod(t.shape) for t in pretrained.params.values()]
-        print(f"{args.source}: {name}, {sum(sizes):,} parameters, {pretrained.model.num_classes} classes, "
-              f"{pretrained.preprocess.size} px")  # fmt: skip
+        tower = getattr(pretrained.model, "text_tower", None)
+        what = f"texts of {tower.length} tokens" if tower else f"{base.classes(pretrained.model)} classes"
+        print(f"{args.source}: {name}, {sum(sizes):,} parameters, {what}, {pretrained.preprocess.size} px")
         notes = [*pretrained.notes, *convert.save(pretrained, args.target, args.to)]
         for note in notes:
             print(f"  {note}")
@@ -44,8 +45,8 @@ def run(args: argparse.Namespace) -> int:
             return 0
         rows = verify.verify(pretrained, [args.source, args.target])
     for row in rows:
-        print(f"  {row.peer}, {row.images}: max |Δlogit| {row.difference:.2e}, largest logit {row.largest:.3g}")
+        print(f"  {row.peer}, {row.images}: max |Δ{row.output}| {row.difference:.2e}, largest {row.largest:.3g}")
     bad = [row for row in rows if not row.ok]
     if bad:
-        print(f"the difference is above {verify.TOLERANCE:g} of the largest logit; {args.target} stays for inspection")
+        print(f"the difference is above {verify.TOLERANCE:g} of the largest value; {args.target} stays for inspection")
     return int(bool(bad))

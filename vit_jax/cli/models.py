@@ -28,11 +28,12 @@ def run(args: argparse.Namespace) -> int:
     from vit_jax.types import UserError
 
     rows = []
-    for name in [args.name] if args.name else [n for n in models.MODELS if n not in ("vit", "mixer")]:
+    for name in [args.name] if args.name else [n for n in models.MODELS if n not in models.FAMILIES]:
         size = args.size
-        inputs = jax.ShapeDtypeStruct((1, size, size, 3), "float32")
         try:
-            model = models.create(name, num_classes=args.num_classes)
+            head = {"num_classes": args.num_classes} if name in models.IMAGES else {}
+            model = models.create(name, **head)
+            inputs = model.inputs(size)
             shapes = jax.tree.leaves(abstract_params(model, inputs))
         except UserError as e:
             if args.name:

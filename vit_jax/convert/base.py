@@ -18,12 +18,12 @@ from vit_jax.augment import NORMS, Augment
 from vit_jax.augment.geometry import Interpolation
 from vit_jax.convert.table import Rule
 from vit_jax.convert.tensors import Tensors
-from vit_jax.models import ImageModel
+from vit_jax.data.text import Encoder
 from vit_jax.types import UsageError, UserError
 
 RGB = tuple[float, float, float]
 About = Mapping[str, Any]
-"""The JSON files beside the weights: file name -> content."""
+"""The files beside the weights: name -> content of a JSON file; of a tokenizer its path when read, bytes to write."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Pretrained:
     """A model with weights that are read when they are needed.
 
     Attributes:
-      model: unbound module.
+      model: unbound module, an :class:`vit_jax.models.ImageModel` or a :class:`vit_jax.models.TwoTower`.
       params: its parameters by path, ``"encoder/block_0/norm_mlp/scale"``.
       preprocess: how its images are prepared.
       class_names: of its outputs, empty where it has no head.
@@ -79,9 +79,10 @@ class Pretrained:
       notes: what was converted, assumed or left out, a phrase each.
       config: of the run that trained it, plain data; None for weights of others.
       provenance: of that run or of the conversion.
+      encoder: how its texts become tokens; None where it takes none, or where no tokenizer was found.
     """
 
-    model: ImageModel
+    model: Any
     params: Tensors
     preprocess: Preprocess
     class_names: tuple[str, ...] = ()
@@ -91,6 +92,7 @@ class Pretrained:
     notes: tuple[str, ...] = ()
     config: Mapping[str, Any] | None = None
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    encoder: Encoder | None = None
 
     def tree(self, place: Callable[[np.ndarray], Any] = np.asarray) -> dict[str, Any]:
         """All parameters in memory, each through ``place``, as the nested dictionaries that ``model.apply`` takes."""
@@ -115,6 +117,7 @@ class Reading:
       notes: what was assumed, a phrase each.
       link: see :class:`Pretrained`.
       resize: where positions of this model are resized in another way than the format's.
+      encoder: how its texts become tokens, where known.
     """
 
     model: Mapping[str, Any]
@@ -125,6 +128,7 @@ class Reading:
     notes: tuple[str, ...] = ()
     link: str = "softmax"
     resize: str | None = None
+    encoder: Encoder | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +137,7 @@ class Writing:
 
     Attributes:
       layout: for ``Format.rules``.
-      about: JSON files beside the weights: name -> content.
+      about: files beside the weights, bytes for those that are no JSON.
       notes: what the format cannot say or says otherwise, a phrase each.
       extra: tensors that its project expects and that hold nothing of ours.
     """
@@ -158,7 +162,9 @@ class Format:
       rules: ``(model, layout)`` -> every tensor of the file.
       write: a model -> :class:`Writing`; raises :class:`UserError` where the format cannot express it.
       peer: ``(path, our model)`` -> the project's own model with the weights at ``path``, as a function from normalised
-        images float32[B,H,W,3] to logits float32[B,C] (pooled features without a head).
+        images float32[B,H,W,3] to logits float32[B,C] (pooled features without a head); or, of an image-text model,
+        from such images and texts int32[B,L] to arrays by the names that :func:`.verify.outputs` gives them.
+      weights: name of the weights in a folder.
     """
 
     name: str
@@ -169,23 +175,64 @@ class Format:
     read: Callable[[Tensors, About], Reading]
     rules: Callable[[Any, Any], list[Rule]]
     write: Callable[[Pretrained], Writing]
-    peer: Callable[[pathlib.Path, ImageModel], Callable[[np.ndarray], np.ndarray]]
+    peer: Callable[[pathlib.Path, Any], Callable[..., Any]]
+    weights: str = "model.safetensors"
 
 
-def describe(model: ImageModel) -> dict[str, Any]:
+def classes(model: nn.Module) -> int:
+    """Outputs of the head; 0 for a model without one, as image-text models are."""
+    return getattr(model, "num_classes", 0)
+
+
+def describe(model: nn.Module) -> dict[str, Any]:
     """A model as plain data: its row of ``models.MODELS``, all of whose fields it has, and what it has besides.
 
-    ``config.parse`` gives the model back.
+    Towers and decoders are described likewise, by what they have besides the row's. ``config.parse`` gives the model
+    back.
     """
-    own = {key: getattr(model, key) for key in config.hints(type(model))}
-    rows = {n: getattr(r, "keywords", {}) for n, r in models.MODELS.items() if getattr(r, "func", r) is type(model)}
-    fitting = [name for name, fields in rows.items() if all(own[k] == v for k, v in fields.items())]
-    name = max(fitting, key=lambda n: len(rows[n]))
-    there = {f.name: f.default for f in dataclasses.fields(type(model))} | rows[name]
-    return {"name": name, **{k: v for k, v in own.items() if v != there[k]}}
+    rows = {n: _row_fields(r) for n, r in models.MODELS.items() if getattr(r, "func", r) is type(model)}
+    name = max((n for n, fields in rows.items() if _has(model, fields)), key=lambda n: len(rows[n]))
+    return {"name": name, **_besides(model, rows[name])}
 
 
-def build(fields: Mapping[str, Any], name: str | None = None) -> ImageModel:
+def _row_fields(row: Any) -> dict[str, Any]:
+    return getattr(row, "keywords", {})
+
+
+def _has(model: nn.Module, fields: Mapping[str, Any]) -> bool:
+    """Whether ``model`` is what ``fields`` name, in all of those fields."""
+    if "name" in fields:
+        if getattr(row := models.NAMES[fields["name"]], "func", row) is not type(model):
+            return False
+        fields = own_fields(fields)
+    types = config.hints(type(model))
+    for key, value in fields.items():
+        own = getattr(model, key)
+        if isinstance(own, nn.Module) and not isinstance(value, nn.Module):
+            if not _has(own, value):
+                return False
+        elif own != config.parse(types[key], value):
+            return False
+    return True
+
+
+def _besides(model: nn.Module, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of ``model`` that neither ``fields``, which it has, nor the defaults of its class give."""
+    fields = own_fields(fields) if "name" in fields else fields
+    types, out = config.hints(type(model)), {}
+    defaults = {f.name: f.default for f in dataclasses.fields(type(model))}
+    for key, own in ((key, getattr(model, key)) for key in types):
+        if not isinstance(own, nn.Module):
+            if key not in fields and own != defaults[key]:
+                out[key] = own
+        elif key in fields or own != defaults[key]:
+            named = typing.get_origin(types[key]) is typing.Annotated and key not in fields
+            inner = describe(own) if named else _besides(own, fields.get(key, {}))
+            out |= {key: inner} if inner or key not in fields else {}
+    return out
+
+
+def build(fields: Mapping[str, Any], name: str | None = None) -> Any:
     """The model with ``fields`` (plain data), those of the user's ``name`` taking precedence.
 
     Args:
@@ -198,26 +245,42 @@ def build(fields: Mapping[str, Any], name: str | None = None) -> ImageModel:
     merged = dict(fields)
     if name is not None:
         given = config.spec_fields(name, models.NAMES, "--model")
-        row = config.lookup(models.NAMES, given.pop("name"), "model")
+        row = config.lookup(models.NAMES, given["name"], "model")
         kind, found = (getattr(r, "func", r) for r in (row, config.lookup(models.NAMES, fields["name"], "model")))
         if kind is not found:
             raise UsageError(f"--model {name} is a {kind.__name__}, but the weights are of a {found.__name__}.")
-        merged = {**own_fields(fields), **getattr(row, "keywords", {}), **given}
-        merged["name"] = "vit" if kind is models.ViT else "mixer"
-    return config.parse(typing.Annotated[ImageModel, config.Choice(models.NAMES)], merged, "model")
+        merged = _over(fields, given)
+    return config.parse(typing.Annotated[Any, config.Choice(models.NAMES)], merged, "model")
 
 
 def own_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """``fields`` with those of the row that they name spelled out, without the name."""
-    row = config.lookup(models.NAMES, fields["name"], "model")
-    return {**getattr(row, "keywords", {}), **{k: v for k, v in fields.items() if k != "name"}}
+    row = _row_fields(config.lookup(models.NAMES, fields["name"], "model"))
+    return _over(row, {k: v for k, v in fields.items() if k != "name"})
 
 
-def shapes(model: nn.Module, size: int) -> dict[str, tuple[int, ...]]:
+def _over(fields: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """``more`` on top of ``fields``; objects in them likewise, unless ``more`` names one of another kind."""
+    low, high = (_spelled(f) for f in (fields, more))
+    if "name" in high and high["name"] != low.get("name", high["name"]):
+        return high
+    both = {k for k in low.keys() & high.keys() if isinstance(low[k], Mapping) and isinstance(high[k], Mapping)}
+    return {**low, **high, **{k: _over(low[k], high[k]) for k in both}}
+
+
+def _spelled(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """``fields`` with those of the row that they name spelled out and the row without any as the name."""
+    if fields.get("name") not in models.NAMES:
+        return dict(fields)
+    kind = getattr(row := models.NAMES[fields["name"]], "func", row)
+    bare = next(n for n, r in models.MODELS.items() if getattr(r, "func", r) is kind and not _row_fields(r))
+    return {"name": bare, **own_fields(fields)}
+
+
+def shapes(model: Any, size: int) -> dict[str, tuple[int, ...]]:
     """Path -> shape of the model's parameters for images of ``size`` pixels; computes nothing."""
-    image = jax.ShapeDtypeStruct((1, size, size, 3), "float32")
-    tree = nn.unbox(jax.eval_shape(lambda x: model.init(jax.random.key(0), x)["params"], image))
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    tree = jax.eval_shape(lambda *xs: model.init(jax.random.key(0), *xs)["params"], *model.inputs(size))
+    leaves = jax.tree_util.tree_leaves_with_path(nn.unbox(tree))
     return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
 
 

@@ -1,17 +1,21 @@
-"""The ``.npz`` files of google-research/big_vision: ViT, Mixer; plus ``vit_jax.json``.
+"""The ``.npz`` files of google-research/big_vision: ViT, Mixer, SigLIP, LiT; plus ``vit_jax.json``.
 
 Source: ``utils.py`` (``load_params``), ``models/vit.py`` and ``models/mlp_mixer.py`` there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import dataclasses
+from collections.abc import Collection, Iterator
 
-from vit_jax.convert import npz
+from vit_jax.convert import flax_two_tower, npz
 from vit_jax.convert.base import Format, Pretrained, Writing
-from vit_jax.convert.flax_read import COMPUTES, about, prefix_of, read
-from vit_jax.convert.flax_tree import POSITIONS, Layout, rules
-from vit_jax.convert.npz_peer import peer
+from vit_jax.convert.flax_read import COMPUTES, about, prefix_of
+from vit_jax.convert.flax_tree import POSITIONS, Layout
+from vit_jax.convert.flax_two_tower import Towers
+from vit_jax.convert.npz import peer, read, rules
+from vit_jax.convert.tensors import Tensors
+from vit_jax.models import ImageModel, TwoTower
 
 TITLE = "big_vision"
 LAYOUT = Layout("params/", (0, 1, 0), POSITIONS[1], cls_position=False)
@@ -20,7 +24,8 @@ LAYOUT = Layout("params/", (0, 1, 0), POSITIONS[1], cls_position=False)
 
 def matches(names: Collection[str]) -> bool:
     """Whether the file is big_vision's: a Flax tree that is not the original's."""
-    return prefix_of(names) is not None and not npz.matches(names)
+    known = prefix_of(names) is not None or flax_two_tower.prefix_of(names) is not None
+    return known and not npz.matches(names)
 
 
 def write(pretrained: Pretrained) -> Writing:
@@ -29,13 +34,23 @@ def write(pretrained: Pretrained) -> Writing:
     Raises:
       UserError: big_vision has no such model.
     """
-    model, notes = pretrained.model, []
+    model = pretrained.model
+    if not isinstance(model, TwoTower):
+        return Writing(LAYOUT, about(pretrained), tuple(_image(model, pretrained.params)))
+    towers = Towers(LAYOUT.prefix, dataclasses.replace(LAYOUT, prefix=""), Layout(numbers=LAYOUT.numbers))
+    notes = [*_image(model.image_tower, pretrained.params, "image_tower/")]
+    notes += npz.differences(model.text_tower, COMPUTES, TITLE)
+    writing = flax_two_tower.write(pretrained, towers, TITLE)
+    return dataclasses.replace(writing, notes=(*writing.notes, *notes))
+
+
+def _image(model: ImageModel, params: Tensors, where: str = "") -> Iterator[str]:
+    """What is otherwise in big_vision's models of images, a phrase each; raises where it has no such model."""
     npz.check(model, TITLE, TITLE)
-    position = pretrained.params.get("position/embedding")
+    position = params.get(f"{where}position/embedding")
     if position is not None and getattr(model, "pool", None) == "cls" and position.read()[:, 0].any():
-        notes += [f"{TITLE} has no position for the class token: ours is added to the token, which is the same"]
-    notes += npz.differences(model, COMPUTES, TITLE)
-    return Writing(LAYOUT, about(pretrained), tuple(notes))
+        yield f"{TITLE} has no position for the class token: ours is added to the token, which is the same"
+    yield from npz.differences(model, COMPUTES, TITLE)
 
 
 FORMAT = Format(TITLE, TITLE, ".npz", "bilinear_corners", matches, read, rules, write, peer)

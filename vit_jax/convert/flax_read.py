@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal
 
 from vit_jax import config
@@ -52,71 +52,92 @@ def prefix_of(names: Collection[str]) -> str | None:
     return None
 
 
-def two_towers(names: Collection[str]) -> bool:
-    """Whether these are weights of an image-text model (LiT, SigLIP)."""
-    return any(
-        all(any(name.startswith(prefix + tower) for name in names) for tower in ("img/", "txt/")) for prefix in PREFIXES
-    )
-
-
 def read(theirs: Tensors, about: About) -> Reading:
     """The model of a file in any :class:`Layout`.
 
     Raises:
       UserError: a tensor that tells the size of the model is missing; the sidecar is damaged or of another model.
     """
-    if two_towers(theirs.keys()):
-        raise UserError("these are weights of an image-text model; only models of images alone are converted yet.")
     prefix = prefix_of(theirs.keys())
     assert prefix is not None, list(theirs)[:3]
     own = {name.removeprefix(prefix): tensor for name, tensor in theirs.items() if name.startswith(prefix)}
     unused = {name: "state of the training" for name in theirs if not name.startswith(prefix)}
     said = config.parse(Sidecar, about[SIDECAR], SIDECAR) if SIDECAR in about else None
-    mixer = any(name.startswith("MixerBlock_") for name in own)
-    fields, size, layout, notes = (_mixer if mixer else _vit)(own, prefix)
-    if size is None:
-        unit = fields["patch"] * stride(fields["stem"])
-        size = said.preprocess.size if said else max(224 // unit, 1) * unit
-        notes += [f"no positions are stored: fixed sin-cos ones are assumed, for images of {size} px"]
+    fields, size, layout, notes = image_fields(own, prefix, said and said.preprocess.size)
     if said is None:
-        notes += [
-            f"no {SIDECAR} describes it: GELU by tanh, the whole centre square resized to {size} px (bilinear), mean "
-            "and std 0.5, and softmax are assumed"
-        ]
-        found = {**COMPUTES, **({} if mixer else {"stem_numerics": "original"}), **fields}
+        found = {**computes(fields), **fields}
+        notes += [assumed(size, "softmax")]
         return Reading(found, Preprocess(size), layout=layout, unused=unused, notes=tuple(notes))
     model = base.build(said.model)
-    if isinstance(model, Mixer) != mixer:
+    if isinstance(model, Mixer) != (fields["name"] == "mixer"):
         raise UserError(f"{SIDECAR} describes a {type(model).__name__}, which the tensors are not; remove one of them.")
-    differ = {k: (getattr(model, k), v) for k, v in fields.items() if k != "name" and getattr(model, k) != v}
-    differ |= {} if said.preprocess.size == size else {"size": (said.preprocess.size, size)}
-    notes += [f"{SIDECAR} says {k}={a!r}, the tensors say {b!r}, which is taken" for k, (a, b) in differ.items()]
+    notes += [*contradictions(model, fields), *contradictions(said.preprocess, {"size": size})]
     preprocess = dataclasses.replace(said.preprocess, size=size)
     found = {**base.own_fields(said.model), **fields}
     return Reading(found, preprocess, said.class_names, layout, unused, tuple(notes), said.link)
 
 
-Found = tuple[dict[str, Any], int | None, Layout, list[str]]
-"""Fields that shapes decide, size of the images (None where nothing tells), layout, notes."""
+def computes(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What both projects compute in an image model with these ``fields``."""
+    return COMPUTES if fields["name"] == "mixer" else {**COMPUTES, "stem_numerics": "original"}
+
+
+def assumed(size: int, link: str) -> str:
+    """The phrase for what is assumed where no sidecar says it."""
+    return (
+        f"no {SIDECAR} describes it: GELU by tanh, the whole centre square resized to {size} px (bilinear), mean "
+        f"and std 0.5, and {link} are assumed"
+    )
+
+
+def contradictions(said: Any, fields: Mapping[str, Any], where: str = "") -> list[str]:
+    """A phrase for each field that is otherwise in ``said``, which the sidecar describes, than the tensors tell."""
+    differ = {k: (getattr(said, k), v) for k, v in fields.items() if k != "name" and getattr(said, k) != v}
+    return [f"{SIDECAR} says {where}{k}={a!r}, the tensors say {b!r}, which is taken" for k, (a, b) in differ.items()]
+
+
+Found = tuple[dict[str, Any], int, Layout, list[str]]
+"""Fields that shapes decide, size of the images, layout, notes."""
+
+
+def image_fields(own: Tensors, prefix: str, said: int | None) -> Found:
+    """What the tensors of an image model tell.
+
+    Args:
+      own: without what precedes them.
+      prefix: what does, for the layout.
+      said: the size of the images, taken where the tensors do not tell it; None guesses.
+
+    Raises:
+      UserError: a tensor that tells the size of the model is missing.
+    """
+    if any(name.startswith("MixerBlock_") for name in own):
+        return _mixer(own, prefix)
+    fields, size, layout, notes = _vit(own, prefix)
+    if size is None:
+        unit = fields["patch"] * stride(fields["stem"])
+        size = said or max(224 // unit, 1) * unit
+        notes += [f"no positions are stored: fixed sin-cos ones are assumed, for images of {size} px"]
+    return fields, size, layout, notes
 
 
 def _mixer(own: Tensors, prefix: str) -> Found:
-    depth = _count(own, "MixerBlock_")
+    depth = count(own, "MixerBlock_")
     patch, width = _patch(own, "stem/kernel")
-    tokens, token_dim = _shape(own, "MixerBlock_0/token_mixing/Dense_0/kernel", 2)
-    mlp_dim = _shape(own, "MixerBlock_0/channel_mixing/Dense_0/kernel", 2)[1]
+    tokens, token_dim = shape(own, "MixerBlock_0/token_mixing/Dense_0/kernel", 2)
+    mlp_dim = shape(own, "MixerBlock_0/channel_mixing/Dense_0/kernel", 2)[1]
     size = patch * base.square(tokens, "MixerBlock_0/token_mixing/Dense_0/kernel")
     fields = {"patch": patch, "width": width, "depth": depth, "token_dim": token_dim, "mlp_dim": mlp_dim}
     return {"name": "mixer", **fields, "num_classes": _outputs(own, "head")}, size, Layout(prefix), []
 
 
-def _vit(own: Tensors, prefix: str) -> Found:
+def _vit(own: Tensors, prefix: str) -> tuple[dict[str, Any], int | None, Layout, list[str]]:
     patch, width = _patch(own, "embedding/kernel")
     scanned = any(name.startswith("Transformer/encoderblock/") for name in own)
     block = "Transformer/encoderblock" if scanned else "Transformer/encoderblock_0"
     old = any("/MultiHeadDotProductAttention_1/" in name for name in own)
     attention, _, mlp = numbers = (1, 2, 3) if old else (0, 1, 0)
-    query = _shape(own, f"{block}/MultiHeadDotProductAttention_{attention}/query/kernel", 3 + scanned)
+    query = shape(own, f"{block}/MultiHeadDotProductAttention_{attention}/query/kernel", 3 + scanned)
     pool = "cls" if "cls" in own else "map" if any(name.startswith("MAPHead_0/") for name in own) else "gap"
     stem = _stages(own) if any(name.startswith(("conv_root/", "gn_root/", "block1/")) for name in own) else None
     position = next((name for name in POSITIONS if name in own), POSITIONS[0] if old else None)
@@ -124,9 +145,9 @@ def _vit(own: Tensors, prefix: str) -> Found:
         "name": "vit",
         "patch": patch,
         "width": width,
-        "depth": query[0] if scanned else _count(own, "Transformer/encoderblock_"),
+        "depth": query[0] if scanned else count(own, "Transformer/encoderblock_"),
         "heads": query[-2],
-        "mlp_dim": _shape(own, f"{block}/MlpBlock_{mlp}/Dense_0/kernel", 2 + scanned)[-1],
+        "mlp_dim": shape(own, f"{block}/MlpBlock_{mlp}/Dense_0/kernel", 2 + scanned)[-1],
         "pool": pool,
         "positions": "learn" if position else "sincos2d",
         "registers": 0,
@@ -135,13 +156,13 @@ def _vit(own: Tensors, prefix: str) -> Found:
         "layer_scale": None,
         "num_classes": _outputs(own, "head"),
     }
-    assumed = "average pooling is assumed, as there is neither a class token nor a pooling head"
-    notes = [assumed] if pool == "gap" else []
+    average = "average pooling is assumed, as there is neither a class token nor a pooling head"
+    notes = [average] if pool == "gap" else []
     rank = len(own["gn_root/scale"].shape) if "gn_root/scale" in own else 1
     layout = Layout(prefix, numbers, position or POSITIONS[1], scanned=scanned, group_norm=rank)
     if position is None:
         return fields, None, layout, notes
-    tokens = _shape(own, position, 3)[1]
+    tokens = shape(own, position, 3)[1]
     joint = pool == "cls" and (position == POSITIONS[0] or round(tokens**0.5) ** 2 != tokens)
     size = base.square(tokens - joint, position) * patch * stride(stem)
     return fields, size, dataclasses.replace(layout, cls_position=joint), notes
@@ -153,7 +174,7 @@ def stride(stem: tuple[int, ...] | None) -> int:
 
 
 def _stages(own: Tensors) -> tuple[int, ...]:
-    return tuple(_count(own, f"block{i + 1}/unit", 1) for i in range(_count(own, "block", 1)))
+    return tuple(count(own, f"block{i + 1}/unit", 1) for i in range(count(own, "block", 1)))
 
 
 def _outputs(own: Tensors, name: str) -> int:
@@ -163,13 +184,13 @@ def _outputs(own: Tensors, name: str) -> int:
 
 
 def _patch(own: Tensors, name: str) -> tuple[int, int]:
-    height, side, _, width = _shape(own, name, 4)
+    height, side, _, width = shape(own, name, 4)
     if height != side:
         raise UserError(f"{name} has patches of {height}x{side} pixels; only square ones are converted.")
     return side, width
 
 
-def _shape(own: Tensors, name: str, rank: int) -> tuple[int, ...]:
+def shape(own: Tensors, name: str, rank: int) -> tuple[int, ...]:
     if name not in own:
         raise UserError(
             f"the file lacks {name}, which tells the size of the model; it is cut short or of another kind."
@@ -179,7 +200,7 @@ def _shape(own: Tensors, name: str, rank: int) -> tuple[int, ...]:
     return shape
 
 
-def _count(names: Iterable[str], start: str, first: int = 0) -> int:
+def count(names: Iterable[str], start: str, first: int = 0) -> int:
     """How many numbers follow ``start`` in the names: ``first``, ``first + 1``, ..."""
     matched = (re.match(rf"{start}(\d{{1,4}})/", name) for name in names)
     found = {int(m[1]) for m in matched if m}

@@ -48,40 +48,44 @@ def rules(model: ImageModel, layout: Layout) -> list[Rule]:
     """Every tensor of a file of ``model``, which is a :class:`ViT` or :class:`Mixer`, in ``layout``."""
     rows = _mixer(model) if isinstance(model, Mixer) else _vit(model, layout)
     if model.num_classes:
-        rows += _same("head", "head", MAP)
-    return [Rule(tuple(layout.prefix + name for name in r.theirs), r.ours, r.transform) for r in rows]
+        rows += same("head", "head", MAP)
+    return renamed(rows, theirs=layout.prefix)
 
 
-def _same(theirs: str, ours: str, leaves: Iterable[str], transform: Transform | None = None) -> list[Rule]:
+def renamed(rows: Iterable[Rule], theirs: str = "", ours: str = "") -> list[Rule]:
+    """``rows`` with what precedes the names on either side."""
+    return [Rule(tuple(theirs + x for x in r.theirs), tuple(ours + x for x in r.ours), r.transform) for r in rows]
+
+
+def same(theirs: str, ours: str, leaves: Iterable[str], transform: Transform | None = None) -> list[Rule]:
+    """Modules that have ``leaves`` on both sides."""
     return [rule(f"{theirs}/{leaf}", f"{ours}/{leaf}", transform) for leaf in leaves]
 
 
 def _mlp(theirs: str, ours: str) -> list[Rule]:
-    return _same(f"{theirs}/Dense_0", f"{ours}/mlp_in", MAP) + _same(f"{theirs}/Dense_1", f"{ours}/mlp_out", MAP)
+    return same(f"{theirs}/Dense_0", f"{ours}/mlp_in", MAP) + same(f"{theirs}/Dense_1", f"{ours}/mlp_out", MAP)
 
 
 def _mixer(model: Mixer) -> list[Rule]:
-    rows = _same("stem", "patch", MAP)
+    rows = same("stem", "patch", MAP)
     for i in range(model.depth):
         theirs, ours = f"MixerBlock_{i}", f"encoder/block_{i}"
-        rows += _same(f"{theirs}/LayerNorm_0", f"{ours}/norm_tokens", NORM)
+        rows += same(f"{theirs}/LayerNorm_0", f"{ours}/norm_tokens", NORM)
         rows += _mlp(f"{theirs}/token_mixing", f"{ours}/tokens")
-        rows += _same(f"{theirs}/LayerNorm_1", f"{ours}/norm_mlp", NORM)
+        rows += same(f"{theirs}/LayerNorm_1", f"{ours}/norm_mlp", NORM)
         rows += _mlp(f"{theirs}/channel_mixing", f"{ours}/mlp")
-    return rows + _same("pre_head_layer_norm", "encoder/norm", NORM)
+    return rows + same("pre_head_layer_norm", "encoder/norm", NORM)
 
 
 def _vit(model: ImageModel, layout: Layout) -> list[Rule]:
     assert isinstance(model, ViT), type(model)
     rows = [] if model.stem is None else _stem(model.stem, layout.group_norm)
-    rows += _same("embedding", "patch", MAP) + _position(model, layout) + _encoder(model, layout)
+    rows += same("embedding", "patch", MAP) + _position(model, layout)
+    rows += encoder("Transformer", model.depth, model.heads, layout)
     if model.pool == "map":
-        rows += [rule("MAPHead_0/probe", "pool/probe")]
-        theirs, parts = "MAPHead_0/MultiHeadDotProductAttention_0", {"q": ("query",), "kv": ("key", "value")}
-        rows += _attention(theirs, "pool/attention", parts, model.heads)
-        rows += _same("MAPHead_0/LayerNorm_0", "pool/norm_mlp", NORM) + _mlp("MAPHead_0/MlpBlock_0", "pool/mlp")
+        rows += pooling("pool", model.heads)
     if model.pre_logits is not None:
-        rows += _same("pre_logits", "pre_logits", MAP)
+        rows += same("pre_logits", "pre_logits", MAP)
     return rows
 
 
@@ -95,8 +99,8 @@ def _stem(stages: tuple[int, ...], rank: int) -> list[Rule]:
         pairs += [] if unit else [(f"{theirs}_proj", f"{ours}shortcut")]
     rows = []
     for theirs, ours in pairs:
-        rows += _same(theirs.format("conv"), f"stem/{ours.format('conv')}", ["kernel"])
-        rows += _same(theirs.format("gn"), f"stem/{ours.format('norm')}", NORM, flat)
+        rows += same(theirs.format("conv"), f"stem/{ours.format('conv')}", ["kernel"])
+        rows += same(theirs.format("gn"), f"stem/{ours.format('norm')}", NORM, flat)
     return rows
 
 
@@ -119,22 +123,34 @@ FOLDED = Transform(lambda cls, grid: (cls, np.concatenate([np.zeros_like(cls), g
 """Their class token has no position, ours a zero one; one that is not zero is added to the token, as the model does."""
 
 
-def _encoder(model: ViT, layout: Layout) -> list[Rule]:
+def pooling(ours: str, heads: int) -> list[Rule]:
+    """Attention pooling."""
+    theirs, parts = "MAPHead_0/MultiHeadDotProductAttention_0", {"q": ("query",), "kv": ("key", "value")}
+    return [
+        rule("MAPHead_0/probe", f"{ours}/probe"),
+        *_attention(theirs, f"{ours}/attention", parts, heads),
+        *same("MAPHead_0/LayerNorm_0", f"{ours}/norm_mlp", NORM),
+        *_mlp("MAPHead_0/MlpBlock_0", f"{ours}/mlp"),
+    ]
+
+
+def encoder(theirs: str, depth: int, heads: int, layout: Layout) -> list[Rule]:
+    """The blocks and the norm after them, which are called ``theirs``."""
     attention, norm, mlp = layout.numbers
-    block = _same("LayerNorm_0", "norm_attention", NORM)
+    block = same("LayerNorm_0", "norm_attention", NORM)
     parts = {"qkv": ("query", "key", "value")}
-    block += _attention(f"MultiHeadDotProductAttention_{attention}", "attention", parts, model.heads)
-    block += _same(f"LayerNorm_{norm}", "norm_mlp", NORM) + _mlp(f"MlpBlock_{mlp}", "mlp")
-    own = [[tuple(f"encoder/block_{i}/{path}" for path in r.ours) for i in range(model.depth)] for r in block]
+    block += _attention(f"MultiHeadDotProductAttention_{attention}", "attention", parts, heads)
+    block += same(f"LayerNorm_{norm}", "norm_mlp", NORM) + _mlp(f"MlpBlock_{mlp}", "mlp")
+    own = [[tuple(f"encoder/block_{i}/{path}" for path in r.ours) for i in range(depth)] for r in block]
     rows = []
     for r, paths in zip(block, own, strict=True):
         if layout.scanned:
-            theirs = [f"Transformer/encoderblock/{name}" for name in r.theirs]
-            rows += [rule(theirs, list(itertools.chain(*paths)), table.stacked(r.transform, model.depth))]
+            names = [f"{theirs}/encoderblock/{name}" for name in r.theirs]
+            rows += [rule(names, list(itertools.chain(*paths)), table.stacked(r.transform, depth))]
             continue
         for i, ours in enumerate(paths):
-            rows += [rule([f"Transformer/encoderblock_{i}/{name}" for name in r.theirs], ours, r.transform)]
-    return rows + _same("Transformer/encoder_norm", "encoder/norm", NORM)
+            rows += [rule([f"{theirs}/encoderblock_{i}/{name}" for name in r.theirs], ours, r.transform)]
+    return rows + same(f"{theirs}/encoder_norm", "encoder/norm", NORM)
 
 
 def _attention(theirs: str, ours: str, parts: Mapping[str, tuple[str, ...]], heads: int) -> list[Rule]:
@@ -147,7 +163,7 @@ def _attention(theirs: str, ours: str, parts: Mapping[str, tuple[str, ...]], hea
     return [
         *rows,
         rule(f"{theirs}/out/kernel", f"{ours}/out/kernel", out),
-        *_same(f"{theirs}/out", f"{ours}/out", ["bias"]),
+        *same(f"{theirs}/out", f"{ours}/out", ["bias"]),
     ]
 
 

@@ -1,4 +1,6 @@
-"""Hugging Face transformers: ViT, DINOv2 and DINOv2 with registers, bare or with a classifier.
+"""Hugging Face transformers: CLIP and SigLIP, and ViT, DINOv2 and DINOv2 with registers, bare or with a classifier.
+
+Image-text models are in :mod:`vit_jax.convert.hf_clip`, the others here.
 
 A bare ViT may end in a pooler, which is our pre-logits layer. DINOv2's classifier sees the cls token beside the average
 of the grid, without registers (transformers averaged those too before its pull request 37836). Bare models give the
@@ -7,14 +9,34 @@ normalised cls token.
 
 from __future__ import annotations
 
+import pathlib
+from collections.abc import Callable, Collection
+from typing import Any
+
 import numpy as np
 
-from vit_jax.convert import hf_config, hf_processor
+from vit_jax.convert import hf_clip, hf_clip_names, hf_clip_peer, hf_config, hf_names, hf_peer, hf_processor
 from vit_jax.convert.base import About, Format, Pretrained, Reading, Writing, numbered, square
-from vit_jax.convert.hf_names import MASK, POOLER, POSITIONS, Layout, layout_of, matches, rules, shape
-from vit_jax.convert.hf_peer import peer
+from vit_jax.convert.hf_names import MASK, POOLER, POSITIONS, Layout, layout_of, shape
+from vit_jax.convert.table import Rule
 from vit_jax.convert.tensors import Tensor, Tensors
 from vit_jax.layers.embed import sincos_positions
+from vit_jax.models import TwoTower
+
+
+def matches(names: Collection[str]) -> bool:
+    """Whether tensors of these names are of one of transformers' models, even of one not converted."""
+    return hf_names.matches(names) or hf_clip_names.matches(names)
+
+
+def rules(model: Any, layout: Any) -> list[Rule]:
+    """Every tensor of a file; ``layout`` is as :func:`read` or :func:`write` gave it."""
+    return (hf_clip_names if isinstance(model, TwoTower) else hf_names).rules(model, layout)
+
+
+def peer(path: pathlib.Path, model: Any) -> Callable[..., Any]:
+    """transformers' model with the weights at ``path``; see :class:`vit_jax.convert.base.Format`."""
+    return (hf_clip_peer if isinstance(model, TwoTower) else hf_peer).peer(path, model)
 
 
 def read(theirs: Tensors, about: About) -> Reading:
@@ -23,11 +45,13 @@ def read(theirs: Tensors, about: About) -> Reading:
     Raises:
       UserError: another of transformers' models, a setting that is not ours, a tensor that is missing.
     """
+    if hf_clip_names.matches(theirs):
+        return hf_clip.read(theirs, about)
     settings = about.get(hf_config.FILE) or {}
     layout = layout_of(theirs, settings)
     model, notes = hf_config.fields(theirs, layout, settings)
     size = model["patch"] * square(shape(theirs, layout.prefix + POSITIONS, 3)[1] - 1, "the position embedding")
-    preprocess, more = hf_processor.read(about.get(hf_processor.FILE), layout.dino, size)
+    preprocess, more = hf_processor.read(about.get(hf_processor.FILE), layout.family, size)
     names, unnamed = hf_config.class_names(settings.get("id2label"), model["num_classes"])
     unused = {layout.prefix + MASK: "only training on masked images uses it"}
     if layout.headed:
@@ -38,11 +62,13 @@ def read(theirs: Tensors, about: About) -> Reading:
 
 
 def write(pretrained: Pretrained) -> Writing:
-    """How transformers stores the model: as ViT where that has all it needs, else as DINOv2.
+    """How transformers stores the model: an image model as ViT where that has all it needs, else as DINOv2.
 
     Raises:
       UserError: none of its models is this one.
     """
+    if isinstance(pretrained.model, TwoTower):
+        return hf_clip.write(pretrained)
     model = hf_config.check(pretrained.model)
     headed = model.num_classes > 0 or model.pool == "cls_gap"
     family = "dinov2_with_registers" if model.registers else "dinov2" if hf_config.needs_dino(model) else "vit"

@@ -97,6 +97,9 @@ def check(model: ImageModel) -> ViT:
     refused = {
         "linear maps other than dense; use --to vit_jax": linears != {Dense()},
         "a convolutional stem; use --to timm": model.stem is not None,
+        "a norm before the first block; use --to vit_jax": model.pre_norm,
+        "an encoder without a norm after it; use --to vit_jax": not model.final_norm,
+        "patches without a bias; use --to vit_jax": not model.patch_bias,
         f"pool={model.pool!r}; use --to timm": model.pool not in ("cls", "cls_gap"),
         "pre-logits before a head; use --to npz": pooled and model.num_classes > 0,
         "pre-logits beside registers, layer scale or pool='cls_gap'; use --to vit_jax": pooled and dino,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ def peer(path: pathlib.Path, model: ImageModel) -> Callable[[np.ndarray], np.nda
 
 
 def build(path: pathlib.Path, model: ImageModel) -> Any:
-    """The ``torch.nn.Module`` behind :func:`peer`: float32, eager attention, in evaluation mode.
+    """The ``torch.nn.Module`` behind :func:`peer`.
 
     Its settings are those of the ``config.json`` beside the weights, else those of our ``model``.
 
@@ -50,14 +50,27 @@ def build(path: pathlib.Path, model: ImageModel) -> Any:
         settings = settings or _of(model, theirs, layout)
         arrays = {name: np.array(leaf.read(), np.float32) for name, leaf in theirs.items()}
     with packages("comparing with transformers"):
-        import torch
+        kind = _classes()[layout.family][layout.headed]
+    pooling = {} if layout.dino or layout.headed else {"add_pooling_layer": f"{layout.prefix}{POOLER}.weight" in arrays}
+    return instantiate(kind, settings, arrays, path, **pooling)
 
-        kind: Any = _classes()[layout.family][layout.headed]
-    options: dict[str, Any] = {"attn_implementation": "eager", "output_loading_info": True}
-    if not layout.dino and not layout.headed:
-        options["add_pooling_layer"] = f"{layout.prefix}{POOLER}.weight" in arrays
+
+def instantiate(
+    kind: Any, settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray], path: pathlib.Path, **options: Any
+) -> Any:
+    """transformers' model of the class ``kind`` with ``arrays``: float32, eager attention, in evaluation mode.
+
+    Raises:
+      UserError: it refuses the ``settings`` or the arrays, which are of the file at ``path``.
+    """
+    with packages("comparing with transformers"):
+        import torch
+        import transformers
+
+        transformers.utils.logging.disable_progress_bar()
+    options |= {"attn_implementation": "eager", "output_loading_info": True}
     try:
-        config = kind.config_class.from_dict(settings)
+        config = kind.config_class.from_dict(dict(settings))
         state = {name: torch.from_numpy(x) for name, x in arrays.items()}
         module, report = kind.from_pretrained(None, config=config, state_dict=state, **options)
     except Exception as e:  # whatever transformers makes of settings and shapes that do not fit
@@ -71,7 +84,6 @@ def _classes() -> dict[str, tuple[Any, Any]]:
     """Family -> the bare model and the one for classification."""
     import transformers
 
-    transformers.utils.logging.disable_progress_bar()
     return {
         "vit": (transformers.ViTModel, transformers.ViTForImageClassification),
         "dinov2": (transformers.Dinov2Model, transformers.Dinov2ForImageClassification),

@@ -20,31 +20,34 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "DeiT": {**HALF, "resample": 3, "size": {"height": 256, "width": 256}, "crop_size": 224, "do_center_crop": True},
     "Bit": {**CLIP, "resample": 3, "size": {"shortest_edge": 224}, "crop_size": 224, "do_center_crop": True},
     "CLIP": {**CLIP, "resample": 3, "size": {"shortest_edge": 224}, "crop_size": 224, "do_center_crop": True},
+    "Siglip": {**HALF, "resample": 3, "size": {"height": 224, "width": 224}, "do_center_crop": False},
 }
 """What transformers assumes where the file is silent, by the name of the processor without its ending."""
 
-PUBLISHED: dict[bool, tuple[str, dict[str, Any]]] = {
-    False: ("ViT", {}),
-    True: ("Bit", {**IMAGENET, "size": {"shortest_edge": 256}}),
+PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
+    "vit": ("ViT", {}),
+    **dict.fromkeys(("dinov2", "dinov2_with_registers"), ("Bit", {**IMAGENET, "size": {"shortest_edge": 256}})),
+    "clip": ("CLIP", {}),
+    "siglip": ("Siglip", {}),
 }
-"""The processor, and where it is not at its defaults, that published ViTs and (True) DINOv2s come with."""
+"""Family -> the processor that its published models come with, and where that is not at its defaults."""
 
 FILTERS: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}
 """Pillow's numbers of the filters that are ours as well."""
 
 
-def read(content: Mapping[str, Any] | None, dino: bool, size: int) -> tuple[Preprocess, list[str]]:
+def read(content: Mapping[str, Any] | None, family: str, size: int) -> tuple[Preprocess, list[str]]:
     """How images are prepared, and a phrase for each thing that is assumed or done differently here.
 
     Args:
       content: of the file, None where there is none.
-      dino: whether it is for a DINOv2.
+      family: whose images they are, a key of :data:`PUBLISHED`.
       size: side of the model's input.
 
     Raises:
       UserError: an entry that cannot be understood.
     """
-    kind, published = PUBLISHED[dino]
+    kind, published = PUBLISHED[family]
     if content is None:
         steps = {**DEFAULTS[kind], **published}
         mean, std = steps["image_mean"], steps["image_std"]
@@ -117,10 +120,10 @@ def _rgb(values: Any, top: float) -> RGB:
     return r, g, b
 
 
-def write(preprocess: Preprocess) -> tuple[dict[str, Any], list[str]]:
+def write(preprocess: Preprocess, kind: str = "Bit") -> tuple[dict[str, Any], list[str]]:
     """The file's content, and a phrase for what it says differently.
 
-    The processor is BiT's, the one that cuts the centre out in every version of transformers.
+    The processor is one that cuts the centre out in every version of transformers, BiT's or CLIP's.
     """
     edge = round(preprocess.size / preprocess.crop)
     notes = []
@@ -129,7 +132,7 @@ def write(preprocess: Preprocess) -> tuple[dict[str, Any], list[str]]:
     square = {"height": preprocess.size, "width": preprocess.size}
     filters = {name: number for number, name in FILTERS.items()}
     return {
-        "image_processor_type": "BitImageProcessor",
+        "image_processor_type": f"{kind}ImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"shortest_edge": edge},

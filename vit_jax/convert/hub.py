@@ -11,6 +11,7 @@ import urllib.parse
 from collections.abc import Collection
 
 from vit_jax.config import suggest
+from vit_jax.convert.sidecar import JSON, TOKENIZERS
 from vit_jax.types import UserError
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ WEIGHTS = (
 )
 """Which of a folder's files are its weights: the first of these patterns that any matches."""
 
-BESIDE = ("config.json", "preprocessor_config.json", "open_clip_config.json")
+BESIDE = (*JSON, *TOKENIZERS)
 """Files that describe weights; they are fetched with them."""
 
 _REMEDY = "; what is in the cache can be used without a connection (HF_HUB_OFFLINE=1)."

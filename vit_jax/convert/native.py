@@ -15,8 +15,10 @@ import vit_jax
 from vit_jax import checkpoint, models
 from vit_jax.augment import Augment
 from vit_jax.config import Choice, parse
-from vit_jax.convert.base import Preprocess, Pretrained, describe, numbered
-from vit_jax.convert.tensors import Tensor
+from vit_jax.convert.base import Preprocess, Pretrained, classes, describe, numbered
+from vit_jax.convert.tensors import Tensor, Tensors
+from vit_jax.convert.text import from_meta, section, to_meta
+from vit_jax.data.text import Encoder
 from vit_jax.objectives import OBJECTIVES
 from vit_jax.types import UserError
 
@@ -43,17 +45,30 @@ def load(path: pathlib.Path) -> Pretrained:
     objective = parse(Annotated[Any, Choice(OBJECTIVES)], raw.get("objective", "classify"), "objective")
     canvas = raw["data"].get("canvas", 256)
     names = tuple(meta["class_names"])
+    params, encoder = leaves(tree), from_meta(meta.get("tokenizer"))
     return Pretrained(
-        model.clone(num_classes=len(names)),
-        leaves(tree),
+        _fitted(model, params, names, encoder),
+        params,
         Preprocess.of(augment, canvas),
         names,
-        objective.link,
+        getattr(objective, "link", "softmax"),
         meta.get("resize", "bilinear"),
         str(folder),
         config=raw,
         provenance=meta.get("provenance", {}),
+        encoder=encoder,
     )
+
+
+def _fitted(model: Any, params: Tensors, names: tuple[str, ...], encoder: Encoder | None) -> Any:
+    """The model of a configuration as it was fitted to its data: to their classes, or to their texts."""
+    if isinstance(model, models.ImageModel):
+        return model.clone(num_classes=len(names))
+    tower = model.text_tower
+    end = {} if encoder is None else {"end_id": encoder.tokenizer.end_id}
+    vocab_size = params["text_tower/token/embedding"].shape[0]
+    length = params["text_tower/position/embedding"].shape[1] - (tower.pool == "cls")
+    return model.clone(text_tower=tower.clone(vocab_size=vocab_size, length=length, **end))
 
 
 def leaves(tree: Any) -> dict[str, Tensor]:
@@ -70,14 +85,19 @@ def run_config(pretrained: Pretrained) -> dict[str, Any]:
     if pretrained.config is not None:
         return dict(pretrained.config)
     fields = {k: v for k, v in describe(pretrained.model).items() if k != "num_classes"}
-    p = pretrained.preprocess
-    raw = {
-        "model": fields,
-        "data": {"path": "", "canvas": p.host_canvas},
-        "augment": p.augment(),
-        "objective": {"name": "classify", "link": pretrained.link},
-    }
+    p, encoder = pretrained.preprocess, pretrained.encoder
+    data = {"path": "", "canvas": p.host_canvas} | ({"text": section(encoder)} if encoder else {})
+    raw = {"model": fields, "data": data, "augment": p.augment(), "objective": _objective(pretrained)}
     return json.loads(json.dumps(raw))
+
+
+def _objective(pretrained: Pretrained) -> dict[str, Any]:
+    """What the model was trained with, as far as it shows."""
+    model = pretrained.model
+    if not isinstance(model, models.TwoTower):
+        return {"name": "classify", "link": pretrained.link}
+    loss = {} if model.bias is None else {"loss": "sigmoid"}
+    return {"name": "coca" if isinstance(model, models.CoCa) else "contrast", **loss}
 
 
 def save(pretrained: Pretrained, folder: pathlib.Path) -> None:
@@ -89,8 +109,10 @@ def save(pretrained: Pretrained, folder: pathlib.Path) -> None:
     raw = run_config(pretrained)
     tree: dict[str, Any] = pretrained.tree(jnp.asarray)
     provenance = {"vit_jax": vit_jax.__version__, "converted": pretrained.source, "notes": list(pretrained.notes)}
-    names = list(numbered(pretrained.class_names, pretrained.model.num_classes))
+    names = list(numbered(pretrained.class_names, classes(pretrained.model)))
     meta = {"config": raw, "class_names": names, "provenance": provenance, "resize": pretrained.resize}
+    if pretrained.encoder is not None:
+        meta["tokenizer"] = to_meta(pretrained.encoder)
     largest = max(leaf.nbytes for leaf in jax.tree.leaves(tree))
     writer = checkpoint.Checkpoints(folder, buffer=max(2**26, 2 * largest))
     writer.save(0, {"params": tree}, meta, {})

@@ -1,4 +1,4 @@
-"""The JSON files beside weights, and the packages that are beside this one."""
+"""The files beside weights that describe them, and the packages that are beside this one."""
 
 from __future__ import annotations
 
@@ -13,10 +13,16 @@ from vit_jax.types import UserError
 
 MAX_JSON = 64 * 2**20
 """A larger description of a model is refused, in bytes."""
+JSON = ("config.json", "preprocessor_config.json", "open_clip_config.json", "tokenizer_config.json")
+TOKENIZERS = ("tokenizer.json", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.model", "tokenizer.model")
+"""What tokenizers are kept in; they are opened by those who need them."""
 
 
 def beside(path: pathlib.Path) -> About:
-    """The JSON files that belong to the weights at ``path``: one of the same name, else those in its folder.
+    """The files that belong to the weights at ``path``: a JSON of the same name, else those in its folder.
+
+    Returns:
+      Name -> content of those in :data:`JSON`, path of those in :data:`TOKENIZERS`.
 
     Raises:
       UserError: one of them is no JSON or too large.
@@ -27,8 +33,8 @@ def beside(path: pathlib.Path) -> About:
         if isinstance(about, dict) and any(name.endswith(".json") for name in about):
             return about
         return {"config.json": about}
-    names = ("config.json", "preprocessor_config.json")
-    return {name: _json(path.with_name(name)) for name in names if path.with_name(name).is_file()}
+    there = {name: path.with_name(name) for name in (*JSON, *TOKENIZERS) if path.with_name(name).is_file()}
+    return {name: _json(file) if name in JSON else file for name, file in there.items()}
 
 
 def _json(path: pathlib.Path) -> Any:

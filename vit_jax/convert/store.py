@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 
 from vit_jax.config import lookup
-from vit_jax.convert import base, big_vision, hf, native, npz, table, timm
+from vit_jax.convert import base, big_vision, hf, native, npz, open_clip, table, text, timm
 from vit_jax.convert.base import About, Format, Pretrained
 from vit_jax.convert.fetch import fetch
 from vit_jax.convert.hub import choose
@@ -18,7 +18,8 @@ from vit_jax.convert.sidecar import beside
 from vit_jax.convert.tensors import Tensors, open_tensors, write_npz, write_safetensors
 from vit_jax.types import UsageError, UserError
 
-FORMATS: dict[str, Format] = {f.name: f for f in (timm.FORMAT, hf.FORMAT, npz.FORMAT, big_vision.FORMAT)}
+_MODULES = (timm, open_clip, hf, npz, big_vision)
+FORMATS: dict[str, Format] = {module.FORMAT.name: module.FORMAT for module in _MODULES}
 """Formats of others, by the name that the user writes; ours is ``native``."""
 TARGETS = {**FORMATS, native.NAME: None}
 FILES = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".onnx")
@@ -52,18 +53,22 @@ def _foreign(path: pathlib.Path, theirs: Tensors, source: str, model: str | None
     try:
         found = fmt.read(theirs, beside(path))
     except (KeyError, TypeError, AttributeError) as e:
-        raise UserError(f"the JSON files beside {path} do not describe a {fmt.title} model ({e!r}).") from e
+        raise UserError(f"the JSON files beside {path} do not describe a model of {fmt.title} ({e!r}).") from e
     module = base.build(found.model, model)
     shapes = base.shapes(module, found.preprocess.size)
     rules = fmt.rules(module, found.layout)
     params, notes = table.into(rules, theirs, shapes, source=source, unused=found.unused)
-    names = found.class_names
-    if module.num_classes != len(names):
-        notes.append(f"its {module.num_classes} classes are numbered, as no names come with it")
-    names = base.numbered(names, module.num_classes)
+    names, classes = found.class_names, base.classes(module)
+    if classes != len(names):
+        notes.append(f"its {classes} classes are numbered, as no names come with it")
+    names = base.numbered(names, classes)
     notes = [f"read as {fmt.name} ({fmt.title})", *found.notes, *notes]
     resize = found.resize or fmt.resize
-    return Pretrained(module, params, found.preprocess, names, found.link, resize, source, tuple(notes))
+    if found.encoder is not None:
+        text.check_fits(found.encoder, module.text_tower, source)
+    return Pretrained(
+        module, params, found.preprocess, names, found.link, resize, source, tuple(notes), encoder=found.encoder
+    )
 
 
 def format_of(source: str | pathlib.Path) -> tuple[Format | None, pathlib.Path]:
@@ -122,6 +127,8 @@ def save(pretrained: Pretrained, target: str | pathlib.Path, to: str) -> list[st
     target = pathlib.Path(target)
     check_target(target, to)
     writing = None if fmt is None else fmt.write(pretrained)
+    if writing and is_file(target) and (files := [n for n, v in writing.about.items() if isinstance(v, bytes)]):
+        raise UserError(f"{files[0]} belongs beside these weights, and {target} is one file; name a folder.")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -143,7 +150,7 @@ def save(pretrained: Pretrained, target: str | pathlib.Path, to: str) -> list[st
                 (scratch / target.name).with_suffix(".json").rename(target.with_suffix(".json"))
             (scratch / target.name).rename(target)
         else:
-            _write_folder(tensors, writing.about, scratch)
+            _write_folder(tensors, writing.about, scratch / fmt.weights)
             scratch.chmod(0o755)
             scratch.rename(target)
         return list(writing.notes)
@@ -179,7 +186,8 @@ def _write_file(tensors: Tensors, about: About, path: pathlib.Path) -> None:
         path.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 
-def _write_folder(tensors: Tensors, about: About, folder: pathlib.Path) -> None:
-    write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
+def _write_folder(tensors: Tensors, about: About, weights: pathlib.Path) -> None:
+    write_safetensors(weights, tensors, {"format": "pt"})
     for name, content in about.items():
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        data = content if isinstance(content, bytes) else (json.dumps(content, indent=2) + "\n").encode()
+        weights.with_name(name).write_bytes(data)

@@ -48,6 +48,8 @@ MISSING = {
     "pos_embed|stem.proj.weight": "a model without learned positions",
 }
 """Names, one of which must be there -> what its absence means."""
+UNUSED = {"mask_token": "masked pretraining alone uses it"}
+"""Tensors that may be there -> why they are not needed."""
 
 
 def matches(names: Collection[str]) -> bool:
@@ -61,20 +63,28 @@ def read(theirs: Tensors, about: About) -> Reading:
     Raises:
       UserError: the model has parts that none of ours has.
     """
+    config = read_config(about)
+    fields, layout, size, notes = architecture(theirs, config)
+    images, assumed = preprocess(config, size, crop=0.875 if fields["name"] == "mixer" else 0.9)
+    return Reading(fields, images, config.class_names, layout, UNUSED, (*notes, *assumed))
+
+
+def architecture(theirs: Tensors, config: Config) -> tuple[dict[str, Any], Layout, int, list[str]]:
+    """Fields of the model, how the file stores it, side of its images in pixels, and what was assumed.
+
+    Raises:
+      UserError: the model has parts that none of ours has.
+    """
     for pattern, what in UNSUPPORTED.items():
         if found := next((name for name in theirs if re.match(pattern, name)), None):
             raise _unsupported(what, f"of which {found} is a part")
     for names, what in MISSING.items():
         if not any(name in theirs for name in names.split("|")):
             raise _unsupported(what, f"there is no {names.replace('|', ' or ')}")
-    config = read_config(about)
-    mixer = "stem.proj.weight" in theirs
-    fields, layout, size, notes = (_read_mixer if mixer else _read_vit)(theirs, config)
+    fields, layout, size, notes = (_read_mixer if "stem.proj.weight" in theirs else _read_vit)(theirs, config)
     classes = _shape(theirs, "head.weight")[0] if "head.weight" in theirs else 0
     fields |= {"num_classes": classes, "activation": config.activation, "norm_epsilon": config.epsilon}
-    images, assumed = preprocess(config, size, crop=0.875 if mixer else 0.9)
-    unused = {"mask_token": "masked pretraining alone uses it"}
-    return Reading(fields, images, config.class_names, layout, unused, (*notes, *assumed))
+    return fields, layout, size, notes
 
 
 def _unsupported(what: str, why: str) -> UserError:
@@ -196,6 +206,8 @@ def write(pretrained: Pretrained) -> Writing:
       UserError: timm has no such model.
     """
     model: Any = pretrained.model
+    if not isinstance(model, ImageModel):
+        raise UserError("timm's models are of images alone, this one also takes text; write --to open_clip or hf.")
     is_vit = isinstance(model, ViT)
     prefix, extra, notes = 0, {}, []
     if is_vit and model.pool == "cls" and model.positions == "learn":

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax import models
 from vit_jax.augment.geometry import center_box, resample
 from vit_jax.augment.policy import Norm
 from vit_jax.convert import native
@@ -19,24 +20,27 @@ from vit_jax.convert.store import format_of
 from vit_jax.data.decode import decode
 
 TOLERANCE = 2e-5
-"""Largest difference allowed, relative to the largest logit, or to 1 where that is smaller; float32."""
+"""Largest difference allowed, relative to the largest value, or to 1 where that is smaller; float32."""
+Outputs = Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """How far a peer's logits are from ours.
+    """How far one of a peer's outputs is from ours.
 
     Attributes:
       peer: whose model, and of which weights.
       images: what was shown.
-      difference: max |Δlogit|.
-      largest: max |logit| of ours.
+      difference: max |Δ|.
+      largest: max |output| of ours.
+      output: which, a name that :func:`outputs` gives.
     """
 
     peer: str
     images: str
     difference: float
     largest: float
+    output: str = "logit"
 
     @property
     def ok(self) -> bool:
@@ -64,41 +68,90 @@ def inputs(preprocess: Preprocess) -> dict[str, np.ndarray]:
     return {"noise": noise, "photographs": photographs(preprocess)}
 
 
-def logits(pretrained: Pretrained) -> Callable[[np.ndarray], np.ndarray]:
-    """Our model as a function of normalised images, in full float32 on every device."""
-    model = pretrained.model.clone(dtype="float32") if hasattr(pretrained.model, "dtype") else pretrained.model
-    tree = pretrained.tree(jnp.asarray)
-    apply = jax.jit(lambda params, images: model.apply({"params": params}, images))
+def texts(pretrained: Pretrained, count: int) -> np.ndarray:
+    """Random texts int32[count, L] of the tower's vocabulary, laid out as its tokenizer does; the first is full."""
+    tower, encoder = pretrained.model.text_tower, pretrained.encoder
+    start = None if encoder is None else encoder.tokenizer.start_id
+    pad = 0 if encoder is None else encoder.tokenizer.pad_id
+    first = [] if start is None else [start]
+    rng = np.random.default_rng(1)
+    content = np.setdiff1d(np.arange(tower.vocab_size), [*first, tower.end_id, pad])
+    out = np.full((count, tower.length), pad, np.int32)
+    for i, row in enumerate(out):
+        room = tower.length - len(first) - 1
+        length = room if i == 0 else int(rng.integers(1, room + 1))
+        ids = [*first, *rng.choice(content, length), tower.end_id]
+        row[: len(ids)] = ids
+    return out
 
-    def run(images: np.ndarray) -> np.ndarray:
+
+def examples(pretrained: Pretrained) -> dict[str, tuple[np.ndarray, ...]]:
+    """What the models are compared on, by name: images and, where the model takes them, texts, one per image."""
+    images = inputs(pretrained.preprocess)
+    if not isinstance(pretrained.model, models.TwoTower):
+        return {name: (batch,) for name, batch in images.items()}
+    return {name: (batch, texts(pretrained, len(batch))) for name, batch in images.items()}
+
+
+def outputs(pretrained: Pretrained) -> Callable[..., Outputs]:
+    """Our model as a function of normalised images (and texts), in full float32 on every device.
+
+    Returns:
+      ``{"logit": float32[B,C]}`` or, of an image-text model, ``{"image embedding": float32[B,E], "text embedding":
+      float32[B,E], "logit": float32[B,B]}`` and of one with a decoder ``"caption logit": float32[B,L,V]``, which is 0
+      at padding: what a causal decoder makes of padding is nobody's output, and projects differ in it.
+    """
+    model = models.everywhere(pretrained.model, dtype="float32")
+    tree = pretrained.tree(jnp.asarray)
+    apply = jax.jit(lambda params, *xs: _named(model.apply({"params": params}, *xs)))
+
+    def run(*xs: np.ndarray) -> Outputs:
         with jax.default_matmul_precision("highest"):
-            return np.asarray(apply(tree, images))
+            return {name: np.asarray(x) for name, x in apply(tree, *xs).items()}
 
     return run
 
 
+def _named(found: Any) -> dict[str, Any]:
+    if isinstance(found, Mapping):
+        return dict(found)
+    if not isinstance(found, models.Embedded):
+        return {"logit": found}
+    logits = found.scale * found.image @ found.text.T + found.bias
+    out = {"image embedding": found.image, "text embedding": found.text, "logit": logits}
+    if found.hidden is None or found.vocabulary is None or found.real is None:
+        return out
+    return out | {"caption logit": jnp.where(found.real[..., None], found.hidden @ found.vocabulary, 0.0)}
+
+
 def compare(
-    pretrained: Pretrained, ours: Mapping[str, np.ndarray], place: str | pathlib.Path, images: Mapping[str, np.ndarray]
+    pretrained: Pretrained,
+    ours: Mapping[str, Outputs],
+    place: str | pathlib.Path,
+    shown: Mapping[str, tuple[np.ndarray, ...]],
 ) -> Iterator[Difference]:
-    """The project's own model with the weights at ``place`` against ``ours``, logits by name of ``images``.
+    """The project's own model with the weights at ``place`` against ``ours``, outputs by name of what was ``shown``.
 
     Raises:
       UserError: the project's package is not installed, or it has no reader for these weights.
     """
     fmt, path = format_of(place)
     if fmt is None:
-        title, peer = "vit_jax", logits(native.load(path))
+        title, peer = "vit_jax", outputs(native.load(path))
     else:
         title, peer = fmt.title, fmt.peer(path, pretrained.model)
-    for name, batch in images.items():
-        with np.errstate(invalid="ignore"):
-            gap = float(np.max(np.abs(peer(batch) - ours[name])))
-        yield Difference(f"{title} on {place}", name, gap, float(np.max(np.abs(ours[name]))))
+    for name, batch in shown.items():
+        theirs = _named(peer(*batch))
+        assert theirs.keys() == ours[name].keys(), (title, theirs.keys())
+        for output, value in ours[name].items():
+            with np.errstate(invalid="ignore"):
+                gap = float(np.max(np.abs(theirs[output] - value)))
+            yield Difference(f"{title} on {place}", name, gap, float(np.max(np.abs(value))), output)
 
 
 def verify(pretrained: Pretrained, places: list[Any]) -> list[Difference]:
     """Compares ``pretrained`` with the peer of every place, on noise and on photographs."""
-    images = inputs(pretrained.preprocess)
-    run = logits(pretrained)
-    ours = {name: run(batch) for name, batch in images.items()}
-    return [row for place in places for row in compare(pretrained, ours, place, images)]
+    shown = examples(pretrained)
+    run = outputs(pretrained)
+    ours = {name: run(*batch) for name, batch in shown.items()}
+    return [row for place in places for row in compare(pretrained, ours, place, shown)]

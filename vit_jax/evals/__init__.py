@@ -2,6 +2,18 @@
 
 from vit_jax.evals.base import Evaluator as Evaluator
 from vit_jax.evals.base import Report as Report
+from vit_jax.evals.base import combine as combine
+from vit_jax.evals.caption import Caption
 from vit_jax.evals.classify import Classify
+from vit_jax.evals.probes import KNN, LinearProbe
+from vit_jax.evals.retrieval import Retrieval
+from vit_jax.evals.zero_shot import ZeroShot
 
-EVALUATORS = {"classify": Classify}
+EVALUATORS = {
+    "classify": Classify,
+    "retrieval": Retrieval,
+    "caption": Caption,
+    "zero_shot": ZeroShot,
+    "linear_probe": LinearProbe,
+    "knn": KNN,
+}

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -23,6 +23,8 @@ class DataInfo(Protocol):
     def num_classes(self) -> int: ...
     @property
     def class_names(self) -> tuple[str, ...]: ...
+    @property
+    def encoder(self) -> Any: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +47,9 @@ class Report:
         """Plain data for ``results.json``; evaluators add their tables."""
         return {"metrics": self.metrics}
 
+    def draw(self, folder: pathlib.Path, class_names: tuple[str, ...]) -> None:
+        """Writes the pictures; evaluators add theirs."""
+
     def save(self, folder: str | os.PathLike[str], class_names: tuple[str, ...], **extra: Any) -> None:
         """Writes ``results.json`` (:meth:`results` and ``extra``, such as the step; NaN is null) and pictures."""
         path = pathlib.Path(folder) / "results.json"
@@ -53,6 +58,32 @@ class Report:
         text = json.dumps(finite({**extra, **self.results(class_names)}), indent=1, ensure_ascii=False, allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")
         temporary.replace(path)
+        self.draw(path.parent, class_names)
+
+
+@dataclasses.dataclass(frozen=True)
+class Combined(Report):
+    """Several reports as one: see :func:`combine`."""
+
+    parts: Sequence[Report] = ()
+
+    def results(self, class_names: tuple[str, ...]) -> dict[str, Any]:
+        """The tables of all."""
+        tables = [part.results(class_names) for part in self.parts]
+        return {k: v for table in tables for k, v in table.items()} | super().results(class_names)
+
+    def draw(self, folder: pathlib.Path, class_names: tuple[str, ...]) -> None:
+        for part in self.parts:
+            part.draw(folder, class_names)
+
+
+def combine(reports: Sequence[Report]) -> Report:
+    """One report with the metrics, arrays, tables and pictures of all; where names meet, the later one's stays."""
+    if len(reports) == 1:
+        return reports[0]
+    metrics = {k: v for r in reports for k, v in r.metrics.items()}
+    arrays = {k: v for r in reports for k, v in r.arrays.items()}
+    return Combined(metrics, arrays, tuple(reports))
 
 
 class Evaluator(Protocol):
@@ -70,7 +101,7 @@ class Evaluator(Protocol):
           apply: the model as a function of its parameters, not jitted, the same object at every call.
           params: its parameters, on the device.
           batches: prepared batches on the device, all of one shape; the last is filled up with masked rows.
-          info: of the data that the model was trained on.
+          info: of the data that the model was trained on, or of the evaluator's own, with the run's encoder of texts.
           objective: what the model was trained with; it says what logits mean.
         """
         ...

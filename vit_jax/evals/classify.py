@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
@@ -185,12 +184,11 @@ class ClassificationReport(Report):
             ),
         }
 
-    def save(self, folder: str | os.PathLike[str], class_names: tuple[str, ...], **extra: Any) -> None:
-        """Writes ``results.json``, ``reliability.png`` and, where there is a matrix, ``confusion.png``."""
-        super().save(folder, class_names, **extra)
-        plots.reliability(self.reliability(), pathlib.Path(folder) / "reliability.png")
+    def draw(self, folder: pathlib.Path, class_names: tuple[str, ...]) -> None:
+        """Writes ``reliability.png`` and, where there is a matrix, ``confusion.png``."""
+        plots.reliability(self.reliability(), folder / "reliability.png")
         if "confusion" in self.arrays:
-            plots.confusion(self.arrays["confusion"], class_names, pathlib.Path(folder) / "confusion.png")
+            plots.confusion(self.arrays["confusion"], class_names, folder / "confusion.png")
 
 
 def _records(keys: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> list[dict[str, Any]]:

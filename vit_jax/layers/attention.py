@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -104,6 +104,25 @@ IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {"xla": attention_xla}
 """``(q, k, v, mask of rank 4 or None) -> out``."""
 
 
+class Cache(NamedTuple):
+    """Decoding step by step: keys and values are kept in two collections, made by the first call.
+
+    Those of the tokens are in ``"cache"`` and grow, those of a context are in ``"memory"`` and stay. There may be W
+    rows of tokens for each row of the context, one after the other.
+
+    Attributes:
+      start: position of the first of the tokens given, int32 scalar.
+      length: tokens there is room for, static.
+    """
+
+    start: jax.Array | int
+    length: int
+
+    def mask(self, tokens: int) -> jax.Array:
+        """bool ``[tokens, length]``: each of the given tokens may attend to itself and to those before it."""
+        return jnp.arange(self.length)[None] <= self.start + jnp.arange(tokens)[:, None]
+
+
 class MultiHeadAttention(nn.Module):
     """Self-attention, or cross-attention where a ``context`` is given.
 
@@ -128,17 +147,47 @@ class MultiHeadAttention(nn.Module):
     implementation: str | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, context: jax.Array | None = None, mask: jax.Array | None = None) -> jax.Array:
-        """``x [B, N, D]``, ``context [B, M, C]`` or None, ``mask`` as in :func:`attention` -> ``[B, N, D]``."""
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        context: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        cache: Cache | None = None,
+    ) -> jax.Array:
+        """``x [B, N, D]``, ``context [B, M, C]`` or None, ``mask`` as in :func:`attention` -> ``[B, N, D]``.
+
+        With a ``cache``, self-attention sees the tokens before ``cache.start`` too and is causal, and a context is
+        projected by the first call only.
+        """
+        causal = self.causal and cache is None
         if context is None:
             q, k, v = self._project(x, "qkv", x.shape[-1])
+            if cache is not None:
+                k, v = (self._kept(name, new, cache) for name, new in (("key", k), ("value", v)))
+                mask = cache.mask(x.shape[1])
         else:
-            (q,), (k, v) = self._project(x, "q", x.shape[-1]), self._project(context, "kv", x.shape[-1])
+            (q,) = self._project(x, "q", x.shape[-1])
+            if cache is not None and self.has_variable("memory", "key"):
+                k, v = (self.get_variable("memory", name) for name in ("key", "value"))
+                q = q.reshape(k.shape[0], -1, *q.shape[2:])
+            else:
+                k, v = self._project(context, "kv", x.shape[-1])
+                if cache is not None:
+                    self.put_variable("memory", "key", k)
+                    self.put_variable("memory", "value", v)
         if self.is_mutable_collection("intermediates"):
-            self.sow("intermediates", "attention", attention_weights(q, k, mask=mask, causal=self.causal))
-        y = attention(q, k, v, mask=mask, causal=self.causal, implementation=self.implementation)
+            self.sow("intermediates", "attention", attention_weights(q, k, mask=mask, causal=causal))
+        y = attention(q, k, v, mask=mask, causal=causal, implementation=self.implementation)
         y = y.reshape(x.shape)
         return self.out_linear(x.shape[-1], name="out", axes=("heads", "embed"), dtype=self.dtype)(y)
+
+    def _kept(self, name: str, new: jax.Array, cache: Cache) -> jax.Array:
+        """``[B, cache.length, K, E]``: what was kept, with ``new [B, N, K, E]`` from ``cache.start`` on."""
+        shape = (new.shape[0], cache.length, *new.shape[2:])
+        kept = self.variable("cache", name, jnp.zeros, shape, new.dtype)
+        kept.value = jax.lax.dynamic_update_slice_in_dim(kept.value, new, cache.start, axis=1)
+        return kept.value
 
     def _project(self, x: jax.Array, name: str, width: int) -> list[jax.Array]:
         """``[B, N, D]`` -> for each letter of ``name`` ``[B, N, K, E]``."""

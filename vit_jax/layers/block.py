@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import config, sharding
-from vit_jax.layers.attention import MultiHeadAttention
+from vit_jax.layers.attention import Cache, MultiHeadAttention
 from vit_jax.layers.linear import Dense, DType, LinearSpec, logical
 from vit_jax.layers.mlp import MLP, Activation
 from vit_jax.layers.norm import EPSILON, LayerNorm
@@ -63,9 +63,9 @@ class Residual(nn.Module):
             y = drop_path(y, rate, keys[2])
         return sharding.constrain(x + y, "batch", None, None)
 
-    def mlp(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
-        """The channel MLP, named ``mlp``."""
-        return MLP(self.mlp_dim, self.mlp_linear, self.activation, self.dropout, self.dtype, name="mlp")(x, key=key)
+    def mlp(self, x: jax.Array, key: jax.Array | None, name: str = "mlp") -> jax.Array:
+        """The channel MLP."""
+        return MLP(self.mlp_dim, self.mlp_linear, self.activation, self.dropout, self.dtype, name=name)(x, key=key)
 
 
 class Block(Residual):
@@ -74,6 +74,8 @@ class Block(Residual):
     Attributes:
       heads: number of attention heads.
       causal: whether a token sees only those before it.
+      split: with a context, norm it and put a second MLP, ``mlp_self``, before the cross-attention, as open_clip's
+        decoders do: two blocks in one.
       qkv_linear: spec of the projections to queries, keys and values.
       out_linear: spec of attention's output projection.
       attention_implementation: of :func:`vit_jax.layers.attention.attention`.
@@ -81,6 +83,7 @@ class Block(Residual):
 
     heads: int = 1
     causal: bool = False
+    split: bool = False
     qkv_linear: LinearSpec = Dense()
     out_linear: LinearSpec = Dense()
     attention_implementation: str | None = None
@@ -95,6 +98,7 @@ class Block(Residual):
         mask: jax.Array | None = None,
         context: jax.Array | None = None,
         context_mask: jax.Array | None = None,
+        cache: Cache | None = None,
     ) -> jax.Array:
         """``[B, N, D] -> [B, N, D]``.
 
@@ -105,8 +109,9 @@ class Block(Residual):
           mask: bool, broadcastable to ``[B, K, N, N]``; True means "may attend".
           context: tokens ``[B, M, C]`` to attend to, or None.
           context_mask: bool, broadcastable to ``[B, K, N, M]``.
+          cache: for decoding step by step, see :class:`MultiHeadAttention`.
         """
-        keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
+        keys = [None] * 4 if key is None else list(jax.random.split(key, 3 + self.split))
         attend = functools.partial(
             MultiHeadAttention,
             self.heads,
@@ -117,19 +122,22 @@ class Block(Residual):
         )
 
         def self_attention(y: jax.Array, _: Any) -> jax.Array:
-            return attend(causal=self.causal, name="attention")(y, mask=mask)
+            return attend(causal=self.causal, name="attention")(y, mask=mask, cache=cache)
 
         def cross_attention(y: jax.Array, _: Any) -> jax.Array:
-            return attend(name="cross_attention")(y, context=context, mask=context_mask)
+            return attend(name="cross_attention")(y, context=context, mask=context_mask, cache=cache)
 
         x = self.branch(x, "attention", self_attention, keys[0], drop_path)
         if context is not None:
+            if self.split:
+                context = LayerNorm(self.dtype, self.norm_epsilon, name="norm_context")(context)
+                x = self.branch(x, "mlp_self", functools.partial(self.mlp, name="mlp_self"), keys[3], drop_path)
             x = self.branch(x, "cross_attention", cross_attention, keys[1], drop_path)
         return self.branch(x, "mlp", self.mlp, keys[2], drop_path)
 
 
 class Encoder(nn.Module):
-    """A stack of blocks and a final norm. Parameters: ``block_0`` ... and ``norm``, whatever the options.
+    """A stack of blocks and a final norm. Parameters: ``block_0`` ... and ``norm``, whatever scan and remat say.
 
     Attributes:
       depth: number of blocks.
@@ -140,6 +148,7 @@ class Encoder(nn.Module):
       remat: what the backward pass recomputes, a name in :data:`REMAT` or "none".
       dtype: compute type.
       norm_epsilon: of the final norm.
+      final_norm: whether there is one.
     """
 
     depth: int
@@ -150,6 +159,7 @@ class Encoder(nn.Module):
     remat: Remat = "none"
     dtype: DType = "float32"
     norm_epsilon: float = EPSILON
+    final_norm: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False, **kwargs: Any) -> jax.Array:
@@ -158,12 +168,13 @@ class Encoder(nn.Module):
         rates = np.linspace(0.0, self.drop_path, self.depth, dtype=np.float32) if self.drop_path else None
         per_block = {"key": keys, "drop_path": rates}
         x = x.astype(self.dtype)
-        if self.is_initializing() or self.is_mutable_collection("intermediates"):
+        collects = self.is_mutable_collection("intermediates") or kwargs.get("cache") is not None
+        if self.is_initializing() or collects:
             for i in range(self.depth):
                 x = self.block(name=f"block_{i}")(x, **_take(per_block, i), **kwargs)
         else:
             x = self._run(x, per_block, kwargs)
-        return LayerNorm(self.dtype, self.norm_epsilon, name="norm")(x)
+        return LayerNorm(self.dtype, self.norm_epsilon, name="norm")(x) if self.final_norm else x
 
     def _run(self, x: jax.Array, per_block: Any, kwargs: dict[str, Any]) -> jax.Array:
         """The blocks as pure functions of their parameters, so that scan and remat are plain JAX."""

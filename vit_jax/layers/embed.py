@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import config
@@ -22,11 +23,13 @@ class PatchEmbed(nn.Module):
       patch: side P in pixels.
       width: D.
       dtype: compute type; parameters are ``kernel [P, P, C, D]`` and ``bias [D]``, as of a convolution.
+      use_bias: whether there is a bias.
     """
 
     patch: int
     width: int
     dtype: DType = "float32"
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, image: jax.Array) -> jax.Array:
@@ -45,24 +48,32 @@ class PatchEmbed(nn.Module):
         axes = (None, None, "patch", "embed")
         shape = (p, p, channels, self.width)
         kernel = self.param("kernel", logical(nn.initializers.lecun_normal(), axes), shape)
-        bias = self.param("bias", logical(nn.initializers.zeros, axes[-1:]), shape[-1:])
+        bias = self.param("bias", logical(nn.initializers.zeros, axes[-1:]), shape[-1:]) if self.use_bias else None
         x = image.astype(self.dtype).reshape(b, height // p, p, width // p, p, channels)
         x = x.transpose(0, 1, 3, 2, 4, 5).reshape(b, height // p, width // p, p * p * channels)
         return matmul(x, kernel.reshape(-1, self.width), bias)
 
 
 class Positions(nn.Module):
-    """Learned position embeddings, added: parameter ``embedding [1, N, D]``."""
+    """Learned position embeddings, added: parameter ``embedding [1, N, D]``.
+
+    Attributes:
+      dtype: compute type.
+      length: how many there are; None is one for each token.
+    """
 
     dtype: DType = "float32"
+    length: int | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """``[B, N, D] -> [B, N, D]``.
+    def __call__(self, x: jax.Array, start: jax.Array | int = 0) -> jax.Array:
+        """``[B, N, D] -> [B, N, D]``; with a ``length``, the first token is at ``start``.
 
         Raises:
-          UserError: the parameters belong to another number of tokens.
+          UserError: the parameters belong to another number of tokens, or there are fewer than tokens.
         """
+        if self.length is not None:
+            return self._from(x, start, self.length)
         shape = (1, *x.shape[1:])
         if self.has_variable("params", "embedding"):
             stored = nn.meta.unbox(self.get_variable("params", "embedding")).shape
@@ -71,8 +82,37 @@ class Positions(nn.Module):
                     f"the position embeddings are for {stored[1]} tokens but the image gives {shape[1]}; keep the "
                     "image size of the checkpoint or resize them (vit_jax.layers.embed.resize_positions)."
                 )
-        init = logical(nn.initializers.normal(0.02), (None, "tokens", "embed"))
-        return x + self.param("embedding", init, shape).astype(x.dtype)
+        return x + self._table(shape).astype(x.dtype)
+
+    def _from(self, x: jax.Array, start: jax.Array | int, length: int) -> jax.Array:
+        if x.shape[1] > length:
+            raise UserError(f"a text of {x.shape[1]} tokens is longer than the {length} positions of the text tower.")
+        rows = jax.lax.dynamic_slice_in_dim(self._table((1, length, x.shape[-1])), start, x.shape[1], axis=1)
+        return x + rows.astype(x.dtype)
+
+    def _table(self, shape: tuple[int, ...]) -> jax.Array:
+        return self.param("embedding", logical(nn.initializers.normal(0.02), (None, "tokens", "embed")), shape)
+
+
+class TokenEmbed(nn.Module):
+    """A vector for each token: parameter ``embedding [V, D]``.
+
+    Attributes:
+      vocab_size: V.
+      width: D.
+      dtype: compute type.
+    """
+
+    vocab_size: int
+    width: int
+    dtype: DType = "float32"
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """int32 ``[B, N]`` -> ``[B, N, D]``; NaN for a token outside the vocabulary."""
+        init = logical(nn.initializers.normal(0.02), ("vocab", "embed"))
+        table = self.param("embedding", init, (self.vocab_size, self.width))
+        return jnp.take(table, tokens, axis=0, mode="fill", fill_value=jnp.nan).astype(self.dtype)
 
 
 def sincos_positions(height: int, width: int, features: int) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -41,6 +43,35 @@ class AttentionPool(nn.Module):
         )
         y = LayerNorm(self.dtype, self.norm_epsilon, name="norm_mlp")(x)
         return (x + MLP(self.mlp_dim, activation=self.activation, dtype=self.dtype, name="mlp")(y))[:, 0]
+
+
+class QueryPool(nn.Module):
+    """Attentional pooler of CoCa (Yu et al. 2022, arXiv:2205.01917, section 3.2): learned queries attend to tokens.
+
+    Attributes:
+      queries: how many.
+      width: D of queries and output.
+      heads: of the attention; divides ``width``.
+      dtype: compute type.
+      norm_epsilon: of the norms of queries and tokens.
+    """
+
+    queries: int
+    width: int
+    heads: int
+    dtype: DType = "float32"
+    norm_epsilon: float = EPSILON
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """``[B, N, C] -> [B, queries, width]``."""
+        init = logical(nn.initializers.normal(1.0), (None, None, "embed"))
+        queries = self.param("queries", init, (1, self.queries, self.width))
+        norm = functools.partial(LayerNorm, self.dtype, self.norm_epsilon)
+        q = norm(name="norm_queries")(queries)
+        q = jnp.broadcast_to(q, (tokens.shape[0], *q.shape[1:]))
+        context = norm(name="norm_tokens")(tokens)
+        return MultiHeadAttention(self.heads, dtype=self.dtype, name="attention")(q, context=context)
 
 
 def average(tokens: jax.Array) -> jax.Array:

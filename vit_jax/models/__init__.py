@@ -6,64 +6,57 @@ import functools
 from collections.abc import Callable
 from typing import Annotated, Any
 
+import flax.linen as nn
+
 from vit_jax import config
-from vit_jax.models import mixer, vit
-from vit_jax.models.base import Features, ImageModel, cast_kernels
+from vit_jax.models import coca, images, mixer, two_tower, vit
+from vit_jax.models.base import Features, ImageModel, cast_kernels, everywhere
+from vit_jax.models.coca import CoCa
+from vit_jax.models.images import IMAGE_MODELS, IMAGES
 from vit_jax.models.mixer import Mixer
+from vit_jax.models.text import TextTransformer
+from vit_jax.models.two_tower import Embedded, TwoTower
 from vit_jax.models.vit import ViT
 
-__all__ = ["ALIASES", "MODELS", "NAMES", "Features", "ImageModel", "Mixer", "ViT", "cast_kernels", "create"]
+__all__ = [
+    "ALIASES", "FAMILIES", "IMAGES", "MODELS", "NAMES", "CoCa", "Embedded", "Features", "ImageModel", "Mixer",
+    "TextTransformer", "TwoTower", "ViT", "cast_kernels", "create", "everywhere", "mixer", "vit",
+]  # fmt: skip
 
-MODELS: dict[str, Callable[..., ImageModel]] = {
-    "vit": functools.partial(ViT),
-    "mixer": functools.partial(Mixer),
-    **{name: functools.partial(ViT, **fields) for name, fields in vit.VARIANTS.items()},
-    **{name: functools.partial(Mixer, **fields) for name, fields in mixer.VARIANTS.items()},
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    **IMAGE_MODELS,
+    "two_tower": functools.partial(TwoTower),
+    "coca": functools.partial(CoCa),
+    **{name: functools.partial(TwoTower, **fields) for name, fields in two_tower.VARIANTS.items()},
+    **{name: functools.partial(CoCa, **fields) for name, fields in coca.VARIANTS.items()},
 }
 """Name -> class with the variant's fields."""
 
+FAMILIES = ("vit", "mixer", "two_tower", "coca")
+"""The names that are no size of anything yet."""
 
-TIMM_SIZES = {"ti": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge", "g": "giant", "G": "gigantic"}
-TIMM_PIXELS = (224, 384, 448, 512, 518)
-"""Sides of the image that timm's names end in; the models are the same but for their number of positions."""
-HYBRIDS = {
-    "vit_r_ti16": ("R+ViT-Ti/16", "vit_tiny_r_s16_p8"),
-    "vit_r26_s32": ("R26+ViT-S/32", "vit_small_r26_s32"),
-    "vit_r26_b32": ("R26+ViT-B/32", "vit_base_r26_s32"),
-    "vit_r50_b16": ("R50+ViT-B/16", "vit_base_r50_s16"),
-    "vit_r50_l32": ("R50+ViT-L/32", "vit_large_r50_s32"),
+OPEN_CLIP = {
+    "ViT-B-32": "clip_vit_b32",
+    "ViT-B-16": "clip_vit_b16",
+    "ViT-L-14": "clip_vit_l14",
+    "ViT-B-16-SigLIP": "siglip_vit_b16",
+    "ViT-L-16-SigLIP-256": "siglip_vit_l16",
+    "ViT-SO400M-14-SigLIP": "siglip_vit_so400m14",
+    "coca_ViT-B-32": "coca_vit_b32",
+    "coca_ViT-L-14": "coca_vit_l14",
 }
-"""Our name -> the original repository's and timm's."""
+"""Names of open_clip -> our names."""
 
+ALIASES: dict[str, str] = images.ALIASES | OPEN_CLIP
+"""Names of the original repository (``ViT-B_16``, ``B/16``, ``R50+ViT-L_32``), of timm and open_clip -> our names."""
 
-def _aliases() -> dict[str, str]:
-    out: dict[str, str] = {}
-    names = dict(HYBRIDS)
-    for size, patches in vit.PATCHES.items():
-        original, theirs = size if size in "gG" else size.capitalize(), TIMM_SIZES.get(size, size)
-        names |= {f"vit_{size}{p}": (f"ViT-{original}/{p}", f"vit_{theirs}_patch{p}") for p in patches}
-    for name, (original, theirs) in names.items():
-        for form in (original, original.replace("ViT-", "")):
-            flat = form.replace("/", "_")
-            out |= {form: name, flat: name, flat.replace("+", "_"): name}
-        out |= {f"{theirs}_{pixels}": name for pixels in TIMM_PIXELS}
-    for name in mixer.VARIANTS:
-        size, patch = name[6], name[7:]
-        out |= {f"Mixer-{size.upper()}{sep}{patch}": name for sep in "/_"} | {f"mixer_{size}{patch}_224": name}
-    return out
-
-
-ALIASES: dict[str, str] = _aliases()
-"""Names of the original repository (``ViT-B_16``, ``B/16``, ``R50+ViT-L_32``) and of timm -> our names."""
-
-
-NAMES: dict[str, Callable[..., ImageModel]] = MODELS | {alias: MODELS[name] for alias, name in ALIASES.items()}
+NAMES: dict[str, Callable[..., nn.Module]] = MODELS | {alias: MODELS[name] for alias, name in ALIASES.items()}
 """Everything that is accepted as a name: the ``Choice`` table for a configuration's model field."""
 
-_CHOICE = Annotated[ImageModel, config.Choice(NAMES)]
+_CHOICE = Annotated[Any, config.Choice(NAMES)]
 
 
-def create(name: str, **overrides: Any) -> ImageModel:
+def create(name: str, **overrides: Any) -> Any:
     """The model ``name`` of :data:`NAMES` with fields overridden.
 
     Raises:

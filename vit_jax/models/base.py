@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -46,6 +47,10 @@ class ImageModel(nn.Module):
         """float32 ``[B, H, W, C]`` -> :class:`Features`."""
         return self._run(image, train)[0]
 
+    def inputs(self, size: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shape of one image of ``size`` pixels as the model takes it, float32[1,S,S,3]."""
+        return (jax.ShapeDtypeStruct((1, size, size, 3), "float32"),)
+
     @nn.compact
     def _run(self, image: jax.Array, train: bool) -> tuple[Features, jax.Array]:
         found = self.encode(image, train)
@@ -60,6 +65,16 @@ class ImageModel(nn.Module):
             name="head",
         )
         return found, head(found.pooled)
+
+
+def everywhere(model: nn.Module, **fields: Any) -> nn.Module:
+    """``model`` with ``fields`` set wherever it or a module among its fields has them: ``dtype="float32"``."""
+    values: dict[str, Any] = {
+        f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in ("parent", "name")
+    }
+    inner: dict[str, Any] = {k: everywhere(v, **fields) for k, v in values.items() if isinstance(v, nn.Module)}
+    changes: dict[str, Any] = inner | {k: v for k, v in fields.items() if k in values}
+    return model.clone(**changes)
 
 
 def cast_kernels(params: Params, dtype: DType) -> Params:

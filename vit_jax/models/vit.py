@@ -14,7 +14,7 @@ from vit_jax.layers.block import Block, Encoder, Remat
 from vit_jax.layers.embed import PatchEmbed, Positions, sincos_positions
 from vit_jax.layers.linear import LINEARS, Dense, DType, Linear, logical
 from vit_jax.layers.mlp import Activation
-from vit_jax.layers.norm import EPSILON
+from vit_jax.layers.norm import EPSILON, LayerNorm
 from vit_jax.layers.pool import AttentionPool, average
 from vit_jax.layers.stochastic import dropout
 from vit_jax.models.base import Features, ImageModel
@@ -37,6 +37,9 @@ class ViT(ImageModel):
       pool: "cls" token, "gap" (average of the grid), "map" (attention pooling) or "cls_gap" (cls beside the average:
         2D features, as the linear classifiers of DINOv2 see, Oquab et al. 2024, arXiv:2304.07193).
       positions: "learn" or "sincos2d" (fixed).
+      patch_bias: whether the patch embedding has a bias.
+      pre_norm: a layer norm before the first block, as CLIP has (Radford et al. 2021).
+      final_norm: a layer norm after the last block.
       registers: extra learned tokens without position (Darcet et al. 2024, arXiv:2309.16588).
       pre_logits: size of a tanh layer before the head, None for none.
       stem: bottlenecks per stage of a ResNetV2 before the patches, None for no stem.
@@ -62,6 +65,9 @@ class ViT(ImageModel):
     mlp_dim: int = 768
     pool: Literal["cls", "gap", "map", "cls_gap"] = "cls"
     positions: Literal["learn", "sincos2d"] = "learn"
+    patch_bias: bool = True
+    pre_norm: bool = False
+    final_norm: bool = True
     registers: int = 0
     pre_logits: int | None = None
     stem: tuple[int, ...] | None = None
@@ -83,6 +89,8 @@ class ViT(ImageModel):
         config.lookup(dict.fromkeys(POOLS), self.pool, "pool")
         config.lookup(dict.fromkeys(POSITIONS), self.positions, "positions")
         x = self._embed(image)
+        if self.pre_norm:
+            x = LayerNorm(self.dtype, self.norm_epsilon, name="norm_pre")(x)
         if train and self.dropout:
             x = dropout(x, self.dropout, self.make_rng("dropout"))
         block = functools.partial(
@@ -108,6 +116,7 @@ class ViT(ImageModel):
             remat=self.remat,
             dtype=self.dtype,
             norm_epsilon=self.norm_epsilon,
+            final_norm=self.final_norm,
             name="encoder",
         )
         tokens = encoder(x, train=train)
@@ -121,7 +130,7 @@ class ViT(ImageModel):
         """``[B, H, W, C] -> [B, N, D]``: cls, registers, grid; only cls and grid have positions."""
         if self.stem is not None:
             image = ResNet(self.stem, dtype=self.dtype, numerics=self.stem_numerics, name="stem")(image)
-        grid = PatchEmbed(self.patch, self.width, self.dtype, name="patch")(image)
+        grid = PatchEmbed(self.patch, self.width, self.dtype, self.patch_bias, name="patch")(image)
         b, h, w, d = grid.shape
         x = grid.reshape(b, h * w, d)
         if self.positions == "sincos2d":

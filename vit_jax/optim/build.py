@@ -24,8 +24,8 @@ from vit_jax.optim.sam import EPS, SAM, RelativeLr, norm
 from vit_jax.types import Params, UserError
 
 KERNELS_ONLY: masks.Rules = (
-    (r"(.*/)?(bias|scale\w*|embedding|pos_\w+|cls|\w*registers?|\w*_token|probe|logit_\w+)", 0.0),
-    (r"(.*/)?\w*kernel", 1.0),
+    (r"(.*/)?(bias|scale\w*|embedding|pos_\w+|cls|\w*registers?|\w*_token|probe|queries|logit_\w+)", 0.0),
+    (r"(.*/)?(\w*kernel|vocabulary)", 1.0),
 )
 """Default weight decay: matrices of linear maps and convolutions, nothing else."""
 
@@ -47,6 +47,8 @@ class OptimConfig:
       lr_mult: ``(pattern, factor of the learning rate)``, first match wins, 1 elsewhere.
       layer_decay: learning rate times this per layer below the head (BEiT, arXiv:2106.08254; typically 0.65 to 0.9).
       sam: a row of :data:`SAM`, or ``None``.
+      bounds: ``(pattern, least, most)``: parameters that are put back between these after every update, as CLIP does
+        with its temperature: ``("logit_scale", 0.0, 4.6052)`` (Radford et al. 2021, section 2.5).
     """
 
     optimizer: Annotated[Any, Choice(OPTIMIZERS)] = dataclasses.field(default=AdamW())
@@ -60,6 +62,7 @@ class OptimConfig:
     lr_mult: tuple[tuple[str, float], ...] = ()
     layer_decay: float | None = None
     sam: Annotated[Any, Choice(SAM)] | None = None
+    bounds: tuple[tuple[str, float, float], ...] = ()
 
     def __post_init__(self) -> None:
         positive("lr", self.lr)
@@ -72,6 +75,9 @@ class OptimConfig:
             positive(f"lr_mult of {pattern!r}", factor)
         for pattern, factor in self.decay_rules:
             within(f"decay_rules of {pattern!r}", factor, 0, float("inf"))
+        for pattern, least, most in self.bounds:
+            if not least < most:
+                raise UserError(f"bounds of {pattern!r} are {least} and {most}; write the smaller one first.")
 
 
 def trainable(cfg: OptimConfig, params: Params) -> Any:
@@ -117,7 +123,9 @@ def build(
     steps += [cfg.optimizer.scale()]
     steps += [_decay(cfg.weight_decay, decay)] if cfg.weight_decay else []
     steps += [_multiply(mult)] if cfg.lr_mult or cfg.layer_decay is not None else []
-    tx = optax.chain(*steps, optax.scale_by_learning_rate(lr))
+    steps += [optax.scale_by_learning_rate(lr)]
+    steps += [_bound(masks.keep(mask, limits(cfg, params)))] if cfg.bounds else []
+    tx = optax.chain(*steps)
     return tx if all(jax.tree.leaves(mask)) else masks.train_only(tx, mask), lr
 
 
@@ -135,6 +143,20 @@ def lr_factors(cfg: OptimConfig, params: Params) -> Any:
     if cfg.layer_decay is None:
         return mult
     return jax.tree.map(lambda a, b: a * b, mult, masks.layer_decay(params, cfg.layer_decay))
+
+
+def limits(cfg: OptimConfig, params: Params) -> Any:
+    """A tree like ``params`` of pairs (least, most), infinite where there are no bounds."""
+    masks.check("bounds", (pattern for pattern, *_ in cfg.bounds), params)
+    return masks.first_match([(p, Limits(*ends)) for p, *ends in cfg.bounds], params, Limits())
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Where a parameter has to stay."""
+
+    least: float = -float("inf")
+    most: float = float("inf")
 
 
 def _relative(lr: schedules.ScheduleFn, peak: float, total: int) -> RelativeLr:
@@ -164,6 +186,15 @@ def _decay(rate: float, factors: Any) -> optax.GradientTransformation:
     return optax.stateless(
         lambda updates, params: jax.tree.map(lambda u, p, f: u + (rate * f) * p if f else u, updates, params, factors)
     )
+
+
+def _bound(ends: Any) -> optax.GradientTransformation:
+    """Cuts each update such that the parameter stays within its :class:`Limits`."""
+
+    def one(u: jax.Array, p: jax.Array, end: Limits) -> jax.Array:
+        return u if end == Limits() else jnp.clip(p + u, end.least, end.most) - p
+
+    return optax.stateless(lambda updates, params: jax.tree.map(one, updates, params, ends))
 
 
 def _multiply(factors: Any) -> optax.GradientTransformation:

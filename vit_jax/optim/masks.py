@@ -20,8 +20,8 @@ from vit_jax.types import Params, UserError
 Rules = Sequence[tuple[str, Any]]
 """``(pattern, value)`` in order of precedence: the first match decides."""
 
-FIRST = r"(.*/)?(\w*embed\w*|position\w*|pos_\w+|cls|cls_token|\w*registers?|stem|patch)(/.*)?"
-LAST = r"(.*/)?(\w*head\w*|norm|\w*pool\w*|pre_logits|\w*proj\w*|logit_\w+)(/.*)?"
+FIRST = r"(.*/)?(\w*embed\w*|position\w*|pos_\w+|cls|cls_token|\w*registers?|stem|patch|norm_pre)(/.*)?"
+LAST = r"(.*/)?(\w*head\w*|norm|\w*pool\w*|pre_logits|\w*proj\w*|vocabulary|logit_\w+)(/.*)?"
 BLOCK = re.compile(r"(?:(?P<stack>.*)/)?block_(?P<index>\d+)/.*")
 """Where a parameter sits in the depth of a model, by its path: before, in or after the stack of blocks."""
 

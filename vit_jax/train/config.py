@@ -18,7 +18,8 @@ from vit_jax.types import UserError
 
 MAY_CHANGE = (
     "mesh", "log_every", "eval_every", "checkpoint_every", "keep", "best", "evaluators", "eval_batch_size",
-    "data.workers", "data.prefetch", "model.scan", "model.remat",
+    "data.workers", "data.prefetch",
+    *(f"model.{part}{key}" for part in ("", "image_tower.", "text_tower.", "decoder.") for key in ("scan", "remat")),
 )  # fmt: skip
 """Keys that leave the result of training as it is, so that a run may be resumed with other values."""
 

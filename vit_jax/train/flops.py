@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from vit_jax.models import everywhere
+
 PEAK = {
     "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12, "TPU v5p": 459e12, "TPU v5": 459e12,
     "TPU v6 lite": 918e12, "TPU v6e": 918e12, "NVIDIA A100": 312e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12,
@@ -18,13 +20,11 @@ PEAK = {
 """Published dense bfloat16 FLOP/s by the beginning of the device kind, longest match first."""
 
 
-def forward(model: nn.Module, inputs: Any) -> float:
+def forward(model: nn.Module, inputs: tuple[Any, ...]) -> float:
     """FLOPs (2 per multiply-add) of one forward pass over ``inputs`` (shapes), by XLA's count of the unrolled model."""
-    options: dict[str, Any] = {"scan": False, "remat": "none"}
-    plain = model.clone(**{k: v for k, v in options.items() if hasattr(model, k)})
-
-    variables = jax.eval_shape(lambda x: nn.unbox(plain.init(jax.random.key(0), x)), inputs)
-    return float((jax.jit(plain.apply).lower(variables, inputs).cost_analysis() or {}).get("flops", float("nan")))
+    plain = everywhere(model, scan=False, remat="none")
+    variables = jax.eval_shape(lambda *x: nn.unbox(plain.init(jax.random.key(0), *x)), *inputs)
+    return float((jax.jit(plain.apply).lower(variables, *inputs).cost_analysis() or {}).get("flops", float("nan")))
 
 
 def peak(device: jax.Device, dtype: str) -> float:

@@ -129,7 +129,10 @@ def _train(
             if stopped and step < total:
                 raise UserError(f"stopped at step {step} of {total}; the same command resumes there.")
         if batches.skipped:
-            say(f"{batches.skipped} training images are unreadable and were left out")
+            say(f"{batches.skipped} training examples are unreadable and were left out")
+        if batches.truncated and c.data.text:
+            room = c.data.text.length
+            say(f"{batches.truncated:,} captions are longer than data.text.length={room} tokens and were cut")
     return state, report
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -17,7 +18,7 @@ from vit_jax import sharding
 from vit_jax.config import Duration, suggest
 from vit_jax.data.loader import Batches, Reader, eval_batches, train_batches
 from vit_jax.data.sources import Source
-from vit_jax.evals import Report
+from vit_jax.evals import Report, combine
 from vit_jax.objectives import Apply
 from vit_jax.optim import build as build_optimizer
 from vit_jax.optim import masks, trainable
@@ -80,7 +81,8 @@ class Setup:
     def step_flops(self) -> float:
         """Model FLOPs of one step: the backward pass costs twice the forward pass, SAM repeats both."""
         passes = getattr(self.config.optim.sam, "passes", 1)
-        return 3 * passes * flops.forward(self.model, model_inputs(self.config)) * self.config.batch_size
+        inputs = self.model.inputs(self.config.augment.size)
+        return 3 * passes * flops.forward(self.model, inputs) * self.config.batch_size
 
     def train_batches(self, start_step: int) -> Batches:
         """This host's training batches from ``start_step`` on."""
@@ -97,24 +99,37 @@ class Setup:
 
     def evaluate(self, params: Params, source: Source | None = None) -> Report:
         """All evaluators over ``source`` (by default the validation split), their metrics in one report."""
+        return combine([self._report(evaluator, params, source) for evaluator in self.config.evaluators])
+
+    def _report(self, evaluator: Any, params: Params, source: Source | None) -> Report:
+        """What ``evaluator`` finds on its own data, or else on ``source`` or the validation split."""
+        c, info = self.config, self.train.info
+        own = getattr(evaluator, "data", None)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(jax.set_mesh(self.mesh))
+            if own is None:
+                batches, device = self._prepared(source or self.val, stack)
+            else:  # a benchmark of its own, described by its own classes
+                there = c.data.open_other(own)
+                info = dataclasses.replace(there.info, encoder=info.encoder)
+                batches, device = self._prepared(there, stack)
+            read, more = [batches], {}
+            if getattr(evaluator, "fits", False):
+                part = self.train if own is None else c.data.open_other(own, "train")
+                fitted, more["fit"] = self._prepared(part, stack)
+                read.append(fitted)
+            report = evaluator(self.apply, params, device, info, c.objective, **more)
+            if skipped := sum(b.skipped for b in read):
+                report.metrics["unreadable"] = float(skipped)
+            return report
+
+    def _prepared(self, source: Source, stack: contextlib.ExitStack) -> tuple[Batches, Iterator[Batch]]:
+        """Every example of ``source`` once: the host's batches, and the same on the device, ready for the model."""
         c = self.config
         size = _round_up(c.eval_batch_size or c.batch_size, self.mesh.shape["replica"] * self.mesh.shape["fsdp"])
-        reports = []
-        for evaluator in c.evaluators:
-            batches = eval_batches(source or self.val, batch_size=size, canvas=c.data.canvas, **_reading(c))
-            try:
-                with jax.set_mesh(self.mesh):
-                    device = (self.prepare(sharding.put(b, self.mesh)) for b in batches)
-                    report = evaluator(self.apply, params, device, self.train.info, c.objective)
-                if batches.skipped:
-                    report.metrics["unreadable"] = float(batches.skipped)
-                reports.append(report)
-            finally:
-                batches.close()
-        first, *others = reports
-        for other in others:
-            first.metrics.update(other.metrics)
-        return first
+        batches = eval_batches(source, batch_size=size, canvas=c.data.canvas, **_reading(c))
+        stack.enter_context(contextlib.closing(batches))
+        return batches, (self.prepare(sharding.put(b, self.mesh)) for b in batches)
 
 
 def _steps(duration: Duration, batch_size: int, num_examples: int, total: int | None) -> int:
@@ -135,11 +150,6 @@ def _reading(c: TrainConfig) -> dict[str, Any]:
     }
 
 
-def model_inputs(c: TrainConfig) -> jax.ShapeDtypeStruct:
-    """The shape of one image as the model sees it, float32[1,H,W,3]."""
-    return jax.ShapeDtypeStruct((1, c.augment.size, c.augment.size, 3), "float32")
-
-
 def build(config: TrainConfig, devices: Any = None) -> Setup:
     """Opens the data, builds model, optimizer and step, and checks that all of it fits together. Computes nothing.
 
@@ -150,6 +160,8 @@ def build(config: TrainConfig, devices: Any = None) -> Setup:
     mesh = make_mesh(c.mesh, devices)
     c.augment.check(c.data.canvas)
     metrics = [f"val/{name}" for evaluator in c.evaluators for name in evaluator.metrics]
+    if twice := sorted({name for name in metrics if metrics.count(name) > 1}):
+        raise UsageError(f"two evaluators report {twice[0]}; leave one of them out.")
     if c.best not in metrics:
         raise UsageError(f"best={c.best!r} is no metric of the evaluators{suggest(c.best, metrics)}")
     group = getattr(c.optim.sam, "m", None)
@@ -159,15 +171,16 @@ def build(config: TrainConfig, devices: Any = None) -> Setup:
     if total < 1:
         raise UserError(f"duration={str(c.duration)!r} is less than one step of {c.batch_size} examples.")
     model = c.objective.fit_model(c.model, train.info)
+    inputs = model.inputs(c.augment.size)
     apply = functools.partial(_apply, model)
     with jax.set_mesh(mesh):
-        boxed = abstract_params(model, model_inputs(c))
+        boxed = abstract_params(model, inputs)
     # outside of the mesh: its devices may be those of a topology that is not here
     steps_of = functools.partial(_steps, batch_size=c.batch_size, num_examples=len(train), total=total)
     tx, schedule = build_optimizer(c.optim, nn.unbox(boxed), total, steps_of)
     tx = optax.with_extra_args_support(tx)
     with jax.set_mesh(mesh):
-        init, shapes, shardings = make_init(model, model_inputs(c), tx, seed=c.seed, ema=c.ema is not None, mesh=mesh)
+        init, shapes, shardings = make_init(model, inputs, tx, seed=c.seed, ema=c.ema is not None, mesh=mesh)
     step = make_train_step(
         apply, c.objective, tx, augment=c.augment.train_fn(train.info.num_classes), schedule=schedule,
         seed=c.seed, mesh=mesh, shardings=shardings, accumulate=c.accumulate, ema=c.ema,

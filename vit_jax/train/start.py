@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax import checkpoint, convert
+from vit_jax import checkpoint, convert, models
 from vit_jax.checkpoint import flat, unflat
+from vit_jax.convert import text
 from vit_jax.train.adapt import adapt
 from vit_jax.train.setup import Setup
 from vit_jax.train.state import TrainState
@@ -41,9 +42,11 @@ def start(setup: Setup, workdir: pathlib.Path) -> tuple[TrainState, str]:
     c = setup.config
     like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), setup.shapes, setup.shardings)
     if found := checkpoint.restore(workdir, items(like)):
+        _check_tokenizer(setup, workdir / checkpoint.FOLDER / str(found[0]))
         return from_items(found[1], like), f"resumed at step {found[0]}"
     if c.resume_from:
         folder = checkpoint.find(c.resume_from)[0]
+        _check_tokenizer(setup, folder)
         read = {k: checkpoint.read_item(folder, k, v) for k, v in items(like).items()}
         return from_items(read, like), f"continues {folder}"
     if c.init:
@@ -53,32 +56,36 @@ def start(setup: Setup, workdir: pathlib.Path) -> tuple[TrainState, str]:
     return setup.init(), "starts from scratch"
 
 
-NUMERICS = ("activation", "norm_epsilon", "stem_numerics", "positions")
+NUMERICS = ("activation", "norm_epsilon", "stem_numerics", "positions", "cls_mask", "heads")
 """Fields of a model that its parameters do not show."""
+IMAGE = "image_tower"
 
 
 def _initial(setup: Setup, source: str) -> tuple[Params, str, list[str]]:
     """Parameters from ``source`` (any format) fitted to the run's model, their origin's name, and what was changed.
 
+    An image model becomes the image tower of an image-text model, and the other way round.
+
     Raises:
-      UserError: they cannot be read or do not fit, or are of a model with other heads.
+      UserError: they cannot be read or do not fit, or are of a model with other heads or another tokenizer.
     """
     with convert.load(source) as found:
+        tree, theirs, fresh, ours = found.tree(), found.model, setup.init().params, setup.model
+        towers = [isinstance(m, models.TwoTower) for m in (theirs, ours)]
+        notes, full = [], fresh
+        if towers == [False, True]:
+            notes.append(f"its parameters are those of the {IMAGE}, all else is new")
+            tree, fresh, ours = _headless(tree), fresh[IMAGE], ours.image_tower
+        elif towers == [True, False]:
+            notes.append(f"only its {IMAGE} is used")
+            tree, theirs = tree[IMAGE], theirs.image_tower
+        else:
+            text.check_same(found.encoder, setup.train.info.encoder, found.source)
         new_head = found.class_names != setup.train.info.class_names
-        params, notes = adapt(
-            found.tree(), setup.init().params, name=found.source, new_head=new_head, resize=found.resize
-        )
-    there, here = ({k: getattr(m, k, None) for k in (*NUMERICS, "heads")} for m in (found.model, setup.config.model))
-    if there["heads"] != here["heads"]:
-        raise UserError(
-            f"{found.source} has {there['heads']} heads, the model {here['heads']}; "
-            f"add --config.model.heads={there['heads']}"
-        )
-    notes += [
-        f"its model has {k}={there[k]!r}, this one {here[k]!r} (--config.model.{k}={there[k]} keeps that)"
-        for k in NUMERICS
-        if there[k] != here[k]
-    ]
+        params, changes = adapt(tree, fresh, name=found.source, new_head=new_head, resize=found.resize)
+        if towers == [False, True]:
+            params = {**full, IMAGE: params}
+    notes += changes + _numerics(theirs, ours, found.source, "" if towers != [False, True] else f"{IMAGE}.")
     was, norm = found.preprocess, setup.config.augment.norm
     if not np.allclose(was.mean + was.std, norm.mean + norm.std, atol=1e-6):
         kept = was.augment()["norm"]
@@ -87,9 +94,43 @@ def _initial(setup: Setup, source: str) -> tuple[Params, str, list[str]]:
     return params, found.source, [*found.notes, *notes]
 
 
+def _check_tokenizer(setup: Setup, folder: pathlib.Path) -> None:
+    """Raises :class:`UserError` where the file that the configuration names holds another tokenizer by now."""
+    if setup.train.info.encoder is not None:
+        about = checkpoint.read_item(folder, "meta")
+        text.check_same(text.from_meta(about.get("tokenizer")), setup.train.info.encoder, str(folder))
+
+
+def _headless(tree: Params) -> Params:
+    return {k: v for k, v in tree.items() if k not in ("head", "pre_logits")}
+
+
+def _numerics(there: Any, here: Any, source: str, path: str) -> list[str]:
+    """Where two models compute differently with the same parameters, a phrase each; the towers of both as well.
+
+    Raises:
+      UserError: they have other numbers of heads, which is no small difference.
+    """
+    notes = []
+    for key in NUMERICS:
+        was, now = getattr(there, key, None), getattr(here, key, None)
+        if was == now or None in (was, now):
+            continue
+        if key == "heads":
+            raise UserError(f"{source} has {was} heads, the model {now}; add --config.model.{path}heads={was}")
+        keeps = f"--config.model.{path}{key}={was} keeps that"
+        notes.append(f"its model has {path}{key}={was!r}, this one {now!r} ({keeps})")
+    if isinstance(there, models.TwoTower) and isinstance(here, models.TwoTower):
+        for tower in (IMAGE, "text_tower", "decoder"):
+            notes += _numerics(getattr(there, tower, None), getattr(here, tower, None), source, f"{tower}.")
+    return notes
+
+
 def meta(setup: Setup, raw: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint says of itself."""
-    return {"config": raw, "class_names": list(setup.train.info.class_names), "provenance": dict(provenance)}
+    info = setup.train.info
+    about = {"config": raw, "class_names": list(info.class_names), "provenance": dict(provenance)}
+    return about if info.encoder is None else about | {"tokenizer": text.to_meta(info.encoder)}
 
 
 def eval_params(setup: Setup, path: str | pathlib.Path) -> tuple[Params, pathlib.Path]:
@@ -102,6 +143,7 @@ def eval_params(setup: Setup, path: str | pathlib.Path) -> tuple[Params, pathlib
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), setup.shapes.params, setup.shardings.params
     )
     params, about, folder = checkpoint.load_params(path, like)
+    text.check_same(text.from_meta(about.get("tokenizer")), setup.train.info.encoder, str(folder))
     there, here = about["class_names"], list(setup.train.info.class_names)
     numbered = there == [str(i) for i in range(len(there))]
     if there != here and not numbered:

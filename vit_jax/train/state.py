@@ -39,13 +39,13 @@ class TrainState:
         return self.params if self.ema is None else self.ema
 
 
-def abstract_params(model: nn.Module, inputs: Any) -> Any:
+def abstract_params(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
     """Shapes of ``model``'s parameters, their logical axis names boxed in; ``inputs`` are example inputs or shapes."""
-    return jax.eval_shape(lambda x: model.init(jax.random.key(0), x)["params"], inputs)
+    return jax.eval_shape(lambda *x: model.init(jax.random.key(0), *x)["params"], *inputs)
 
 
 def make_init(
-    model: nn.Module, inputs: Any, tx: optax.GradientTransformation, *, seed: int, ema: bool, mesh: Mesh
+    model: nn.Module, inputs: tuple[Any, ...], tx: optax.GradientTransformation, *, seed: int, ema: bool, mesh: Mesh
 ) -> tuple[Any, TrainState, TrainState]:
     """How to create the state without ever holding it on one device.
 
@@ -68,7 +68,7 @@ def make_init(
 
     def fresh() -> TrainState:
         x = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), inputs)
-        return finish(nn.unbox(model.init(rng.stream(seed, "params"), x)["params"]))
+        return finish(nn.unbox(model.init(rng.stream(seed, "params"), *x)["params"]))
 
     boxed = abstract_params(model, inputs)
     shapes = jax.eval_shape(fresh)

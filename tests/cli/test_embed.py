@@ -1,0 +1,98 @@
+"""``embed``: files that other programs read back, whole or not at all."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from vit_jax.cli import main
+from vit_jax.predict import load
+
+
+def embed(capsys, *argv):
+    status = main(["embed", *map(str, argv)])
+    return status, *capsys.readouterr()
+
+
+def test_images_and_texts_as_npy(run, coca, tmp_path, capsys):
+    (tmp_path / "texts.txt").write_text("one\n\n  two words \n", encoding="utf-8")
+    argv = ("--workdir", coca, run.images / "ant" / "0.png", run.images / "bee", "--output", tmp_path / "x.npy")
+    status, out, err = embed(capsys, *argv, "--text", "a cat", tmp_path / "texts.txt", "über")
+    assert (status, out) == (0, f"{tmp_path / 'x.npy'}: float32[15, 16], 0 images left out\n")
+    got, rows = np.load(tmp_path / "x.npy"), json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
+    files = [str(run.images / "ant" / "0.png"), *(str(run.images / "bee" / f"{i}.png") for i in range(10))]
+    texts = ["a cat", "one", "two words", "über"]
+    assert rows == [*({"path": f} for f in files), *({"text": t} for t in texts)]
+    assert got.dtype == np.float32 and got.shape == (15, 16)
+    np.testing.assert_allclose(np.linalg.norm(got, axis=1), 1, rtol=1e-5)
+    model = load(coca)
+    images = model.embed(np.stack([model.image(f) for f in files]))
+    np.testing.assert_allclose(got, np.concatenate([images, model.embed_texts(texts)]), atol=1e-5)
+    assert sorted(os.listdir(tmp_path)) == ["texts.txt", "x.json", "x.npy"]
+    before = (tmp_path / "x.npy").read_bytes()
+    for name in ("x.npy", "x.json"):
+        status, out, err = embed(capsys, *argv)
+        assert (status, out) == (1, "") and f"{name}' exists already; name a new file." in err
+        (tmp_path / "x.npy").unlink(missing_ok=True)
+    assert len(before) > 15 * 16 * 4
+
+
+def test_parquet(run, coca, tmp_path, capsys):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    pyarrow = pytest.importorskip("pyarrow")
+    argv = ("--workdir", coca, "--text", "a cat", "a dog", "--output")
+    assert embed(capsys, *argv, tmp_path / "texts.parquet")[0] == 0
+    assert embed(capsys, run.images / "ant", *argv, tmp_path / "both.parquet")[0] == 0
+    texts, both = (parquet.read_table(tmp_path / f"{name}.parquet") for name in ("texts", "both"))
+    assert texts.column_names == ["text", "embedding"] and both.column_names == ["path", "text", "embedding"]
+    assert texts.schema.field("embedding").type == pyarrow.list_(pyarrow.float32(), 16)
+    assert both["path"].to_pylist() == [*(str(run.images / "ant" / f"{i}.png") for i in range(10)), None, None]
+    assert both["text"].to_pylist() == [None] * 10 + ["a cat", "a dog"]
+    vectors = np.array(both["embedding"].to_pylist(), np.float32)
+    np.testing.assert_allclose(vectors[10:], np.array(texts["embedding"].to_pylist()), atol=1e-6)
+    np.testing.assert_allclose(vectors[10:], load(coca).embed_texts(["a cat", "a dog"]), atol=1e-6)
+
+
+def test_a_classifier_gives_pooled_features_and_torn_images_are_named(run, tmp_path, capsys):
+    (tmp_path / "torn.png").write_bytes(b"no image")
+    good = run.images / "cat" / "3.png"
+    argv = ("--workdir", run.workdir, tmp_path / "torn.png", good, "--output")
+    status, out, err = embed(capsys, *argv, tmp_path / "x.npy")
+    assert status == 1 and out.endswith("float32[1, 16], 1 images left out\n")
+    assert "torn.png is unreadable" in err and err.count("\n") == 1
+    model = load(run.workdir)
+    np.testing.assert_allclose(np.load(tmp_path / "x.npy"), model.embed(model.image(good)[None]), atol=1e-5)
+    assert json.loads((tmp_path / "x.json").read_text()) == [{"path": str(good)}]
+    argv = ("--workdir", run.workdir, tmp_path / "torn.png", "--output", tmp_path / "y.npy")
+    status, out, err = embed(capsys, *argv)
+    assert (status, out) == (1, "") and "none of the 1 images could be read, and nothing was written" in err
+    assert not list(tmp_path.glob("y*"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "text"),
+    [
+        (["--output", "{tmp}/x.csv", "a.png"], 2, "unknown kind of output file '.csv'; allowed: .npy, .parquet."),
+        (["--output", "{tmp}/no/x.npy", "a.png"], 1, "there is no folder '{tmp}/no'"),
+        (["--output", "{tmp}/x.npy"], 2, "there is nothing to embed; name images"),
+        (["--output", "{tmp}/x.npy", "/no/a.png"], 1, "no such file or folder: '/no/a.png'"),
+        (
+            ["--output", "{tmp}/x.npy", "--text", "/no/a.txt"],
+            1,
+            "'/no/a.txt' cannot be read (No such file or directory)",
+        ),
+        (["--output", "{tmp}/x.npy", "--text", "{tmp}/empty.txt"], 1, "empty.txt' holds no text; write one a line."),
+        (
+            ["--output", "{tmp}/x.npy", "--text", "a cat"],
+            1,
+            "a model of images alone embeds no texts; leave out --text",
+        ),
+    ],
+)
+def test_mistakes_are_one_sentence(run, tmp_path, capsys, argv, status, text):
+    (tmp_path / "empty.txt").write_text("\n \n")
+    argv = [word.replace("{tmp}", str(tmp_path)) for word in argv]
+    found, out, err = embed(capsys, "--workdir", run.workdir, *argv)
+    assert (found, out) == (status, "") and err.count("\n") == 1
+    assert text.replace("{tmp}", str(tmp_path)) in err and os.listdir(tmp_path) == ["empty.txt"]

@@ -1,0 +1,62 @@
+"""Names and shapes of whole models, as open_clip itself has them; whole heads stay together."""
+
+import numpy as np
+import pytest
+
+from tests.convert.golden_trees import golden
+from tests.convert.open_clip_models import random_tensors
+from vit_jax import models
+from vit_jax.convert import base, open_clip_rules, table, timm_rules
+from vit_jax.convert.open_clip_rules import Layout
+from vit_jax.convert.tensors import Tensor
+
+NAMES = {
+    "ViT-B-32": Layout(),
+    "ViT-B-16-SigLIP": Layout("text.", timm_rules.Layout()),
+    "coca_ViT-B-32": Layout("text."),
+    "coca_ViT-L-14": Layout("text."),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_and_shapes(name):
+    model = models.create(name)
+    rules = open_clip_rules.rules(model, NAMES[name])
+    shapes = base.shapes(model, 224)
+    ours = {p: Tensor(s, np.dtype("float32"), lambda: pytest.fail("was read")) for p, s in shapes.items()}
+    theirs = table.back(rules, ours, name=name)
+    assert {n: t.shape for n, t in theirs.items()} == golden("open_clip", name)
+    table.into(rules, theirs, shapes, source=name)
+
+
+def test_the_golden_file_is_open_clips(open_clip, torch):
+    for name in NAMES:
+        config = open_clip.get_model_config(name)
+        custom = config.pop("custom_text", False)
+        kind = open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP if custom else open_clip.CLIP
+        with torch.device("meta"):
+            there = {n: tuple(x.shape) for n, x in kind(**config).state_dict().items()}
+        assert there == golden("open_clip", name)
+
+
+def test_queries_keys_and_values_by_head():
+    both = open_clip_rules._queries_and_memory(2)
+    x = np.arange(12 * 3, dtype=np.float32).reshape(12, 3)  # rows: q of two heads, k, v; two rows a head
+    q, kv = both.into(x)
+    np.testing.assert_array_equal(q, x[:4].T)
+    np.testing.assert_array_equal(kv.T, x[[4, 5, 8, 9, 6, 7, 10, 11]])  # k and v of a head lie together
+    np.testing.assert_array_equal(both.back(q, kv)[0], x)
+    bias = both.into(x[:, 0])
+    np.testing.assert_array_equal(bias[1], x[[4, 5, 8, 9, 6, 7, 10, 11], 0])
+    np.testing.assert_array_equal(both.back(*bias)[0], x[:, 0])
+
+
+def test_scalars_of_shape_one():
+    model = models.create("siglip_vit_b16", image_tower={"depth": 1}, text_tower={"depth": 1})
+    rules = open_clip_rules.rules(model, Layout("text.", timm_rules.Layout(), scalars=(1,)))
+    ours = {p: Tensor.of(x) for p, x in random_tensors({"logit_scale": (), "logit_bias": ()}).items()}
+    scalars = [r for r in rules if r.ours[0].startswith("logit")]
+    theirs = table.back(scalars, ours, name="x")
+    assert {n: t.shape for n, t in theirs.items()} == {"logit_scale": (1,), "logit_bias": (1,)}
+    again, _ = table.into(scalars, theirs, {"logit_scale": (), "logit_bias": ()}, source="x")
+    assert again["logit_bias"].read() == ours["logit_bias"].read()

@@ -1,0 +1,167 @@
+"""CLIP and its relatives: counts, closed forms, locked towers, configuration, mistakes, sharding."""
+
+from __future__ import annotations
+
+import math
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_jax import models, sharding
+from vit_jax.models.two_tower import unit
+from vit_jax.types import UsageError, UserError
+
+COUNTS = {
+    "clip_vit_b32": 151_277_313,
+    "clip_vit_b16": 149_620_737,
+    "clip_vit_l14": 427_616_513,
+    "coca_vit_b32": 253_560_065,
+    "coca_vit_l14": 638_450_177,
+    "siglip_vit_b16": 203_155_970,
+}
+"""At 224 px, of open_clip's models with these names."""
+IMAGE = {"name": "vit", "patch": 4, "width": 16, "depth": 1, "heads": 2, "mlp_dim": 24}
+TEXT = {"vocab_size": 17, "length": 6, "end_id": 16, "width": 12, "depth": 1, "heads": 2, "mlp_dim": 20}
+
+
+def tiny(**fields):
+    return models.create(**{"name": "two_tower", "image_tower": IMAGE, "text_tower": TEXT, "embed_dim": 10, **fields})
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    rng = np.random.default_rng(0)
+    text = jnp.asarray(rng.integers(0, 16, (8, 6)), jnp.int32).at[:, 4].set(16)
+    return jnp.asarray(rng.standard_normal((8, 8, 8, 3)), jnp.float32), text
+
+
+def init(model, pairs, seed=0):
+    shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), *pairs)["params"])
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda s: jnp.asarray(rng.standard_normal(s.shape) * 0.3, jnp.float32), shapes)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_parameter_counts_are_open_clips(name):
+    model = models.create(name)
+    shapes = jax.eval_shape(lambda *x: model.init(jax.random.key(0), *x)["params"], *model.inputs(224))
+    assert sum(x.size for x in jax.tree.leaves(nn.unbox(shapes))) == COUNTS[name]
+
+
+def test_embeddings_are_heads_of_the_towers_of_unit_length(pairs):
+    image, text = pairs
+    model = tiny(bias=-3.0, text_head="biased")
+    params = init(model, pairs)
+    found = model.apply({"params": params}, image, text)
+    pooled = models.create(**IMAGE, num_classes=0).apply({"params": params["image_tower"]}, image)
+    expected = np.asarray(pooled, np.float64) @ np.asarray(params["image_head"]["kernel"], np.float64)
+    np.testing.assert_allclose(found.image, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5)
+    pooled = model.text_tower.apply({"params": params["text_tower"]}, text).pooled
+    expected = np.asarray(pooled, np.float64) @ np.asarray(params["text_head"]["kernel"]) + np.asarray(
+        params["text_head"]["bias"]
+    )
+    np.testing.assert_allclose(found.text, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5)
+    np.testing.assert_allclose(found.scale, np.exp(params["logit_scale"]), rtol=1e-6)
+    assert found.bias == params["logit_bias"] and found.hidden is None
+    np.testing.assert_array_equal(model.apply({"params": params}, image, method="embed_image"), found.image)
+    np.testing.assert_array_equal(model.apply({"params": params}, text, method="embed_text"), found.text)
+
+
+def test_initial_temperature_and_bias(pairs):
+    model = tiny(temperature=10.0, bias=-10.0)
+    params = nn.unbox(model.init(jax.random.key(0), *pairs)["params"])
+    assert params["logit_scale"] == np.float32(math.log(10)) and params["logit_bias"] == -10
+    assert params["logit_scale"].shape == params["logit_bias"].shape == ()
+    plain = nn.unbox(tiny().init(jax.random.key(0), *pairs)["params"])
+    assert "logit_bias" not in plain and tiny().apply({"params": plain}, *pairs).bias == 0
+    np.testing.assert_allclose(plain["logit_scale"], 2.6593, atol=1e-4)  # Radford et al. 2021, section 2.5
+
+
+@pytest.mark.parametrize("side", ["image", "text"])
+def test_a_locked_tower_gets_no_gradient_and_no_dropout(side, pairs):
+    towers = {"image_tower": {**IMAGE, "dropout": 0.5}, "text_tower": {**TEXT, "dropout": 0.5}}
+    model = tiny(lock=side, **towers)
+    params = init(model, pairs)
+
+    def loss(p, key):
+        found = model.apply({"params": p}, *pairs, train=True, rngs={"dropout": key})
+        return jnp.sum(found.image * found.text * found.scale), found
+
+    grads, one = jax.grad(loss, has_aux=True)(params, jax.random.key(0))
+    _, two = loss(params, jax.random.key(1))
+    other = "text" if side == "image" else "image"
+    assert not any(np.any(g) for g in jax.tree.leaves(grads[f"{side}_tower"]))
+    assert all(np.any(g) for g in jax.tree.leaves(grads[f"{other}_head"])) and np.any(grads[f"{side}_head"]["kernel"])
+    np.testing.assert_array_equal(getattr(one, side), getattr(two, side))
+    assert np.abs(getattr(one, other) - getattr(two, other)).max() > 1e-2
+
+
+TOWERS = {
+    "mixer": {"name": "mixer", "patch": 4, "width": 16, "depth": 1, "token_dim": 6, "mlp_dim": 24},
+    "hybrid": {**IMAGE, "patch": 1, "stem": (1,)},
+    "map": {**IMAGE, "pool": "map", "patch_bias": False, "pre_norm": True},
+}
+
+
+@pytest.mark.parametrize("tower", TOWERS.values(), ids=TOWERS)
+def test_any_image_tower(tower, pairs):
+    image = jnp.zeros((2, 32, 32, 3)) if "stem" in tower else pairs[0][:2]
+    model = tiny(image_tower=tower)
+    found = model.apply({"params": init(model, (image, pairs[1][:2]))}, image, pairs[1][:2])
+    assert found.image.shape == (2, 10)
+
+
+def test_unit_of_zero_is_zero_with_a_finite_gradient():
+    x = jnp.asarray([[0.0, 0.0], [3.0, 4.0]])
+    np.testing.assert_allclose(unit(x), [[0, 0], [0.6, 0.8]], atol=1e-7)
+    grad = jax.grad(lambda x: jnp.sum(jnp.sin(unit(x))))(x)
+    assert np.isfinite(grad).all()
+
+
+def test_a_row_is_changed_field_by_field():
+    model = models.create("clip_vit_b32", image_tower={"dtype": "bfloat16"}, text_tower={"depth": 3})
+    assert (model.image_tower.patch, model.image_tower.dtype, model.dtype) == (32, "bfloat16", "bfloat16")
+    assert (model.text_tower.depth, model.text_tower.width) == (3, 512)
+    other = models.create("clip_vit_b32", image_tower="mixer_b16", text_tower={"width": 256, "heads": 4})
+    assert isinstance(other.image_tower, models.Mixer) and other.text_tower.width == 256
+    everywhere = models.everywhere(models.create("coca_vit_b32"), dtype="bfloat16", scan=True)
+    parts = (everywhere.image_tower, everywhere.text_tower, everywhere.decoder)
+    assert all(p.dtype == "bfloat16" and p.scan for p in parts)
+    assert models.create("ViT-B-32") == models.create("clip_vit_b32") and hash(model) == hash(model.clone())
+
+
+def test_mistakes(pairs):
+    cases = [
+        (
+            {"image_head": "none"},
+            UserError,
+            r"image tower gives 16 features and embed_dim is 10; set image_head='linear'",
+        ),
+        ({"temperature": 0.0}, UserError, r"temperature=0.0 is not positive"),
+        ({"temperature": float("nan")}, UserError, r"temperature=nan is not positive"),
+    ]
+    for fields, kind, message in cases:
+        with pytest.raises(kind, match=message):
+            init(tiny(**fields), pairs)
+    with pytest.raises(UsageError, match=r"unknown key 'model.text_tower.dept'; did you mean 'depth'"):
+        tiny(text_tower={"dept": 3})
+    with pytest.raises(UsageError, match="image_head='linea' is not allowed; did you mean 'linear'"):
+        tiny(image_head="linea")
+
+
+def test_the_same_over_a_mesh(pairs):
+    model = tiny()
+    params = init(model, pairs)
+    expected = model.apply({"params": params}, *pairs)
+    mesh = sharding.make_mesh(sharding.MeshConfig(replica=2, fsdp=2, tensor=2))
+    boxed = jax.eval_shape(lambda *x: model.init(jax.random.key(0), *x)["params"], *pairs)
+    layout = sharding.param_shardings(boxed, mesh)
+    with jax.set_mesh(mesh):
+        data = sharding.data_sharding(mesh)
+        apply = jax.jit(lambda p, *x: model.apply({"params": p}, *x), in_shardings=(layout, data, data))
+        found = apply(jax.device_put(params, layout), *(jax.device_put(x, data) for x in pairs))
+    chex.assert_trees_all_close(jax.device_get(found), jax.device_get(expected), atol=1e-5)

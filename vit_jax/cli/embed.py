@@ -1,0 +1,141 @@
+"""``vit_jax embed``"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+HELP = "write the embeddings of images and texts to a file"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--workdir", metavar="DIR", help="folder of a run; its newest checkpoint")
+    which.add_argument(
+        "--checkpoint",
+        metavar="X",
+        help="one checkpoint: WORKDIR/checkpoints/STEP, or weights of any format: a path, hf://ORG/NAME",
+    )
+    parser.add_argument(
+        "--output",
+        required=True,
+        metavar="FILE",
+        help="a new file: .npy, float32[N,E] with a .json beside it that names the rows, or .parquet",
+    )
+    parser.add_argument("--text", nargs="+", default=[], metavar="T", help="texts, or .txt files with one a line")
+    parser.add_argument("paths", nargs="*", metavar="PATH", help="images, or folders of images")
+    parser.epilog = "Unit length for image-text models; the pooled features, as they are, for models of images alone."
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes images, then texts. Exit status 1 if an image could not be read; the others are written."""
+    import sys
+
+    import numpy as np
+
+    from vit_jax import config
+    from vit_jax.launch import runtime
+    from vit_jax.predict import ImageText, expand, load
+    from vit_jax.types import UsageError, UserError
+
+    target = pathlib.Path(args.output)
+    write = config.lookup(WRITERS, target.suffix, "kind of output file")
+    for path in (target, target.with_suffix(".json")) if target.suffix == ".npy" else (target,):
+        if path.exists():
+            raise UserError(f"--output {str(path)!r} exists already; name a new file.")
+    if not target.parent.is_dir():
+        raise UserError(f"--output {args.output!r} cannot be written: there is no folder {str(target.parent)!r}.")
+    if not (args.paths or args.text):
+        raise UsageError("there is nothing to embed; name images, folders of images, or texts by --text.")
+    texts, files = _texts(args.text), expand(args.paths)
+    runtime.setup()
+    model = load(args.workdir or args.checkpoint)
+    if texts and not isinstance(model, ImageText):
+        raise UserError("a model of images alone embeds no texts; leave out --text, or take an image-text model.")
+    rows = list(model.rows(files, lambda canvases, _: ({"embedding": e} for e in model.embed(canvases))))
+    if texts and isinstance(model, ImageText):
+        rows += [{"text": t, "embedding": e} for t, e in zip(texts, model.embed_texts(texts), strict=True)]
+    errors = [row["error"] for row in rows if "error" in row]
+    rows = [row for row in rows if "error" not in row]
+    for error in errors:
+        print(f"vit_jax embed: {error}", file=sys.stderr)
+    if not rows:
+        raise UserError(f"none of the {len(errors)} images could be read, and nothing was written.")
+    embeddings = np.stack([row.pop("embedding") for row in rows]).astype(np.float32)
+    write(target, embeddings, rows)
+    print(f"{target}: float32[{', '.join(map(str, embeddings.shape))}], {len(errors)} images left out")
+    return int(bool(errors))
+
+
+def _texts(given: Sequence[str]) -> list[str]:
+    """Texts as they are, ``.txt`` files as their lines without the empty ones.
+
+    Raises:
+      UserError: a file cannot be read or holds no text.
+    """
+    from vit_jax.types import UserError
+
+    texts: list[str] = []
+    for text in given:
+        if not text.endswith(".txt"):
+            texts.append(text)
+            continue
+        try:
+            lines = pathlib.Path(text).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as e:
+            raise UserError(f"--text {text!r} cannot be read ({getattr(e, 'strerror', None) or e}).") from e
+        found = [line.strip() for line in lines if line.strip()]
+        if not found:
+            raise UserError(f"--text {text!r} holds no text; write one a line.")
+        texts += found
+    return texts
+
+
+def _npy(target: pathlib.Path, embeddings: Any, rows: Sequence[dict[str, str]]) -> None:
+    """The array, and ``"path"`` or ``"text"`` of each row in a JSON list beside it."""
+    import json
+
+    import numpy as np
+
+    def array(path: pathlib.Path) -> None:
+        with path.open("wb") as file:
+            np.save(file, embeddings, allow_pickle=False)
+
+    text = json.dumps(list(rows), indent=1, ensure_ascii=False) + "\n"
+    _atomically(target.with_suffix(".json"), lambda path: path.write_text(text, encoding="utf-8", errors="replace"))
+    _atomically(target, array)
+
+
+def _parquet(target: pathlib.Path, embeddings: Any, rows: Sequence[dict[str, str]]) -> None:
+    """Columns ``path`` and ``text``, those that there are, and ``embedding``, a list of fixed size."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        from vit_jax.types import UserError
+
+        raise UserError("parquet files need pyarrow; run: pip install pyarrow, or write .npy") from None
+    vectors = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(embeddings.ravel()), embeddings.shape[1])
+    names = [name for name in ("path", "text") if any(name in row for row in rows)]
+    columns = {name: pyarrow.array([row.get(name) for row in rows], pyarrow.string()) for name in names}
+    table = pyarrow.table({**columns, "embedding": vectors})
+    _atomically(target, lambda path: pyarrow.parquet.write_table(table, path))
+
+
+def _atomically(target: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> None:
+    from vit_jax.types import UserError
+
+    new = target.with_name(target.name + ".new")
+    try:
+        write(new)
+        new.replace(target)
+    except OSError as e:
+        new.unlink(missing_ok=True)
+        raise UserError(f"--output {str(target)!r} cannot be written ({e.strerror}); choose another place.") from e
+
+
+WRITERS: dict[str, Callable[[pathlib.Path, Any, Sequence[dict[str, str]]], None]] = {".npy": _npy, ".parquet": _parquet}
+"""Ending of the output file -> what writes it."""

@@ -1,0 +1,226 @@
+"""Probes: how far do frozen features carry? A linear classifier or nearest neighbours on top of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+
+from vit_jax.evals import linear
+from vit_jax.evals.base import DataInfo, Report
+from vit_jax.evals.classify import scores, summarise
+from vit_jax.evals.gather import concatenate, gather, replicated_like
+from vit_jax.evals.ranking import CHUNK, similarities
+from vit_jax.objectives.base import Apply
+from vit_jax.types import Batch, Params, UserError
+
+Method = Literal["features", "embed_image"]
+
+
+def neighbour_votes(
+    train_features: np.ndarray, train_labels: np.ndarray, features: np.ndarray, num_classes: int, *,
+    k: int = 20, temperature: float = 0.07, chunk: int = CHUNK,
+) -> np.ndarray:  # fmt: skip
+    """Votes of the k nearest training examples, each worth exp(cosine / temperature) (DINO: Caron et al. 2021, 4.1).
+
+    Where several examples share the k-th place, each votes with the fraction of them that has room: neither their order
+    nor how the data is sorted matters.
+
+    Args:
+      train_features: float[M, D].
+      train_labels: int[M].
+      features: float[N, D], finite.
+      num_classes: C.
+      k: neighbours; all M where there are fewer.
+      temperature: small ones let the nearest decide.
+      chunk: similarities held at a time.
+
+    Returns:
+      float64[N, C], rows adding up to 1.
+
+    Raises:
+      UserError: no training features, or some that are not finite.
+    """
+    if not len(train_features) or not np.isfinite(train_features).all():
+        raise UserError(f"there are no neighbours: {len(train_features)} training examples, or some not finite.")
+    k, votes = min(k, len(train_features)), np.zeros((len(features), num_classes))
+    for block, values in similarities(_unit(features), _unit(train_features), chunk=chunk):
+        last = np.partition(values, -k, axis=1)[:, -k, None]
+        nearer, tied = values > last, values == last
+        room = (k - nearer.sum(1)) / tied.sum(1)
+        row, column = np.nonzero(nearer | tied)
+        share = np.where(tied[row, column], room[row], 1.0)
+        best = values.max(axis=1).astype(np.float64)
+        weight = share * np.exp((values[row, column] - best[row]) / temperature)
+        np.add.at(votes[block], (row, train_labels[column]), weight)
+    return votes / votes.sum(axis=1, keepdims=True)
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    x = np.asarray(x, np.float64)
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """What the probes share; a subclass gives its name and :meth:`predict`.
+
+    Attributes:
+      data: a source instead of the run's own; its training part is fitted to, its validation part scored.
+      shots: fit to so many examples of each class; None takes all.
+      seed: of the choice of shots and of what is held out.
+      method: of the model: ``"features"`` (pooled, before any head or projection) or ``"embed_image"``; None takes the
+        first for an image model and the second for an image-text model.
+    """
+
+    data: str | None = None
+    shots: int | None = None
+    seed: int = 0
+    method: Method | None = None
+    name: ClassVar[str]
+    metrics: ClassVar[tuple[str, ...]]
+    fits: ClassVar[bool] = True
+    """Whoever calls it also passes ``fit``."""
+
+    def __post_init__(self) -> None:
+        if self.shots is not None and self.shots < 1:
+            raise UserError(f"shots={self.shots} leaves nothing to fit to; the least is 1.")
+
+    def __call__(
+        self, apply: Apply, params: Params, batches: Iterable[Batch], info: DataInfo, objective: Any,
+        *, fit: Iterable[Batch] = (),
+    ) -> Report:  # fmt: skip
+        """As :class:`~vit_jax.evals.base.Evaluator`; reads ``image``, ``label`` and ``mask``.
+
+        Args:
+          apply: an image model or an image-text model; it is not changed.
+          params: its parameters.
+          batches: of the validation part, which is scored.
+          info: of that data.
+          objective: not used.
+          fit: batches of the training part, prepared as for evaluation, each example once.
+
+        Raises:
+          UserError: the data has no classes; too few examples for ``shots``; nothing to fit to or to evaluate.
+        """
+        del objective
+        if info.num_classes < 2:
+            raise UserError(
+                f"the evaluator {self.name!r} needs data with classes; set its field data, or leave it out."
+            )
+        method: Method = self.method or ("embed_image" if "image_tower" in params else "features")
+
+        def run(batch: Batch) -> dict[str, jax.Array]:
+            extract = _extractor(apply, method, replicated_like(batch["image"]))
+            return extract(params, batch["image"], batch["label"], batch["mask"])
+
+        train = concatenate((found for _, found in gather(run, fit)), "fit to")
+        held = concatenate(found for _, found in gather(run, batches))
+        chosen = slice(None) if self.shots is None else linear.few_shot(train["label"], self.shots, self.seed)
+        fitted = train["features"][chosen], train["label"][chosen]
+        return self.fit_and_score(*fitted, held["features"], held["label"], info.num_classes)
+
+    def fit_and_score(
+        self, train_features: np.ndarray, train_labels: np.ndarray, features: np.ndarray, labels: np.ndarray,
+        num_classes: int,
+    ) -> Report:  # fmt: skip
+        """Fits to one set of features and scores another; a pure function.
+
+        Args:
+          train_features: float[M, D].
+          train_labels: int[M].
+          features: float[N, D]; a row that is not finite counts as wrong, and in ``nonfinite``.
+          labels: int[N].
+          num_classes: C.
+
+        Returns:
+          Metrics, and the arrays of :class:`~vit_jax.evals.classify.ClassificationReport` without its bins, all with
+          the probe's name in front. Of equal scores the lower class is taken.
+        """
+        whole = np.isfinite(features).all(axis=1, keepdims=True)
+        found, extra = self.predict(train_features, train_labels, np.where(whole, features, 0), num_classes)
+        assert found.shape == (len(labels), num_classes), (found.shape, len(labels), num_classes)
+        examples = scores(np.where(whole, found, np.nan).astype(np.float32), labels.astype(np.int32), "softmax")
+        table = summarise(jax.device_get(examples), num_classes, "softmax")
+        metrics = {k: v for k, v in table.metrics.items() if k not in ("loss", "ece")} | extra
+        arrays = {f"{self.name}/{k}": v for k, v in table.arrays.items() if not k.startswith("bin_")}
+        return Report({f"{self.name}/{k}": v for k, v in metrics.items()}, arrays)
+
+    def predict(
+        self, train_features: np.ndarray, train_labels: np.ndarray, features: np.ndarray, num_classes: int
+    ) -> tuple[np.ndarray, dict[str, float]]:
+        """Scores of the classes, float[N, C], and further metrics; ``features`` are finite."""
+        raise NotImplementedError
+
+
+@functools.lru_cache(maxsize=4)
+def _extractor(apply: Apply, method: Method, replicated: NamedSharding | None) -> Any:
+    """Jitted (params, image, label, mask) -> features float32[B, D], label, mask, on every host in full."""
+
+    def run(params: Params, image: jax.Array, label: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+        found = apply(params, image, train=False, method=method)
+        features = found.pooled if method == "features" else found
+        return {"features": features.astype(jnp.float32), "label": label, "mask": mask}
+
+    return jax.jit(run, out_shardings=replicated)
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearProbe(Probe):
+    """A linear classifier on frozen features.
+
+    Attributes:
+      head: ``"logistic"`` (Radford et al. 2021, A.3) or ``"ridge"``, in closed form (Dosovitskiy et al. 2021, section
+        4.1, for few shots).
+    """
+
+    head: Literal["logistic", "ridge"] = "logistic"
+    name: ClassVar[str] = "linear_probe"
+    metrics: ClassVar[tuple[str, ...]] = (
+        "linear_probe/accuracy", "linear_probe/top5", "linear_probe/mean_class_accuracy", "linear_probe/examples",
+        "linear_probe/l2",
+    )  # fmt: skip
+
+    def predict(
+        self, train_features: np.ndarray, train_labels: np.ndarray, features: np.ndarray, num_classes: int
+    ) -> tuple[np.ndarray, dict[str, float]]:
+        """As :meth:`Probe.predict`; further the penalty that was chosen, ``unconverged`` if the fit was cut short."""
+        path = linear.HEADS[self.head]
+        classifier, l2 = linear.fit(train_features, train_labels, num_classes, path, seed=self.seed)
+        return classifier(features), {"l2": l2} | ({} if classifier.converged else {"unconverged": 1.0})
+
+
+@dataclasses.dataclass(frozen=True)
+class KNN(Probe):
+    """The classes of the nearest training examples (see :func:`neighbour_votes`).
+
+    Attributes:
+      k: neighbours that vote.
+      temperature: of their weights.
+    """
+
+    k: int = 20
+    temperature: float = 0.07
+    name: ClassVar[str] = "knn"
+    metrics: ClassVar[tuple[str, ...]] = ("knn/accuracy", "knn/top5", "knn/mean_class_accuracy", "knn/examples")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.k < 1 or self.temperature <= 0:
+            raise UserError(
+                f"k={self.k} and temperature={self.temperature} must both be positive, such as 20 and 0.07."
+            )
+
+    def predict(
+        self, train_features: np.ndarray, train_labels: np.ndarray, features: np.ndarray, num_classes: int
+    ) -> tuple[np.ndarray, dict[str, float]]:
+        """As :meth:`Probe.predict`."""
+        return neighbour_votes(
+            train_features, train_labels, features, num_classes, k=self.k, temperature=self.temperature
+        ), {}

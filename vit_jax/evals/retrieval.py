@@ -1,0 +1,154 @@
+"""Retrieval between images and captions: recall at 1, 5 and 10 in both directions, as for COCO and Flickr30k."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+
+from vit_jax.evals.base import DataInfo, Report
+from vit_jax.evals.contact_sheet import ContactSheet
+from vit_jax.evals.gather import concatenate, encoder_of, gather, replicated_like
+from vit_jax.evals.ranking import rank
+from vit_jax.objectives.base import Apply
+from vit_jax.types import Batch, Params, UserError
+
+AT = (1, 5, 10)
+
+
+@dataclasses.dataclass(frozen=True)
+class Retrieval:
+    """Embeds every image and every caption once and ranks each against all of the others.
+
+    An image finds its text if ANY of its captions is among the first k; a caption, if its one image is. Ties count as
+    the mean over their orders (:class:`~vit_jax.evals.ranking.Ranking`). Results depend on the size of the set: never
+    compare 1,000 images to 5,000.
+
+    Attributes:
+      data: a source to evaluate on instead of the run's own validation part.
+      captions: only the first so many captions of an image; published protocols for COCO and Flickr30k take 5. None
+        takes all.
+    """
+
+    data: str | None = None
+    captions: int | None = None
+    metrics: ClassVar[tuple[str, ...]] = (
+        *(f"i2t_r{k}" for k in AT), "i2t_median_rank", *(f"t2i_r{k}" for k in AT), "t2i_median_rank", "mean_r1",
+        "images", "captions",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        if self.captions is not None and self.captions < 1:
+            raise UserError(f"captions={self.captions} leaves nothing to find; the least is 1.")
+
+    def __call__(
+        self, apply: Apply, params: Params, batches: Iterable[Batch], info: DataInfo, objective: Any
+    ) -> RetrievalReport:
+        """As :class:`~vit_jax.evals.base.Evaluator`.
+
+        Reads ``image``, ``text`` int32[B,K,L], ``captions`` int32[B], ``mask`` bool[B] and ``index``.
+
+        Raises:
+          UserError: the data has no captions; the run has no texts; nothing to evaluate.
+        """
+        del objective
+        encoder, sheet, parts = encoder_of(info, "retrieval"), None, []
+
+        def run(batch: Batch) -> dict[str, jax.Array]:
+            if "text" not in batch:
+                raise UserError("the evaluator 'retrieval' needs captions; its data has images alone.")
+            embed = _embedder(apply, self.captions, replicated_like(batch["image"]))
+            return embed(params, *(batch[k] for k in ("image", "text", "captions", "mask", "index")))
+
+        for batch, found in gather(run, batches):
+            sheet = sheet or ContactSheet.start(batch, found, encoder)
+            if sheet:
+                sheet.update(batch, found)
+            parts.append(found)
+        whole = concatenate(parts)
+        if not whole["captions"].any():
+            raise UserError("there is nothing to retrieve: no image of the data has a caption.")
+        assert sheet is not None
+        report = summarise(whole["image"], whole["text"], whole["captions"])
+        return dataclasses.replace(report, sheet=sheet.ranked(whole["image"], whole["index"]))
+
+
+@functools.lru_cache(maxsize=4)
+def _embedder(apply: Apply, most: int | None, replicated: NamedSharding | None) -> Any:
+    """Jitted (params, image, text, captions, mask, index) -> embeddings, on every host in full."""
+
+    def run(
+        params: Params, image: jax.Array, text: jax.Array, captions: jax.Array, mask: jax.Array, index: jax.Array
+    ) -> dict[str, jax.Array]:
+        first = text[:, :most]
+        # one caption of every image at a time: no more texts at once than in a step of training
+        texts = jax.lax.map(lambda t: apply(params, t, train=False, method="embed_text"), jnp.swapaxes(first, 0, 1))
+        return {
+            "image": apply(params, image, train=False, method="embed_image").astype(jnp.float32),
+            "text": jnp.swapaxes(texts, 0, 1).astype(jnp.float32),
+            "captions": captions,
+            "mask": mask,
+            "index": index,
+        }
+
+    return jax.jit(run, out_shardings=replicated)
+
+
+def summarise(image: np.ndarray, text: np.ndarray, captions: np.ndarray) -> RetrievalReport:
+    """From embeddings to the report.
+
+    Args:
+      image: float[N, E], unit length.
+      text: float[N, K, E], unit length where there is a caption.
+      captions: int[N], how many each image has, at least one in all; those beyond K are not there.
+    """
+    owner, column = np.nonzero(np.arange(text.shape[1]) < captions[:, None])
+    described, texts, every = np.flatnonzero(captions), text[owner, column], np.arange(len(image))
+    rankings = {
+        "i2t": rank(image[described], texts, described, owner),
+        "t2i": rank(texts, image, owner, every),
+    }
+    metrics: dict[str, float] = {}
+    for name, ranking in rankings.items():
+        metrics |= {f"{name}_r{k}": float(ranking.recall(k).mean()) for k in AT}
+        metrics[f"{name}_median_rank"] = float(np.median(ranking.rank()))
+    metrics |= {
+        "mean_r1": (metrics["i2t_r1"] + metrics["t2i_r1"]) / 2,
+        "images": float(len(image)),
+        "captions": float(len(texts)),
+    }
+    broken = int(np.sum(~np.isfinite(image).all(1))), int(np.sum(~np.isfinite(texts).all(1)))
+    odd = {"images_without_caption": len(image) - len(described), "nonfinite": sum(broken)}
+    metrics |= {k: float(v) for k, v in odd.items() if v}
+    arrays = {f"{name}_rank": ranking.rank() for name, ranking in rankings.items()}
+    return RetrievalReport(metrics, arrays)
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrievalReport(Report):
+    """Metrics ``i2t_r1``, ``i2t_r5``, ``i2t_r10``, ``i2t_median_rank``, the same for ``t2i``, ``mean_r1``, counts.
+
+    ``images_without_caption`` (they are found or not, but search nothing) and ``nonfinite`` (embeddings) appear where
+    there are any. ``arrays`` holds ``i2t_rank`` [images with a caption] and ``t2i_rank`` [captions], expected ranks.
+
+    Attributes:
+      sheet: some captions with the images nearest to them.
+    """
+
+    sheet: ContactSheet | None = None
+
+    def results(self, class_names: tuple[str, ...]) -> dict[str, Any]:
+        """Metrics, and what the contact sheet shows, images by their index in the data."""
+        return {**super().results(class_names), "retrieval": self.sheet.rows() if self.sheet else []}
+
+    def draw(self, folder: pathlib.Path, class_names: tuple[str, ...]) -> None:
+        """Writes the contact sheet ``retrieval.png``."""
+        if self.sheet:
+            self.sheet.draw(folder / "retrieval.png")

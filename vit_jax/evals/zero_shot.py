@@ -1,0 +1,196 @@
+"""Zero-shot classification: class names put into prompts are the classifier (Radford et al. 2021, section 3.1)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from vit_jax import plots, sharding
+from vit_jax.data.prompts import ensemble, read_class_names, read_templates
+from vit_jax.evals.base import DataInfo, Report
+from vit_jax.evals.classify import ClassificationReport, scores, summarise
+from vit_jax.evals.gather import concatenate, encoder_of, gather, replicated_like
+from vit_jax.objectives.base import Apply
+from vit_jax.types import Array, Batch, Params, UserError
+
+PROMPTS_AT_ONCE = 256
+"""Prompts of one batch, rounded to a multiple of the batch of images."""
+_EPSILON = 1e-8
+
+Embed = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class ZeroShot:
+    """Classifies images by the class whose prompts they are nearest to.
+
+    The embedding of a class is the mean of the unit embeddings of its prompts, of unit length again. Of equal classes
+    the lower one is predicted. A softmax (CLIP) and a sigmoid (SigLIP) model are scored alike: scale and bias do not
+    change the order.
+
+    Attributes:
+      data: a source to evaluate on instead of the run's own validation part.
+      templates: row of ``data.prompts.TEMPLATES``, or a file with one template a line.
+      classes: names in the order of the labels, or a file with one a line; None takes those of the data.
+    """
+
+    data: str | None = None
+    templates: str = "openai"
+    classes: str | tuple[str, ...] | None = None
+    metrics: ClassVar[tuple[str, ...]] = (
+        "zero_shot/accuracy", "zero_shot/top5", "zero_shot/mean_class_accuracy", "zero_shot/examples",
+    )  # fmt: skip
+
+    def __call__(
+        self, apply: Apply, params: Params, batches: Iterable[Batch], info: DataInfo, objective: Any
+    ) -> ZeroShotReport:
+        """As :class:`~vit_jax.evals.base.Evaluator`; reads ``image``, ``label`` and ``mask``.
+
+        Args:
+          apply: an image-text model.
+          params: its parameters.
+          batches: of the data that is classified.
+          info: of THAT data, with the run's encoder; ``class_names`` are in the order of the labels.
+          objective: not used.
+
+        Raises:
+          UserError: no class names, not as many as the data has classes, no encoder, or nothing to evaluate.
+        """
+        del objective
+        encoder, names = encoder_of(info, "zero_shot"), self.class_names(info)
+        tokens, truncated = _tokens(encoder, names, read_templates(self.templates))
+        classifier = np.zeros(0, np.float32)
+
+        def run(batch: Batch) -> dict[str, jax.Array]:
+            nonlocal classifier
+            if not classifier.size:  # the first batch says where texts belong
+                classifier = text_classifier(*_embedder(apply, params, batch["image"]), tokens)
+            score = _scorer(apply, replicated_like(batch["image"]))
+            return score(params, classifier, batch["image"], batch["label"], batch["mask"])
+
+        whole = concatenate(found for _, found in gather(run, batches))
+        table = summarise(whole, len(names), "softmax")
+        metrics = {f"zero_shot/{k}": v for k, v in table.metrics.items() if k not in ("loss", "ece")}
+        metrics |= {"zero_shot/truncated_prompts": float(truncated)} if truncated else {}
+        return ZeroShotReport(metrics, {"zero_shot/classifier": classifier}, table=table, class_names=names)
+
+    def class_names(self, info: DataInfo) -> tuple[str, ...]:
+        """The names, one per label of the data.
+
+        Raises:
+          UserError: there are none, or too few, or too many.
+        """
+        names = read_class_names(self.classes) if isinstance(self.classes, str) else self.classes or info.class_names
+        if not info.num_classes:
+            raise UserError("the evaluator 'zero_shot' needs data with classes; set its field data, or leave it out.")
+        if len(names) != info.num_classes:
+            raise UserError(f"zero_shot: classes has {len(names)} names, but the data has {info.num_classes} classes.")
+        return tuple(names)
+
+
+def text_classifier(embed: Embed, rows: int, tokens: np.ndarray) -> np.ndarray:
+    """The unit embedding of each class: of its prompts' unit embeddings the mean, of unit length again.
+
+    Without the first normalisation long embeddings would outvote short ones.
+
+    Args:
+      embed: int32[rows, L] -> float[rows, E].
+      rows: texts of one call; the last one is filled up with copies.
+      tokens: int32[C, T, L], T prompts of each class.
+
+    Returns:
+      float32[C, E].
+    """
+    classes, templates, length = tokens.shape
+    flat, sums = tokens.reshape(-1, length), None
+    for start in range(0, len(flat), rows):
+        index = np.arange(start, min(start + rows, len(flat)))
+        found = _unit(embed(flat[np.resize(index, rows)])[: len(index)])
+        sums = np.zeros((classes, found.shape[1])) if sums is None else sums
+        np.add.at(sums, index // templates, found)
+    assert sums is not None, tokens.shape
+    return _unit(sums / templates).astype(np.float32)
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    x = np.asarray(x, np.float64)
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), _EPSILON)
+
+
+@functools.lru_cache(maxsize=2)
+def _tokens(encoder: Any, names: tuple[str, ...], templates: tuple[str, ...]) -> tuple[np.ndarray, int]:
+    """The prompts of each class, int32[C, T, L], and how many of them do not fit."""
+    prompts = [prompt for of_class in ensemble(names, templates) for prompt in of_class]
+    return encoder(prompts).reshape(len(names), len(templates), -1), encoder.truncated(prompts)
+
+
+def _embedder(apply: Apply, params: Params, image: Array) -> tuple[Embed, int]:
+    """What embeds a batch of texts, spread over the devices as the batch ``image`` is, and the rows of such a batch."""
+    layout = replicated_like(image)
+    run = _text_embedder(apply, layout)
+
+    def embed(tokens: np.ndarray) -> np.ndarray:
+        if layout is not None:
+            spread = NamedSharding(layout.mesh, PartitionSpec(sharding.BATCH))
+            return np.asarray(run(params, jax.make_array_from_callback(tokens.shape, spread, tokens.__getitem__)))
+        return np.asarray(run(params, tokens))
+
+    return embed, len(image) * max(1, PROMPTS_AT_ONCE // len(image))
+
+
+@functools.lru_cache(maxsize=4)
+def _text_embedder(apply: Apply, replicated: NamedSharding | None) -> Any:
+    """Jitted (params, tokens) -> embeddings, on every host in full."""
+
+    def run(params: Params, tokens: jax.Array) -> jax.Array:
+        return apply(params, tokens, train=False, method="embed_text").astype(jnp.float32)
+
+    return jax.jit(run, out_shardings=replicated)
+
+
+@functools.lru_cache(maxsize=4)
+def _scorer(apply: Apply, replicated: NamedSharding | None) -> Any:
+    """Jitted (params, classifier, image, label, mask) -> scores and mask, on every host in full."""
+
+    def run(
+        params: Params, classifier: jax.Array, image: jax.Array, label: jax.Array, mask: jax.Array
+    ) -> dict[str, jax.Array]:
+        embedding = apply(params, image, train=False, method="embed_image").astype(jnp.float32)
+        cosines = jnp.einsum("be,ce->bc", embedding, classifier, precision="highest")
+        return {**scores(cosines, label, "softmax"), "mask": mask}
+
+    return jax.jit(run, out_shardings=replicated)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ZeroShotReport(Report):
+    """Metrics ``zero_shot/accuracy``, ``top5`` (top min(5, C)), ``mean_class_accuracy`` and ``examples``.
+
+    ``zero_shot/nonfinite`` (images) and ``zero_shot/truncated_prompts`` appear where there are any. ``arrays`` holds
+    ``zero_shot/classifier`` float32[C, E].
+
+    Attributes:
+      table: all of it per class; its loss and bins are of a softmax over cosines, and mean nothing.
+      class_names: of the data that was classified, which need not be that of training.
+    """
+
+    table: ClassificationReport
+    class_names: tuple[str, ...]
+
+    def results(self, class_names: tuple[str, ...]) -> dict[str, Any]:
+        """Metrics, and under ``zero_shot`` the per-class table and the most frequent confusions."""
+        found = self.table.results(self.class_names)
+        return {**super().results(class_names), "zero_shot": {k: found[k] for k in ("per_class", "confusions")}}
+
+    def draw(self, folder: pathlib.Path, class_names: tuple[str, ...]) -> None:
+        """Writes ``zero_shot_confusion.png``, where there is a matrix."""
+        if "confusion" in self.table.arrays:
+            plots.confusion(self.table.arrays["confusion"], self.class_names, folder / "zero_shot_confusion.png")

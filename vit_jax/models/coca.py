@@ -1,0 +1,186 @@
+"""CoCa: a contrastive captioner (Yu et al. 2022, arXiv:2205.01917)."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vit_jax import config
+from vit_jax.layers.attention import Cache
+from vit_jax.layers.block import Block, Encoder, Remat
+from vit_jax.layers.linear import DType, logical
+from vit_jax.layers.mlp import Activation
+from vit_jax.layers.norm import EPSILON, LayerNorm
+from vit_jax.layers.pool import QueryPool
+from vit_jax.models.text import real
+from vit_jax.models.two_tower import CLIP_IMAGE, CLIP_TEXT, Embedded, TwoTower, image_row, text_row
+from vit_jax.types import UserError
+
+POOLING = ("shared", "cascade", "parallel")
+
+
+class Decoder(nn.Module):
+    """Causal blocks that also attend to the image, from the text tower's states to a state per next token.
+
+    Attributes:
+      depth: number of blocks; their width is the text tower's.
+      heads: number of attention heads.
+      mlp_dim: hidden size of the MLPs.
+      split: an MLP before the cross-attention too, see :class:`vit_jax.layers.block.Block`; the paper's has one MLP.
+      dropout: rate after every branch and the MLP's activation.
+      activation: of the MLPs.
+      norm_epsilon: of every layer norm.
+      dtype: compute type.
+      scan: see :class:`vit_jax.layers.block.Encoder`.
+      remat: see :class:`vit_jax.layers.block.Encoder`.
+    """
+
+    depth: int = 12
+    heads: int = 8
+    mlp_dim: int = 2048
+    split: bool = True
+    dropout: float = 0.0
+    activation: Activation = "gelu"
+    norm_epsilon: float = EPSILON
+    dtype: DType = "float32"
+    scan: bool = False
+    remat: Remat = "none"
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, context: jax.Array, *, train: bool = False, cache: Cache | None = None
+    ) -> jax.Array:
+        """``[B, N, D]`` and ``[B, M, C]`` -> ``[B, N, D]``."""
+        block = functools.partial(
+            Block,
+            heads=self.heads,
+            mlp_dim=self.mlp_dim,
+            causal=True,
+            split=self.split,
+            dropout=self.dropout,
+            activation=self.activation,
+            dtype=self.dtype,
+            norm_epsilon=self.norm_epsilon,
+        )
+        encoder = Encoder(
+            self.depth,
+            block,
+            stochastic=bool(self.dropout),
+            scan=self.scan,
+            remat=self.remat,
+            dtype=self.dtype,
+            norm_epsilon=self.norm_epsilon,
+            name="encoder",
+        )
+        return encoder(x, train=train, context=context.astype(self.dtype), cache=cache)
+
+
+class CoCa(TwoTower):
+    """Two towers and a caption decoder on top of both; one forward pass serves both losses.
+
+    The text tower's states of all but its cls go on, not normalised, to the decoder, which attends to image tokens made
+    by attentional pooling.
+
+    Attributes:
+      decoder: fields of :class:`Decoder`.
+      queries: learned queries of the pooling.
+      pool_heads: its attention heads.
+      pooling: "shared", one pooling whose first query is the image's embedding and whose others are the decoder's
+        memory (open_clip); "cascade", the embedding is pooled from the memory (section 4.3, the paper's default);
+        "parallel", both are pooled from the image tokens (figure 2).
+    """
+
+    decoder: Decoder = Decoder()
+    queries: int = 256
+    pool_heads: int = 8
+    pooling: Literal["shared", "cascade", "parallel"] = "shared"
+
+    def setup(self) -> None:
+        super().setup()
+        config.lookup(dict.fromkeys(POOLING), self.pooling, "pooling")
+        tower, text = self.image_tower, self.text_tower
+        if not text.causal:
+            raise UserError(
+                "the text tower of a CoCa must not see the tokens it is to say; set model.text_tower.causal=True."
+            )
+        pool = functools.partial(
+            QueryPool,
+            width=self.embed_dim,
+            heads=self.pool_heads,
+            dtype=tower.dtype,
+            norm_epsilon=getattr(tower, "norm_epsilon", EPSILON),
+        )
+        self.memory_pool = pool(self.queries)
+        if self.pooling != "shared":
+            self.embedding_pool = pool(1)
+        self.pool_norm = LayerNorm(tower.dtype, getattr(tower, "norm_epsilon", EPSILON))
+        init = logical(nn.initializers.normal(text.width**-0.5), ("embed", "vocab"))
+        self.vocabulary = self.param("vocabulary", init, (text.width, text.vocab_size))
+
+    def __call__(self, image: jax.Array, text: jax.Array, *, train: bool = False) -> Embedded:
+        """float32 ``[B, H, W, 3]`` and int32 ``[B, L]`` -> :class:`Embedded` with the decoder's states."""
+        embedding, memory = self.encode(image, train=train)
+        found = self.text_features(text, train)
+        hidden = self.decoder(found.tokens, memory, train=train)
+        joint, here = self.joint(found.pooled, "text"), real(text, self.text_tower.end_id)
+        return Embedded(embedding, joint, *self.scalars(), hidden, self.vocabulary, here)
+
+    def encode(self, image: jax.Array, *, train: bool = False) -> tuple[jax.Array, jax.Array]:
+        """float32 ``[B, H, W, 3]`` -> embedding float32 ``[B, E]`` and the decoder's memory ``[B, M, E]``."""
+        tokens = self.image_features(image, train).tokens
+        pooled = self.memory_pool(tokens)
+        if self.pooling == "shared":
+            pooled = self.pool_norm(pooled)
+            return self.joint(pooled[:, 0], "image"), pooled[:, 1:]
+        source = pooled if self.pooling == "cascade" else tokens
+        return self.joint(self.pool_norm(self.embedding_pool(source))[:, 0], "image"), pooled
+
+    def embed_image(self, image: jax.Array, *, train: bool = False) -> jax.Array:
+        """float32 ``[B, H, W, 3]`` -> float32 ``[B, E]`` of unit length."""
+        return self.encode(image, train=train)[0]
+
+    def caption_logits(self, text: jax.Array, memory: jax.Array) -> jax.Array:
+        """int32 ``[B, L]`` and the memory -> float32 ``[B, L, V]``; position t is about token t + 1."""
+        return self._logits(self.decoder(self.text_features(text, False).tokens, memory))
+
+    def next_logits(self, tokens: jax.Array, memory: jax.Array, *, start: jax.Array | int, length: int) -> jax.Array:
+        """Logits float32 ``[B, N, V]`` of the tokens after ``tokens`` int32 ``[B, N]``, which are at ``start`` on.
+
+        Keys and values of what came before are in the collection "cache", those of the memory in "memory": apply with
+        ``mutable=["cache", "memory"]`` and ``start=0`` first, then with what came back and ``mutable=["cache"]``.
+        Nothing but the new tokens is computed. The cache may have W rows for each row of the memory, one after the
+        other: captions of one image.
+
+        Args:
+          tokens: int32 ``[B, N]``; ``[B * W, N]`` after the first call.
+          memory: from :meth:`encode`; read by the first call.
+          start: position of the first of ``tokens``; may be traced.
+          length: most tokens of a caption, static; at most the text tower's.
+        """
+        cache = Cache(start, length)
+        return self._logits(self.decoder(self.text_tower.step(tokens, cache), memory, cache=cache))
+
+    def _logits(self, hidden: jax.Array) -> jax.Array:
+        kernel = self.vocabulary.astype(hidden.dtype)
+        return jax.lax.dot_general(hidden, kernel, (((2,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def _coca(image: str, width: int, heads: int) -> dict[str, Any]:
+    text = text_row(width, heads, length=76, pool="cls", **CLIP_TEXT)
+    return {
+        "image_tower": image_row(image, **CLIP_IMAGE, final_norm=False),
+        "text_tower": text,
+        "decoder": {"heads": heads, "mlp_dim": 4 * width, "norm_epsilon": 1e-5},
+        "embed_dim": width,
+    }
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "coca_vit_b32": _coca("vit_b32", 512, 8),
+    "coca_vit_l14": _coca("vit_l14", 768, 12),
+}
+"""Name -> fields of :class:`CoCa`, the sizes of open_clip."""

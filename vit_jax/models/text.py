@@ -1,0 +1,167 @@
+"""Text Transformers, causal or bidirectional, from the one block."""
+
+from __future__ import annotations
+
+import functools
+from typing import Annotated, Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vit_jax import config
+from vit_jax.layers.attention import Cache
+from vit_jax.layers.block import Block, Encoder, Remat
+from vit_jax.layers.embed import Positions, TokenEmbed
+from vit_jax.layers.linear import LINEARS, Dense, DType, logical
+from vit_jax.layers.mlp import Activation
+from vit_jax.layers.norm import EPSILON, LayerNorm
+from vit_jax.layers.pool import AttentionPool
+from vit_jax.layers.stochastic import dropout
+from vit_jax.models.base import Features
+
+Spec = Annotated[Any, config.Choice(LINEARS)]
+Pool = Literal["end", "cls", "last", "first", "gap", "map"]
+POOLS = ("end", "cls", "last", "first", "gap", "map")
+
+
+class TextTransformer(nn.Module):
+    """Tokens to features; the objective sets the first four fields from the tokenizer.
+
+    Attributes:
+      vocab_size: V.
+      length: longest text in tokens.
+      end_id: the token that ends a text.
+      pad_id: the token that fills up; nothing here depends on it, but other projects ask for it.
+      width: D.
+      depth: number of blocks.
+      heads: number of attention heads; divides ``width``.
+      mlp_dim: hidden size of the MLPs.
+      causal: whether a token sees only those before it.
+      pool: the end token's state (Radford et al. 2021, section 2.4), that of a learned "cls" appended to the text,
+        which sees no padding (Yu et al. 2022, section 3.2), the "last" or "first" position, "gap" (average of the text)
+        or "map" (attention pooling). Nothing masks padding for the others, as in SigLIP.
+      cls_mask: what "cls" sees: the "text" and itself, or "shifted" by one position, the mistake that the published
+        open_clip CoCa weights were trained with (open_clip issue 549).
+      dropout: rate after the embedding, every branch and the MLP's activation.
+      drop_path: stochastic depth rate of the last block; grows linearly from 0.
+      layer_scale: initial scale of the branches, None for none.
+      activation: of the MLPs.
+      norm_epsilon: of every layer norm.
+      qkv_linear: spec of the attention's input projections.
+      out_linear: spec of the attention's output projection.
+      mlp_linear: spec of the MLP's maps.
+      dtype: compute type; parameters are float32.
+      scan: see :class:`vit_jax.layers.block.Encoder`.
+      remat: see :class:`vit_jax.layers.block.Encoder`.
+      attention: implementation of attention, None picks.
+    """
+
+    vocab_size: int = 49408
+    length: int = 77
+    end_id: int = 49407
+    pad_id: int = 0
+    width: int = 512
+    depth: int = 12
+    heads: int = 8
+    mlp_dim: int = 2048
+    causal: bool = True
+    pool: Pool = "end"
+    cls_mask: Literal["text", "shifted"] = "text"
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    layer_scale: float | None = None
+    activation: Activation = "gelu"
+    norm_epsilon: float = EPSILON
+    qkv_linear: Spec = Dense()
+    out_linear: Spec = Dense()
+    mlp_linear: Spec = Dense()
+    dtype: DType = "float32"
+    scan: bool = False
+    remat: Remat = "none"
+    attention: str | None = None
+
+    def setup(self) -> None:
+        config.lookup(dict.fromkeys(POOLS), self.pool, "pool of the text tower")
+        self.token = TokenEmbed(self.vocab_size, self.width, self.dtype)
+        self.position = Positions(self.dtype, self.length + self._has_cls)
+        if self._has_cls:
+            self.cls = self.param(
+                "cls", logical(nn.initializers.normal(0.01), (None, None, "embed")), (1, 1, self.width)
+            )
+        block = functools.partial(
+            Block,
+            heads=self.heads,
+            mlp_dim=self.mlp_dim,
+            causal=self.causal,
+            dropout=self.dropout,
+            layer_scale=self.layer_scale,
+            activation=self.activation,
+            qkv_linear=self.qkv_linear,
+            out_linear=self.out_linear,
+            mlp_linear=self.mlp_linear,
+            dtype=self.dtype,
+            norm_epsilon=self.norm_epsilon,
+            attention_implementation=self.attention,
+        )
+        self.encoder = Encoder(
+            self.depth,
+            block,
+            drop_path=self.drop_path,
+            stochastic=bool(self.dropout or self.drop_path),
+            scan=self.scan,
+            remat=self.remat,
+            dtype=self.dtype,
+            norm_epsilon=self.norm_epsilon,
+            final_norm=not self._has_cls,
+        )
+        if self._has_cls:  # the tokens go on to a decoder without a norm, which has its own
+            self.norm = LayerNorm(self.dtype, self.norm_epsilon)
+        if self.pool == "map":
+            self.map = AttentionPool(self.heads, self.mlp_dim, self.dtype, self.activation, self.norm_epsilon)
+
+    def __call__(self, text: jax.Array, *, train: bool = False) -> Features:
+        """int32 ``[B, L]`` -> tokens ``[B, L, D]``, normed unless there is a cls, and pooled float32 ``[B, D]``."""
+        x, mask = self.token(text), None
+        if self._has_cls:
+            cls = jnp.broadcast_to(self.cls.astype(x.dtype), (len(x), 1, self.width))
+            x, mask = jnp.concatenate([x, cls], axis=1), self._cls_mask(text)
+        x = self.position(x)
+        if train and self.dropout:
+            x = dropout(x, self.dropout, self.make_rng("dropout"))
+        x = self.encoder(x, train=train, mask=mask)
+        if self._has_cls:
+            return Features(x[:, :-1], self.norm(x[:, -1]).astype(jnp.float32))
+        return Features(x, self._pool(x, text).astype(jnp.float32))
+
+    def step(self, tokens: jax.Array, cache: Cache) -> jax.Array:
+        """States ``[B, N, D]`` of the tokens int32 ``[B, N]`` at ``cache.start`` on, given those before."""
+        return self.encoder(self.position(self.token(tokens), cache.start), cache=cache)
+
+    @property
+    def _has_cls(self) -> bool:
+        return self.pool == "cls"
+
+    def _cls_mask(self, text: jax.Array) -> jax.Array:
+        """bool ``[B, 1, L + 1, L + 1]``: tokens see what causality lets them, cls no padding."""
+        b, n = text.shape
+        here, there = real(text, self.end_id), jnp.ones((b, 1), bool)
+        keys = [here, there] if self.cls_mask == "text" else [there, here]
+        cls = jnp.concatenate(keys, axis=1)[:, None, None]
+        return jnp.concatenate([jnp.ones((b, 1, n, n + 1), bool), cls], axis=2)
+
+    def _pool(self, x: jax.Array, text: jax.Array) -> jax.Array:
+        if self.pool == "end":
+            return jnp.take_along_axis(x, jnp.argmax(text == self.end_id, axis=1)[:, None, None], axis=1)[:, 0]
+        if self.pool == "map":
+            return self.map(x)
+        if self.pool == "gap":
+            keep = real(text, self.end_id)[..., None].astype(jnp.float32)
+            return jnp.sum(x * keep, axis=1) / jnp.maximum(jnp.sum(keep, axis=1), 1.0)
+        return x[:, -1] if self.pool == "last" else x[:, 0]
+
+
+def real(text: jax.Array, end_id: int) -> jax.Array:
+    """bool ``[B, L]``: True up to the first end token, which is included; what follows is padding, whatever its id."""
+    end = (text == end_id).astype(jnp.int32)
+    return jnp.cumsum(end, axis=1) - end == 0
