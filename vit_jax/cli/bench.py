@@ -25,7 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     sub.add_argument("--loss", default="softmax", help="softmax, sigmoid or cloob (default softmax)")
     sub.add_argument("--batch", type=int, default=16384, help="pairs (default 16384)")
     sub.add_argument("--dim", type=int, default=512, help="width of the embeddings (default 512)")
-    sub.add_argument("--chunk", type=int, default=512, help="rows of a chunk (default 512)")
+    sub.add_argument("--chunk", type=int, default=256, help="rows of a chunk (default 256)")
     sub.add_argument("--rounds", type=int, default=5, help="pairs of measurements (default 5)")
     sub.add_argument("--alone", action="store_true", help="leave the dense form out, for batches that it cannot hold")
     sub.add_argument("--json", metavar="FILE", help="write the result there, - for the terminal")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-HELP = "move weights between timm, open_clip, Hugging Face, .npz files and us"
+HELP = "move weights between other projects' formats and ours"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

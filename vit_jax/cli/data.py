@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from vit_jax.types import UserError
-
-HELP = "check a data source, pack it into tar shards, or train a tokenizer on its captions"
+HELP = "check or pack data, or train a tokenizer on it"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,6 +71,7 @@ def _check(args: argparse.Namespace, source: Any) -> int:
 def _tokenizer(args: argparse.Namespace, source: Any) -> int:
     from vit_jax.data.tokenizer import open_tokenizer
     from vit_jax.data.tokenizer.train import captions, save, train
+    from vit_jax.types import UserError
 
     if not source.info.captions:
         raise UserError(f"{args.path!r} has no captions; name image-text data, such as jsonl:/my/pairs.jsonl.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-HELP = "name the classes of image files, rank texts for them, or write captions"
+HELP = "classes, captions or the best text for images"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -41,11 +41,11 @@ class Plan(NamedTuple):
 class Chunked:
     """One device, ``size`` rows of the matrix at a time: memory O(B * size). The batch need not be a multiple."""
 
-    size: int = 512
+    size: int = 256
 
     def __post_init__(self) -> None:
         if self.size < 1:
-            raise UserError(f"size={self.size} is too small; give the rows of a chunk, 512 for instance.")
+            raise UserError(f"size={self.size} is too small; give the rows of a chunk, 256 for instance.")
 
     def plan(self, batch: int) -> Plan:
         """How a batch of this size is gone through."""
@@ -143,20 +143,22 @@ def _reduce_fwd(what: Reduction, plan: Plan, a: Any, c: Any, scale: Any, bias: A
         empty = jnp.full(n, rule.empty, a.dtype)
         start = _start(plan, n)
 
-        def meet(here: Any, there: Any) -> Any:
+        here = _cut(plan, Side.of(a, mask, start))
+
+        def meet(rows: Any, there: Any) -> Any:
             side, columns = there
 
             def chunk(columns: Any, at: Any) -> Any:
                 own, rows = at
                 z = pairs.logits(what, own, side, scale, bias)
                 columns = rule.merge(columns, rule.reduce(z, 0)) if what.columns else None
-                return columns, (own, rule.merge(rows, rule.reduce(z, 1)))
+                return columns, rule.merge(rows, rule.reduce(z, 1))
 
-            columns, here = jax.lax.scan(chunk, columns, here)
-            return here, (side, columns)
+            columns, rows = jax.lax.scan(chunk, columns, (here, rows))
+            return rows, (side, columns)
 
-        here = _cut(plan, (Side.of(a, mask, start), empty))
-        (_, rows), (_, columns) = _turn(plan, meet, here, (Side.of(c, mask, start), empty if what.columns else None))
+        there = (Side.of(c, mask, start), empty if what.columns else None)
+        rows, (_, columns) = _turn(plan, meet, _cut(plan, empty), there)
         return (_join(rows, n), *([columns] if what.columns else [])), ()
 
     found, _ = _everywhere(plan, local, (True, True, False, False, True))(a, c, scale, bias, mask)
@@ -173,26 +175,27 @@ def _reduce_bwd(what: Reduction, plan: Plan, saved: Any, g: Any) -> Any:
         rows, columns = (*found, None)[:2]
         g_rows, g_columns = (*g, None)[:2]
 
-        def meet(here: Any, there: Any) -> Any:
+        here = _cut(plan, (Side.of(a, mask, start), rows, g_rows))
+
+        def meet(sums: Any, there: Any) -> Any:
             side, columns, g_columns, dc = there
 
             def chunk(dc: Any, at: Any) -> Any:
-                own, rows, g_rows, da, dbias = at
+                (own, rows, g_rows), (da, dbias) = at
                 z = pairs.logits(what, own, side, scale, bias)
                 w = g_rows[:, None] * slope(z, rows[:, None])
                 if what.columns:
                     w += g_columns[None, :] * slope(z, columns[None, :])
                 if bias is not None:
                     dbias += jnp.sum(w, 1)
-                return dc + w.T @ own.x, (own, rows, g_rows, da + w @ side.x, dbias)
+                return dc + w.T @ own.x, (da + w @ side.x, dbias)
 
-            dc, here = jax.lax.scan(chunk, dc, here)
-            return here, (side, columns, g_columns, dc)
+            dc, sums = jax.lax.scan(chunk, dc, (here, sums))
+            return sums, (side, columns, g_columns, dc)
 
-        here = _cut(plan, (Side.of(a, mask, start), rows, g_rows, jnp.zeros_like(a), jnp.zeros(n, a.dtype)))
         there = (Side.of(c, mask, start), columns, g_columns, jnp.zeros_like(c))
-        (own, *_, da, dbias), (*_, dc) = _turn(plan, meet, here, there)
-        dscale = jnp.sum(jnp.sum(own.x * da, -1))  # sum of w * a.c, before the factor ``scale`` of da
+        (da, dbias), (*_, dc) = _turn(plan, meet, _cut(plan, (jnp.zeros_like(a), jnp.zeros(n, a.dtype))), there)
+        dscale = jnp.sum(jnp.sum(here[0].x * da, -1))  # sum of w * a.c, before the factor ``scale`` of da
         sums = (dscale, None if bias is None else jnp.sum(dbias))
         return (scale * _join(da, n), scale * dc), sums
 
@@ -221,18 +224,20 @@ def _retrieve_fwd(beta: float, plan: Plan, query: Any, memory: Any, mask: Any) -
     def local(query: Any, memory: Any, mask: Any) -> Any:
         n = query.shape[0]
 
+        chunks = _cut(plan, query)
+
         def meet(here: Any, there: Any) -> Any:
             def chunk(_: None, at: Any) -> Any:
-                q, total, found = at
+                q, (total, found) = at
                 z = _scores(beta, q, there)
                 new = jnp.logaddexp(total, jax.nn.logsumexp(z, 1))
                 found = jnp.exp(total - new)[:, None] * found + jnp.exp(z - new[:, None]) @ there.x
-                return None, (q, new, found)
+                return None, (new, found)
 
-            return jax.lax.scan(chunk, None, here)[1], there
+            return jax.lax.scan(chunk, None, (chunks, here))[1], there
 
-        here = _cut(plan, (query, jnp.full(n, NEVER, query.dtype), jnp.zeros_like(query)))
-        (_, total, found), _ = _turn(plan, meet, here, Side.of(memory, mask))
+        here = _cut(plan, (jnp.full(n, NEVER, query.dtype), jnp.zeros_like(query)))
+        (total, found), _ = _turn(plan, meet, here, Side.of(memory, mask))
         return (_join(total, n), _join(found, n)), ()
 
     (total, found), _ = _everywhere(plan, local, (True, True, True))(query, memory, mask)
@@ -243,20 +248,22 @@ def _retrieve_bwd(beta: float, plan: Plan, saved: Any, g: Any) -> Any:
     def local(query: Any, memory: Any, mask: Any, total: Any, found: Any, g: Any) -> Any:
         n = query.shape[0]
 
-        def meet(here: Any, there: Any) -> Any:
+        here = _cut(plan, (query, total, jnp.sum(g * found, -1), g))
+
+        def meet(dq: Any, there: Any) -> Any:
             side, dmemory = there
 
             def chunk(dmemory: Any, at: Any) -> Any:
-                q, total, inner, g, dq = at
+                (q, total, inner, g), dq = at
                 p = jnp.exp(_scores(beta, q, side) - total[:, None])
                 dz = beta * p * (g @ side.x.T - inner[:, None])
-                return dmemory + dz.T @ q + p.T @ g, (q, total, inner, g, dq + dz @ side.x)
+                return dmemory + dz.T @ q + p.T @ g, dq + dz @ side.x
 
-            dmemory, here = jax.lax.scan(chunk, dmemory, here)
-            return here, (side, dmemory)
+            dmemory, dq = jax.lax.scan(chunk, dmemory, (here, dq))
+            return dq, (side, dmemory)
 
-        here = _cut(plan, (query, total, jnp.sum(g * found, -1), g, jnp.zeros_like(query)))
-        (*_, dq), (_, dmemory) = _turn(plan, meet, here, (Side.of(memory, mask), jnp.zeros_like(memory)))
+        there = (Side.of(memory, mask), jnp.zeros_like(memory))
+        dq, (_, dmemory) = _turn(plan, meet, _cut(plan, jnp.zeros_like(query)), there)
         return (_join(dq, n), dmemory), ()
 
     (dq, dmemory), _ = _everywhere(plan, local, (True,) * 6)(*saved, g)
