@@ -35,7 +35,7 @@ COUNTS = {
 
 def shapes(name, **overrides):
     model = models.create(name, **overrides)
-    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))["params"]
+    return jax.eval_shape(lambda *x: model.init(jax.random.key(0), *x)["params"], *model.inputs(224))
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -43,10 +43,18 @@ def test_parameter_counts_are_the_published_ones(name):
     assert sum(x.size for x in jax.tree.leaves(nn.meta.unbox(shapes(name)))) == COUNTS[name]
 
 
-@pytest.mark.parametrize("name", ["vit_b16", "mixer_b16", "vit_r26_s32"])
+IMAGE = {"depth": 1}
+PAIR = {"image_tower": IMAGE, "text_tower": IMAGE}
+PINNED = {
+    "vit_b16": IMAGE, "mixer_b16": IMAGE, "vit_r26_s32": IMAGE, "clip_vit_b32": PAIR, "siglip_vit_b16": PAIR,
+    "coca_vit_b32": {**PAIR, "decoder": IMAGE},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PINNED)
 def test_paths_shapes_and_axes_are_pinned(name):
     flat = jax.tree_util.tree_flatten_with_path(
-        shapes(name, depth=1), is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned)
+        shapes(name, **PINNED[name]), is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned)
     )[0]
     lines = []
     for path, leaf in flat:

@@ -1,5 +1,7 @@
 """The classification objective reads hard and soft labels and reports accuracy."""
 
+import types
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -47,11 +49,11 @@ def test_no_smoothing_outside_training(rng):
     np.testing.assert_allclose(smoothed, Classify()(apply, params, batch, {}, train=True)[0], rtol=1e-6)
 
 
-def test_fit_model_sets_the_head():
-    class Info:
-        num_classes = 7
+IMAGES = types.SimpleNamespace(num_classes=7, captions=0)
 
-    assert Classify().fit_model(create("vit_ti16"), Info).num_classes == 7
+
+def test_fit_model_sets_the_head():
+    assert Classify().fit_model(create("vit_ti16"), IMAGES).num_classes == 7
 
 
 def test_smoothing_out_of_range():
@@ -63,3 +65,11 @@ def test_bfloat16_logits_are_scored_in_float32(rng):
     batch, params = make(rng)
     half = lambda p, x, *, train, rngs: apply(p, x, train=train, rngs=rngs).astype(jnp.bfloat16)  # noqa: E731
     assert Classify()(half, params, batch, {}, train=False)[0].dtype == jnp.float32
+
+
+def test_it_trains_image_models_on_classes():
+    captions = types.SimpleNamespace(num_classes=0, captions=3)
+    with pytest.raises(UserError, match="captions and no classes, and to classify takes two; set data.text"):
+        Classify().fit_model(create("vit_ti16"), captions)
+    with pytest.raises(UserError, match="TwoTower embeds images and texts; take objective='contrast'"):
+        Classify().fit_model(create("clip_vit_b32"), IMAGES)

@@ -237,17 +237,13 @@ class Reversed:
         ({"optim": {"bounds": (("logit_scal", 0.0, 1.0),)}}, r"bounds pattern 'logit_scal' matches no whole parameter"),
         ({"data": {"text": {"tokenizer": "byte", "length": 9}}}, "'byte'; did you mean 'bytes'"),
         ({"data": {"text": {"length": 2}}}, "length=2 is too small"),
+        ({"batch_size": 1}, "batch_size is 1, and this objective compares pairs; set it to 2 or more"),
+        ({"optim": {"sam": "sam(m=1)"}}, "the SAM group size m is 1, and this objective compares pairs"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_computed(change, text, pairs, one_device):
     with pytest.raises(UserError, match=text):
         one_device(pairs(**change))
-
-
-def test_a_batch_of_one_pair(pairs, one_device):
-    setup = one_device(pairs(batch_size=1))
-    with pytest.raises(UserError, match="a contrastive loss compares pairs, and the batch is a single one"):
-        step(setup, setup.init(), first_batch(setup))
 
 
 def test_a_temperature_that_is_no_number_stops_the_run(pairs, monkeypatch, workdir):

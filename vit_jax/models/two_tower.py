@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax import config
-from vit_jax.layers.linear import Linear
+from vit_jax.layers.linear import Linear, logical
 from vit_jax.models.base import Features
 from vit_jax.models.images import IMAGES
 from vit_jax.models.text import TextTransformer
@@ -79,10 +79,11 @@ class TwoTower(nn.Module):
         heads = {"image": self.image_head, "text": self.text_head}
         maps = {k: self._head(k, kind) for k, kind in heads.items() if kind != "none"}
         self.image_map, self.text_map = maps.get("image"), maps.get("text")
-        init = nn.initializers.constant(math.log(self.temperature))
-        self.logit_scale = self.param("logit_scale", init, ())
+        constants = {"logit_scale": math.log(self.temperature)}
         if self.bias is not None:
-            self.logit_bias = self.param("logit_bias", nn.initializers.constant(self.bias), ())
+            constants["logit_bias"] = self.bias
+        for name, value in constants.items():
+            setattr(self, name, self.param(name, logical(nn.initializers.constant(value), ()), ()))
 
     def __call__(self, image: jax.Array, text: jax.Array, *, train: bool = False) -> Embedded:
         """float32 ``[B, H, W, 3]`` and int32 ``[B, L]`` -> :class:`Embedded`; ``train`` needs the rng "dropout"."""

@@ -38,7 +38,7 @@ class Classify(PerExample):
                 f"objective='classify' trains image models, and {type(model).__name__} embeds images and texts; take "
                 "objective='contrast' (or 'coca'), or a model such as vit_b16."
             )
-        if info.num_classes < 2:
+        if info.captions and info.num_classes < 2:
             raise UserError(
                 "the data has captions and no classes, and to classify takes two; set data.text and "
                 "objective='contrast', or take data with classes."

@@ -12,7 +12,7 @@ from __future__ import annotations
 import abc
 import functools
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -47,6 +47,9 @@ class Pairs(abc.ABC):
     Reads ``image``, ``text`` and ``mask`` of a batch, and of what the model returns the fields of
     :class:`vit_jax.models.two_tower.Embedded`. Of several captions of an image the first is taken.
     """
+
+    least_batch: ClassVar[int] = 2
+    """Pairs that it takes to compare; found out before a run begins."""
 
     @property
     @abc.abstractmethod
