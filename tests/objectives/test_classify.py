@@ -69,7 +69,7 @@ def test_bfloat16_logits_are_scored_in_float32(rng):
 
 def test_it_trains_image_models_on_classes():
     captions = types.SimpleNamespace(num_classes=0, captions=3)
-    with pytest.raises(UserError, match="captions and no classes, and to classify takes two; set data.text"):
+    with pytest.raises(UserError, match=r"captions and no classes, and to classify takes two; set data.text"):
         Classify().fit_model(create("vit_ti16"), captions)
-    with pytest.raises(UserError, match="TwoTower embeds images and texts; take objective='contrast'"):
+    with pytest.raises(UserError, match=r"TwoTower embeds images and texts; take objective='contrast'"):
         Classify().fit_model(create("clip_vit_b32"), IMAGES)
