@@ -40,8 +40,8 @@ def digits() -> ConfigDict:
     config.duration = "12 epochs"
     config.batch_size = 256
     config.ema = 0.998
-    config.eval_every = "20%"
-    config.checkpoint_every = "20%"
+    config.eval_every = "25%"
+    config.checkpoint_every = "25%"
     return config
 
 
