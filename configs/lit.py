@@ -24,7 +24,7 @@ def get_config(arg: str = "digits") -> ConfigDict:
         config.model.update(lock="image", image_head="none", text_head="biased", embed_dim=96)
         config.data = dict(path="digits", canvas=8, text=dict(tokenizer="bytes", length=20, templates="digits"))
         config.augment.size = 8
-        config.evaluators = config.evaluators[1:]
+        config.evaluators = (dict(name="zero_shot", data="digits", templates="digits"),)
         config.best = "val/zero_shot/accuracy"
         config.duration = "20 epochs"
     else:

@@ -117,6 +117,12 @@ def test_low_precision_is_widened_with_one_note_per_type(rng):
          "choose an image size of 3 times the patch size."),
         ({"position": {"embedding": (1, 16, 8)}}, {}, "has 0 prefix tokens there and 1 here; use the same pool"),
         ({"position": {"embedding": (1, 12, 8)}}, {}, "12 positions are no square grid, so they cannot be resized"),
+        (
+            {"text_tower": {"position": {"embedding": (1, 16, 8)}}},
+            {"text_tower": {"position": {"embedding": (1, 9, 8)}}},
+            "text_tower/position/embedding is for texts of 16 tokens there and 9 here (a cls counts as one), and "
+            "positions of texts are not resized; set data.text.length to that of the weights",
+        ),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_named(rng, there, here, text):

@@ -93,6 +93,10 @@ def test_evaluators_are_merged_and_unreadable_images_counted(tiny, one_device, m
         ({"duration": "5%"}, "a percentage of itself"),
         ({"best": "val/acc"}, "best='val/acc' is no metric of the evaluators"),
         ({"batch_size": 18, "accumulate": 4}, "not divisible"),
+        (
+            {"evaluators": ({"name": "zero_shot", "data": "no_such_folder"},), "best": "val/zero_shot/accuracy"},
+            "no_such_folder",
+        ),
     ],
 )
 def test_mistakes_are_found_before_anything_is_computed(tiny, one_device, change, text):

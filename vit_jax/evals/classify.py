@@ -11,11 +11,12 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
 from vit_jax import plots
 from vit_jax.evals.base import DataInfo, Report
 from vit_jax.evals.calibration import Reliability, reliability
+from vit_jax.evals.gather import concatenate, gather, replicated_like
 from vit_jax.losses import CROSS_ENTROPIES, PROBABILITIES, Link
 from vit_jax.objectives.base import Apply
 from vit_jax.types import Array, Batch, Params, UserError
@@ -49,18 +50,12 @@ class Classify:
         link = getattr(objective, "link", None)
         if link is None:
             raise UserError(f"the evaluator 'classify' needs an objective with a link; {objective!r} has none.")
-        parts, pending = [], None
-        for batch in batches:
-            run = _scorer(apply, link, info.num_classes, _replicated(batch["image"]))
-            result = run(params, batch["image"], batch["label"], batch["mask"])
-            if pending is not None:  # read one batch late: the device computes while the host waits
-                parts.append(_valid(pending))
-            pending = result
-        if pending is not None:
-            parts.append(_valid(pending))
-        if not sum(len(p["label"]) for p in parts):
-            raise UserError("there is nothing to evaluate: the data holds no example; check the path and split.")
-        whole = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+
+        def run(batch: Batch) -> dict[str, jax.Array]:
+            score = _scorer(apply, link, info.num_classes, replicated_like(batch["image"]))
+            return score(params, batch["image"], batch["label"], batch["mask"])
+
+        whole = concatenate(found for _, found in gather(run, batches))
         return summarise(whole, info.num_classes, link, bins=self.bins)
 
 
@@ -100,17 +95,6 @@ def _scorer(apply: Apply, link: Link, num_classes: int, replicated: NamedShardin
         return {**scores(logits, label, link), "mask": mask}
 
     return jax.jit(run, out_shardings=replicated)
-
-
-def _replicated(x: Array) -> NamedSharding | None:
-    layout = getattr(x, "sharding", None)
-    return NamedSharding(layout.mesh, PartitionSpec()) if isinstance(layout, NamedSharding) else None
-
-
-def _valid(result: dict[str, jax.Array]) -> dict[str, np.ndarray]:
-    host = jax.device_get(result)
-    mask = host.pop("mask").astype(bool)
-    return {k: v[mask] for k, v in host.items()}
 
 
 def summarise(examples: Mapping[str, Array], num_classes: int, link: Link, *, bins: int = 15) -> ClassificationReport:

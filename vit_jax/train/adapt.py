@@ -82,6 +82,11 @@ def _fit(path: str, value: np.ndarray, shape: tuple[int, ...], method: str) -> t
     parts = path.split("/")
     if value.ndim != len(shape):
         return None
+    if "position" in parts and "text_tower" in parts:
+        raise UserError(
+            f"{path} is for texts of {value.shape[1]} tokens there and {shape[1]} here (a cls counts as one), and "
+            "positions of texts are not resized; set data.text.length to that of the weights."
+        )
     if "position" in parts and value.shape[2:] == shape[2:]:
         return _positions(path, value, shape[1], method)
     if parts[-2:] == ["patch", "kernel"] and value.shape[2:] == shape[2:]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -49,6 +49,7 @@ class Setup:
       schedule: step -> learning rate.
       trained: paths of the parameters that are not frozen, in the order of ``metrics["finite"]``.
       prepare: jitted host batch -> evaluation batch.
+      others: data that evaluators bring: (path, "train" or "val") -> source.
     """
 
     config: TrainConfig
@@ -65,6 +66,7 @@ class Setup:
     schedule: Callable[[Any], Any]
     trained: tuple[str, ...]
     prepare: Callable[[Batch], Batch]
+    others: Mapping[tuple[str, str], Source]
 
     def steps_of(self, duration: Duration) -> int:
         """``duration`` in steps of this run."""
@@ -110,13 +112,11 @@ class Setup:
             if own is None:
                 batches, device = self._prepared(source or self.val, stack)
             else:  # a benchmark of its own, described by its own classes
-                there = c.data.open_other(own)
-                info = dataclasses.replace(there.info, encoder=info.encoder)
-                batches, device = self._prepared(there, stack)
+                info = dataclasses.replace(self.others[own, "val"].info, encoder=info.encoder)
+                batches, device = self._prepared(self.others[own, "val"], stack)
             read, more = [batches], {}
             if getattr(evaluator, "fits", False):
-                part = self.train if own is None else c.data.open_other(own, "train")
-                fitted, more["fit"] = self._prepared(part, stack)
+                fitted, more["fit"] = self._prepared(self.train if own is None else self.others[own, "train"], stack)
                 read.append(fitted)
             report = evaluator(self.apply, params, device, info, c.objective, **more)
             if skipped := sum(b.skipped for b in read):
@@ -170,7 +170,7 @@ def build(config: TrainConfig, devices: Any = None) -> Setup:
     if min(c.batch_size, group or c.batch_size) < least:
         what = "batch_size" if c.batch_size < least else "the SAM group size m"
         raise UserError(f"{what} is 1, and this objective compares pairs; set it to {least} or more.")
-    train, val = c.data.open("train"), c.data.open("val")
+    train, val, others = c.data.open("train"), c.data.open("val"), _others(c)
     total = _steps(c.duration, c.batch_size, len(train), None)
     if total < 1:
         raise UserError(f"duration={str(c.duration)!r} is less than one step of {c.batch_size} examples.")
@@ -191,7 +191,17 @@ def build(config: TrainConfig, devices: Any = None) -> Setup:
     )  # fmt: skip
     trained = tuple(jax.tree.leaves(masks.keep(trainable(c.optim, shapes.params), masks.paths(shapes.params))))
     prepare = jax.jit(c.augment.eval_fn())
-    return Setup(c, mesh, train, val, model, apply, total, init, shapes, shardings, step, schedule, trained, prepare)
+    return Setup(
+        c, mesh, train, val, model, apply, total, init, shapes, shardings, step, schedule, trained, prepare, others
+    )
+
+
+def _others(c: TrainConfig) -> dict[tuple[str, str], Source]:
+    """The data of evaluators that bring their own: opened now, so that a wrong path is found before training."""
+    own = [(e.data, getattr(e, "fits", False)) for e in c.evaluators if getattr(e, "data", None) is not None]
+    parts: list[tuple[str, Literal["train", "val"]]] = [(path, "val") for path, _ in own]
+    parts += [(path, "train") for path, fits in own if fits]
+    return {(path, part): c.data.open_other(path, part) for path, part in parts}
 
 
 def _apply(model: nn.Module, params: Params, *inputs: Any, **options: Any) -> Any:
