@@ -4,7 +4,7 @@
     vit_jax train --config configs/cloob.py:clip_vit_b32 --workdir runs/b32 \
         --config.data.path='tar:/data/{000..999}.tar'
 
-The recipe of clip.py but for the loss. The inverse temperature is 30 and, as in the authors' code, not trained.
+The recipe of clip.py but for the loss and the learning rate of ``digits``. The inverse temperature is 30 and, as in the authors' code, not trained.
 """
 
 import pathlib
@@ -22,4 +22,6 @@ def get_config(arg: str = "digits") -> ConfigDict:
     config.objective = dict(name="contrast", loss="cloob(beta=8.0)")
     config.model.temperature = 30.0
     config.optim.update(bounds=(), freeze=("logit_scale",))
+    if arg == "digits":
+        config.optim.lr = 1e-3
     return config

@@ -4,7 +4,8 @@
     vit_jax train --config configs/siglip.py:siglip_vit_b16 --workdir runs/b16 \
         --config.data.path='tar:/data/{000..999}.tar' --config.data.text.tokenizer=sentencepiece:/data/c4_en.model
 
-The recipe of clip.py but for the loss, the initial temperature and bias and, of the large models, b2 (section 4.7).
+The recipe of clip.py but for the loss, the initial temperature and bias, the learning rates of ``digits`` and, of the
+large models, b2 (section 4.7).
 The bias wants to be near -ln(B - 1) at batch B: -10 belongs to 22,000, -5.5 to 256.
 """
 
@@ -24,6 +25,8 @@ def get_config(arg: str = "digits") -> ConfigDict:
     config.optim.bounds = ()
     if arg == "digits":
         config.model.update(temperature=10.0, bias=-5.5)
+        fast = (("logit_scale", 10.0), ("logit_bias", 10.0))  # few steps: they have far to go
+        config.optim.update(lr=1e-3, lr_mult=fast)
     else:
         config.data.text = dict(tokenizer="clip", length=64)
         config.augment.norm = "inception"
