@@ -4,7 +4,8 @@
     vit_jax train --config configs/cloob.py:clip_vit_b32 --workdir runs/b32 \
         --config.data.path='tar:/data/{000..999}.tar'
 
-The recipe of clip.py but for the loss and the learning rate of ``digits``. The inverse temperature is 30 and, as in the authors' code, not trained.
+The recipe of clip.py but for the loss and the learning rate of ``digits``. The inverse temperature is 30 and, as in the
+authors' code, not trained.
 """
 
 import pathlib
