@@ -1,0 +1,84 @@
+"""Product with a 2:4 kernel that stays packed: ``[..., in] -> [..., out]``.
+
+``y = (x @ unpack(values, index)) * scale + bias``. Of every four consecutive inputs of an output two weights are
+stored with their places (:mod:`.packed`): 9/16 of the bytes of a dense bfloat16 kernel, 5/16 with int8 values. With few
+rows a product takes as long as its weights take to arrive, so ``mosaic_tpu`` expands them where they arrive, beside
+the matrix unit; with many rows the arithmetic decides, of which 2:4 saves nothing on a TPU, and ``xla`` unpacks first.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vit_jax.kernels import dispatch
+from vit_jax.kernels.sparse24 import mosaic_tpu, xla
+from vit_jax.kernels.sparse24.packed import mask24, pack, pack_int8, unpack
+from vit_jax.types import Array, UserError
+
+__all__ = ["IMPLEMENTATIONS", "mask24", "pack", "pack_int8", "sparse24", "unpack"]
+
+IMPLEMENTATIONS = {
+    "mosaic_tpu": dispatch.Implementation(
+        mosaic_tpu.forward, refuses=mosaic_tpu.refuses, unwise=mosaic_tpu.unwise, platform="tpu"
+    ),
+    "xla": dispatch.Implementation(xla.forward),
+}
+
+
+def sparse24(
+    x: Array,
+    values: Array,
+    index: Array,
+    bias: Array | None = None,
+    *,
+    scale: Array | None = None,
+    implementation: str | None = None,
+) -> jax.Array:
+    """``(x @ unpack(values, index)) * scale + bias``, accumulated in float32 and rounded once.
+
+    Differentiable in all that is not an integer.
+
+    Args:
+      x: ``[..., in]``; its type is the compute type, to which the values are cast (int8 without loss).
+      values: ``[in/2, out]`` from :func:`pack` or :func:`pack_int8`.
+      index: uint8 ``[ceil(in/8), out]``, likewise.
+      bias: ``[out]``, or None.
+      scale: float32 ``[out]`` of int8 values, or None.
+      implementation: a name in :data:`IMPLEMENTATIONS`; None: the first that does not refuse.
+
+    Returns:
+      ``[..., out]`` in the type of ``x``.
+
+    Raises:
+      UserError: the shapes do not belong together, or no implementation runs them.
+    """
+    x, values, index = jnp.asarray(x), jnp.asarray(values), jnp.asarray(index)
+    size, out = x.shape[-1], values.shape[-1]
+    if size % 4 or values.shape != (size // 2, out) or index.shape != (-(-size // 8), out):
+        raise UserError(
+            f"x with {size} inputs, values {values.shape} and index {index.shape} do not belong together; give values "
+            f"[in/2, out] and index [in/8, out] of a kernel with in = {size}, a multiple of 4."
+        )
+    run = dispatch.choose("sparse24", IMPLEMENTATIONS, implementation, x, values, index, bias, scale)
+    return _sparse24(run, x, values, index, bias, scale)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sparse24(run: Any, x: Any, values: Any, index: Any, bias: Any, scale: Any) -> jax.Array:
+    return run(x, values, index, bias, scale)
+
+
+def _sparse24_fwd(run: Any, *args: Any) -> tuple[jax.Array, Any]:
+    return run(*args), args
+
+
+def _sparse24_bwd(run: Any, args: Any, g: jax.Array) -> tuple[jax.Array | None, ...]:
+    x, values, index, bias, scale = args
+    return xla.backward(x, values, index, bias, scale, g)
+
+
+_sparse24.defvjp(_sparse24_fwd, _sparse24_bwd)
