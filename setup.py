@@ -49,6 +49,7 @@ setup(
     ],
     extras_require={
         "tpu": ["jax[tpu]"],
+        "tpu-compile": ["jax[tpu]"],  # the compiler works without a TPU
         "cuda": ["jax[cuda13]"],
         "torch": PEERS,
         "remote": REMOTE,

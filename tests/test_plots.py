@@ -120,6 +120,33 @@ def test_reliability(one_bin: bool, tmp_path: pathlib.Path, drawn: list[Any], rn
     assert [p.get_height() for p in bottom.patches] == bins.examples[filled].tolist()
 
 
+def test_activity(tmp_path: pathlib.Path, drawn: list[Any]) -> None:
+    plots.activity({"block_0/mlp": 0.25, "block_1/mlp": 0.05}, tmp_path / "a.png")
+    (ax,) = drawn[0].axes
+    assert is_picture(tmp_path / "a.png")
+    assert [round(p.get_height(), 6) for p in ax.patches] == [25.0, 5.0]
+    assert ax.get_title(loc="left") == "15 % of the hidden units are active"
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["0", "1"]
+
+
+def test_crossover(tmp_path: pathlib.Path, drawn: list[Any]) -> None:
+    keys = ("median", "10th percentile", "90th percentile")
+    rows = [
+        {
+            "implementation": name,
+            "rows": n,
+            **{f"times dense ({k})": f * n for k, f in zip(keys, (1, 0.5, 2), strict=True)},
+        }
+        for name in ("xla", "dense")
+        for n in (4, 1)
+    ]
+    plots.crossover(rows, "title", tmp_path / "c.png")
+    (ax,) = drawn[0].axes
+    assert is_picture(tmp_path / "c.png")
+    assert [line.get_label() for line in ax.lines[1:]] == ["xla", "dense"]
+    assert ax.lines[1].get_xdata().tolist() == [1, 4] and ax.lines[1].get_ydata().tolist() == [1, 4]
+
+
 def test_retrieval(tmp_path: pathlib.Path, drawn: list[Any], rng: np.random.Generator) -> None:
     gradient = np.broadcast_to(np.linspace(0, 1, 8)[:, None, None], (8, 8, 3))
     norm = lambda x: (x - [0.4, 0.5, 0.6]) / [0.2, 0.3, 0.5]  # noqa: E731

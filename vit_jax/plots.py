@@ -1,4 +1,4 @@
-"""Pictures of a run: learning curves, confusions, reliability, retrieval.
+"""Pictures of a run: learning curves, confusions, reliability, retrieval, activity.
 
 Figures are values; pyplot's global state is untouched.
 
@@ -231,6 +231,43 @@ def retrieval(rows: Sequence[tuple[str, float, np.ndarray, Sequence[tuple[np.nda
         for ax, right in zip(line[1:], (False, *(right for _, right in found)), strict=False):
             ax.imshow(next(shown))
             ax.spines[:].set(visible=right, color=VAL, linewidth=3)
+    _save(figure, path)
+
+
+def crossover(rows: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
+    """How many times faster than the dense product each implementation is, over the rows of ``bench kernels``."""
+    figure = _figure(6.4, 3.8)
+    ax = figure.add_subplot()
+    middle, low, high = (f"times dense ({k})" for k in ("median", "10th percentile", "90th percentile"))
+    ax.axhline(1, color=GREY, lw=1, ls="--")
+    for i, name in enumerate(dict.fromkeys(r["implementation"] for r in rows)):
+        own = sorted((r for r in rows if r["implementation"] == name), key=lambda r: r["rows"])
+        x = [r["rows"] for r in own]
+        color = (TRAIN, VAL, INK, GREY)[i % 4]
+        ax.fill_between(x, [r[low] for r in own], [r[high] for r in own], color=color, alpha=0.15, lw=0)
+        ax.plot(x, [r[middle] for r in own], color=color, marker="o", ms=4, label=name)
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    ax.set_ylim(bottom=0)
+    ax.legend(frameon=False, fontsize=9)
+    _dress(ax, title, "times faster than dense", "rows")
+    _save(figure, path)
+
+
+def activity(shares: Mapping[str, float], path: Path) -> None:
+    """Share of active hidden units over the MLPs of a model, from ``{"block_0/mlp": 0.1, ...}`` in their order."""
+    figure = _figure(max(4.6, 0.42 * len(shares) + 1.6), 3.8)
+    ax = figure.add_subplot()
+    values = [100 * v for v in shares.values()]
+    ax.bar(range(len(values)), values, color=TRAIN, width=0.7)
+    for i, value in enumerate(values):
+        text = f"{value:.3g}"
+        ax.annotate(text, (i, value), (0, 2), textcoords="offset points", ha="center", fontsize=8, color=GREY)
+    names = [name.removesuffix("/mlp").removeprefix("block_") for name in shares]
+    ax.set_xticks(range(len(names)), names, rotation=0 if max(map(len, names)) < 4 else 90, fontsize=8.5)
+    ax.set_ylim(0, 1.12 * max([*values, 1e-9]))
+    _dress(ax, f"{np.mean(values):.3g} % of the hidden units are active", "not 0 (%)", "block")
+    ax.grid(axis="x", visible=False)
     _save(figure, path)
 
 

@@ -1,5 +1,6 @@
 """``bench``: ratios within one run."""
 
+import dataclasses
 import functools
 import json
 
@@ -28,6 +29,17 @@ def test_models_are_compared(small, kind, capsys):
     assert found["vit_jax images/s"] > 0 and 0 < found["share of one large product's speed"] < 1
 
 
+@pytest.mark.parametrize("kind", ["forward", "train"])
+def test_linear_maps_are_compared_with_dense_ones(small, kind, capsys):
+    with jax.numpy_dtype_promotion("standard"):  # optax's AdamW promotes
+        assert main(["bench", kind, *small, "--linear", "low_rank(2)", "--json", "-"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    low, median, high = (found[f"times faster ({k})"] for k in ("10th percentile", "median", "90th percentile"))
+    assert 0 < low <= median <= high
+    assert found["low_rank(2) images/s"] > 0 and found["dense images/s"] > 0
+    assert 0.3 < found["share of the dense model's parameters"] < 0.9
+
+
 def test_input(capsys, tmp_path):
     assert main(["bench", "input", "--data", "fake:64x16x4", "--batch", "8", "--canvas", "16", "--rounds", "3"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -53,3 +65,31 @@ def test_loss_alone(capsys):
     assert [line.split()[0] for line in lines] == ["loss", "chunked", "chunked"] and float(lines[1].split()[-1]) > 0
     assert main(["bench", "loss", "--loss", "sigmoyd"]) == 2
     assert "unknown loss 'sigmoyd'; did you mean 'sigmoid'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("backward", [[], ["--backward"]])
+def test_kernels(capsys, tmp_path, backward):
+    sizes = ["--inputs", "32", "--outputs", "64", "--rows", "3,8", "--rounds", "2"]
+    plot = str(tmp_path / "x.png")
+    assert main(["bench", "kernels", *sizes, *backward, "--json", str(tmp_path / "x.json"), "--plot", plot]) == 0
+    rows = json.loads((tmp_path / "x.json").read_text())
+    assert [(r["rows"], r["implementation"]) for r in rows] == [(n, k) for n in (3, 8) for k in ("xla", "dense")]
+    assert rows[0]["GFLOP"] == pytest.approx((3 if backward else 1) * 2 * 3 * (4 * 8 * 8 + 4 * 16 * 8) / 1e9)
+    assert all(r["error"] < 2e-2 and r["seconds"] > 0 for r in rows)
+    assert len(capsys.readouterr().out.splitlines()) == 5 and (tmp_path / "x.png").stat().st_size > 5000
+
+
+def test_a_wrong_kernel_is_not_timed(capsys, monkeypatch):
+    from vit_jax.kernels import cases
+
+    make = cases.Monarch.__call__
+
+    def wrong(self, *size):
+        case = make(self, *size)
+        return dataclasses.replace(case, weight=case.weight.at[0, 0].add(1.0))
+
+    monkeypatch.setattr(cases.Monarch, "__call__", wrong)
+    assert main(["bench", "kernels", "--inputs", "32", "--dtype", "float32", "--rows", "3", "--rounds", "1"]) == 1
+    assert "'xla' is wrong by" in capsys.readouterr().err
+    assert main(["bench", "kernels", "--op", "monarc"]) == 2
+    assert main(["bench", "kernels", "--rows", "a,b"]) == 2

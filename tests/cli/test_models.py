@@ -43,3 +43,17 @@ def test_one_by_any_of_its_names(capsys):
 def test_a_size_that_does_not_fit_is_an_error(capsys):
     assert main(["models", "vit_ti16", "--size", "30"]) == 1
     assert "30x30 is not divisible by the patch size 16" in capsys.readouterr().err
+
+
+def test_with_other_linear_maps(table, capsys):
+    assert main(["models", "vit_a16", "--size", "32", "--linear", "low_rank(2)", "--json", "-"]) == 0
+    dense, low = json.loads(capsys.readouterr().out)
+    assert low["model"] == "vit_a16 low_rank(2)" and low["bytes"] == 4 * low["parameters"]
+    saved = sum(i * o - 2 * (i + o) for i, o in ((16, 48), (16, 16), (16, 32), (32, 16)))
+    assert dense["parameters"] - low["parameters"] == saved
+    assert low["gflops"] < dense["gflops"]
+
+
+def test_an_unknown_linear_map_is_a_sentence(capsys):
+    assert main(["models", "vit_ti16", "--linear", "monarc(4)"]) == 2
+    assert "unknown --linear 'monarc'; did you mean 'monarch'" in capsys.readouterr().err

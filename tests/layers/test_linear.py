@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax import config
-from vit_jax.layers.linear import LINEARS, Dense, Linear, matmul, xavier_uniform_parts
+from vit_jax.layers.linear import Dense, Linear, matmul, xavier_uniform_parts
 
 SHAPES = [((5, 7), 3), ((2, 3, 7), 5), ((2, 1, 3, 4), 9)]
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
@@ -118,7 +115,6 @@ def test_dense_round_trip_and_equality(rng):
         kernel, bias = spec.to_dense(p)
         assert jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.all(a == b)), spec.from_dense(kernel, bias), p))
     assert spec == Dense() and hash(spec) == hash(Dense())
-    assert config.parse(Annotated[Any, config.Choice(LINEARS)], "dense") == spec
 
 
 def test_xavier_parts_is_the_limit_of_each_part():

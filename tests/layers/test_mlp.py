@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax.layers.mlp import ACTIVATIONS, MLP, activate
+from vit_jax import config
+from vit_jax.layers.mlp import ACTIVATIONS, MLP, Activation, TopK, activate
 from vit_jax.types import UserError
 
 FORMULAS = {
@@ -53,3 +54,42 @@ def test_mlp_equals_two_products_and_drops_with_a_key_only(rng):
     np.testing.assert_allclose(module.apply({"params": p}, x), want, atol=1e-5)
     dropped = module.apply({"params": p}, x, key=jax.random.key(1))
     assert float(jnp.max(jnp.abs(dropped - want))) > 1e-2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("shape", "k"), [((3, 5, 17), 4), ((7,), 1), ((2, 9), 9), ((2, 9), 30)])
+def test_each_token_keeps_its_k_largest_units(rng, dtype, shape, k):
+    x = jnp.asarray(rng.standard_normal(shape).round(1), dtype)  # rounded: there are ties
+    y, pull = jax.vjp(lambda x: activate(TopK(k), x), x)
+    (slope,) = pull(jnp.full_like(y, 3))
+    for row, kept, g in zip(*(np.asarray(a, np.float64).reshape(-1, shape[-1]) for a in (x, y, slope)), strict=True):
+        order = np.argsort(-row, kind="stable")[:k]
+        want = np.zeros_like(row)
+        want[order] = np.maximum(row[order], 0)
+        np.testing.assert_array_equal(kept, want)
+        np.testing.assert_array_equal(g, 3 * (want > 0))
+    assert y.dtype == slope.dtype == dtype
+
+
+def test_an_mlp_says_how_many_units_are_active(rng):
+    x = jnp.asarray(rng.standard_normal((2, 3, 4)), jnp.float32)
+    for activation, share in ((TopK(2), 0.2), ("gelu", 1.0)):
+        module = MLP(10, activation=activation)
+        p = nn.meta.unbox(module.init(jax.random.key(0), x)["params"])
+        p["mlp_in"]["bias"] += 5.0
+        _, state = module.apply({"params": p}, x, mutable=["intermediates"])
+        np.testing.assert_allclose(state["intermediates"]["active"][0], np.full((2, 3), share), rtol=1e-6)
+
+
+def test_topk_is_read_from_text():
+    assert config.parse(Activation, "topk(128)") == config.parse(Activation, {"name": "topk", "k": 128}) == TopK(128)
+    assert config.parse(Activation, "gelu_tanh") == "gelu_tanh"
+    for text, message in {
+        "gelo": "'gelo' is not allowed; did you mean 'gelu'",
+        "topk": "write topk\\(128\\)",
+        "topk(1.5)": "expected int",
+        "topk(0)": "keeps nothing",
+        "topk(1, 2)": "too many",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            config.parse(Activation, text)

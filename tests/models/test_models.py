@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 from typing import Annotated
 
@@ -64,6 +65,34 @@ def test_paths_shapes_and_axes_are_pinned(name):
         assert len(leaf.names) == leaf.value.ndim and leaf.value.dtype == jnp.float32
         lines.append(f"{'/'.join(k.key for k in path)} {shape} {axes}")
     assert lines == (GOLDEN / f"{name}.txt").read_text().splitlines()
+
+
+LINEAR = {"qkv_linear": "monarch(2)", "out_linear": "low_rank(4)", "mlp_linear": "block_diagonal(4)"}
+WITH_LINEAR = {
+    "vit_ti16": LINEAR,
+    "mixer_s16": {"token_linear": "monarch(2)", "mlp_linear": "monarch(2)"},
+    "m2_vit_ti16": {"qkv_linear": "monarch(2)", "mlp_linear": "monarch(4)"},
+    "coca_vit_b32": {"image_tower": LINEAR, "text_tower": LINEAR, "decoder": LINEAR},
+}
+
+
+@pytest.mark.parametrize("name", WITH_LINEAR)
+def test_linear_maps_are_a_field_of_every_model(name):
+    def leaves(tree):
+        flat = jax.tree_util.tree_flatten_with_path(nn.meta.unbox(tree))[0]
+        return {jax.tree_util.keystr(path, simple=True, separator="/"): x.shape for path, x in flat}
+
+    def maps(fields, prefix=""):
+        for key, value in fields.items():
+            yield from maps(value, f"{prefix}{key}/") if isinstance(value, dict) else [(prefix, value)]
+
+    one = {"depth": 1}
+    size = {"image_tower": one, "text_tower": one, "decoder": one} if name.startswith("coca") else one
+    fields = {k: {**one, **v} if isinstance(v, dict) else v for k, v in WITH_LINEAR[name].items()}
+    plain, made = leaves(shapes(name, **size)), leaves(shapes(name, **{**size, **fields}))
+    assert len(made) > len(plain) and sum(map(math.prod, made.values())) < sum(map(math.prod, plain.values()))
+    for prefix in {prefix for prefix, _ in maps(WITH_LINEAR[name])}:
+        assert any(path.startswith(prefix) and path.endswith("kernel_1") for path in made), prefix
 
 
 def test_scan_remat_and_dtype_do_not_change_the_layout():

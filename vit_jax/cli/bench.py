@@ -19,6 +19,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         sub.add_argument("--batch", type=int, default=8, help="images a step (default 8)")
         sub.add_argument("--size", type=int, default=224, help="side of the image (default 224)")
         sub.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of the computation")
+        sub.add_argument(
+            "--linear", metavar="SPEC", help="instead compare it with itself, its maps being, for instance, monarch(4)"
+        )
         sub.add_argument("--rounds", type=int, default=10, help="pairs of measurements (default 10)")
         sub.add_argument("--json", metavar="FILE", help="write the result there, - for the terminal")
     sub = kinds.add_parser("loss", help="a contrastive loss and its gradient, chunked against dense: time and memory")
@@ -28,6 +31,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     sub.add_argument("--chunk", type=int, default=256, help="rows of a chunk (default 256)")
     sub.add_argument("--rounds", type=int, default=5, help="pairs of measurements (default 5)")
     sub.add_argument("--alone", action="store_true", help="leave the dense form out, for batches that it cannot hold")
+    sub.add_argument("--json", metavar="FILE", help="write the result there, - for the terminal")
+    sub = kinds.add_parser("kernels", help="products with structured matrices against dense ones, checked before timed")
+    sub.add_argument(
+        "--op", default="monarch(4)", help="the operation: monarch(nblocks) or sparse24 (default monarch(4))"
+    )
+    sub.add_argument("--inputs", type=int, default=768, help="width of the input (default 768)")
+    sub.add_argument("--outputs", type=int, default=3072, help="width of the output (default 3072)")
+    sub.add_argument("--rows", default="197,1576", help="numbers of rows, one table line each (default 197,1576)")
+    sub.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of the computation")
+    sub.add_argument("--backward", action="store_true", help="time value and gradients, not the value alone")
+    sub.add_argument("--rounds", type=int, default=10, help="pairs of measurements (default 10)")
+    sub.add_argument("--plot", metavar="FILE", help="draw how the ratios change with the rows")
     sub.add_argument("--json", metavar="FILE", help="write the result there, - for the terminal")
     sub = kinds.add_parser("input", help="batches from a data source, without any model")
     sub.add_argument("--data", default="fake:2000x224x10", help="source (default fake:2000x224x10)")
@@ -39,10 +54,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures and prints."""
-    from vit_jax.cli import output
+    from vit_jax.cli import bench_kernels, output
 
-    result = {"input": _input, "loss": _loss}.get(args.kind, _models)(args)
-    if args.json != "-":
+    result: Any = {"input": _input, "loss": _loss, "kernels": bench_kernels.run}.get(args.kind, _models)(args)
+    if args.json != "-" and isinstance(result, list):
+        print(bench_kernels.table(result))
+    elif args.json != "-":
         for key, value in result.items():
             print(f"{key:34s} {value:.4g}" if isinstance(value, float) else f"{key:34s} {value}")
     output.write(args.json, result)
@@ -105,37 +122,46 @@ def _models(args: argparse.Namespace) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from vit_jax import benchmark, models
+    from vit_jax import benchmark, config, models
+    from vit_jax.layers.specs import FIELDS, Spec
     from vit_jax.models.plain import PlainViT
     from vit_jax.train import flops
     from vit_jax.types import UserError
 
-    ours = models.create(args.model, dtype=args.dtype)
-    if not isinstance(ours, models.ViT):
+    model = models.create(args.model, dtype=args.dtype)
+    if not isinstance(model, models.ViT):
         raise UserError(f"bench {args.kind} compares ViTs, and {args.model!r} is none; take vit_b16 for instance.")
+    compared: dict[str, Any]
+    if args.linear:
+        spec = config.parse(Spec, args.linear, "--linear")
+        compared = {args.linear: model.clone(**dict.fromkeys(FIELDS, spec)), "dense": model}
+    else:
+        fields = ("num_classes", "patch", "width", "depth", "heads", "mlp_dim", "dtype")
+        compared = {"vit_jax": model, "plain flax": PlainViT(**{name: getattr(model, name) for name in fields})}
+    ours, theirs = compared
     images = jax.random.uniform(jax.random.key(0), (args.batch, args.size, args.size, 3))
-    labels = jnp.arange(args.batch) % ours.num_classes
+    labels = jnp.arange(args.batch) % model.num_classes
     make: Callable[..., Callable[[], Any]] = _forward if args.kind == "forward" else _train
-    candidates = {}
-    fields = ("num_classes", "patch", "width", "depth", "heads", "mlp_dim", "dtype")
-    plain = PlainViT(**{name: getattr(ours, name) for name in fields})
-    for name, model in {"vit_jax": ours, "plain flax": plain}.items():
-        params = jax.jit(lambda m=model: nn.unbox(m.init(jax.random.key(1), images)["params"]))()
-        candidates[name] = make(model, params, images, labels)
+    candidates, sizes = {}, {}
+    for name, one in compared.items():
+        params = jax.jit(lambda m=one: nn.unbox(m.init(jax.random.key(1), images)["params"]))()
+        sizes[name] = sum(x.size for x in jax.tree.leaves(params))
+        candidates[name] = make(one, params, images, labels)
     times = benchmark.alternate(candidates, args.rounds)
-    ratio, low, high = times["vit_jax"].over(times["plain flax"])
-    one = flops.forward(ours, ours.inputs(args.size))
-    total = one * args.batch * (1 if args.kind == "forward" else 3)
-    peak = flops.peak(jax.devices()[0], args.dtype)
-    return {
+    ratio, low, high = times[ours].over(times[theirs])
+    result: dict[str, Any] = {
         "model": f"{args.model} {args.dtype}, {args.batch} images of {args.size} px",
-        "vit_jax images/s": args.batch / times["vit_jax"].median,
-        "plain flax images/s": args.batch / times["plain flax"].median,
+        f"{ours} images/s": args.batch / times[ours].median,
+        f"{theirs} images/s": args.batch / times[theirs].median,
         "times faster (median)": ratio,
         "times faster (10th percentile)": low,
         "times faster (90th percentile)": high,
-        "share of one large product's speed": total / times["vit_jax"].median / peak,
     }
+    if args.linear:
+        return {**result, "share of the dense model's parameters": sizes[ours] / sizes[theirs]}
+    total = flops.forward(model, model.inputs(args.size)) * args.batch * (1 if args.kind == "forward" else 3)
+    peak = flops.peak(jax.devices()[0], args.dtype)
+    return {**result, "share of one large product's speed": total / times[ours].median / peak}
 
 
 def _forward(model: Any, params: Any, images: Any, labels: Any) -> Callable[[], Any]:

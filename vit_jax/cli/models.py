@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 HELP = "list the models, or describe one"
 
@@ -12,41 +13,69 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", help="a model, such as vit_b16; all of them by default")
     parser.add_argument("--size", type=int, default=224, metavar="PIXELS", help="side of the image (default 224)")
     parser.add_argument("--num_classes", type=int, default=1000, metavar="C", help="outputs of the head (default 1000)")
+    parser.add_argument(
+        "--linear", metavar="SPEC", help="also with the maps of attention and MLPs as, for instance, monarch(4)"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the table there, - for the terminal")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints parameters and FLOPs."""
+    """Prints parameters, what they take in float32, and FLOPs."""
+    import dataclasses
+
+    from vit_jax import config, models
+    from vit_jax.cli import output
+    from vit_jax.layers.specs import FIELDS, Spec
+    from vit_jax.types import UserError
+
+    changes: list[tuple[str, dict[str, Any]]] = [("", {})]
+    if args.linear:
+        spec = config.parse(Spec, args.linear, "--linear")
+        if hasattr(spec, "implementation"):  # count the structured product, whoever would run it here
+            spec = dataclasses.replace(spec, implementation="xla")
+        changes.append((f" {args.linear}", dict.fromkeys(FIELDS, spec)))
+    rows = []
+    for name in [args.name] if args.name else [n for n in models.MODELS if n not in models.FAMILIES]:
+        for label, fields in changes:
+            try:
+                rows.append(_row(name, label, fields, args))
+            except UserError as e:
+                if args.name:
+                    raise
+                rows.append({"model": name + label, "error": str(e)})
+    if args.json != "-":
+        width = max(16, *(len(r["model"]) for r in rows))
+        print(f"{'model':{width}s} {'parameters':>15s} {'float32 MB':>11s} {'GFLOPs/image':>13s} {'size':>5s}")
+        for r in rows:
+            print(f"{r['model']:{width}s} {r.get('error') or _values(r)}")
+    output.write(args.json, rows)
+    return 0
+
+
+def _values(row: dict[str, Any]) -> str:
+    megabytes = row["bytes"] / 1e6
+    return f"{row['parameters']:>15,d} {megabytes:>11,.1f} {row['gflops']:>13.2f} {row['size']:>5d}"
+
+
+def _row(name: str, label: str, fields: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """One line of the table: the model ``name`` with ``fields`` set wherever it has them."""
     import math
 
     import jax
 
     from vit_jax import models
-    from vit_jax.cli import output
     from vit_jax.train import flops
     from vit_jax.train.state import abstract_params
-    from vit_jax.types import UserError
 
-    rows = []
-    for name in [args.name] if args.name else [n for n in models.MODELS if n not in models.FAMILIES]:
-        size = args.size
-        try:
-            head = {"num_classes": args.num_classes} if name in models.IMAGES else {}
-            model = models.create(name, **head)
-            inputs = model.inputs(size)
-            shapes = jax.tree.leaves(abstract_params(model, inputs))
-        except UserError as e:
-            if args.name:
-                raise
-            rows.append({"model": name, "error": str(e)})
-            continue
-        parameters = sum(math.prod(x.shape) for x in shapes)
-        gflops = flops.forward(model, inputs) / 1e9
-        rows.append({"model": name, "parameters": parameters, "gflops": round(gflops, 3), "size": size})
-    if args.json != "-":
-        print(f"{'model':16s} {'parameters':>15s} {'GFLOPs/image':>13s} {'size':>5s}")
-        for r in rows:
-            values = r.get("error") or f"{r['parameters']:>15,d} {r['gflops']:>13.2f} {r['size']:>5d}"
-            print(f"{r['model']:16s} {values}")
-    output.write(args.json, rows)
-    return 0
+    head = {"num_classes": args.num_classes} if name in models.IMAGES else {}
+    model = models.everywhere(models.create(name, **head), **fields)
+    inputs = model.inputs(args.size)
+    sizes = [math.prod(x.shape) for x in jax.tree.leaves(abstract_params(model, inputs))]
+    gflops = round(flops.forward(model, inputs) / 1e9, 6)
+    return {
+        "model": name + label,
+        "parameters": sum(sizes),
+        "bytes": 4 * sum(sizes),
+        "gflops": gflops,
+        "size": args.size,
+    }

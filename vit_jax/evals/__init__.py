@@ -1,5 +1,6 @@
 """Evaluators: what the loop runs on held-out data between training steps, selected by name."""
 
+from vit_jax.evals.activity import Activity
 from vit_jax.evals.base import Evaluator as Evaluator
 from vit_jax.evals.base import Report as Report
 from vit_jax.evals.base import combine as combine
@@ -16,4 +17,5 @@ EVALUATORS = {
     "zero_shot": ZeroShot,
     "linear_probe": LinearProbe,
     "knn": KNN,
+    "activity": Activity,
 }

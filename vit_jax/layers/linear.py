@@ -106,6 +106,10 @@ class LinearSpec(Protocol):
     def from_dense(self, kernel: jax.Array, bias: jax.Array | None) -> Params:
         """The layer's parameters that equal, or best approximate, a dense map."""
 
+    def pair(self, hidden: int) -> tuple[LinearSpec, LinearSpec]:
+        """Specs of the maps into and out of ``hidden`` units, whose order between the two is theirs to choose."""
+        return self, self
+
 
 class Linear(nn.Module):
     """``[..., in] -> [..., features]`` with parameters ``kernel [in, features]`` and ``bias [features]``.
@@ -137,7 +141,7 @@ class Linear(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Dense:
+class Dense(LinearSpec):
     """The ordinary dense map."""
 
     def __call__(self, features: int, **kwargs: Any) -> Linear:
@@ -148,9 +152,6 @@ class Dense:
 
     def from_dense(self, kernel: jax.Array, bias: jax.Array | None) -> Params:
         return {"kernel": kernel} if bias is None else {"kernel": kernel, "bias": bias}
-
-
-LINEARS: dict[str, Callable[..., LinearSpec]] = {"dense": Dense}
 
 
 def xavier_uniform_parts(parts: int) -> Init:

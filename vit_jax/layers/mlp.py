@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, Literal
@@ -13,8 +14,8 @@ import jax.numpy as jnp
 from vit_jax import config, sharding
 from vit_jax.layers.linear import Dense, DType, LinearSpec
 from vit_jax.layers.stochastic import dropout
+from vit_jax.types import UsageError, UserError
 
-Activation = Literal["gelu", "gelu_tanh", "relu", "quick_gelu"]
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5)),
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
@@ -24,30 +25,79 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 """By name, on float32. ``gelu`` is exact (erf), ``gelu_tanh`` Flax's default, ``quick_gelu`` OpenAI CLIP's."""
 
 
-def _activate(name: str, x: jax.Array) -> jax.Array:
-    function = config.lookup(ACTIVATIONS, name, "activation")
-    return function(x.astype(jnp.float32)).astype(x.dtype)
+@dataclasses.dataclass(frozen=True)
+class TopK:
+    """ReLU of which each token keeps its ``k`` largest units (Li et al. 2022, arXiv:2210.06313, section 4).
+
+    Units beside the kept ones are 0 and have no gradient. Exactly k stay, of equal ones the first; where fewer are
+    positive, fewer are not 0.
+
+    Attributes:
+      k: units kept; from the size of the hidden layer on, this is ReLU.
+    """
+
+    k: int
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise UserError(f"topk({self.k}) keeps nothing; give a k of 1 or more.")
+
+    @classmethod
+    def parse(cls, value: Any, path: str) -> TopK:
+        """From ``"topk(128)"`` or ``{"name": "topk", "k": 128}``, for :func:`vit_jax.config.parse`."""
+        if isinstance(value, cls):
+            return value
+        fields = config.spec_fields(value, TOPK, path) if isinstance(value, str) else dict(value)
+        if fields.pop("name", None) != "topk":
+            names = {**ACTIVATIONS, "topk(128)": cls}
+            raise UsageError(f"{path}={value!r} is not allowed{config.suggest(str(value), names)}")
+        if set(fields) != {"k"}:
+            raise UsageError(f"{path}={value!r} cannot be read; write topk(128), the units each token keeps.")
+        return cls(config.parse(int, fields["k"], f"{path}.k"))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """``[..., F] -> [..., F]``."""
+        x = jax.nn.relu(x)
+        if self.k >= x.shape[-1]:
+            return x
+        least = jax.lax.stop_gradient(jax.lax.top_k(x, self.k)[0][..., -1:])
+        above, equal = x > least, x == least
+        room = self.k - jnp.sum(above, axis=-1, keepdims=True, dtype=jnp.int32)
+        return jnp.where(above | equal & (jnp.cumsum(equal, axis=-1, dtype=jnp.int32) <= room), x, 0.0)
+
+
+TOPK = {"topk": TopK}
+Activation = Literal["gelu", "gelu_tanh", "relu", "quick_gelu"] | TopK
+"""A name in :data:`ACTIVATIONS` or "topk(128)"."""
+
+
+def _activate(activation: Any, x: jax.Array) -> jax.Array:
+    if not isinstance(activation, TopK):
+        activation = config.lookup(ACTIVATIONS, activation, "activation")
+    return activation(x.astype(jnp.float32)).astype(x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def activate(name: str, x: jax.Array) -> jax.Array:
-    """Activation ``name`` of ``x``, computed in float32, in the type of ``x``; the backward keeps only ``x``."""
-    return _activate(name, x)
+def activate(activation: Activation, x: jax.Array) -> jax.Array:
+    """``activation`` of ``x``, computed in float32, in the type of ``x``; the backward keeps only ``x``."""
+    return _activate(activation, x)
 
 
 activate.defvjp(
-    lambda name, x: (_activate(name, x), x),
-    lambda name, x, g: jax.vjp(functools.partial(_activate, name), x)[1](g),
+    lambda activation, x: (_activate(activation, x), x),
+    lambda activation, x, g: jax.vjp(functools.partial(_activate, activation), x)[1](g),
 )
 
 
 class MLP(nn.Module):
     """``mlp_in``, activation, dropout, ``mlp_out``: ``[..., D] -> [..., D]``.
 
+    The collection "intermediates" gets ``active`` float32 ``[...]``: the share of hidden units that are not 0.
+
     Attributes:
       hidden: size in the middle.
       linear: spec of both maps.
-      activation: name in :data:`ACTIVATIONS`.
+      activation: between the maps.
       dropout: rate after the activation.
       dtype: compute type.
     """
@@ -61,7 +111,10 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
         kwargs: dict[str, Any] = {"dtype": self.dtype, "bias_init": nn.initializers.normal(1e-6)}
-        h = self.linear(self.hidden, name="mlp_in", axes=("embed", "mlp"), **kwargs)(x)
+        first, second = self.linear.pair(self.hidden)
+        h = first(self.hidden, name="mlp_in", axes=("embed", "mlp"), **kwargs)(x)
         h = activate(self.activation, sharding.constrain(h, "batch", *[None] * (h.ndim - 2), "mlp"))
+        if self.is_mutable_collection("intermediates"):
+            self.sow("intermediates", "active", jnp.mean(h != 0, axis=-1, dtype=jnp.float32))
         h = dropout(h, self.dropout, key)
-        return self.linear(x.shape[-1], name="mlp_out", axes=("mlp", "embed"), **kwargs)(h)
+        return second(x.shape[-1], name="mlp_out", axes=("mlp", "embed"), **kwargs)(h)

@@ -32,7 +32,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 """Name -> class with the variant's fields."""
 
-FAMILIES = ("vit", "mixer", "two_tower", "coca")
+FAMILIES = ("vit", "mixer", "monarch_mixer", "two_tower", "coca")
 """The names that are no size of anything yet."""
 
 OPEN_CLIP = {

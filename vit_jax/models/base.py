@@ -86,6 +86,7 @@ def cast_kernels(params: Params, dtype: DType) -> Params:
 
     def one(path: Any, leaf: jax.Array) -> jax.Array:
         names = [k.key for k in path if hasattr(k, "key")]
-        return leaf.astype(dtype) if "encoder" in names and "kernel" in names else leaf
+        inside = "encoder" in names and any(name.startswith("kernel") for name in names)
+        return leaf.astype(dtype) if inside else leaf
 
     return jax.tree_util.tree_map_with_path(one, params)

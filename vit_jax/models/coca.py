@@ -12,10 +12,11 @@ import jax.numpy as jnp
 from vit_jax import config
 from vit_jax.layers.attention import Cache
 from vit_jax.layers.block import Block, Encoder, Remat
-from vit_jax.layers.linear import DType, logical
+from vit_jax.layers.linear import Dense, DType, logical
 from vit_jax.layers.mlp import Activation
 from vit_jax.layers.norm import EPSILON, LayerNorm
 from vit_jax.layers.pool import QueryPool
+from vit_jax.layers.specs import Spec
 from vit_jax.models.text import real
 from vit_jax.models.two_tower import CLIP_IMAGE, CLIP_TEXT, Embedded, TwoTower, image_row, text_row
 from vit_jax.types import UserError
@@ -34,6 +35,9 @@ class Decoder(nn.Module):
       dropout: rate after every branch and the MLP's activation.
       activation: of the MLPs.
       norm_epsilon: of every layer norm.
+      qkv_linear: spec of the attentions' input projections.
+      out_linear: spec of the attentions' output projections.
+      mlp_linear: spec of the MLPs' maps.
       dtype: compute type.
       scan: see :class:`vit_jax.layers.block.Encoder`.
       remat: see :class:`vit_jax.layers.block.Encoder`.
@@ -46,6 +50,9 @@ class Decoder(nn.Module):
     dropout: float = 0.0
     activation: Activation = "gelu"
     norm_epsilon: float = EPSILON
+    qkv_linear: Spec = Dense()
+    out_linear: Spec = Dense()
+    mlp_linear: Spec = Dense()
     dtype: DType = "float32"
     scan: bool = False
     remat: Remat = "none"
@@ -63,6 +70,9 @@ class Decoder(nn.Module):
             split=self.split,
             dropout=self.dropout,
             activation=self.activation,
+            qkv_linear=self.qkv_linear,
+            out_linear=self.out_linear,
+            mlp_linear=self.mlp_linear,
             dtype=self.dtype,
             norm_epsilon=self.norm_epsilon,
         )

@@ -5,16 +5,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-from vit_jax.models import mixer, vit
+from vit_jax.models import mixer, monarch_mixer, vit
 from vit_jax.models.base import ImageModel
 from vit_jax.models.mixer import Mixer
+from vit_jax.models.monarch_mixer import MonarchMixer
 from vit_jax.models.vit import ViT
 
 IMAGE_MODELS: dict[str, Callable[..., ImageModel]] = {
     "vit": functools.partial(ViT),
     "mixer": functools.partial(Mixer),
+    "monarch_mixer": functools.partial(MonarchMixer),
     **{name: functools.partial(ViT, **fields) for name, fields in vit.VARIANTS.items()},
     **{name: functools.partial(Mixer, **fields) for name, fields in mixer.VARIANTS.items()},
+    **{name: functools.partial(MonarchMixer, **fields) for name, fields in monarch_mixer.VARIANTS.items()},
 }
 """Name -> class with the variant's fields."""
 

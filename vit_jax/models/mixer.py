@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import functools
-from typing import Annotated, Any
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax import config
 from vit_jax.layers.block import Encoder, Remat, Residual
 from vit_jax.layers.embed import PatchEmbed
-from vit_jax.layers.linear import LINEARS, Dense, DType, LinearSpec
+from vit_jax.layers.linear import Dense, DType, LinearSpec
 from vit_jax.layers.mlp import MLP, Activation
 from vit_jax.layers.norm import EPSILON
 from vit_jax.layers.pool import average
+from vit_jax.layers.specs import Spec
 from vit_jax.models.base import Features, ImageModel
-
-Spec = Annotated[Any, config.Choice(LINEARS)]
 
 
 class MixerBlock(Residual):

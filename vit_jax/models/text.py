@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Annotated, Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -13,14 +13,14 @@ from vit_jax import config
 from vit_jax.layers.attention import Cache
 from vit_jax.layers.block import Block, Encoder, Remat
 from vit_jax.layers.embed import Positions, TokenEmbed
-from vit_jax.layers.linear import LINEARS, Dense, DType, logical
+from vit_jax.layers.linear import Dense, DType, logical
 from vit_jax.layers.mlp import Activation
 from vit_jax.layers.norm import EPSILON, LayerNorm
 from vit_jax.layers.pool import AttentionPool
+from vit_jax.layers.specs import Spec
 from vit_jax.layers.stochastic import dropout
 from vit_jax.models.base import Features
 
-Spec = Annotated[Any, config.Choice(LINEARS)]
 Pool = Literal["end", "cls", "last", "first", "gap", "map"]
 POOLS = ("end", "cls", "last", "first", "gap", "map")
 

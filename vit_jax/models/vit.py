@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -12,15 +12,15 @@ import jax.numpy as jnp
 from vit_jax import config
 from vit_jax.layers.block import Block, Encoder, Remat
 from vit_jax.layers.embed import PatchEmbed, Positions, sincos_positions
-from vit_jax.layers.linear import LINEARS, Dense, DType, Linear, logical
+from vit_jax.layers.linear import Dense, DType, Linear, logical
 from vit_jax.layers.mlp import Activation
 from vit_jax.layers.norm import EPSILON, LayerNorm
 from vit_jax.layers.pool import AttentionPool, average
+from vit_jax.layers.specs import Spec
 from vit_jax.layers.stochastic import dropout
 from vit_jax.models.base import Features, ImageModel
 from vit_jax.models.resnet import Numerics, ResNet
 
-Spec = Annotated[Any, config.Choice(LINEARS)]
 POOLS = ("cls", "gap", "map", "cls_gap")
 POSITIONS = ("learn", "sincos2d")
 

@@ -1,4 +1,4 @@
-"""Parameters of one model fitted to another: a new head, another grid of positions, another size of patches."""
+"""Parameters of one model fitted to another: new head, other positions, size of patches, structure of linear maps."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 from vit_jax import config
 from vit_jax.config import suggest
 from vit_jax.layers.embed import RESIZES, resize_patches, resize_positions
+from vit_jax.train.restructure import restructure
 from vit_jax.types import Params, UserError
 
 HEAD = re.compile(r"(.*/)?(head|pre_logits)/.*")
@@ -23,7 +24,7 @@ PATCHES = {name: "bicubic" if name.startswith("bicubic") else "bilinear" for nam
 def adapt(
     loaded: Mapping[str, Any], fresh: Params, *, name: str, new_head: bool = False, resize: str = "bilinear"
 ) -> tuple[Params, list[str]]:
-    """Fits ``loaded`` parameters to a model with another head, grid of positions or size of patches.
+    """Fits ``loaded`` parameters to a model with another head, grid of positions, size of patches or linear maps.
 
     Args:
       loaded: nested dictionary of arrays.
@@ -40,7 +41,8 @@ def adapt(
     """
     config.lookup(RESIZES, resize, "resize method")
     have, want = (traverse.flatten_dict(dict(t), sep="/") for t in (loaded, fresh))
-    out, notes, wrong, casts = {}, [], [], collections.Counter[str]()
+    have, notes = restructure(have, want)
+    out, wrong, casts = {}, [], collections.Counter[str]()
     for path, leaf in want.items():
         value = have.pop(path, None)
         is_head = HEAD.fullmatch(path)

@@ -1,0 +1,58 @@
+"""The product rule against float64 NumPy, in value and gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_jax.kernels.products import dot, matmul, outer
+
+TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("shape", "features"), [((5, 7), 3), ((2, 3, 7), 5), ((2, 1, 3, 4), 9)])
+def test_matmul_and_gradients_equal_float64(rng, dtype, shape, features):
+    x = jnp.asarray(rng.standard_normal(shape), dtype)
+    w, b = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in ((shape[-1], features), (features,)))
+    g = jnp.asarray(rng.standard_normal((*shape[:-1], features)), dtype)
+    y, pull = jax.vjp(matmul, x, w, b)
+    dx, dw, db = pull(g)
+    x64, w64, g64 = (np.asarray(a.astype(dtype), np.float64) for a in (x, w, g))
+    rows = tuple(range(len(shape) - 1))
+    expected = (x64 @ w64 + np.asarray(b), g64 @ w64.T, np.tensordot(x64, g64, (rows, rows)), g64.sum(rows))
+    types = (dtype, dtype, "float32", "float32")
+    for got, want, kind in zip((y, dx, dw, db), expected, types, strict=True):
+        assert got.dtype == kind
+        rounding = TOLERANCE[kind]
+        np.testing.assert_allclose(np.asarray(got, np.float64), want, rtol=rounding, atol=rounding)
+
+
+def test_parameters_keep_their_type_and_operands_are_low(rng):
+    x = jnp.asarray(rng.standard_normal((3, 4)), jnp.bfloat16)
+    w = jnp.asarray(rng.standard_normal((4, 2)), jnp.bfloat16)
+    y, pull = jax.vjp(matmul, x, w)
+    assert pull(jnp.ones_like(y))[1].dtype == jnp.bfloat16
+    loss = lambda x, w: jnp.sum(matmul(x, w).astype(jnp.float32))  # noqa: E731
+    jaxpr = str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(x, w.astype(jnp.float32)))
+    assert jaxpr.count("preferred_element_type=float32") == jaxpr.count("dot_general") == 3
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", [(6, 8), (2, 3, 8)])
+def test_transposed_weights_run_compiled(rng, dtype, shape):
+    # XLA:CPU refuses bfloat16 products into which it has folded a transposition.
+    table = jnp.asarray(rng.standard_normal((10, 8)), jnp.float32)
+    x = jnp.asarray(rng.standard_normal(shape), dtype)
+    loss = lambda t: jnp.sum(matmul(x, t.T).astype(jnp.float32))  # noqa: E731
+    want = np.tile(np.asarray(x, np.float64).reshape(-1, 8).sum(0), (10, 1))
+    np.testing.assert_allclose(jax.jit(jax.grad(loss))(table), want, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_dot_and_outer_sum_in_float32(rng, dtype):
+    a, b = (jnp.asarray(rng.standard_normal(s), dtype) for s in ((2, 300, 3), (2, 300, 5)))
+    a64, b64 = (np.asarray(v, np.float64) for v in (a, b))
+    np.testing.assert_allclose(outer(a, b), np.einsum("xyi,xyo->io", a64, b64), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(dot(a, b[0], 1, 0), np.einsum("xyi,yo->xio", a64, b64[0]), rtol=1e-4, atol=1e-4)
+    assert outer(a, b).dtype == dot(a, b[0], 1, 0).dtype == jnp.float32

@@ -1,0 +1,92 @@
+"""How lazy the neurons are: the share of hidden units of each MLP that are not 0 (Li et al. 2022, arXiv:2210.06313)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+import re
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+from jax.sharding import NamedSharding
+
+from vit_jax import plots
+from vit_jax.evals.base import DataInfo, Report
+from vit_jax.evals.gather import concatenate, gather, replicated_like
+from vit_jax.objectives.base import Apply
+from vit_jax.types import Batch, Params, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class ActivityReport(Report):
+    """Metrics ``active``, the mean over the MLPs, and ``active/block_0/mlp`` ... of each; drawn over the depth."""
+
+    def draw(self, folder: pathlib.Path, class_names: tuple[str, ...]) -> None:
+        """Writes ``activity.png``."""
+        plots.activity({k.split("/", 1)[1]: v for k, v in self.metrics.items() if "/" in k}, folder / "activity.png")
+
+
+@dataclasses.dataclass(frozen=True)
+class Activity:
+    """Mean over tokens and images of the share of hidden units that are not 0, per MLP of the image encoder.
+
+    GELU is never 0: it reports 100 %. ReLU and top-k are what this is for.
+    """
+
+    metrics: ClassVar[tuple[str, ...]] = ("active",)
+
+    def __call__(
+        self, apply: Apply, params: Params, batches: Iterable[Batch], info: DataInfo, objective: Any
+    ) -> ActivityReport:
+        """As :class:`~vit_jax.evals.base.Evaluator`; reads ``image`` and ``mask`` bool[B].
+
+        Raises:
+          UserError: no batch holds a valid example; the model has no MLP.
+        """
+        method = "embed_image" if "image_tower" in params else "features"
+
+        def run(batch: Batch) -> dict[str, jax.Array]:
+            return _shares(apply, method, replicated_like(batch["image"]))(params, batch["image"], batch["mask"])
+
+        whole = concatenate(found for _, found in gather(run, batches))
+        whole.pop("row")
+        if not whole:
+            raise UserError("the evaluator 'activity' looks at MLPs, and this model has none; leave it out.")
+        shares = {
+            name: float(v.mean(dtype=np.float64)) for name, v in sorted(whole.items(), key=lambda kv: _order(kv[0]))
+        }
+        return ActivityReport(
+            {"active": float(np.mean(list(shares.values())))} | {f"active/{k}": v for k, v in shares.items()}
+        )
+
+
+@functools.lru_cache(maxsize=4)
+def _shares(apply: Apply, method: str, replicated: NamedSharding | None) -> Any:
+    """Jitted (params, image, mask) -> share float32[B] per MLP, and mask, on every host in full."""
+
+    def run(params: Params, image: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+        _, state = apply(params, image, train=False, method=method, mutable=["intermediates"])
+        found = flatten_dict(state.get("intermediates", {}))
+        shares = {
+            _short(path): jnp.mean(sown[0], axis=tuple(range(1, sown[0].ndim)))
+            for path, sown in found.items()
+            if path[-1] == "active" and len(sown[0]) == len(mask)
+        }
+        return {**shares, "mask": mask}
+
+    return jax.jit(run, out_shardings=replicated)
+
+
+def _short(path: tuple[str, ...]) -> str:
+    """``("image_tower", "encoder", "block_0", "mlp", "active")`` -> ``"block_0/mlp"``."""
+    return "/".join(p for p in path[:-1] if p not in ("image_tower", "encoder"))
+
+
+def _order(name: str) -> list[Any]:
+    """Sorts ``block_10`` after ``block_9``."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

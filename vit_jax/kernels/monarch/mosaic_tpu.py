@@ -1,0 +1,221 @@
+"""The Monarch product as one Pallas kernel for TPUs: both factors, with the intermediate in VMEM.
+
+``vit_jax.kernels.monarch.tiling`` says how the parameters lie. The forward goes over tiles of rows; the backward too,
+recomputes the intermediate, and adds up both factors' gradients in float32. On a mesh every device runs the kernel on
+its rows, since jit does not divide a Pallas call.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import PartitionSpec as P
+
+from vit_jax import sharding
+from vit_jax.kernels.monarch.layout import Sizes, blocked_bias
+from vit_jax.kernels.monarch.tiling import LANES, Tiling, exchange, lay_out, merged, take_back, tiling
+from vit_jax.kernels.products import dot
+
+UNROLLED = 64
+"""Most windows on either side: the kernel is unrolled over them."""
+ROWS = (512, 256, 128, 64, 32, 16)
+"""Rows of a tile, the first that fits into VMEM."""
+
+
+def run(
+    x: jax.Array, kernel_1: jax.Array, kernel_2: jax.Array, bias: jax.Array | None, *, input_parts: int, blocked: bool
+) -> jax.Array:
+    """The product of ``x [rows, n]``; see ``vit_jax.kernels.monarch``."""
+    sizes = Sizes.of(x.shape[-1], kernel_1, kernel_2, bias, input_parts)
+    y = _product(sizes, x, kernel_1, kernel_2, None if bias is None else blocked_bias(sizes, bias))
+    if blocked:
+        return y
+    return jnp.reshape(jnp.transpose(jnp.reshape(y, (-1, sizes.L, sizes.S)), (0, 2, 1)), (-1, sizes.outputs))
+
+
+def refuses(
+    x: jax.Array, kernel_1: jax.Array, kernel_2: jax.Array, bias: jax.Array | None, *, input_parts: int, blocked: bool
+) -> str | None:
+    """Why the kernel cannot run this product, as the end of a sentence, or None."""
+    sizes = Sizes.of(x.shape[-1], kernel_1, kernel_2, bias, input_parts)
+    if x.shape[0] == 0:
+        return "there are no rows"
+    if x.dtype not in (jnp.float32, jnp.bfloat16):
+        return f"x is {x.dtype}, neither float32 nor bfloat16"
+    if max(sizes.K * sizes.parts, sizes.L) > UNROLLED:
+        return f"{max(sizes.K * sizes.parts, sizes.L)} chunks are more than the {UNROLLED} it is unrolled for"
+    need = _vmem(tiling(sizes), x.dtype.itemsize, ROWS[-1], backward=True)
+    if need > _budget():
+        return f"its backward takes {need / 2**20:.0f} MiB of VMEM, of which it may use {_budget() >> 20}"
+    return None
+
+
+def unwise(
+    x: jax.Array, kernel_1: jax.Array, kernel_2: jax.Array, bias: jax.Array | None, *, input_parts: int, blocked: bool
+) -> str | None:
+    """Why a dense product would be faster, as the end of a sentence, or None."""
+    sizes = Sizes.of(x.shape[-1], kernel_1, kernel_2, bias, input_parts)
+    dense = -(-sizes.inputs // LANES) * -(-sizes.outputs // LANES) * LANES**2
+    if tiling(sizes).area < dense:
+        return None
+    return f"blocks filled up to {LANES} lanes make {tiling(sizes).area / dense:.1f} times the work of a dense product"
+
+
+def _budget() -> int:
+    """Bytes of VMEM that a kernel may use: half, and 32 MiB when compiling for a TPU elsewhere (v5 has 64 or 128)."""
+    return pltpu.get_tpu_info().vmem_capacity_bytes // 2 if jax.default_backend() == "tpu" else 32 * 2**20
+
+
+def _vmem(plan: Tiling, itemsize: int, rows: int, backward: bool) -> int:
+    """Bytes that a kernel needs for tiles of ``rows``: moving blocks twice, weights once, float32 in between."""
+    n, m, (w1, w2) = plan.sizes.inputs, plan.sizes.outputs, plan.shapes
+    middle = plan.sizes.K * plan.sizes.L * plan.slot
+    if backward:
+        moving, between, weight = 2 * n + m, w1[0] + 4 * middle, itemsize + 8
+    else:
+        moving, between, weight = n + m, w2[0] + 2 * middle, itemsize
+    return plan.area * weight + rows * (2 * itemsize * moving + 4 * between)
+
+
+def _tile(plan: Tiling, x: jax.Array, backward: bool) -> int:
+    fits = [r for r in ROWS if _vmem(plan, x.dtype.itemsize, r, backward) <= _budget()]
+    return min(fits[0] if fits else ROWS[-1], -(-x.shape[0] // ROWS[-1]) * ROWS[-1])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product(sizes: Sizes, x: jax.Array, kernel_1: jax.Array, kernel_2: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """``[rows, inputs] -> [rows, outputs]``, blocked order; ``bias`` too."""
+    return _product_fwd(sizes, x, kernel_1, kernel_2, bias)[0]
+
+
+def _product_fwd(sizes: Sizes, x: Any, kernel_1: Any, kernel_2: Any, bias: Any) -> tuple[jax.Array, Any]:
+    plan = tiling(sizes)
+    weights = lay_out(plan, kernel_1.astype(x.dtype), kernel_2.astype(x.dtype))
+    shift = jnp.zeros(sizes.outputs) if bias is None else bias.astype(jnp.float32)
+    (y,), _ = _everywhere(functools.partial(_forward, plan), (x,), (*weights, shift[None]))
+    return y, (x, kernel_1, kernel_2, None if bias is None else jnp.zeros((0,), bias.dtype))
+
+
+def _product_bwd(sizes: Sizes, saved: Any, g: jax.Array) -> tuple[Any, ...]:
+    x, kernel_1, kernel_2, bias_type = saved
+    plan, g = tiling(sizes), g.astype(x.dtype)
+    weights = lay_out(plan, kernel_1.astype(x.dtype), kernel_2.astype(x.dtype))
+    (dx,), sums = _everywhere(functools.partial(_backward, plan), (x, g), weights)
+    d1, d2 = take_back(plan, *sums)
+    dbias = None if bias_type is None else jnp.sum(g, axis=0, dtype=jnp.float32).astype(bias_type.dtype)
+    return dx, d1.astype(kernel_1.dtype), d2.astype(kernel_2.dtype), dbias
+
+
+_product.defvjp(_product_fwd, _product_bwd)
+
+
+def _everywhere(f: Callable[..., Any], split: tuple[jax.Array, ...], whole: tuple[jax.Array, ...]) -> Any:
+    """``f(*split, *whole) -> (arrays of rows, sums over the rows)`` with each device's rows on that device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or mesh.manual_axes:
+        return f(*split, *whole)
+    rows = split[0].shape[0]
+    more = -rows % (mesh.shape["replica"] * mesh.shape["fsdp"])
+    split = tuple(jnp.pad(x, ((0, more), (0, 0))) for x in split) if more else split
+
+    def local(*args: jax.Array) -> Any:
+        arrays, sums = f(*args)
+        return arrays, jax.tree.map(lambda s: jax.lax.psum(s, sharding.BATCH), sums)
+
+    specs = (P(sharding.BATCH),) * len(split) + (P(),) * len(whole)
+    spread = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=(P(sharding.BATCH), P()), check_vma=False)
+    arrays, sums = spread(*split, *whole)
+    return tuple(a[:rows] for a in arrays), sums
+
+
+def _forward(plan: Tiling, x: jax.Array, w1: jax.Array, w2: jax.Array, bias: jax.Array) -> Any:
+    tile = _tile(plan, x, backward=False)
+    y = pl.pallas_call(
+        functools.partial(_forward_kernel, plan),
+        name="monarch_forward",
+        grid=(pl.cdiv(x.shape[0], tile),),
+        in_specs=[_rows(tile, x.shape[1]), *map(_weight, (w1, w2, bias))],
+        out_specs=_rows(tile, plan.sizes.outputs),
+        out_shape=jax.ShapeDtypeStruct((x.shape[0], plan.sizes.outputs), x.dtype),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",), vmem_limit_bytes=_budget()),
+    )(x, w1, w2, bias)
+    return (y,), ()
+
+
+def _backward(plan: Tiling, x: jax.Array, g: jax.Array, w1: jax.Array, w2: jax.Array) -> Any:
+    tile = _tile(plan, x, backward=True)
+    arrays = (x, x.dtype), (w1, jnp.float32), (w2, jnp.float32)
+    dx, *sums = pl.pallas_call(
+        functools.partial(_backward_kernel, plan, x.shape[0]),
+        name="monarch_backward",
+        grid=(pl.cdiv(x.shape[0], tile),),
+        in_specs=[_rows(tile, x.shape[1]), _rows(tile, g.shape[1]), *map(_weight, (w1, w2))],
+        out_specs=[_rows(tile, x.shape[1]), *(pl.BlockSpec(w.shape, lambda i: (0, 0)) for w in (w1, w2))],
+        out_shape=[jax.ShapeDtypeStruct(a.shape, dtype) for a, dtype in arrays],
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",), vmem_limit_bytes=_budget()),
+    )(x, g, w1, w2)
+    return (dx,), tuple(sums)
+
+
+def _rows(tile: int, width: int) -> pl.BlockSpec:
+    return pl.BlockSpec((tile, width), lambda i: (i, 0))
+
+
+def _weight(x: jax.Array) -> pl.BlockSpec:
+    """The whole array for every tile, once in VMEM."""
+    return pl.BlockSpec(x.shape, lambda i: (0, 0), pipeline_mode=pl.Buffered(1))
+
+
+def _forward_kernel(plan: Tiling, x: Any, w1: Any, w2: Any, bias: Any, y: Any) -> None:
+    sources = [[x[:, w.columns] for w in windows] for windows in plan.sources]
+    middle = _middle(plan, sources, w1)
+    pieces = [dot(z, w2[w.rows], 1, 1) for z, w in zip(middle, plan.targets, strict=True)]
+    for columns, value in merged(plan.targets, pieces):
+        y[:, columns] = (value + bias[:, columns]).astype(y.dtype)
+
+
+def _middle(plan: Tiling, sources: Any, w1: Any) -> list[jax.Array]:
+    """The intermediate as the second factor wants it, in the type of the weights."""
+    blocks = []
+    for values, windows in zip(sources, plan.sources, strict=True):
+        products = [dot(u, w1[w.rows], 1, 0) for u, w in zip(values, windows, strict=True)]
+        blocks.append(functools.reduce(lambda a, b: a + b, products))
+    return [z.astype(w1.dtype) for z in exchange(plan, blocks, -1)]
+
+
+def _backward_kernel(plan: Tiling, rows: int, x: Any, g: Any, w1: Any, w2: Any, dx: Any, dw1: Any, dw2: Any) -> None:
+    @pl.when(pl.program_id(0) == 0)
+    def _() -> None:
+        dw1[...] = jnp.zeros_like(dw1)
+        dw2[...] = jnp.zeros_like(dw2)
+
+    tile = x.shape[0]
+
+    def read(ref: Any, columns: slice) -> jax.Array:
+        """Columns of a tile, zeros instead of what lies behind the last row."""
+        if rows % tile == 0:
+            return ref[:, columns]
+        at = pl.program_id(0) * tile + jax.lax.broadcasted_iota(jnp.int32, (tile, columns.stop - columns.start), 0)
+        value = ref[:, columns]
+        return jnp.where(at < rows, value, jnp.zeros_like(value))
+
+    sources = [[read(x, w.columns) for w in windows] for windows in plan.sources]
+    targets = [read(g, w.columns) for w in plan.targets]
+    back = []
+    for z, u, w in zip(_middle(plan, sources, w1), targets, plan.targets, strict=True):
+        dw2[w.rows] += dot(u, z, 0, 0)
+        back.append(dot(u, w2[w.rows], 1, 0))
+    pieces = []
+    for h, values, windows in zip(exchange(plan, back, 1), sources, plan.sources, strict=True):
+        low = h.astype(w1.dtype)
+        for u, w in zip(values, windows, strict=True):
+            dw1[w.rows] += dot(u, low, 0, 0)
+            pieces.append(dot(low, w1[w.rows], 1, 1))
+    for columns, value in merged(plan.flat_sources, pieces):
+        dx[:, columns] = value.astype(dx.dtype)

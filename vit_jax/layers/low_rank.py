@@ -1,0 +1,95 @@
+"""Linear maps through a bottleneck: ``x @ kernel_1 @ kernel_2 + bias``."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vit_jax.layers.linear import DType, Init, LinearSpec, logical, matmul
+from vit_jax.layers.projection import truncate
+from vit_jax.types import Array, Params, UserError
+
+
+def rows_of(kernel_init: Init, inputs: int) -> Init:
+    """Initialiser of a second factor ``[rows, features]``, after a first that leaves the variance as it is.
+
+    The first ``rows`` of what ``kernel_init`` draws for the dense map ``[inputs, features]``, times
+    ``sqrt(inputs / rows)``: then an entry of the product has the variance v that the dense entry had. With entries of
+    variance 1/inputs in the first factor, it is ``rows * (1/inputs) * (v inputs/rows) = v``, whatever v depends on
+    (the fan, parts fused along the output, a constant, zero). A dense draw of zeros gives a map of zeros that learns,
+    because the first factor is not zero.
+    """
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        rows, features = shape
+        return kernel_init(key, (inputs, features), dtype)[:rows] * (inputs / rows) ** 0.5
+
+    return init
+
+
+class LowRankLinear(nn.Module):
+    """``[..., in] -> [..., features]``: ``kernel_1 [in, rank]``, ``kernel_2 [rank, features]``, ``bias [features]``.
+
+    The other attributes are those of ``Linear``; for ``kernel_init`` see :func:`rows_of`.
+    """
+
+    features: int
+    rank: int = 64
+    axes: tuple[str | None, str | None] = ("embed", "mlp")
+    dtype: DType = "float32"
+    use_bias: bool = True
+    kernel_init: Init = nn.initializers.xavier_uniform()
+    bias_init: Init = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        inputs, rank = x.shape[-1], self.rank
+        _check(rank, inputs, self.features)
+        first, second = nn.initializers.normal(inputs**-0.5), rows_of(self.kernel_init, inputs)
+        kernel_1 = self.param("kernel_1", logical(first, (self.axes[0], None)), (inputs, rank))
+        kernel_2 = self.param("kernel_2", logical(second, (None, self.axes[1])), (rank, self.features))
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", logical(self.bias_init, self.axes[1:]), (self.features,))
+        return matmul(matmul(x.astype(self.dtype), kernel_1), kernel_2, bias)
+
+
+@dataclasses.dataclass(frozen=True)
+class LowRank(LinearSpec):
+    """A map of rank ``rank``: ``rank * (in + out)`` weights instead of ``in * out``.
+
+    Attributes:
+      rank: size of the bottleneck, at most min(in, out).
+    """
+
+    rank: int = 64
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UserError(f"rank={self.rank} leaves nothing of a map; use 1 or more.")
+
+    def __call__(self, features: int, **kwargs: Any) -> LowRankLinear:
+        return LowRankLinear(features, self.rank, **kwargs)
+
+    def to_dense(self, params: Params) -> tuple[jax.Array, jax.Array | None]:
+        kernel = jnp.matmul(params["kernel_1"], params["kernel_2"], precision=jax.lax.Precision.HIGHEST)
+        return kernel, params.get("bias")
+
+    def from_dense(self, kernel: Array, bias: jax.Array | None) -> Params:
+        """The truncated SVD, the nearest map of that rank (Eckart-Young), balanced; on the host."""
+        _check(self.rank, kernel.shape[0], kernel.shape[1])
+        left, right, _ = truncate(kernel, self.rank)
+        params = {"kernel_1": jnp.asarray(left), "kernel_2": jnp.asarray(right)}
+        return params if bias is None else {**params, "bias": bias}
+
+
+def _check(rank: int, inputs: int, features: int) -> None:
+    if rank > min(inputs, features):
+        raise UserError(
+            f"rank={rank} is more than a map {inputs} -> {features} can have; use at most {min(inputs, features)}, "
+            "or keep it dense."
+        )

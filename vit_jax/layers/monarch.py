@@ -1,0 +1,145 @@
+"""Monarch linear maps (Dao et al. 2022, arXiv:2204.00595): two block-diagonal products and a permutation between them.
+
+The layer is the rectangular one of the public code, with blocks larger than sqrt(n): four blocks have 25 to 50 % of the
+weights. Its parameters are those of the public ``MonarchLinear`` under other names, same shapes, same meaning:
+
+    ``blkdiag1 [k, q, p]`` -> ``kernel_1``    ``blkdiag2 [l, s, r]`` -> ``kernel_2``    ``bias [out]`` -> ``bias``
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vit_jax.kernels.monarch import monarch, to_dense
+from vit_jax.layers.linear import DType, Init, LinearSpec, logical
+from vit_jax.layers.low_rank import rows_of
+from vit_jax.layers.projection import factor_shapes, project
+from vit_jax.types import Array, Params, UserError
+
+
+class MonarchLinear(nn.Module):
+    """``[..., in] -> [..., features]``, ``kernel_1 [k, q, p]``, ``kernel_2 [l, s, r]`` and ``bias [features]``.
+
+    Sizes are those of ``projection.factor_shapes``; where ``nblocks`` does not divide, the input is padded with zeros
+    and the output cut. Each entry of the product starts with the variance that ``kernel_init`` gives a dense kernel
+    (see ``low_rank.rows_of``; the first factor has variance nblocks/in). The published layer draws each factor from
+    U(-1/sqrt(fan_in), 1/sqrt(fan_in)), so that an output has 1/9 of the variance of the input where a dense layer
+    drawn so has 1/3 (HazyResearch/fly, src/models/layers/monarch_linear.py, lines 34-42).
+
+    Attributes:
+      features: size of the output.
+      nblocks: blocks of each factor.
+      axes: logical axes of input and output, of which only the bias has one.
+      dtype: compute type; parameters are float32.
+      use_bias: whether there is a bias.
+      kernel_init: initialiser of the dense kernel ``[in, features]`` that the map stands for.
+      bias_init: initialiser of the bias.
+      implementation: of ``kernels.monarch``; None picks.
+      input_parts: the input is in the order that ``blocked`` leaves, of that many blocks; 1: in natural order.
+      blocked: leave the output in the order (block, row) instead of (row, block), which saves a permutation.
+    """
+
+    features: int
+    nblocks: int = 4
+    axes: tuple[str | None, str | None] = ("embed", "mlp")
+    dtype: DType = "float32"
+    use_bias: bool = True
+    kernel_init: Init = nn.initializers.xavier_uniform()
+    bias_init: Init = nn.initializers.zeros
+    implementation: str | None = None
+    input_parts: int = 1
+    blocked: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        inputs, features, n = x.shape[-1], self.features, self.nblocks
+        first, second = factor_shapes(inputs, features, n)
+        more_inputs, more_features = n * first[2] - inputs, n * second[1] - features
+        assert not (self.blocked and more_features) and not (self.input_parts > 1 and more_inputs), "padded in blocks"
+        kernel_1 = self.param("kernel_1", logical(nn.initializers.normal((n / inputs) ** 0.5), (None,) * 3), first)
+        kernel_2 = self.param("kernel_2", logical(_second_of(self.kernel_init, inputs, features), (None,) * 3), second)
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", logical(self.bias_init, self.axes[1:]), (features,))
+            bias = jnp.pad(bias, (0, more_features))
+        x = jnp.pad(x.astype(self.dtype), [(0, 0)] * (x.ndim - 1) + [(0, more_inputs)])
+        parts, run = self.input_parts, self.implementation
+        y = monarch(x, kernel_1, kernel_2, bias, input_parts=parts, blocked=self.blocked, implementation=run)
+        return jax.lax.slice_in_dim(y, 0, features, axis=-1)
+
+
+def _second_of(kernel_init: Init, inputs: int, features: int) -> Init:
+    """Column (s l) of the dense draw becomes row s of block l: an output keeps its own column's distribution."""
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        n, s, r = shape
+        rows = rows_of(kernel_init, inputs)(key, (r, features), dtype)
+        return jnp.transpose(jnp.reshape(jnp.pad(rows, [(0, 0), (0, n * s - features)]), (r, s, n)))
+
+    return init
+
+
+@dataclasses.dataclass(frozen=True)
+class Monarch(LinearSpec):
+    """A Monarch matrix in place of a dense one.
+
+    Attributes:
+      nblocks: blocks of each factor; divides min(in, out) / nblocks.
+      implementation: of ``kernels.monarch``; None picks. Parameters do not depend on it.
+    """
+
+    nblocks: int = 4
+    implementation: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.nblocks < 2:
+            raise UserError(
+                f"nblocks={self.nblocks} would be two dense maps in a row, with more weights than one; "
+                "use 2 or more, or 'dense'."
+            )
+
+    def __call__(self, features: int, **kwargs: Any) -> MonarchLinear:
+        return MonarchLinear(features, self.nblocks, implementation=self.implementation, **kwargs)
+
+    def pair(self, hidden: int) -> tuple[LinearSpec, LinearSpec]:
+        """Specs of the maps into and out of ``hidden`` units that are otherwise only treated one by one.
+
+        The units between are in the order of blocks where the sizes allow, which saves the permutations of both maps.
+        Parameters, their initialisation and the function of the pair are as with ``self`` twice (dropout between them
+        hits other units with the same key).
+        """
+        if hidden % self.nblocks**2:
+            return self, self
+        fields = self.nblocks, self.implementation
+        return _Half(*fields, blocked=True), _Half(*fields, input_parts=self.nblocks)
+
+    def to_dense(self, params: Params) -> tuple[jax.Array, jax.Array | None]:
+        """As of every spec; differentiable.
+
+        The parameters of a padded map have forgotten its size: there the kernel has a row for each padded input and,
+        where there is no bias, a column for each padded output. Its upper left ``[in, out]`` is the map.
+        """
+        kernel, bias = to_dense(params["kernel_1"], params["kernel_2"]), params.get("bias")
+        return kernel if bias is None else kernel[:, : bias.shape[0]], bias
+
+    def from_dense(self, kernel: Array, bias: jax.Array | None) -> Params:
+        """The nearest in the Frobenius norm (``projection.project``), on the host; the bias stays."""
+        kernel_1, kernel_2, _ = project(kernel, self.nblocks)
+        params = {"kernel_1": jnp.asarray(kernel_1), "kernel_2": jnp.asarray(kernel_2)}
+        return params if bias is None else {**params, "bias": bias}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Half(Monarch):
+    """One of :meth:`Monarch.pair`: the order of the hidden units is the pair's own affair, not the user's."""
+
+    input_parts: int = 1
+    blocked: bool = False
+
+    def __call__(self, features: int, **kwargs: Any) -> MonarchLinear:
+        return super().__call__(features, input_parts=self.input_parts, blocked=self.blocked, **kwargs)

@@ -1,0 +1,50 @@
+"""The linear maps that a configuration can choose, by name: ``mlp_linear="monarch(nblocks=4)"``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+from vit_jax import config
+from vit_jax.layers.block_diagonal import BlockDiagonal
+from vit_jax.layers.linear import Dense, LinearSpec
+from vit_jax.layers.low_rank import LowRank
+from vit_jax.layers.monarch import Monarch
+from vit_jax.layers.sparse24 import Packed24, Sparse24
+
+LINEARS: dict[str, Callable[..., LinearSpec]] = {
+    "dense": Dense,
+    "monarch": Monarch,
+    "block_diagonal": BlockDiagonal,
+    "low_rank": LowRank,
+    "sparse24": Sparse24,
+    "packed24": Packed24,
+}
+Spec = Annotated[Any, config.Choice(LINEARS)]
+"""Type of a module's field that holds a :class:`~vit_jax.layers.linear.LinearSpec`."""
+
+FIELDS = ("qkv_linear", "out_linear", "mlp_linear")
+"""The fields of models for the maps of attention and of the MLPs across channels."""
+
+
+def name_of(spec: LinearSpec) -> str:
+    """As a user writes it: ``"monarch(4)"``."""
+    name = next(name for name, row in LINEARS.items() if row is type(spec))
+    first = [str(getattr(spec, f.name)) for f in dataclasses.fields(spec)[:1]]  # type: ignore[arg-type]
+    return f"{name}({first[0]})" if first else name
+
+
+def spec_of(shapes: Mapping[str, tuple[int, ...]]) -> LinearSpec | None:
+    """The spec whose layer has parameters of these shapes, by name: ``{"kernel": (768, 3072), ...}``, or None.
+
+    A kernel of two axes is dense, whatever is done to it in training.
+    """
+    ranks = tuple(len(shapes[name]) for name in ("kernel", "kernel_1", "kernel_2") if name in shapes)
+    found: dict[tuple[int, ...], Callable[[], LinearSpec]] = {
+        (2,): Dense,
+        (3,): lambda: BlockDiagonal(shapes["kernel"][0]),
+        (3, 3): lambda: Monarch(shapes["kernel_1"][0]),
+        (2, 2): lambda: LowRank(shapes["kernel_1"][1]),
+    }
+    return found[ranks]() if ranks in found else None

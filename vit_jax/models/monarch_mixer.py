@@ -1,0 +1,197 @@
+"""Monarch Mixer for images (M2-ViT): long convolutions instead of attention (Fu et al. 2023, arXiv:2310.12109)."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vit_jax.layers.block import Encoder, Remat, Residual
+from vit_jax.layers.block_diagonal import BlockDiagonal
+from vit_jax.layers.embed import PatchEmbed
+from vit_jax.layers.linear import Dense, DType, LinearSpec, logical
+from vit_jax.layers.long_conv import Filter, long_conv
+from vit_jax.layers.mlp import Activation
+from vit_jax.layers.norm import EPSILON
+from vit_jax.layers.pool import average
+from vit_jax.layers.specs import Spec
+from vit_jax.models.base import Features, ImageModel
+
+
+class SequenceMixer(nn.Module):
+    """``out(gate * (filter * (gate' * value) + skip (gate' * value)))``, then a second filter of the input beside it.
+
+    The gates and the value come from one projection ``qkv`` and a convolution over ``short`` tokens, which, as in the
+    published code, looks back only, although the long filters look both ways.
+
+    Attributes:
+      short: tokens of the short convolution.
+      filter_features: of the long filters, see :class:`vit_jax.layers.long_conv.Filter`.
+      filter_hidden: width of their MLP.
+      residual: whether there is the second filter (the language models' ``residual_long_conv``).
+      qkv_linear: spec of the projection in.
+      out_linear: spec of the projection out.
+      dtype: compute type; the long convolution is float32.
+      implementation: of :func:`vit_jax.layers.long_conv.long_conv`.
+    """
+
+    short: int = 3
+    filter_features: int = 33
+    filter_hidden: int = 128
+    residual: bool = True
+    qkv_linear: LinearSpec = Dense()
+    out_linear: LinearSpec = Dense()
+    dtype: DType = "float32"
+    implementation: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """``[B, N, D] -> [B, N, D]``."""
+        d = x.shape[-1]
+        parts = self.qkv_linear(3 * d, name="qkv", axes=("embed", "mlp"), dtype=self.dtype)(x)
+        first, second, value = jnp.split(self._short(parts), 3, axis=-1)
+        y = second * self._long(value * first, "")
+        if self.residual:
+            y += self._long(x.astype(self.dtype), "residual_")
+        return self.out_linear(d, name="out", axes=("mlp", "embed"), dtype=self.dtype)(y)
+
+    def _short(self, x: jax.Array) -> jax.Array:
+        """Each channel's sum over the last ``short`` tokens, the newest weight last."""
+        init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=0, out_axis=())
+        weights = self.param("short", logical(init, (None, "mlp")), (self.short, x.shape[-1])).astype(x.dtype)
+        n, padded = x.shape[1], jnp.pad(x, ((0, 0), (self.short - 1, 0), (0, 0)))
+        return sum((padded[:, i : i + n] * weights[i].reshape(1, 1, -1) for i in range(self.short)), jnp.zeros_like(x))
+
+    def _long(self, x: jax.Array, prefix: str) -> jax.Array:
+        """The filters ``forward`` and ``backward`` and the weight ``skip`` of the token itself."""
+        n, d = x.shape[1:]
+        make = functools.partial(Filter, d, self.filter_features, self.filter_hidden)
+        y = long_conv(
+            x,
+            make(name=f"{prefix}forward")(n),
+            make(name=f"{prefix}backward")(n),
+            implementation=self.implementation,
+        )
+        skip = self.param(f"{prefix}skip", logical(nn.initializers.normal(1.0), ("embed",)), (d,)).astype(x.dtype)
+        return y + x * skip.reshape(1, 1, -1)
+
+
+class MonarchMixerBlock(Residual):
+    """Long convolutions across the tokens, then the block's MLP across the channels.
+
+    Attributes:
+      mixer: fields of :class:`SequenceMixer`.
+    """
+
+    mixer: Any = None
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, *, key: jax.Array | None = None, drop_path: float | jax.Array | None = None
+    ) -> jax.Array:
+        """``[B, N, D] -> [B, N, D]``; arguments as of :class:`vit_jax.layers.block.Block`."""
+        keys = [None] * 2 if key is None else list(jax.random.split(key, 2))
+        x = self.branch(x, "mixer", lambda y, _: self.mixer(name="mixer")(y), keys[0], drop_path)
+        return self.branch(x, "mlp", self.mlp, keys[1], drop_path)
+
+
+class MonarchMixer(ImageModel):
+    """M2-ViT: patches without positions or cls, blocks of long convolutions, the average of the tokens.
+
+    Parameters do not depend on the image's size.
+
+    Attributes:
+      patch: side of a patch in pixels.
+      width: channels D.
+      depth: number of blocks.
+      mlp_dim: hidden size of the MLPs.
+      short: see :class:`SequenceMixer`.
+      filter_features: see :class:`SequenceMixer`.
+      filter_hidden: see :class:`SequenceMixer`.
+      residual: see :class:`SequenceMixer`.
+      dropout: rate after every branch and inside the MLPs.
+      drop_path: stochastic depth rate of the last block; grows linearly from 0.
+      activation: of the MLPs.
+      qkv_linear: spec of the mixers' projections in; dense in the published code.
+      out_linear: spec of the mixers' projections out; dense in the published code.
+      mlp_linear: spec of the MLPs' maps; the published code has ``block_diagonal(4)``, the paper Monarch matrices.
+      dtype: compute type; parameters are float32, logits too.
+      scan: see :class:`vit_jax.layers.block.Encoder`.
+      remat: see :class:`vit_jax.layers.block.Encoder`.
+      norm_epsilon: of every layer norm.
+      long_conv: implementation of :func:`vit_jax.layers.long_conv.long_conv`, None picks.
+    """
+
+    patch: int = 16
+    width: int = 192
+    depth: int = 12
+    mlp_dim: int = 768
+    short: int = 3
+    filter_features: int = 33
+    filter_hidden: int = 128
+    residual: bool = True
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    activation: Activation = "gelu"
+    qkv_linear: Spec = Dense()
+    out_linear: Spec = Dense()
+    mlp_linear: Spec = Dense()
+    dtype: DType = "float32"
+    scan: bool = False
+    remat: Remat = "none"
+    norm_epsilon: float = EPSILON
+    long_conv: str | None = None
+
+    def encode(self, image: jax.Array, train: bool) -> Features:
+        grid = PatchEmbed(self.patch, self.width, self.dtype, name="patch")(image)
+        x = grid.reshape(grid.shape[0], -1, self.width)
+        mixer = functools.partial(
+            SequenceMixer,
+            short=self.short,
+            filter_features=self.filter_features,
+            filter_hidden=self.filter_hidden,
+            residual=self.residual,
+            qkv_linear=self.qkv_linear,
+            out_linear=self.out_linear,
+            dtype=self.dtype,
+            implementation=self.long_conv,
+        )
+        block = functools.partial(
+            MonarchMixerBlock,
+            mixer=mixer,
+            mlp_dim=self.mlp_dim,
+            mlp_linear=self.mlp_linear,
+            activation=self.activation,
+            dropout=self.dropout,
+            dtype=self.dtype,
+            norm_epsilon=self.norm_epsilon,
+        )
+        encoder = Encoder(
+            self.depth,
+            block,
+            drop_path=self.drop_path,
+            stochastic=bool(self.dropout or self.drop_path),
+            scan=self.scan,
+            remat=self.remat,
+            dtype=self.dtype,
+            norm_epsilon=self.norm_epsilon,
+            name="encoder",
+        )
+        tokens = encoder(x, train=train)
+        return Features(tokens, average(tokens))
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    f"m2_vit_{size}{patch}": {
+        "width": width,
+        "depth": 12,
+        "mlp_dim": 4 * width,
+        "patch": patch,
+        "mlp_linear": BlockDiagonal(4),
+    }
+    for size, width in (("ti", 192), ("s", 384), ("b", 768))
+    for patch in (16, 32)
+}

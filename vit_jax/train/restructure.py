@@ -1,0 +1,83 @@
+"""Linear maps of one structure put into a model that has another: dense to sparse, and back.
+
+A pretrained dense model continues as a Monarch one by projection (Dao et al. 2022, arXiv:2204.00595, section 4.3), a
+Monarch one as a dense one by multiplying its factors out (section 4.2, "reverse sparsification"). Optimizer states do
+not follow: a gradient of the product says nothing unique about those of the factors.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from vit_jax.layers.linear import Dense
+from vit_jax.layers.sparse24 import Sparse24
+from vit_jax.layers.specs import name_of, spec_of
+
+LEAVES = ("kernel", "kernel_1", "kernel_2", "bias")
+Flat = dict[str, Any]
+
+
+def restructure(have: Mapping[str, Any], want: Mapping[str, Any]) -> tuple[Flat, list[str]]:
+    """``have``, its linear maps brought into the structure that those of the same path have in ``want``.
+
+    Args:
+      have: path -> array.
+      want: path -> array or shape, of the model that is to take them.
+
+    Returns:
+      A copy of ``have``, and a phrase for each way of restructuring: how many maps, how far from what they were (the
+      Frobenius norm of the difference over that of the kernel). Maps that cannot be brought there stay as they are.
+    """
+    out, errors = dict(have), collections.defaultdict[str, list[float]](list)
+    for parent in sorted({path.rpartition("/")[0] for path in want if path.rpartition("/")[2].startswith("kernel")}):
+        found = _map(have, want, parent)
+        if found is None:
+            continue
+        how, error, new = found
+        for leaf in LEAVES:
+            out.pop(f"{parent}/{leaf}", None)
+        out |= {f"{parent}/{leaf}": np.asarray(value) for leaf, value in new.items()}
+        errors[how].append(error)
+    notes = []
+    for how, e in errors.items():
+        far = "exactly" if max(e) < 1e-6 else f"off by {min(e):.2g} to {max(e):.2g} of their norm"
+        notes.append(f"{len(e)} linear maps go {how}, {far}")
+    return out, notes
+
+
+def _map(have: Mapping[str, Any], want: Mapping[str, Any], parent: str) -> tuple[str, float, dict[str, Any]] | None:
+    """(how, relative error, parameters) of the map at ``parent``, or None if it stays as it is.
+
+    A model whose masks are frozen is known by its own kernels: they start with the zeros that they will keep.
+    """
+    there, here = ({leaf: t[f"{parent}/{leaf}"] for leaf in LEAVES if f"{parent}/{leaf}" in t} for t in (have, want))
+    shapes = {leaf: tuple(x.shape) for leaf, x in here.items()}
+    old, new = spec_of({leaf: tuple(x.shape) for leaf, x in there.items()}), spec_of(shapes)
+    if new == Dense() and _is_pruned(here["kernel"]) and not _is_pruned(there.get("kernel")):
+        new = Sparse24(mask="frozen")
+    if old is None or new is None or old == new:
+        return None
+    wide = {leaf: np.asarray(x).astype(np.float32) for leaf, x in there.items()}
+    kernel, bias = old.to_dense(wide)
+    if isinstance(new, Dense | Sparse24):  # what was padded to fill blocks is cut
+        kernel = kernel[: shapes["kernel"][0], : shapes["kernel"][1]]
+    params = new.from_dense(kernel, bias)
+    if {leaf: tuple(np.shape(x)) for leaf, x in params.items()} != shapes:
+        return None
+    dense = np.asarray(kernel, np.float64)
+    again = np.asarray(new.to_dense(params)[0], np.float64)[: dense.shape[0], : dense.shape[1]]
+    error = float(np.linalg.norm(again - dense)) / max(float(np.linalg.norm(dense)), 1e-30)
+    return f"from {name_of(old)} to {name_of(new)}", error, params
+
+
+def _is_pruned(kernel: Any) -> bool:
+    """Whether at least two of every four inputs of ``kernel [in, out]`` are zero."""
+    if not isinstance(kernel, np.ndarray | jax.Array) or kernel.ndim != 2 or kernel.shape[0] % 4:
+        return False
+    groups = np.asarray(kernel).reshape(-1, 4, kernel.shape[1])
+    return bool((np.count_nonzero(groups, axis=1) <= 2).all())
