@@ -184,6 +184,8 @@ def test_eight_devices_equal_one(sam, problem):
         ("vit_ti16", {"pool": "map", "registers": 2, "layer_scale": 0.1}),
         ("mixer_s16", {}),
         ("vit_r26_s32", {"pre_logits": 8}),
+        ("vit_ti16", {"qkv_linear": "monarch(2)", "out_linear": "low_rank(4)", "mlp_linear": "block_diagonal(4)"}),
+        ("m2_vit_ti16", {}),
     ],
 )
 def test_the_default_rules_cover_every_model(name, fields):
@@ -197,6 +199,10 @@ def test_the_default_rules_cover_every_model(name, fields):
     assert set(jax.tree.leaves(lr["encoder"]["block_1"])) == {0.5}
     for factor, shape in zip(jax.tree.leaves(decay), jax.tree.leaves(params), strict=True):
         assert factor == 0 or len(shape.shape) >= 2
+    block = decay["encoder"]["block_0"]
+    weights = [v for k, v in jax.tree_util.tree_leaves_with_path(block) if "kernel" in jax.tree_util.keystr(k[-1:])]
+    filters = jax.tree.leaves(block.get("mixer", {}).get("forward"))
+    assert weights.count(1) == len(weights) - 6 * bool(filters) * 2 and set(filters) <= {0}
 
 
 def test_multipliers_scale_decay_and_step_alike(problem):

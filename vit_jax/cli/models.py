@@ -20,7 +20,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints parameters, what they take in float32, and FLOPs."""
+    """Prints parameters, their bytes as they are trained, and FLOPs."""
     import dataclasses
 
     from vit_jax import config, models
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
                 rows.append({"model": name + label, "error": str(e)})
     if args.json != "-":
         width = max(16, *(len(r["model"]) for r in rows))
-        print(f"{'model':{width}s} {'parameters':>15s} {'float32 MB':>11s} {'GFLOPs/image':>13s} {'size':>5s}")
+        print(f"{'model':{width}s} {'parameters':>15s} {'MB':>11s} {'GFLOPs/image':>13s} {'size':>5s}")
         for r in rows:
             print(f"{r['model']:{width}s} {r.get('error') or _values(r)}")
     output.write(args.json, rows)
@@ -70,12 +70,13 @@ def _row(name: str, label: str, fields: dict[str, Any], args: argparse.Namespace
     head = {"num_classes": args.num_classes} if name in models.IMAGES else {}
     model = models.everywhere(models.create(name, **head), **fields)
     inputs = model.inputs(args.size)
-    sizes = [math.prod(x.shape) for x in jax.tree.leaves(abstract_params(model, inputs))]
+    leaves = jax.tree.leaves(abstract_params(model, inputs))
+    sizes = [math.prod(x.shape) for x in leaves]
     gflops = round(flops.forward(model, inputs) / 1e9, 6)
     return {
         "model": name + label,
         "parameters": sum(sizes),
-        "bytes": 4 * sum(sizes),
+        "bytes": sum(n * x.dtype.itemsize for n, x in zip(sizes, leaves, strict=True)),
         "gflops": gflops,
         "size": args.size,
     }

@@ -1,7 +1,8 @@
-"""The dense product rule that every implementation builds on.
+"""The dense product that every layer and kernel builds on.
 
-Operands in the compute type, sums in float32, one rounding at the end; the gradients follow the same rule, which
-automatic differentiation would not: it would emit products of float32 with bfloat16.
+The accumulation rule: operands in the compute type, sums in float32, one rounding at the end. Matrix units (TPU, GPU,
+AMX on the CPU) want exactly this; a product whose result type is bfloat16 runs several times slower on the CPU, and so
+does one that mixes float32 with bfloat16, which automatic differentiation of the rule would emit. Hence the VJP below.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def _logits_bwd(saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.A
     hidden, kernel = saved
     g = g.astype(hidden.dtype)
     rows = range(g.ndim - 1)
-    dkernel = jax.lax.optimization_barrier(_dot(hidden, g, rows, rows))  # see layers.linear on transposed results
+    dkernel = jax.lax.optimization_barrier(_dot(hidden, g, rows, rows))  # see kernels.products.outer
     dhidden = _dot(g, kernel.astype(hidden.dtype), [g.ndim - 1], [1])
     return dhidden.astype(hidden.dtype), dkernel.astype(kernel.dtype)
 

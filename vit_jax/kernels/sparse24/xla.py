@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from vit_jax.kernels.products import dot, outer
 from vit_jax.kernels.sparse24.packed import select, unpack
 
 
@@ -12,7 +13,7 @@ def forward(
     x: jax.Array, values: jax.Array, index: jax.Array, bias: jax.Array | None, scale: jax.Array | None
 ) -> jax.Array:
     """``(x @ kernel) * scale + bias`` with the kernel written out in the type of ``x``."""
-    y = _dot(x, unpack(values.astype(x.dtype), index), x.ndim - 1, 0)
+    y = dot(x, unpack(values.astype(x.dtype), index), x.ndim - 1, 0)
     if scale is not None:
         y = y * _wide(scale, y)
     if bias is not None:
@@ -35,26 +36,16 @@ def backward(
     """
     g = g.astype(x.dtype)
     scaled = g if scale is None else (g.astype(jnp.float32) * _wide(scale, g)).astype(x.dtype)
-    dx = _dot(scaled, unpack(values.astype(x.dtype), index), g.ndim - 1, 1).astype(x.dtype)
+    dx = dot(scaled, unpack(values.astype(x.dtype), index), g.ndim - 1, 1).astype(x.dtype)
     rows = tuple(range(g.ndim - 1))
     dbias = None if bias is None else jnp.sum(g, axis=rows, dtype=jnp.float32).astype(bias.dtype)
     if scale is None and not jnp.issubdtype(values.dtype, jnp.floating):
         return dx, None, None, dbias, None
-    d = select(_outer(x, g), index)
+    d = select(outer(x, g), index)
     dscale = None if scale is None else jnp.sum(values.astype(jnp.float32) * d, 0).astype(scale.dtype)
     if not jnp.issubdtype(values.dtype, jnp.floating):
         return dx, None, None, dbias, dscale
     return dx, (d if scale is None else d * _wide(scale, d)).astype(values.dtype), None, dbias, dscale
-
-
-def _dot(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:
-    return jax.lax.dot_general(a, b, (((axis_a,), (axis_b,)), ((), ())), preferred_element_type=jnp.float32)
-
-
-def _outer(x: jax.Array, g: jax.Array) -> jax.Array:
-    """``x^T g`` over all leading axes, float32; over one alone XLA:CPU would leave its bfloat16 path."""
-    x, g = (jnp.reshape(a, (1, -1, a.shape[-1])) for a in (x, g))
-    return jax.lax.dot_general(x, g, (((0, 1), (0, 1)), ((), ())), preferred_element_type=jnp.float32)
 
 
 def _wide(vector: jax.Array, like: jax.Array) -> jax.Array:
