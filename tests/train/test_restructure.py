@@ -61,7 +61,14 @@ def test_what_was_padded_is_cut(rng):
 
 def test_equal_structures_and_other_sizes_stay(dense):
     other = Dense().from_dense(np.zeros((8, 8), np.float32), None)
-    for want in (dense, other, {"kernel": np.zeros((2, 2, 3, 4))}, Monarch(2).from_dense(np.zeros((8, 8)), None)):
+    zeros = Dense().from_dense(np.zeros_like(dense["kernel"]), dense["bias"])  # as a new head is
+    for want in (
+        dense,
+        zeros,
+        other,
+        {"kernel": np.zeros((2, 2, 3, 4))},
+        Monarch(2).from_dense(np.zeros((8, 8)), None),
+    ):
         found, notes = restructure(flat(dense), flat(want))
         assert notes == [] and list(found) == list(flat(dense))
 

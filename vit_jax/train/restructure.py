@@ -58,7 +58,7 @@ def _map(have: Mapping[str, Any], want: Mapping[str, Any], parent: str) -> tuple
     there, here = ({leaf: t[f"{parent}/{leaf}"] for leaf in LEAVES if f"{parent}/{leaf}" in t} for t in (have, want))
     shapes = {leaf: tuple(x.shape) for leaf, x in here.items()}
     old, new = spec_of({leaf: tuple(x.shape) for leaf, x in there.items()}), spec_of(shapes)
-    if new == Dense() and _is_pruned(here["kernel"]) and not _is_pruned(there.get("kernel")):
+    if new == Dense() and _kept(here["kernel"]) == {2} and max(_kept(there.get("kernel")), default=0) > 2:
         new = Sparse24(mask="frozen")
     if old is None or new is None or old == new:
         return None
@@ -75,9 +75,9 @@ def _map(have: Mapping[str, Any], want: Mapping[str, Any], parent: str) -> tuple
     return f"from {name_of(old)} to {name_of(new)}", error, params
 
 
-def _is_pruned(kernel: Any) -> bool:
-    """Whether at least two of every four inputs of ``kernel [in, out]`` are zero."""
+def _kept(kernel: Any) -> set[int]:
+    """How many of every four inputs of ``kernel [in, out]`` are not zero; nothing of shapes and other kernels."""
     if not isinstance(kernel, np.ndarray | jax.Array) or kernel.ndim != 2 or kernel.shape[0] % 4:
-        return False
+        return set()
     groups = np.asarray(kernel).reshape(-1, 4, kernel.shape[1])
-    return bool((np.count_nonzero(groups, axis=1) <= 2).all())
+    return set(np.unique(np.count_nonzero(groups, axis=1)).tolist())

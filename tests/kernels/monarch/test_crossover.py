@@ -1,16 +1,23 @@
-"""The place for measurements of when the dense product wins."""
+"""When the dense product wins, and that it then runs."""
 
 import logging
 
+import jax
 import numpy as np
+import pytest
 
 from vit_jax.kernels import dispatch
 from vit_jax.kernels.monarch import crossover, monarch, xla
 
 
-def test_nothing_loses_yet():
-    args = np.zeros((3, 8)), np.zeros((2, 6, 4)), np.zeros((3, 5, 4)), None
-    assert crossover.loses(*args, input_parts=1, blocked=False) is None
+@pytest.mark.parametrize(("rows", "nblocks", "runs"), [(1024, 2, "dense"), (1023, 2, "xla"), (4096, 4, "xla")])
+def test_as_many_weights_as_the_dense_map_lose_from_many_rows_on(rows, nblocks, runs):
+    size = 64 // nblocks
+    shapes = (rows, 64), (nblocks, size, size), (nblocks, size, size)
+    args = *(jax.ShapeDtypeStruct(s, "float32") for s in shapes), None
+    found = crossover.loses(*args, input_parts=1, blocked=False)
+    assert (found is None) == (runs == "xla")
+    assert runs == "xla" or "have 100% of the dense map's weights" in found
 
 
 def test_what_loses_runs_dense_and_says_so(rng, monkeypatch, caplog):
