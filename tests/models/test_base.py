@@ -26,7 +26,10 @@ def test_the_head_is_optional_and_float32(classes, shape):
 
 def test_cast_touches_the_encoders_kernels_only():
     leaf = jnp.ones((2, 2))
-    tree = {"encoder": {"a": {"kernel": leaf, "kernel_1": leaf, "bias": leaf}}, "head": {"kernel": leaf}}
+    tree = {
+        "encoder": {"a": {"kernel": leaf, "kernel_1": leaf, "kernel_scale": leaf, "bias": leaf}},
+        "head": {"kernel": leaf},
+    }
     types = jax.tree.map(lambda x: str(x.dtype), cast_kernels(tree, "bfloat16"))
-    low = {"kernel": "bfloat16", "kernel_1": "bfloat16", "bias": "float32"}
+    low = {"kernel": "bfloat16", "kernel_1": "bfloat16", "kernel_scale": "float32", "bias": "float32"}
     assert types == {"encoder": {"a": low}, "head": {"kernel": "float32"}}

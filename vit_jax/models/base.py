@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -86,7 +87,7 @@ def cast_kernels(params: Params, dtype: DType) -> Params:
 
     def one(path: Any, leaf: jax.Array) -> jax.Array:
         names = [k.key for k in path if hasattr(k, "key")]
-        inside = "encoder" in names and any(name.startswith("kernel") for name in names)
+        inside = "encoder" in names and any(re.fullmatch(r"kernel(_\d)?", name) for name in names)
         return leaf.astype(dtype) if inside else leaf
 
     return jax.tree_util.tree_map_with_path(one, params)

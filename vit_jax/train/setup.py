@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -179,6 +180,7 @@ def build(config: TrainConfig, devices: Any = None) -> Setup:
     apply = functools.partial(_apply, model)
     with jax.set_mesh(mesh):
         boxed = abstract_params(model, inputs)
+    _check_trainable(nn.unbox(boxed))
     # outside of the mesh: its devices may be those of a topology that is not here
     steps_of = functools.partial(_steps, batch_size=c.batch_size, num_examples=len(train), total=total)
     tx, schedule = build_optimizer(c.optim, nn.unbox(boxed), total, steps_of)
@@ -194,6 +196,17 @@ def build(config: TrainConfig, devices: Any = None) -> Setup:
     return Setup(
         c, mesh, train, val, model, apply, total, init, shapes, shardings, step, schedule, trained, prepare, others
     )
+
+
+def _check_trainable(shapes: Params) -> None:
+    """Raises a :class:`UserError` for parameters without gradient."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise UserError(
+                f"{name} holds {leaf.dtype} numbers, which cannot be trained; train 'sparse24', and take 'packed24' to "
+                "run what it has learned."
+            )
 
 
 def _others(c: TrainConfig) -> dict[tuple[str, str], Source]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax
 
 ROWS = 1024
-"""From so many rows on, multiplying the weight out costs no more than it saves (``bench kernels --op 'monarch(2)'``: 768 x
-768 so took 0.7 to 1.0 of the factors' time for 1,576 and 6,304 rows, forward and with gradients, in both types)."""
+"""From so many rows on, multiplying the weight out costs no more than it saves (``bench kernels --op 'monarch(2)'``:
+768 x 768 so took 0.7 to 1.0 of the factors' time for 1,576 and 6,304 rows, with gradients or not, in both types)."""
 
 
 def loses(
