@@ -234,8 +234,10 @@ def retrieval(rows: Sequence[tuple[str, float, np.ndarray, Sequence[tuple[np.nda
     _save(figure, path)
 
 
-def crossover(rows: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
-    """How many times faster than the dense product each implementation is, over the rows of ``bench kernels``."""
+def crossover(
+    rows: Sequence[Mapping[str, Any]], title: str, path: Path, *, against: str = "dense", per: str = "rows"
+) -> None:
+    """How many times faster than what it was timed ``against`` each implementation is, as ``bench kernels`` gives it."""
     figure = _figure(6.4, 3.8)
     ax = figure.add_subplot()
     middle, low, high = (f"times dense ({k})" for k in ("median", "10th percentile", "90th percentile"))
@@ -250,7 +252,7 @@ def crossover(rows: Sequence[Mapping[str, Any]], title: str, path: Path) -> None
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     ax.set_ylim(bottom=0)
     ax.legend(frameon=False, fontsize=9)
-    _dress(ax, title, "times faster than dense", "rows")
+    _dress(ax, title, f"times faster than {against}", per)
     _save(figure, path)
 
 

@@ -43,8 +43,9 @@ def main() -> None:
                   f"{r['times dense (median)']:.2f} times attention's speed")  # fmt: skip
         print("time grows as the power:", {k: round(v, 2) for k, v in growth.items()})
     if args.plot:
-        title = f"One block of width {args.width}, {args.dtype}, against attention"
-        plots.crossover([r for r in rows if r["implementation"] != "attention"], title, args.plot)
+        title = f"A block of m2_vit_{args.width}16 by monarch or fft, {args.dtype}"
+        mixers = [r for r in rows if r["implementation"] != "attention"]
+        plots.crossover(mixers, title, args.plot, against="attention", per="tokens")
     output.write(args.json, {"rows": rows, "power of the number of tokens": growth})
 
 

@@ -70,10 +70,10 @@ def reference(p, image, residual):
     return norm(x, p["encoder"]["norm"]).mean(1) @ p["head"]["kernel"] + p["head"]["bias"]
 
 
-@pytest.mark.parametrize("residual", [True, False])
-def test_equals_the_formulas_in_float64(rng, residual):
+@pytest.mark.parametrize(("residual", "how"), [(True, "monarch"), (False, "monarch"), (True, "fft"), (True, None)])
+def test_equals_the_formulas_in_float64(rng, residual, how):
     image = rng.standard_normal((3, 8, 20, 2))
-    model = models.create("monarch_mixer", **TINY, residual=residual)
+    model = models.create("monarch_mixer", **TINY, residual=residual, long_conv=how)
     params = random_params(model, image)
     wide = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     want = reference(wide, image, residual)
@@ -87,7 +87,7 @@ def test_one_set_of_parameters_for_any_image_size():
     assert shapes[0] == shapes[1]
 
 
-@pytest.mark.parametrize("options", [{"scan": True}, {"remat": "full"}, {"long_conv": "fft"}])
+@pytest.mark.parametrize("options", [{"scan": True}, {"remat": "full"}, {"long_conv": "monarch"}])
 def test_how_it_is_run_does_not_change_what_it_is(rng, options):
     image = jnp.asarray(rng.standard_normal((2, 12, 12, 3)), jnp.float32)
     model = models.create("monarch_mixer", **TINY)
