@@ -237,7 +237,7 @@ def retrieval(rows: Sequence[tuple[str, float, np.ndarray, Sequence[tuple[np.nda
 def crossover(
     rows: Sequence[Mapping[str, Any]], title: str, path: Path, *, against: str = "dense", per: str = "rows"
 ) -> None:
-    """How many times faster than what it was timed ``against`` each implementation is, as ``bench kernels`` gives it."""
+    """How many times faster each implementation is than what it was timed ``against``: rows of ``bench kernels``."""
     figure = _figure(6.4, 3.8)
     ax = figure.add_subplot()
     middle, low, high = (f"times dense ({k})" for k in ("median", "10th percentile", "90th percentile"))
