@@ -31,8 +31,12 @@ MODELS = {
     "dinov2": models.create("vit", **SIZE | {"mlp_dim": 256}, registers=4, layer_scale=0.1, pool="cls_gap"),
     "headless": models.create("vit", **SIZE | {"num_classes": 0}),
     "hybrid": models.create("vit", **SIZE | {"patch": 1}, stem=(2, 2, 2, 2), stem_numerics="timm"),
+    "topk": models.create("vit", **SIZE, activation="topk(5)"),
+    "monarch": models.create("vit", **SIZE, mlp_linear="monarch(2)", qkv_linear="sparse24"),
+    "m2": models.create("monarch_mixer", width=64, depth=1, mlp_dim=128, patch=8, num_classes=3),
     "mixer": models.create("mixer", width=64, depth=2, token_dim=32, mlp_dim=256, patch=8, num_classes=3),
 }
+FOREIGN = ("timm", "hf", "npz", "big_vision", "open_clip")
 PAIR = {
     "image_tower": {"name": "vit", **SIZE, "num_classes": 0, "patch_bias": False},
     "text_tower": {"vocab_size": 259, "length": 8, "end_id": 2, "width": 64, "depth": 1, "heads": 2, "mlp_dim": 96},
@@ -43,7 +47,7 @@ PAIRS = [
     *((m, "hf") for m in ("cls", "dinov2", "headless")),
     *((m, "npz") for m in ("cls", "gap", "tanh", "hybrid", "mixer")),
     *((m, "big_vision") for m in ("gap", "map", "tanh")),
-    *((m, "vit_jax") for m in ("registers", "mixer")),
+    *((m, "vit_jax") for m in ("registers", "mixer", "topk", "monarch", "m2")),
 ]
 
 
@@ -126,6 +130,9 @@ def test_one_file_instead_of_a_folder(rng, tmp_path):
         ("registers", "npz", "register"),
         ("map", "npz", "big_vision"),
         ("dinov2", "timm", "cls_gap"),
+        *(("topk", to, "no activation='topk\\(5\\)'; write --to vit_jax") for to in FOREIGN),
+        *(("m2", to, "no Monarch Mixers; write --to vit_jax") for to in FOREIGN),
+        *(("monarch", to, "linear|dense|fields") for to in FOREIGN[:4]),
         ("cls", "tim", "unknown format 'tim'; did you mean 'timm'?"),
     ],
 )

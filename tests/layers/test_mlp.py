@@ -90,6 +90,7 @@ def test_topk_is_read_from_text():
         "topk(1.5)": "expected int",
         "topk(0)": "keeps nothing",
         "topk(1, 2)": "too many",
+        3: "3 is not allowed; allowed: gelu",
     }.items():
         with pytest.raises(UserError, match=message):
             config.parse(Activation, text)

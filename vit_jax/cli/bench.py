@@ -32,7 +32,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     sub.add_argument("--rounds", type=int, default=5, help="pairs of measurements (default 5)")
     sub.add_argument("--alone", action="store_true", help="leave the dense form out, for batches that it cannot hold")
     sub.add_argument("--json", metavar="FILE", help="write the result there, - for the terminal")
-    sub = kinds.add_parser("kernels", help="products with structured matrices against dense ones, checked before timed")
+    sub = kinds.add_parser("kernels", help="products with structured matrices against dense ones, values checked first")
     sub.add_argument(
         "--op", default="monarch(4)", help="the operation: monarch(nblocks) or sparse24 (default monarch(4))"
     )

@@ -19,6 +19,7 @@ from vit_jax.augment.geometry import Interpolation
 from vit_jax.convert.table import Rule
 from vit_jax.convert.tensors import Tensors
 from vit_jax.data.text import Encoder
+from vit_jax.layers.mlp import TOPK, TopK
 from vit_jax.types import UsageError, UserError
 
 RGB = tuple[float, float, float]
@@ -184,6 +185,18 @@ def classes(model: nn.Module) -> int:
     return getattr(model, "num_classes", 0)
 
 
+def check_known(model: nn.Module, title: str) -> None:
+    """Raises a :class:`UserError` for what only this project has, in ``model`` or in a module among its fields."""
+    if isinstance(model, models.MonarchMixer):
+        raise UserError(f"{title} has no Monarch Mixers; write --to vit_jax.")
+    for field in dataclasses.fields(model):
+        value = getattr(model, field.name) if field.name not in ("parent", "name") else None
+        if isinstance(value, TopK):
+            raise UserError(f"{title} has no {field.name}='topk({value.k})'; write --to vit_jax.")
+        if isinstance(value, nn.Module):
+            check_known(value, title)
+
+
 def describe(model: nn.Module) -> dict[str, Any]:
     """A model as plain data: its row of ``models.MODELS``, all of whose fields it has, and what it has besides.
 
@@ -224,12 +237,21 @@ def _besides(model: nn.Module, fields: Mapping[str, Any]) -> dict[str, Any]:
     for key, own in ((key, getattr(model, key)) for key in types):
         if not isinstance(own, nn.Module):
             if key not in fields and own != defaults[key]:
-                out[key] = own
+                out[key] = _plain(own, types[key])
         elif key in fields or own != defaults[key]:
             named = typing.get_origin(types[key]) is typing.Annotated and key not in fields
             inner = describe(own) if named else _besides(own, fields.get(key, {}))
             out |= {key: inner} if inner or key not in fields else {}
     return out
+
+
+def _plain(value: Any, hint: Any) -> Any:
+    """A field's value as a configuration says it: a frozen value by its name and fields, anything else as it is."""
+    if not dataclasses.is_dataclass(value):
+        return value
+    table = next((a.table for a in typing.get_args(hint) if isinstance(a, config.Choice)), TOPK)
+    name = next(name for name, row in table.items() if row is type(value))
+    return {"name": name, **{f.name: getattr(value, f.name) for f in dataclasses.fields(value)}}
 
 
 def build(fields: Mapping[str, Any], name: str | None = None) -> Any:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from vit_jax.config import lookup
 from vit_jax.convert import base, big_vision, hf, native, npz, open_clip, table, text, timm
-from vit_jax.convert.base import About, Format, Pretrained
+from vit_jax.convert.base import About, Format, Pretrained, check_known
 from vit_jax.convert.fetch import fetch
 from vit_jax.convert.hub import choose
 from vit_jax.convert.sidecar import beside
@@ -126,6 +126,8 @@ def save(pretrained: Pretrained, target: str | pathlib.Path, to: str) -> list[st
     fmt = lookup(TARGETS, to, "format")
     target = pathlib.Path(target)
     check_target(target, to)
+    if fmt is not None:
+        check_known(pretrained.model, fmt.title)
     writing = None if fmt is None else fmt.write(pretrained)
     if writing and is_file(target) and (files := [n for n, v in writing.about.items() if isinstance(v, bytes)]):
         raise UserError(f"{files[0]} belongs beside these weights, and {target} is one file; name a folder.")

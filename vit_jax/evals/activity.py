@@ -35,7 +35,7 @@ class ActivityReport(Report):
 class Activity:
     """Mean over tokens and images of the share of hidden units that are not 0, per MLP of the image encoder.
 
-    GELU is never 0: it reports 100 %. ReLU and top-k are what this is for.
+    GELU is hardly ever 0: it reports some 100 %. ReLU and top-k are what this is for.
     """
 
     metrics: ClassVar[tuple[str, ...]] = ("active",)

@@ -38,7 +38,7 @@ class Case:
     bytes: float
 
     def here(self) -> list[str]:
-        """Names of the implementations of this platform that do not refuse."""
+        """Names of the implementations of this platform."""
         platform = (None, jax.default_backend())
         return [name for name, one in self.implementations.items() if one.platform in platform]
 

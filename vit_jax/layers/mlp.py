@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -47,7 +47,8 @@ class TopK:
         """From ``"topk(128)"`` or ``{"name": "topk", "k": 128}``, for :func:`vit_jax.config.parse`."""
         if isinstance(value, cls):
             return value
-        fields = config.spec_fields(value, TOPK, path) if isinstance(value, str) else dict(value)
+        fields = config.spec_fields(value, TOPK, path) if isinstance(value, str) else {}
+        fields = dict(value) if isinstance(value, Mapping) else fields
         if fields.pop("name", None) != "topk":
             names = {**ACTIVATIONS, "topk(128)": cls}
             raise UsageError(f"{path}={value!r} is not allowed{config.suggest(str(value), names)}")

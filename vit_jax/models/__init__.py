@@ -14,13 +14,14 @@ from vit_jax.models.base import Features, ImageModel, cast_kernels, everywhere
 from vit_jax.models.coca import CoCa
 from vit_jax.models.images import IMAGE_MODELS, IMAGES
 from vit_jax.models.mixer import Mixer
+from vit_jax.models.monarch_mixer import MonarchMixer
 from vit_jax.models.text import TextTransformer
 from vit_jax.models.two_tower import Embedded, TwoTower
 from vit_jax.models.vit import ViT
 
 __all__ = [
     "ALIASES", "FAMILIES", "IMAGES", "MODELS", "NAMES", "CoCa", "Embedded", "Features", "ImageModel", "Mixer",
-    "TextTransformer", "TwoTower", "ViT", "cast_kernels", "create", "everywhere", "mixer", "vit",
+    "MonarchMixer", "TextTransformer", "TwoTower", "ViT", "cast_kernels", "create", "everywhere", "mixer", "vit",
 ]  # fmt: skip
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
