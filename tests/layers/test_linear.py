@@ -1,4 +1,4 @@
-"""The product rule against float64 NumPy, in value and gradient, and the seam of linear specs."""
+"""That all products follow the rule, and the seam of linear specs; the rule itself is tested with the kernels."""
 
 from __future__ import annotations
 
@@ -6,12 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from vit_jax.layers.linear import Dense, Linear, matmul, xavier_uniform_parts
-
-SHAPES = [((5, 7), 3), ((2, 3, 7), 5), ((2, 1, 3, 4), 9)]
-TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
 
 
 def products(fn, *args):
@@ -32,24 +28,6 @@ def products(fn, *args):
     return found
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize(("shape", "features"), SHAPES)
-def test_matmul_and_gradients_equal_float64(rng, dtype, shape, features):
-    x = jnp.asarray(rng.standard_normal(shape), dtype)
-    w, b = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in ((shape[-1], features), (features,)))
-    g = jnp.asarray(rng.standard_normal((*shape[:-1], features)), dtype)
-    y, pull = jax.vjp(matmul, x, w, b)
-    dx, dw, db = pull(g)
-    x64, w64, g64 = (np.asarray(a.astype(dtype), np.float64) for a in (x, w, g))
-    rows = tuple(range(len(shape) - 1))
-    expected = (x64 @ w64 + np.asarray(b), g64 @ w64.T, np.tensordot(x64, g64, (rows, rows)), g64.sum(rows))
-    types = (dtype, dtype, "float32", "float32")
-    for got, want, kind in zip((y, dx, dw, db), expected, types, strict=True):
-        assert got.dtype == kind
-        rounding = TOLERANCE[str(got.dtype)] if kind == dtype else 1e-5
-        np.testing.assert_allclose(np.asarray(got, np.float64), want, rtol=rounding, atol=rounding)
-
-
 def test_no_bias_and_half_precision_kernel(rng):
     x = jnp.asarray(rng.standard_normal((3, 4)), jnp.bfloat16)
     w = jnp.asarray(rng.standard_normal((4, 2)), jnp.bfloat16)
@@ -63,20 +41,6 @@ def test_every_product_follows_the_rule():
     x, w, b = jnp.ones((2, 3, 4), jnp.bfloat16), jnp.ones((4, 5)), jnp.ones(5)
     found = products(jax.grad(lambda *a: jnp.sum(matmul(*a).astype(jnp.float32)), (0, 1, 2)), x, w, b)
     assert found == [("bfloat16", "bfloat16", "float32")] * 3
-
-
-@pytest.mark.parametrize("shape", [(6, 8), (2, 3, 8)])
-def test_transposed_weights_and_results_run_compiled(rng, shape):
-    # XLA:CPU refuses bfloat16 products into which it has folded a transposition: tied weights must not meet that.
-    table = jnp.asarray(rng.standard_normal((10, 8)), jnp.float32)
-    x = jnp.asarray(rng.standard_normal(shape), jnp.bfloat16)
-
-    def loss(table, x):
-        return jnp.sum(jnp.square(jnp.swapaxes(matmul(x, table.T), -1, -2).astype(jnp.float32)))
-
-    dtable = jax.jit(lambda t, x: jax.grad(loss)(t, x) * 2.0)(table, x)
-    wide = jax.grad(loss)(table, x.astype(jnp.float32)) * 2.0
-    np.testing.assert_allclose(dtable, wide, rtol=0.05, atol=0.02 * float(jnp.max(jnp.abs(wide))))
 
 
 def test_vmap_and_remat(rng):
