@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -22,6 +23,7 @@ import jax
 import matplotlib
 import numpy as np
 import pytest
+from jax.experimental import topologies
 
 matplotlib.use("Agg")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -59,6 +61,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def rng() -> np.random.Generator:
     """Seeded NumPy randomness."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def tpu_chips(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """Devices of a TPU topology to compile for, "v5e:2x2" for instance: takes the package ``libtpu``, and no TPU."""
+    pytest.importorskip("libtpu")
+    settings = {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
+    for key, value in settings.items():
+        monkeypatch.setenv(key, value)
+    return lambda topology: topologies.get_topology_desc(topology, platform="tpu").devices
 
 
 @pytest.fixture(scope="session")

@@ -4,26 +4,14 @@ import functools
 
 import jax
 import pytest
-from jax.experimental import topologies
 
 from vit_jax import sharding
 from vit_jax.kernels.monarch import monarch
 
-SETTINGS = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
 
-
-@pytest.fixture(scope="module")
-def chips():
-    pytest.importorskip("libtpu")
-    with pytest.MonkeyPatch.context() as patch:
-        for key, value in SETTINGS.items():
-            patch.setenv(key, value)
-        yield topologies.get_topology_desc("v5e:2x2", platform="tpu").devices
+@pytest.fixture(params=["v5e:2x2", "v6e:2x2"])
+def chips(tpu_chips, request):
+    return tpu_chips(request.param)
 
 
 def compiled(mesh, rows, n, m, parts, dtype):

@@ -151,18 +151,9 @@ def test_lowers_for_tpu_without_one():
     assert "tpu_custom_call" in text.as_text()
 
 
-def test_compiles_for_v5e(monkeypatch):
-    pytest.importorskip("libtpu")
-    from jax.experimental import topologies
-
-    for key, value in {
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # tests beside this one compile too
-    }.items():
-        monkeypatch.setenv(key, value)
-    devices = topologies.get_topology_desc("v5e:2x2", platform="tpu").devices
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2"])
+def test_compiles(tpu_chips, topology):
+    devices = tpu_chips(topology)
     one = NamedSharding(Mesh(np.array(devices[:1]), ("x",)), P())
     for lead, size, out, dtype, storage in [
         ((8,), 768, 3072, "bfloat16", "bfloat16"),
