@@ -1,6 +1,7 @@
-"""Dense, structured and sparse models on the bundled digits: same recipe and epochs, three seeds, one table.
+"""Dense, structured and sparse models under one recipe for the same epochs, three seeds, one table.
 
-python experiments/structured_digits/run.py --out runs/structured
+python experiments/structured/run.py digits --out runs/structured
+python experiments/structured/run.py cifar --data folder:/data/cifar10/train --out runs/structured_cifar
 """
 
 from __future__ import annotations
@@ -25,8 +26,12 @@ from vit_jax.layers.specs import FIELDS
 from vit_jax.train import flops, loop, workdir
 
 HERE = pathlib.Path(__file__).parent
-CONFIG = HERE.parent.parent / "configs" / "digits.py"
-WIDE = {"model.width": 128, "model.mlp_dim": 256}  # 8 blocks divide it
+CONFIGS = HERE.parent.parent / "configs"
+RECIPES: dict[str, dict[str, Any]] = {
+    "digits": {"model.width": 128, "model.mlp_dim": 256},  # 8 blocks divide them
+    "cifar": {"model.patch": 8, "batch_size": 128, "duration": "4 epochs"},  # a quarter of the tokens, half of the time
+}
+"""Name of a configuration -> what is changed in it for every row."""
 
 
 def linear(spec: str, fields: tuple[str, ...] = FIELDS) -> dict[str, Any]:
@@ -49,19 +54,21 @@ METHODS: dict[str, dict[str, Any]] = {
     "2:4, SR-STE": linear("sparse24"),
     "2:4 and int8, from dense": {**linear('sparse24(mask="frozen", bits=8)'), "init": "dense, GELU", "optim.lr": 3e-4},
 }
-"""Name -> overrides of the digits' recipe; ``init`` names the row whose run it starts from."""
+"""Name -> overrides of the recipe; ``init`` names the row whose run it starts from."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("recipe", choices=RECIPES)
+    parser.add_argument("--data", default=None, help="where the recipe's data lie, if it does not bring them")
     parser.add_argument("--out", required=True, help="folder for the runs")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="the other rows stay")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--duration", default=None, help="another length of training, '1 epochs' for a try")
-    parser.add_argument("--results", default=str(HERE / "results.json"))
+    parser.add_argument("--results", default=None, help="default: beside this file")
     args = parser.parse_args()
     runtime.setup()
-    path = pathlib.Path(args.results)
+    path = pathlib.Path(args.results or HERE / f"results_{args.recipe}.json")
     rows = json.loads(path.read_text()) if path.exists() else []
     for seed in range(args.seeds):
         for method in args.methods:
@@ -77,12 +84,14 @@ def folder(method: str, seed: int, args: argparse.Namespace) -> pathlib.Path:
 
 def one(method: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Trains, and evaluates once more under noise."""
-    changes = {"seed": seed, **WIDE, **METHODS[method]}
+    changes = {"seed": seed, **RECIPES[args.recipe], **METHODS[method]}
     if "init" in changes:
         changes["init"] = str(folder(changes["init"], seed, args))
     if args.duration:
         changes["duration"] = args.duration
-    raw = config.load(str(CONFIG), [(key, str(value)) for key, value in changes.items()])
+    if args.data:
+        changes["data.path"] = args.data
+    raw = config.load(str(CONFIGS / f"{args.recipe}.py"), [(key, str(value)) for key, value in changes.items()])
     if raw["model"]["name"] == "monarch_mixer":
         raw["model"] = {k: v for k, v in raw["model"].items() if k not in DROP}
     raw["evaluators"] = ("classify", "activity")
