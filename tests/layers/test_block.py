@@ -154,3 +154,25 @@ def test_an_encoder_without_a_final_norm(params, tokens):
     x = Encoder(2, STOCHASTIC, final_norm=False).apply({"params": bare}, tokens)
     normed = LayerNorm().apply({"params": params["norm"]}, x)
     np.testing.assert_allclose(Encoder(2, STOCHASTIC).apply({"params": params}, tokens), normed, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"scan": True}, {"remat": "full"}, {"scan": True, "remat": "dots"}])
+def test_outputs_of_blocks_on_request_in_training_too(params, tokens, options):
+    """Those of encoders that end there, and their gradient reaches the parameters."""
+    encoder = Encoder(2, STOCHASTIC, stochastic=True, **options)
+    rngs = {"dropout": jax.random.key(7)}
+
+    def first(p):
+        found = encoder.apply({"params": p}, tokens, train=True, rngs=rngs, mutable=["features"])[1]["features"]
+        return jnp.sum(found["block_0"] ** 2), found
+
+    grads, found = jax.jit(jax.grad(first, has_aux=True))(params)
+    whole = Encoder(2, STOCHASTIC, stochastic=True, final_norm=False, **options)
+    body = {k: v for k, v in params.items() if k != "norm"}
+    want = whole.apply({"params": body}, tokens, train=True, rngs=rngs)
+    np.testing.assert_allclose(found["block_1"], want, atol=1e-5)
+    key = jax.random.split(encoder.apply({"params": params}, rngs=rngs, method=lambda m: m.make_rng("dropout")), 2)[0]
+    want = STOCHASTIC().apply({"params": params["block_0"]}, tokens, key=key)
+    np.testing.assert_allclose(found["block_0"], want, atol=1e-5)
+    assert all(jnp.any(g != 0) for g in jax.tree.leaves(grads["block_0"]["mlp"]))
+    assert not any(jnp.any(g != 0) for g in jax.tree.leaves([grads["block_1"], grads["norm"]]))

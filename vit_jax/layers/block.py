@@ -163,7 +163,11 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False, **kwargs: Any) -> jax.Array:
-        """``[B, N, D] -> [B, N, D]``; ``kwargs`` go to every block."""
+        """``[B, N, D] -> [B, N, D]``; ``kwargs`` go to every block.
+
+        The collection "features" gets ``block_0`` ..., the output of every block. It and "activity" (see :class:`MLP`)
+        may be asked for in training, under scan and remat too.
+        """
         keys = jax.random.split(self.make_rng("dropout"), self.depth) if train and self.stochastic else None
         rates = np.linspace(0.0, self.drop_path, self.depth, dtype=np.float32) if self.drop_path else None
         per_block = {"key": keys, "drop_path": rates}
@@ -172,6 +176,7 @@ class Encoder(nn.Module):
         if self.is_initializing() or collects:
             for i in range(self.depth):
                 x = self.block(name=f"block_{i}")(x, **_take(per_block, i), **kwargs)
+                self._keep("features", i, x)
         else:
             x = self._run(x, per_block, kwargs)
         return LayerNorm(self.dtype, self.norm_epsilon, name="norm")(x) if self.final_norm else x
@@ -180,20 +185,34 @@ class Encoder(nn.Module):
         """The blocks as pure functions of their parameters, so that scan and remat are plain JAX."""
         params = [self.variables["params"][f"block_{i}"] for i in range(self.depth)]
         block = self.block(parent=None)
+        features, activity = (self.is_mutable_collection(c) for c in ("features", "activity"))
 
         def body(x: jax.Array, inputs: Any) -> Any:
             p, own = inputs
-            return block.apply({"params": p}, x, **own, **kwargs), None
+            x, state = block.apply({"params": p}, x, mutable=["activity"] if activity else [], **own, **kwargs)
+            return x, {"features": x if features else None, "activity": state.get("activity")}
 
         if self.remat != "none":
             policy = config.lookup(REMAT, self.remat, "remat policy")
             body = jax.checkpoint(body, policy=policy, prevent_cse=not self.scan)
         if self.scan:
             stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
-            return jax.lax.scan(body, x, (stacked, per_block))[0]
-        for i in range(self.depth):
-            x, _ = body(x, (params[i], _take(per_block, i)))
+            x, stack = jax.lax.scan(body, x, (stacked, per_block))
+            found = [_take(stack, i) for i in range(self.depth)]
+        else:
+            found = []
+            for i in range(self.depth):
+                x, one = body(x, (params[i], _take(per_block, i)))
+                found.append(one)
+        for i, one in enumerate(found):
+            for collection, value in one.items():
+                self._keep(collection, i, value)
         return x
+
+    def _keep(self, collection: str, i: int, value: Any) -> None:
+        """Puts what block ``i`` let out where that block's own variables lie."""
+        if value is not None and self.is_mutable_collection(collection):
+            self.put_variable(collection, f"block_{i}", value)
 
 
 def _take(tree: Any, i: int) -> Any:
