@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from vit_jax.cli import bench, convert, data, embed, evaluate, export, models, predict, train
+from vit_jax.launch import pages
 
 COMMANDS = {
     "train": train,
@@ -36,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         module.arguments(sub)
     args, rest = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
     args.overrides = _overrides(commands.choices[args.command], rest, hasattr(args, "takes_overrides"))
+    if argv is None:
+        pages.restart()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     from vit_jax.types import UsageError, UserError
 
