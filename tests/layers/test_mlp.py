@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 
 from vit_jax import config
-from vit_jax.layers.mlp import ACTIVATIONS, MLP, Activation, TopK, activate
+from vit_jax.kernels.topk_mlp import reference
+from vit_jax.layers.linear import Dense, matmul
+from vit_jax.layers.low_rank import LowRank
+from vit_jax.layers.mlp import ACTIVATIONS, MLP, Activation, TopK, TopKLinear, activate
 from vit_jax.types import UserError
 
 FORMULAS = {
@@ -77,8 +80,68 @@ def test_an_mlp_says_how_many_units_are_active(rng):
         module = MLP(10, activation=activation)
         p = nn.meta.unbox(module.init(jax.random.key(0), x)["params"])
         p["mlp_in"]["bias"] += 5.0
-        _, state = module.apply({"params": p}, x, mutable=["intermediates"])
-        np.testing.assert_allclose(state["intermediates"]["active"][0], np.full((2, 3), share), rtol=1e-6)
+        _, state = module.apply({"params": p}, x, mutable=["activity"])
+        np.testing.assert_allclose(state["activity"]["active"][0], np.full((2, 3), share), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("k", "tokens"), [(3, 1), (3, 40), (20, 2), (64, 3), (99, 3)])
+def test_an_mlp_with_topk_equals_the_one_computed_by_hand(rng, dtype, k, tokens):
+    x = jnp.asarray(rng.standard_normal((tokens, 6)), dtype)
+    module = MLP(64, activation=TopK(k), dtype=dtype)
+    plain = MLP(64, activation="relu", dtype=dtype)
+    boxed, other = (m.init(jax.random.key(0), x)["params"] for m in (module, plain))
+    jax.tree.map(np.testing.assert_array_equal, nn.meta.unbox(boxed), nn.meta.unbox(other))
+    assert jax.tree.structure(boxed) == jax.tree.structure(other)  # also the names of axes
+    one, two = (nn.meta.unbox(boxed)[name] for name in ("mlp_in", "mlp_out"))
+    z = np.asarray(matmul(x, one["kernel"], one["bias"]), np.float64)  # rounded alike: the kept units are the same
+    want = reference.product(reference.topk(z, k), two["kernel"].astype(dtype), two["bias"])
+    got = np.asarray(module.apply({"params": nn.meta.unbox(boxed)}, x), np.float64)
+    np.testing.assert_allclose(got, want, atol={"float32": 1e-5, "bfloat16": 2e-2}[dtype] * np.abs(want).max())
+
+
+@pytest.mark.parametrize("tokens", [1, 40])  # one token gathers, forty do not
+def test_gradients_of_an_mlp_with_topk(rng, tokens):
+    x = jnp.asarray(rng.standard_normal((tokens, 6)), jnp.float32)
+    module = MLP(64, activation=TopK(5))
+    p = nn.meta.unbox(module.init(jax.random.key(0), x)["params"])
+    g = rng.standard_normal((tokens, 6))
+    dp, dx = jax.vjp(lambda p, x: module.apply({"params": p}, x), p, x)[1](jnp.asarray(g, jnp.float32))
+    one, two = p["mlp_in"], p["mlp_out"]
+    h = reference.topk(reference.product(x, one["kernel"], one["bias"]), 5)
+    dh, d2, db2 = reference.gradients(h, two["kernel"], g)
+    want_dx, d1, db1 = reference.gradients(x, one["kernel"], np.where(h > 0, dh, 0))
+    pairs = (dx, want_dx), *zip(jax.tree.leaves(dp), (db1, d1, db2, d2), strict=True)
+    for got, want in pairs:
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
+
+
+def test_dropout_behind_topk(rng):
+    x = jnp.asarray(rng.standard_normal((1, 6)), jnp.float32)
+    module = MLP(64, activation=TopK(8), dropout=0.5)
+    p = nn.meta.unbox(module.init(jax.random.key(0), x)["params"])
+    mixed = {**p, "mlp_out": {"kernel": jnp.eye(64, 6), "bias": jnp.zeros(6)}}
+    whole = module.apply({"params": mixed}, x)
+    ratios = [module.apply({"params": mixed}, x, key=jax.random.key(i))[whole > 0] / whole[whole > 0] for i in range(9)]
+    np.testing.assert_allclose(np.unique(np.round(np.concatenate(ratios), 3)), [0, 2], atol=1e-3)
+
+
+def test_one_token_reads_only_the_rows_of_its_units(rng):
+    x = jnp.asarray(rng.standard_normal((1, 6)), jnp.float32)
+    module = MLP(64, activation=TopK(4))
+    p = nn.meta.unbox(module.init(jax.random.key(0), x)["params"])
+    z = matmul(x, p["mlp_in"]["kernel"], p["mlp_in"]["bias"])
+    kept = reference.topk(np.asarray(z), 4)[0] > 0
+    want = module.apply({"params": p}, x)
+    p["mlp_out"]["kernel"] = jnp.where(kept[:, None], p["mlp_out"]["kernel"], jnp.nan)
+    np.testing.assert_array_equal(module.apply({"params": p}, x), want)
+
+
+def test_only_a_dense_map_behind_topk_skips_rows():
+    linear = TopK(3).after(Dense())(4, name="map", use_bias=False)
+    assert isinstance(linear, TopKLinear) and linear.k == 3 and linear.name == "map"
+    assert set(linear.init(jax.random.key(0), jnp.ones((1, 5)))["params"]) == {"kernel"}
+    assert TopK(3).after(LowRank(2)) == LowRank(2)
 
 
 def test_topk_is_read_from_text():

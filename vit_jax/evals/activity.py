@@ -10,16 +10,15 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
 from jax.sharding import NamedSharding
 
 from vit_jax import plots
 from vit_jax.evals.base import DataInfo, Report
 from vit_jax.evals.gather import concatenate, gather, replicated_like
+from vit_jax.objectives import activity
 from vit_jax.objectives.base import Apply
-from vit_jax.types import Batch, Params, UserError
+from vit_jax.types import Batch, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +54,6 @@ class Activity:
 
         whole = concatenate(found for _, found in gather(run, batches))
         whole.pop("row")
-        if not whole:
-            raise UserError("the evaluator 'activity' looks at MLPs, and this model has none; leave it out.")
         shares = {
             name: float(v.mean(dtype=np.float64)) for name, v in sorted(whole.items(), key=lambda kv: _order(kv[0]))
         }
@@ -70,21 +67,9 @@ def _shares(apply: Apply, method: str, replicated: NamedSharding | None) -> Any:
     """Jitted (params, image, mask) -> share float32[B] per MLP, and mask, on every host in full."""
 
     def run(params: Params, image: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-        _, state = apply(params, image, train=False, method=method, mutable=["intermediates"])
-        found = flatten_dict(state.get("intermediates", {}))
-        shares = {
-            _short(path): jnp.mean(sown[0], axis=tuple(range(1, sown[0].ndim)))
-            for path, sown in found.items()
-            if path[-1] == "active" and len(sown[0]) == len(mask)
-        }
-        return {**shares, "mask": mask}
+        return {**activity.shares(apply, mask, params, image, train=False, method=method)[1], "mask": mask}
 
     return jax.jit(run, out_shardings=replicated)
-
-
-def _short(path: tuple[str, ...]) -> str:
-    """``("image_tower", "encoder", "block_0", "mlp", "active")`` -> ``"block_0/mlp"``."""
-    return "/".join(p for p in path[:-1] if p not in ("image_tower", "encoder"))
 
 
 def _order(name: str) -> list[Any]:

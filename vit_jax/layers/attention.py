@@ -161,26 +161,37 @@ class MultiHeadAttention(nn.Module):
         projected by the first call only.
         """
         causal = self.causal and cache is None
+        blocks = self._blocks(x.shape[-1])
         if context is None:
-            q, k, v = self._project(x, "qkv", x.shape[-1])
+            q, k, v = self._project(x, "qkv", x.shape[-1], blocks)
             if cache is not None:
                 k, v = (self._kept(name, new, cache) for name, new in (("key", k), ("value", v)))
                 mask = cache.mask(x.shape[1])
         else:
-            (q,) = self._project(x, "q", x.shape[-1])
+            (q,) = self._project(x, "q", x.shape[-1], blocks)
             if cache is not None and self.has_variable("memory", "key"):
                 k, v = (self.get_variable("memory", name) for name in ("key", "value"))
                 q = q.reshape(k.shape[0], -1, *q.shape[2:])
             else:
-                k, v = self._project(context, "kv", x.shape[-1])
+                k, v = self._project(context, "kv", x.shape[-1], blocks)
                 if cache is not None:
                     self.put_variable("memory", "key", k)
                     self.put_variable("memory", "value", v)
         if self.is_mutable_collection("intermediates"):
             self.sow("intermediates", "attention", attention_weights(q, k, mask=mask, causal=causal))
         y = attention(q, k, v, mask=mask, causal=causal, implementation=self.implementation)
-        y = y.reshape(x.shape)
-        return self.out_linear(x.shape[-1], name="out", axes=("heads", "embed"), dtype=self.dtype)(y)
+        y = y.reshape(*y.shape[:3], blocks, -1)
+        linear = self.out_linear.from_blocks(blocks, x.shape[-1])
+        y = jnp.swapaxes(y, 3, 4) if linear is None else jnp.swapaxes(y, 2, 3)
+        linear = linear or self.out_linear
+        return linear(x.shape[-1], name="out", axes=("heads", "embed"), dtype=self.dtype)(y.reshape(x.shape))
+
+    def _blocks(self, width: int) -> int:
+        """In how many interleaved blocks the channels of a head come: as the projections leave them, if heads allow."""
+        if width % self.heads:
+            raise UserError(f"width {width} is not divisible by {self.heads} heads; choose heads that divide it.")
+        _, blocks = self.qkv_linear.blocked(width)
+        return 1 if width // self.heads % blocks else blocks
 
     def _kept(self, name: str, new: jax.Array, cache: Cache) -> jax.Array:
         """``[B, cache.length, K, E]``: what was kept, with ``new [B, N, K, E]`` from ``cache.start`` on."""
@@ -189,15 +200,15 @@ class MultiHeadAttention(nn.Module):
         kept.value = jax.lax.dynamic_update_slice_in_dim(kept.value, new, cache.start, axis=1)
         return kept.value
 
-    def _project(self, x: jax.Array, name: str, width: int) -> list[jax.Array]:
-        """``[B, N, D]`` -> for each letter of ``name`` ``[B, N, K, E]``."""
-        if width % self.heads:
-            raise UserError(f"width {width} is not divisible by {self.heads} heads; choose heads that divide it.")
+    def _project(self, x: jax.Array, name: str, width: int, blocks: int) -> list[jax.Array]:
+        """``[B, N, D]`` -> for each letter of ``name`` ``[B, N, K, E]``, E in the order of ``blocks`` blocks."""
         parts, size = len(name), width // self.heads
+        linear = self.qkv_linear if blocks == 1 else self.qkv_linear.blocked(width * parts)[0]
         init = xavier_uniform_parts(parts)
-        layer = self.qkv_linear(width * parts, name=name, axes=("embed", "heads"), dtype=self.dtype, kernel_init=init)
-        y = layer(x).reshape(*x.shape[:2], self.heads, parts, size)
-        y = sharding.constrain(y, "batch", None, "heads", None, None)
+        layer = linear(width * parts, name=name, axes=("embed", "heads"), dtype=self.dtype, kernel_init=init)
+        y = layer(x).reshape(*x.shape[:2], blocks, self.heads, parts, size // blocks)
+        y = sharding.constrain(y, "batch", None, None, "heads", None, None)
         # The barrier makes heads-first one copy: XLA:CPU would emit a slower one for each of q, k and v.
-        y = jax.lax.optimization_barrier(y.transpose(3, 0, 2, 1, 4))
+        y = jax.lax.optimization_barrier(y.transpose(4, 0, 3, 1, 2, 5))
+        y = y.reshape(*y.shape[:4], size)
         return [jnp.swapaxes(part[0], 1, 2) for part in jax.lax.split(y, (1,) * parts, axis=0)]

@@ -12,7 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.layers.linear import DType, Init, LinearSpec, logical, matmul
+from vit_jax.kernels.block_diagonal import block_diagonal, to_dense
+from vit_jax.layers.linear import DType, Init, LinearSpec, logical
 from vit_jax.types import Array, Params, UserError
 
 
@@ -31,31 +32,11 @@ def block_size(inputs: int, features: int, nblocks: int) -> tuple[int, int]:
     return sizes
 
 
-def block_diagonal(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-    """``y[..., k, o] = sum_i x[..., k, i] kernel[k, i, o] + bias[k, o]``, with the rule of ``matmul``.
-
-    One product per block: XLA:CPU is 5 to 25 % slower with one batched product in float32 and refuses it in bfloat16.
-
-    Args:
-      x: ``[..., (k i)]``.
-      kernel: ``[k, i, o]``.
-      bias: ``[(k o)]`` or None.
-
-    Returns:
-      ``[..., (k o)]`` in the type of ``x``.
-    """
-    n, size, features = kernel.shape
-    parts = jax.lax.split(x, (size,) * n, axis=x.ndim - 1)  # its transpose is one concatenation
-    kernels = [jnp.reshape(k, (size, features)) for k in jax.lax.split(kernel, (1,) * n)]
-    biases = [None] * n if bias is None else jax.lax.split(bias, (features,) * n)
-    return jnp.concatenate([matmul(*each) for each in zip(parts, kernels, biases, strict=True)], axis=-1)
-
-
 class BlockDiagonalLinear(nn.Module):
     """``[..., in] -> [..., features]`` with parameters ``kernel [nblocks, in/nblocks, features/nblocks]`` and ``bias``.
 
-    Where ``nblocks`` does not divide a size, the input is padded with zeros and the output cut. The other attributes
-    are those of ``Linear``.
+    Where ``nblocks`` does not divide a size, the input is padded with zeros and the output cut. ``implementation`` is
+    one of ``kernels.block_diagonal``, None picks; the other attributes are those of ``Linear``.
     """
 
     features: int
@@ -65,6 +46,7 @@ class BlockDiagonalLinear(nn.Module):
     use_bias: bool = True
     kernel_init: Init = nn.initializers.xavier_uniform()
     bias_init: Init = nn.initializers.zeros
+    implementation: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -76,7 +58,8 @@ class BlockDiagonalLinear(nn.Module):
             bias = self.param("bias", logical(self.bias_init, self.axes[1:]), (features,))
             bias = jnp.pad(bias, (0, n * shape[2] - features))
         x = jnp.pad(x.astype(self.dtype), [(0, 0)] * (x.ndim - 1) + [(0, n * shape[1] - inputs)])
-        return jax.lax.slice_in_dim(block_diagonal(x, kernel, bias), 0, features, axis=-1)
+        y = block_diagonal(x, kernel, bias, implementation=self.implementation)
+        return jax.lax.slice_in_dim(y, 0, features, axis=-1)
 
 
 def _blocks_of(kernel_init: Init, inputs: int, features: int) -> Init:
@@ -107,20 +90,22 @@ class BlockDiagonal(LinearSpec):
 
     Attributes:
       nblocks: number of blocks.
+      implementation: of ``kernels.block_diagonal``; None picks. Parameters do not depend on it.
     """
 
     nblocks: int = 4
+    implementation: str | None = None
 
     def __post_init__(self) -> None:
         if self.nblocks < 1:
             raise UserError(f"nblocks={self.nblocks} is not a number of blocks; use 2, 4 or 8, for instance.")
 
     def __call__(self, features: int, **kwargs: Any) -> BlockDiagonalLinear:
-        return BlockDiagonalLinear(features, self.nblocks, **kwargs)
+        return BlockDiagonalLinear(features, self.nblocks, implementation=self.implementation, **kwargs)
 
     def to_dense(self, params: Params) -> tuple[jax.Array, jax.Array | None]:
         """As of every spec; a padded map's kernel has the rows and columns that ``Monarch.to_dense`` tells of."""
-        kernel, bias = jax.scipy.linalg.block_diag(*params["kernel"]), params.get("bias")
+        kernel, bias = to_dense(params["kernel"]), params.get("bias")
         return kernel if bias is None else kernel[:, : bias.shape[0]], bias
 
     def from_dense(self, kernel: Array, bias: jax.Array | None) -> Params:

@@ -48,9 +48,22 @@ class LinearSpec(Protocol):
     def from_dense(self, kernel: jax.Array, bias: jax.Array | None) -> Params:
         """The layer's parameters that equal, or best approximate, a dense map."""
 
+    def blocked(self, features: int) -> tuple[LinearSpec, int]:
+        """A spec of the same map that leaves its outputs in the order it likes best: of n interleaved blocks.
+
+        What ought to come at ``a n + j`` comes at ``j features/n + a``; n is 1 for maps that do not care.
+        """
+        return self, 1
+
+    def from_blocks(self, n: int, inputs: int) -> LinearSpec | None:
+        """A spec of the same map for ``inputs`` in the order of n blocks (see :meth:`blocked`), or None."""
+        return self if n == 1 else None
+
     def pair(self, hidden: int) -> tuple[LinearSpec, LinearSpec]:
         """Specs of the maps into and out of ``hidden`` units, whose order between the two is theirs to choose."""
-        return self, self
+        first, n = self.blocked(hidden)
+        second = self.from_blocks(n, hidden)
+        return (self, self) if second is None else (first, second)
 
 
 class Linear(nn.Module):
@@ -79,7 +92,11 @@ class Linear(nn.Module):
         bias = None
         if self.use_bias:
             bias = self.param("bias", logical(self.bias_init, self.axes[1:]), shape[1:])
-        return matmul(x.astype(self.dtype), kernel, bias)
+        return self.product(x.astype(self.dtype), kernel, bias)
+
+    def product(self, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+        """``x @ kernel + bias``, for layers that know a shorter way to it."""
+        return matmul(x, kernel, bias)
 
 
 @dataclasses.dataclass(frozen=True)

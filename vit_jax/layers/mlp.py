@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax import config, sharding
-from vit_jax.layers.linear import Dense, DType, LinearSpec
+from vit_jax.kernels.topk_mlp import topk_mlp
+from vit_jax.layers.linear import Dense, DType, Linear, LinearSpec
 from vit_jax.layers.stochastic import dropout
 from vit_jax.types import UsageError, UserError
 
@@ -61,10 +62,16 @@ class TopK:
         x = jax.nn.relu(x)
         if self.k >= x.shape[-1]:
             return x
-        least = jax.lax.stop_gradient(jax.lax.top_k(x, self.k)[0][..., -1:])
-        above, equal = x > least, x == least
-        room = self.k - jnp.sum(above, axis=-1, keepdims=True, dtype=jnp.int32)
-        return jnp.where(above | equal & (jnp.cumsum(equal, axis=-1, dtype=jnp.int32) <= room), x, 0.0)
+        # The last kept is the least, and of those equal to it the furthest: ``top_k`` takes equal ones from the first.
+        # The barrier: XLA:CPU sorts all units where it sees that only the last is read, which takes 8 times as long.
+        best = jax.lax.optimization_barrier(jax.lax.top_k(jax.lax.stop_gradient(x), self.k))
+        least, last = (v[..., -1:] for v in best)
+        place = jax.lax.broadcasted_iota(last.dtype, x.shape, x.ndim - 1)
+        return jnp.where((x > least) | (x == least) & (place <= last), x, 0.0)
+
+    def after(self, spec: LinearSpec) -> LinearSpec:
+        """The spec of the map that takes what is left: a dense one may skip the rows of the others."""
+        return _Kept(self.k) if spec == Dense() else spec
 
 
 TOPK = {"topk": TopK}
@@ -90,10 +97,33 @@ activate.defvjp(
 )
 
 
+class TopKLinear(Linear):
+    """A ``Linear`` whose input has at most ``k`` units per token that are not 0: same parameters, same map.
+
+    Attributes:
+      k: of the TopK before it.
+    """
+
+    k: int = 1
+
+    def product(self, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+        return topk_mlp(x, kernel, bias, k=self.k)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kept(Dense):
+    """A dense map behind ``TopK(k)``: the MLP's own affair, not the user's."""
+
+    k: int
+
+    def __call__(self, features: int, **kwargs: Any) -> TopKLinear:
+        return TopKLinear(features, k=self.k, **kwargs)
+
+
 class MLP(nn.Module):
     """``mlp_in``, activation, dropout, ``mlp_out``: ``[..., D] -> [..., D]``.
 
-    The collection "intermediates" gets ``active`` float32 ``[...]``: the share of hidden units that are not 0.
+    The collection "activity" gets ``active`` float32 ``[...]``: the share of hidden units that are not 0.
 
     Attributes:
       hidden: size in the middle.
@@ -113,9 +143,11 @@ class MLP(nn.Module):
     def __call__(self, x: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
         kwargs: dict[str, Any] = {"dtype": self.dtype, "bias_init": nn.initializers.normal(1e-6)}
         first, second = self.linear.pair(self.hidden)
+        if isinstance(self.activation, TopK):
+            second = self.activation.after(second)
         h = first(self.hidden, name="mlp_in", axes=("embed", "mlp"), **kwargs)(x)
         h = activate(self.activation, sharding.constrain(h, "batch", *[None] * (h.ndim - 2), "mlp"))
-        if self.is_mutable_collection("intermediates"):
-            self.sow("intermediates", "active", jnp.mean(h != 0, axis=-1, dtype=jnp.float32))
+        if self.is_mutable_collection("activity"):
+            self.sow("activity", "active", jnp.mean(h != 0, axis=-1, dtype=jnp.float32))
         h = dropout(h, self.dropout, key)
         return second(x.shape[-1], name="mlp_out", axes=("mlp", "embed"), **kwargs)(h)

@@ -106,17 +106,19 @@ class Monarch(LinearSpec):
     def __call__(self, features: int, **kwargs: Any) -> MonarchLinear:
         return MonarchLinear(features, self.nblocks, implementation=self.implementation, **kwargs)
 
-    def pair(self, hidden: int) -> tuple[LinearSpec, LinearSpec]:
-        """Specs of the maps into and out of ``hidden`` units that are otherwise only treated one by one.
+    def blocked(self, features: int) -> tuple[LinearSpec, int]:
+        """As of every spec: saves the permutation of the output, where no block is padded."""
+        if features % self.nblocks:
+            return self, 1
+        return _Ordered(self.nblocks, self.implementation, blocked_output=True), self.nblocks
 
-        The units between are in the order of blocks where the sizes allow, which saves the permutations of both maps.
-        Parameters, their initialisation and the function of the pair are as with ``self`` twice (dropout between them
-        hits other units with the same key).
-        """
-        if hidden % self.nblocks**2:
-            return self, self
-        fields = self.nblocks, self.implementation
-        return _Half(*fields, blocked=True), _Half(*fields, input_parts=self.nblocks)
+    def from_blocks(self, n: int, inputs: int) -> LinearSpec | None:
+        """As of every spec: the reordering is that of a kernel, where the blocks of the input fall into n parts."""
+        if n == 1:
+            return self
+        if inputs % (self.nblocks * n):
+            return None
+        return _Ordered(self.nblocks, self.implementation, input_parts=n)
 
     def to_dense(self, params: Params) -> tuple[jax.Array, jax.Array | None]:
         """As of every spec; differentiable.
@@ -135,11 +137,11 @@ class Monarch(LinearSpec):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Half(Monarch):
-    """One of :meth:`Monarch.pair`: the order of the hidden units is the pair's own affair, not the user's."""
+class _Ordered(Monarch):
+    """A Monarch map between blocks: an affair of the layers on both sides, not of the user's."""
 
     input_parts: int = 1
-    blocked: bool = False
+    blocked_output: bool = False
 
     def __call__(self, features: int, **kwargs: Any) -> MonarchLinear:
-        return super().__call__(features, input_parts=self.input_parts, blocked=self.blocked, **kwargs)
+        return super().__call__(features, input_parts=self.input_parts, blocked=self.blocked_output, **kwargs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 
 from vit_jax import losses
 from vit_jax.metrics import Mean
+from vit_jax.objectives import activity
 from vit_jax.objectives.base import Apply, Metrics, PerExample, Rngs
 from vit_jax.types import Batch, Params, UserError
 
@@ -22,10 +24,12 @@ class Classify(PerExample):
     Attributes:
       link: ``"softmax"``, one distribution over the classes, or ``"sigmoid"``, one question per class.
       label_smoothing: in [0, 1).
+      activity: also measure the share of hidden units that are not 0, MLP by MLP, as the metrics ``active`` ...
     """
 
     link: Literal["softmax", "sigmoid"] = "softmax"
     label_smoothing: float = 0.0
+    activity: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
@@ -48,9 +52,12 @@ class Classify(PerExample):
     def per_example(
         self, apply: Apply, params: Params, batch: Batch, rngs: Rngs, *, train: bool
     ) -> tuple[jax.Array, Metrics]:
-        logits = apply(params, batch["image"], train=train, rngs=rngs if train else None)
+        forward: Any = functools.partial(activity.shares, apply, batch["mask"]) if self.activity else apply
+        out = forward(params, batch["image"], train=train, rngs=rngs if train else None)
+        logits, shares = out if self.activity else (out, None)
         smoothing = self.label_smoothing if train else 0.0
         values = losses.CROSS_ENTROPIES[self.link](logits, batch["label"], label_smoothing=smoothing)
         label = batch["label"] if batch["label"].ndim == 1 else jnp.argmax(batch["label"], -1)
         hits = jnp.argmax(logits, -1).astype(jnp.int32) == label.astype(jnp.int32)
-        return values, {"accuracy": Mean.of(hits, batch["mask"])}
+        found = {"accuracy": Mean.of(hits, batch["mask"])}
+        return values, found if shares is None else found | activity.metrics(shares, batch["mask"])

@@ -41,7 +41,21 @@ def _unrolled(sizes: Sizes, x: Any, chunks: Any, kernel_2: Any, bias: Any, block
     biases = [None] * L if bias is None else jnp.reshape(blocked_bias(sizes, bias), (L, S))
     triples = zip(blocks, kernels, biases, strict=True)
     outputs = [matmul(jnp.reshape(u, (-1, K * T)), kernel, b) for u, kernel, b in triples]
-    return jnp.stack(outputs, 1 if blocked else 2)
+    return _stacked(1 if blocked else 2, *outputs)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _stacked(axis: int, *blocks: jax.Array) -> jax.Array:
+    """``jnp.stack``; its gradient is cut once for all who need it, where XLA:CPU would cut it for each."""
+    return jnp.stack(blocks, axis)
+
+
+def _stacked_bwd(axis: int, count: int, g: jax.Array) -> tuple[jax.Array, ...]:
+    parts = jax.lax.split(g, [1] * count, axis=axis)
+    return tuple(jax.lax.optimization_barrier([jnp.squeeze(part, axis) for part in parts]))
+
+
+_stacked.defvjp(lambda axis, *blocks: (jnp.stack(blocks, axis), len(blocks)), _stacked_bwd)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -1,0 +1,195 @@
+"""The block-diagonal product as a Pallas kernel for TPUs: blocks are read and written where they lie.
+
+``vit_jax.kernels.block_diagonal.tiling`` says how. The grid goes over groups of blocks and tiles of rows, rows fastest,
+so that a group's weight arrives once and its gradient stays on the chip while it is added up, in float32. On a mesh
+every device runs the kernel on its rows, since jit does not divide a Pallas call.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import PartitionSpec as P
+
+from vit_jax import sharding
+from vit_jax.kernels.block_diagonal.tiling import Tiling, lay_out, take_back, tiling
+from vit_jax.kernels.monarch.tiling import LANES, merged
+from vit_jax.kernels.products import dot
+
+UNROLLED = 64
+"""Most blocks of a group: the kernel is unrolled over them."""
+ROWS = (512, 256, 128, 64, 32, 16)
+"""Rows of a tile, the first that fits into VMEM."""
+
+
+def run(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """The product of ``x [..., n * in]``; see ``vit_jax.kernels.block_diagonal``."""
+    y = _product(jnp.reshape(x, (-1, x.shape[-1])), kernel, bias)
+    return jnp.reshape(y, (*x.shape[:-1], y.shape[-1]))
+
+
+def refuses(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> str | None:
+    """Why the kernel cannot run this product, as the end of a sentence, or None. Arrays or shapes."""
+    plan = tiling(*kernel.shape)
+    if not isinstance(math.prod(x.shape), int):  # exported for any batch
+        return "the number of rows is not known"
+    if math.prod(x.shape) == 0:
+        return "there are no rows"
+    if x.dtype not in (jnp.float32, jnp.bfloat16):
+        return f"x is {x.dtype}, neither float32 nor bfloat16"
+    if len(plan.sources) > UNROLLED:
+        return f"{len(plan.sources)} blocks that begin within registers are more than the {UNROLLED} it is unrolled for"
+    need = _vmem(plan, x.dtype.itemsize, ROWS[-1], backward=True)
+    if need > _budget():
+        return f"its backward takes {need / 2**20:.0f} MiB of VMEM, of which it may use {_budget() >> 20}"
+    return None
+
+
+def unwise(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> str | None:
+    """Why another product would be less work, as the end of a sentence, or None. Arrays or shapes."""
+    n, size, features = kernel.shape
+    dense = -(-n * size // LANES) * -(-n * features // LANES) * LANES**2
+    if tiling(n, size, features).area < dense:
+        return None
+    share = tiling(n, size, features).area / dense
+    return f"blocks filled up to {LANES} lanes make {share:.1f} times the work of a dense product"
+
+
+def _budget() -> int:
+    """Bytes of VMEM that a kernel may use: half, and 32 MiB when compiling for a TPU elsewhere (v5 has 64 or 128)."""
+    return pltpu.get_tpu_info().vmem_capacity_bytes // 2 if jax.default_backend() == "tpu" else 32 * 2**20
+
+
+def _vmem(plan: Tiling, itemsize: int, rows: int, backward: bool) -> int:
+    """Bytes that a kernel needs for tiles of ``rows``: everything that moves twice, float32 values once."""
+    _, height, width = plan.shape
+    weight = height * width * (2 * itemsize + 8 * backward)
+    moving = (1 + backward) * plan.inputs + plan.outputs
+    between = 2 * max(plan.inputs, plan.outputs) + width
+    return weight + rows * (2 * itemsize * moving + 4 * between)
+
+
+def _tile(plan: Tiling, x: jax.Array, backward: bool) -> int:
+    fits = [r for r in ROWS if _vmem(plan, x.dtype.itemsize, r, backward) <= _budget()]
+    return min(fits[0] if fits else ROWS[-1], -(-x.shape[0] // ROWS[-1]) * ROWS[-1])
+
+
+@jax.custom_vjp
+def _product(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """``[rows, n * in] -> [rows, n * out]``."""
+    return _product_fwd(x, kernel, bias)[0]
+
+
+def _product_fwd(x: Any, kernel: Any, bias: Any) -> tuple[jax.Array, Any]:
+    plan = tiling(*kernel.shape)
+    shift = jnp.zeros(kernel.shape[0] * kernel.shape[2]) if bias is None else bias.astype(jnp.float32)
+    weight = lay_out(plan, kernel.astype(x.dtype))
+    (y,), _ = _everywhere(functools.partial(_forward, plan), (x,), (weight, shift[None]))
+    return y, (x, kernel, None if bias is None else jnp.zeros((0,), bias.dtype))
+
+
+def _product_bwd(saved: Any, g: jax.Array) -> tuple[Any, ...]:
+    x, kernel, bias_type = saved
+    plan, g = tiling(*kernel.shape), g.astype(x.dtype)
+    weight = lay_out(plan, kernel.astype(x.dtype))
+    (dx,), (dweight,) = _everywhere(functools.partial(_backward, plan), (x, g), (weight,))
+    dbias = None if bias_type is None else jnp.sum(g, axis=0, dtype=jnp.float32).astype(bias_type.dtype)
+    return dx, take_back(plan, dweight).astype(kernel.dtype), dbias
+
+
+_product.defvjp(_product_fwd, _product_bwd)
+
+
+def _everywhere(f: Callable[..., Any], split: tuple[jax.Array, ...], whole: tuple[jax.Array, ...]) -> Any:
+    """``f(*split, *whole) -> (arrays of rows, sums over the rows)`` with each device's rows on that device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or mesh.manual_axes:
+        return f(*split, *whole)
+    rows = split[0].shape[0]
+    more = -rows % (mesh.shape["replica"] * mesh.shape["fsdp"])
+
+    def local(*args: jax.Array) -> Any:
+        arrays, sums = f(*args)
+        return arrays, tuple(jax.lax.psum(s, sharding.BATCH) for s in sums)
+
+    batch = P(sharding.BATCH)
+    specs = (batch,) * len(split) + (P(),) * len(whole)
+    spread = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=(batch, P()), check_vma=False)
+    arrays, sums = spread(*(jnp.pad(x, ((0, more), (0, 0))) if more else x for x in split), *whole)
+    return tuple(a[:rows] for a in arrays), sums
+
+
+def _call(body: Any, name: str, plan: Tiling, tile: int, rows: int, **kwargs: Any) -> Any:
+    """A call over groups and, faster, tiles of rows."""
+    params = pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=_budget())
+    grid = (plan.groups, pl.cdiv(rows, tile))
+    return pl.pallas_call(functools.partial(body, plan), name=name, grid=grid, compiler_params=params, **kwargs)
+
+
+def _rows(tile: int, width: int) -> pl.BlockSpec:
+    """A tile of rows of a group's columns."""
+    return pl.BlockSpec((tile, width), lambda group, row: (row, group))
+
+
+def _weight(plan: Tiling) -> pl.BlockSpec:
+    return pl.BlockSpec((None, *plan.shape[1:]), lambda group, row: (group, 0, 0))
+
+
+def _forward(plan: Tiling, x: jax.Array, weight: jax.Array, bias: jax.Array) -> Any:
+    tile = _tile(plan, x, backward=False)
+    shift = pl.BlockSpec((1, plan.outputs), lambda group, row: (0, group))
+    y = _call(
+        _forward_kernel, "block_diagonal_forward", plan, tile, x.shape[0],
+        in_specs=[_rows(tile, plan.inputs), _weight(plan), shift],
+        out_specs=_rows(tile, plan.outputs),
+        out_shape=jax.ShapeDtypeStruct((x.shape[0], bias.shape[1]), x.dtype),
+    )(x, weight, bias)  # fmt: skip
+    return (y,), ()
+
+
+def _backward(plan: Tiling, x: jax.Array, g: jax.Array, weight: jax.Array) -> Any:
+    tile = _tile(plan, x, backward=True)
+    dx, dweight = _call(
+        functools.partial(_backward_kernel, x.shape[0]), "block_diagonal_backward", plan, tile, x.shape[0],
+        in_specs=[_rows(tile, plan.inputs), _rows(tile, plan.outputs), _weight(plan)],
+        out_specs=[_rows(tile, plan.inputs), _weight(plan)],
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype), jax.ShapeDtypeStruct(weight.shape, jnp.float32)],
+    )(x, g, weight)  # fmt: skip
+    return (dx,), (dweight,)
+
+
+def _forward_kernel(plan: Tiling, x: Any, weight: Any, bias: Any, y: Any) -> None:
+    pieces = []
+    for source, target in zip(plan.sources, plan.targets, strict=True):
+        pieces.append(dot(x[:, source.columns], weight[source.rows, : target.stop - target.start], 1, 0))
+    for columns, value in merged(plan.targets, pieces):
+        y[:, columns] = (value + bias[:, columns]).astype(y.dtype)
+
+
+def _backward_kernel(rows: int, plan: Tiling, x: Any, g: Any, weight: Any, dx: Any, dweight: Any) -> None:
+    @pl.when(pl.program_id(1) == 0)
+    def _() -> None:
+        dweight[...] = jnp.zeros_like(dweight)
+
+    def read(ref: Any, columns: slice) -> jax.Array:
+        """Columns of a tile, zeros instead of what lies behind the last row."""
+        value = ref[:, columns]
+        if rows % x.shape[0] == 0:
+            return value
+        at = pl.program_id(1) * x.shape[0] + jax.lax.broadcasted_iota(jnp.int32, value.shape, 0)
+        return jnp.where(at < rows, value, jnp.zeros_like(value))
+
+    pieces = []
+    for source, target in zip(plan.sources, plan.targets, strict=True):
+        u, h, width = read(x, source.columns), read(g, target.columns), target.stop - target.start
+        dweight[source.rows, :width] += dot(u, h, 0, 0)
+        pieces.append(dot(h, weight[source.rows, :width], 1, 1))
+    for columns, value in merged(plan.sources, pieces):
+        dx[:, columns] = value.astype(dx.dtype)
