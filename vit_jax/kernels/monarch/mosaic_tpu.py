@@ -8,17 +8,15 @@ its rows, since jit does not divide a Pallas call.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import PartitionSpec as P
 
-from vit_jax import sharding
 from vit_jax.kernels.monarch.layout import Sizes, blocked_bias
+from vit_jax.kernels.monarch.spread import everywhere
 from vit_jax.kernels.monarch.tiling import LANES, Tiling, exchange, lay_out, merged, take_back, tiling
 from vit_jax.kernels.products import dot
 
@@ -98,7 +96,7 @@ def _product_fwd(sizes: Sizes, x: Any, kernel_1: Any, kernel_2: Any, bias: Any) 
     plan = tiling(sizes)
     weights = lay_out(plan, kernel_1.astype(x.dtype), kernel_2.astype(x.dtype))
     shift = jnp.zeros(sizes.outputs) if bias is None else bias.astype(jnp.float32)
-    (y,), _ = _everywhere(functools.partial(_forward, plan), (x,), (*weights, shift[None]))
+    (y,), _ = everywhere(functools.partial(_forward, plan), (x,), (*weights, shift[None]))
     return y, (x, kernel_1, kernel_2, None if bias is None else jnp.zeros((0,), bias.dtype))
 
 
@@ -106,32 +104,13 @@ def _product_bwd(sizes: Sizes, saved: Any, g: jax.Array) -> tuple[Any, ...]:
     x, kernel_1, kernel_2, bias_type = saved
     plan, g = tiling(sizes), g.astype(x.dtype)
     weights = lay_out(plan, kernel_1.astype(x.dtype), kernel_2.astype(x.dtype))
-    (dx,), sums = _everywhere(functools.partial(_backward, plan), (x, g), weights)
+    (dx,), sums = everywhere(functools.partial(_backward, plan), (x, g), weights)
     d1, d2 = take_back(plan, *sums)
     dbias = None if bias_type is None else jnp.sum(g, axis=0, dtype=jnp.float32).astype(bias_type.dtype)
     return dx, d1.astype(kernel_1.dtype), d2.astype(kernel_2.dtype), dbias
 
 
 _product.defvjp(_product_fwd, _product_bwd)
-
-
-def _everywhere(f: Callable[..., Any], split: tuple[jax.Array, ...], whole: tuple[jax.Array, ...]) -> Any:
-    """``f(*split, *whole) -> (arrays of rows, sums over the rows)`` with each device's rows on that device."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or mesh.manual_axes:
-        return f(*split, *whole)
-    rows = split[0].shape[0]
-    more = -rows % (mesh.shape["replica"] * mesh.shape["fsdp"])
-    split = tuple(jnp.pad(x, ((0, more), (0, 0))) for x in split) if more else split
-
-    def local(*args: jax.Array) -> Any:
-        arrays, sums = f(*args)
-        return arrays, jax.tree.map(lambda s: jax.lax.psum(s, sharding.BATCH), sums)
-
-    specs = (P(sharding.BATCH),) * len(split) + (P(),) * len(whole)
-    spread = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=(P(sharding.BATCH), P()), check_vma=False)
-    arrays, sums = spread(*split, *whole)
-    return tuple(a[:rows] for a in arrays), sums
 
 
 def _forward(plan: Tiling, x: jax.Array, w1: jax.Array, w2: jax.Array, bias: jax.Array) -> Any:

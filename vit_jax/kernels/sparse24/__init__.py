@@ -2,8 +2,9 @@
 
 ``y = (x @ unpack(values, index)) * scale + bias``. Of every four consecutive inputs of an output two weights are
 stored with their places (:mod:`.packed`): 9/16 of the bytes of a dense bfloat16 kernel, 5/16 with int8 values. With few
-rows a product takes as long as its weights take to arrive, so ``mosaic_tpu`` expands them where they arrive, beside
-the matrix unit; with many rows the arithmetic decides, of which 2:4 saves nothing on a TPU, and ``xla`` unpacks first.
+rows a product takes as long as its weights take to arrive, so ``mosaic_tpu`` and ``mosaic_gpu`` expand them where they
+arrive, beside the matrix unit; with many rows the arithmetic decides, of which neither saves any, and ``xla`` unpacks
+first.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.kernels import dispatch
-from vit_jax.kernels.sparse24 import mosaic_tpu, xla
+from vit_jax.kernels.sparse24 import mosaic_gpu, mosaic_tpu, xla
 from vit_jax.kernels.sparse24.packed import mask24, pack, pack_int8, unpack
 from vit_jax.types import Array, UserError
 
@@ -24,6 +25,9 @@ __all__ = ["IMPLEMENTATIONS", "mask24", "pack", "pack_int8", "sparse24", "unpack
 IMPLEMENTATIONS = {
     "mosaic_tpu": dispatch.Implementation(
         mosaic_tpu.forward, refuses=mosaic_tpu.refuses, unwise=mosaic_tpu.unwise, platform="tpu"
+    ),
+    "mosaic_gpu": dispatch.Implementation(
+        mosaic_gpu.forward, refuses=mosaic_gpu.refuses, unwise=mosaic_gpu.unwise, platform="gpu"
     ),
     "xla": dispatch.Implementation(xla.forward),
 }
