@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from vit_jax import config
 from vit_jax.layers.block_diagonal import BlockDiagonal
+from vit_jax.layers.block_sparse import BlockSparse
 from vit_jax.layers.linear import Dense, LinearSpec
 from vit_jax.layers.low_rank import LowRank
 from vit_jax.layers.monarch import Monarch
@@ -20,6 +21,7 @@ LINEARS: dict[str, Callable[..., LinearSpec]] = {
     "low_rank": LowRank,
     "sparse24": Sparse24,
     "packed24": Packed24,
+    "block_sparse": BlockSparse,
 }
 Spec = Annotated[Any, config.Choice(LINEARS)]
 """Type of a module's field that holds a :class:`~vit_jax.layers.linear.LinearSpec`."""
@@ -40,6 +42,8 @@ def spec_of(shapes: Mapping[str, tuple[int, ...]]) -> LinearSpec | None:
 
     A kernel of two axes is dense, whatever is done to it in training.
     """
+    if fixed := BlockSparse.of(shapes):
+        return fixed
     ranks = tuple(len(shapes[name]) for name in ("kernel", "kernel_1", "kernel_2") if name in shapes)
     found: dict[tuple[int, ...], Callable[[], LinearSpec]] = {
         (2,): Dense,

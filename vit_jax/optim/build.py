@@ -26,7 +26,7 @@ from vit_jax.types import Params, UserError
 KERNELS_ONLY: masks.Rules = (
     (r"(.*/)?(bias|scale\w*|embedding|pos_\w+|cls|\w*registers?|\w*_token|probe|queries|logit_\w+|short|\w*skip)", 0.0),
     (r"(.*/)?mixer/(residual_)?(forward|backward)/.*", 0.0),  # long filters, as in the published recipes
-    (r"(.*/)?(\w*kernel(_[12])?|vocabulary)", 1.0),
+    (r"(.*/)?(\w*kernel(_\w+)?|vocabulary)", 1.0),
 )
 """Default weight decay: matrices of linear maps and convolutions, nothing else."""
 

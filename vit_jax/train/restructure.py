@@ -8,17 +8,18 @@ not follow: a gradient of the product says nothing unique about those of the fac
 from __future__ import annotations
 
 import collections
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from vit_jax.layers.block_sparse import BlockSparse
 from vit_jax.layers.linear import Dense
 from vit_jax.layers.sparse24 import Sparse24
 from vit_jax.layers.specs import name_of, spec_of
 
-LEAVES = ("kernel", "kernel_1", "kernel_2", "bias")
 Flat = dict[str, Any]
 
 
@@ -39,8 +40,8 @@ def restructure(have: Mapping[str, Any], want: Mapping[str, Any]) -> tuple[Flat,
         if found is None:
             continue
         how, error, new = found
-        for leaf in LEAVES:
-            out.pop(f"{parent}/{leaf}", None)
+        for leaf in _leaves(have, parent):
+            del out[f"{parent}/{leaf}"]
         out |= {f"{parent}/{leaf}": np.asarray(value) for leaf, value in new.items()}
         errors[how].append(error)
     notes = []
@@ -55,17 +56,20 @@ def _map(have: Mapping[str, Any], want: Mapping[str, Any], parent: str) -> tuple
 
     A model whose masks are frozen is known by its own kernels: they start with the zeros that they will keep.
     """
-    there, here = ({leaf: t[f"{parent}/{leaf}"] for leaf in LEAVES if f"{parent}/{leaf}" in t} for t in (have, want))
+    there, here = _leaves(have, parent), _leaves(want, parent)
     shapes = {leaf: tuple(x.shape) for leaf, x in here.items()}
     old, new = spec_of({leaf: tuple(x.shape) for leaf, x in there.items()}), spec_of(shapes)
-    if new == Dense() and _kept(here["kernel"]) == {2} and max(_kept(there.get("kernel")), default=0) > 2:
-        new = Sparse24(mask="frozen")
+    if new == Dense():
+        new = _frozen(here["kernel"], there.get("kernel")) or new
     if old is None or new is None or old == new:
         return None
     wide = {leaf: np.asarray(x).astype(np.float32) for leaf, x in there.items()}
     kernel, bias = old.to_dense(wide)
-    if isinstance(new, Dense | Sparse24):  # what was padded to fill blocks is cut
-        kernel = kernel[: shapes["kernel"][0], : shapes["kernel"][1]]
+    if isinstance(new, Dense | Sparse24 | BlockSparse):  # what was padded to fill blocks is cut
+        size = new.size(shapes) if isinstance(new, BlockSparse) else shapes["kernel"]
+        kernel = kernel[: size[0], : size[1]]
+        if kernel.shape != size:
+            return None
     params = new.from_dense(kernel, bias)
     if {leaf: tuple(np.shape(x)) for leaf, x in params.items()} != shapes:
         return None
@@ -73,6 +77,22 @@ def _map(have: Mapping[str, Any], want: Mapping[str, Any], parent: str) -> tuple
     again = np.asarray(new.to_dense(params)[0], np.float64)[: dense.shape[0], : dense.shape[1]]
     error = float(np.linalg.norm(again - dense)) / max(float(np.linalg.norm(dense)), 1e-30)
     return f"from {name_of(old)} to {name_of(new)}", error, params
+
+
+def _leaves(tree: Mapping[str, Any], parent: str) -> dict[str, Any]:
+    """The parameters of the map at ``parent``, by name."""
+    found = ((path, path.rpartition("/")) for path in tree)
+    return {name: tree[path] for path, (at, _, name) in found if at == parent and re.match("kernel|bias$", name)}
+
+
+def _frozen(kernel: Any, before: Any) -> Sparse24 | BlockSparse | None:
+    """The spec of a model whose fresh ``kernel [in, out]`` has the zeros of a frozen mask, unless ``before`` has it."""
+    if _kept(kernel) == {2} and max(_kept(before), default=0) > 2:
+        return Sparse24(mask="frozen")
+    spec = BlockSparse.of_pruned(kernel) if isinstance(kernel, np.ndarray | jax.Array) else None
+    if spec is None or before is None or before.shape != kernel.shape:
+        return spec
+    return None if np.array_equal(spec.from_dense(before, None)["kernel"], before) else spec
 
 
 def _kept(kernel: Any) -> set[int]:
