@@ -63,14 +63,14 @@ def main() -> None:
     parser.add_argument("--data", default=None, help="where the recipe's data lie, if it does not bring them")
     parser.add_argument("--out", required=True, help="folder for the runs")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="the other rows stay")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--duration", default=None, help="another length of training, '1 epochs' for a try")
     parser.add_argument("--results", default=None, help="default: beside this file")
     args = parser.parse_args()
     runtime.setup()
     path = pathlib.Path(args.results or HERE / f"results_{args.recipe}.json")
     rows = json.loads(path.read_text()) if path.exists() else []
-    for seed in range(args.seeds):
+    for seed in args.seeds:
         for method in args.methods:
             rows = [r for r in rows if (r["method"], r["seed"]) != (method, seed)] + [one(method, seed, args)]
             path.write_text(json.dumps(rows, indent=1) + "\n")
