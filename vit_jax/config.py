@@ -216,7 +216,7 @@ def spec_fields(text: str, table: Mapping[str, Any], path: str) -> dict[str, Any
         keywords = [(str(k.arg), _literal(k.value)) for k in call.keywords]
     except (SyntaxError, ValueError, TypeError):
         raise UsageError(
-            f"{path}={text!r} cannot be read; write a name or name(key=value){suggest(text, table)}"
+            f"{path}={text!r} cannot be read; write a name or name(key=value), paths in quotes{suggest(text, table)}"
         ) from None
     order = list(hints(_class_of(lookup(table, name, path))))
     if len(args) > len(order):

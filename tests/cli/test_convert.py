@@ -2,6 +2,7 @@
 
 import json
 
+import jax.export
 import numpy as np
 import pytest
 
@@ -10,6 +11,7 @@ from vit_jax.cli import main
 from vit_jax.convert import base
 from vit_jax.convert.base import Preprocess, Pretrained
 from vit_jax.convert.tensors import Tensor
+from vit_jax.predict import Predictor
 
 MODEL = models.create("vit", width=64, depth=1, heads=4, mlp_dim=96, patch=8, num_classes=3)
 
@@ -46,6 +48,38 @@ def test_verify_prints_its_figures_and_fails_on_a_difference(source, tmp_path, c
     assert "above" in capsys.readouterr().out
 
 
+def test_packing_by_one_command(run, tmp_path, capsys):
+    """Dense to 2:4 with the levels of int8, which says what it costs; that to packed, which costs nothing; and back."""
+    sparse, packed, dense = (tmp_path / name for name in ("sparse", "packed", "dense"))
+    trained = "mlp_linear=sparse24(mask='frozen', bits=8)"
+    assert main(["convert", str(run.workdir), str(sparse), "--to", "vit_jax", "--linear", trained]) == 0
+    printed = capsys.readouterr().out
+    assert "2 linear maps go from dense to sparse24" in printed and "50% of their weights were pruned away" in printed
+    packing = ["--to", "vit_jax", "--linear", "mlp_linear=packed24(int8)", "--verify"]
+    assert main(["convert", str(sparse), str(packed), *packing]) == 0
+    printed = capsys.readouterr().out
+    assert "2 linear maps go from sparse24" in printed and "to packed24(int8), exactly" in printed
+    assert "pruned" not in printed and " bytes\n" in printed and printed.count("max |Δlogit|") == 2
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
+    expected = Predictor.load(sparse).probabilities(images)
+    np.testing.assert_allclose(Predictor.load(packed).probabilities(images), expected, atol=2e-6)
+    found = []
+    for folder in (sparse, packed):  # the packed one is no model to train, but one to evaluate
+        decays = "--config.optim.weight_decay=0.1"  # whose rules know nothing of packed parameters
+        assert main(["evaluate", "--workdir", str(folder), "--json", str(tmp_path / "x.json"), decays]) == 0
+        found.append(json.loads((tmp_path / "x.json").read_text()))
+    assert found[0]["val/accuracy"] == found[1]["val/accuracy"] and found[1]["checkpoint"].startswith(str(packed))
+    assert found[0]["val/loss"] == pytest.approx(found[1]["val/loss"], abs=1e-6)
+    assert main(["predict", "--workdir", str(packed), str(run.images / "ant" / "0.png")]) == 0
+    assert main(["export", "--workdir", str(packed), "--to", "stablehlo", str(tmp_path / "program")]) == 0
+    program = jax.export.deserialize(bytearray((tmp_path / "program" / "model.stablehlo").read_bytes()))
+    np.testing.assert_allclose(np.asarray(program.call(images)), expected, atol=2e-6)
+    capsys.readouterr()
+    assert main(["convert", str(packed), str(dense), "--to", "timm", "--linear", "dense"]) == 0
+    assert "from packed24(int8) to dense, exactly" in capsys.readouterr().out
+    np.testing.assert_allclose(Predictor.load(dense).probabilities(images), expected, atol=2e-6)
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
@@ -53,6 +87,8 @@ def test_verify_prints_its_figures_and_fails_on_a_difference(source, tmp_path, c
         (["SOURCE", "x", "--to", "tim"], 2, "unknown format 'tim'; did you mean 'timm'?"),
         (["SOURCE", "x", "--to", "timm", "--model", "vit_b61"], 2, "did you mean 'vit_b16'"),
         (["SOURCE", "x.pth", "--to", "timm"], 2, "x.pth' is no place for timm"),
+        (["SOURCE", "x", "--to", "vit_jax", "--linear", "packed25"], 2, "did you mean 'packed24'"),
+        (["SOURCE", "x", "--to", "vit_jax", "--linear", "monarch(5)"], 1, "encoder/block_0/"),
         (["SOURCE", ".", "--to", "timm"], 1, "exists and is not overwritten"),
     ],
 )

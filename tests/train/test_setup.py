@@ -102,7 +102,7 @@ def test_evaluators_are_merged_and_unreadable_images_counted(tiny, one_device, m
 )
 def test_mistakes_are_found_before_anything_is_computed(tiny, one_device, change, text):
     with pytest.raises(UserError, match=text):
-        one_device(tiny(**change))
+        one_device(tiny(**change)).init()
 
 
 def test_the_step_lowers_for_accelerators(tiny, one_device):

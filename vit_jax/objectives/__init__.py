@@ -8,6 +8,8 @@ from vit_jax.objectives.base import split as split
 from vit_jax.objectives.classify import Classify as Classify
 from vit_jax.objectives.coca import CoCa as CoCa
 from vit_jax.objectives.contrast import Contrast as Contrast
+from vit_jax.objectives.distill import Distill as Distill
+from vit_jax.objectives.distill import Teacher as Teacher
 from vit_jax.objectives.pairs import Pairs as Pairs
 
-OBJECTIVES = {"classify": Classify, "contrast": Contrast, "coca": CoCa}
+OBJECTIVES = {"classify": Classify, "contrast": Contrast, "coca": CoCa, "distill": Distill}

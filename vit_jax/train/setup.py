@@ -24,10 +24,10 @@ from vit_jax.objectives import Apply
 from vit_jax.optim import build as build_optimizer
 from vit_jax.optim import masks, trainable
 from vit_jax.sharding import make_mesh
-from vit_jax.train import flops
+from vit_jax.train import flops, teacher
 from vit_jax.train.config import TrainConfig
 from vit_jax.train.state import TrainState, abstract_params, make_init
-from vit_jax.train.step import check_batch, make_train_step
+from vit_jax.train.step import Step, check_batch, make_train_step
 from vit_jax.types import Batch, Params, UsageError, UserError
 
 
@@ -43,10 +43,11 @@ class Setup:
       model: unbound module, its head fitted to the data.
       apply: the model as a function of its parameters.
       total_steps: length of training.
-      init: ``init(params=None) -> TrainState``, sharded.
+      init: ``init(params=None) -> TrainState``, sharded. What training takes and evaluation does not is found out here:
+        parameters that have a gradient, the objective's teacher.
       shapes: of the state.
       shardings: of the state.
-      step: the jitted train step, ``(state, batch) -> (state, metrics)``.
+      step: the jitted train step, ``(state, batch) -> (state, metrics)``; found out as by ``init``.
       schedule: step -> learning rate.
       trained: paths of the parameters that are not frozen, in the order of ``metrics["finite"]``.
       prepare: jitted host batch -> evaluation batch.
@@ -63,7 +64,7 @@ class Setup:
     init: Callable[..., TrainState]
     shapes: TrainState
     shardings: TrainState
-    step: jax.stages.Wrapped
+    step: Step
     schedule: Callable[[Any], Any]
     trained: tuple[str, ...]
     prepare: Callable[[Batch], Batch]
@@ -180,33 +181,48 @@ def build(config: TrainConfig, devices: Any = None) -> Setup:
     apply = functools.partial(_apply, model)
     with jax.set_mesh(mesh):
         boxed = abstract_params(model, inputs)
-    _check_trainable(nn.unbox(boxed))
     # outside of the mesh: its devices may be those of a topology that is not here
     steps_of = functools.partial(_steps, batch_size=c.batch_size, num_examples=len(train), total=total)
-    tx, schedule = build_optimizer(c.optim, nn.unbox(boxed), total, steps_of)
+    fixed = _fixed(nn.unbox(boxed))
+    tx, schedule = optax.identity(), optax.constant_schedule(0.0)
+    if not fixed:
+        tx, schedule = build_optimizer(c.optim, nn.unbox(boxed), total, steps_of)
     tx = optax.with_extra_args_support(tx)
     with jax.set_mesh(mesh):
-        init, shapes, shardings = make_init(model, inputs, tx, seed=c.seed, ema=c.ema is not None, mesh=mesh)
+        make, shapes, shardings = make_init(model, inputs, tx, seed=c.seed, ema=c.ema is not None, mesh=mesh)
+
+    @functools.cache
+    def given() -> Any:
+        if fixed:
+            raise UserError(fixed)
+        return teacher.load(c, model, train.info.class_names, mesh) if hasattr(c.objective, "teacher") else None
+
+    def init(params: Params | None = None) -> TrainState:
+        given()
+        return make(params)
+
     step = make_train_step(
         apply, c.objective, tx, augment=c.augment.train_fn(train.info.num_classes), schedule=schedule,
-        seed=c.seed, mesh=mesh, shardings=shardings, accumulate=c.accumulate, ema=c.ema,
+        seed=c.seed, mesh=mesh, shardings=shardings, accumulate=c.accumulate, ema=c.ema, given=given,
     )  # fmt: skip
-    trained = tuple(jax.tree.leaves(masks.keep(trainable(c.optim, shapes.params), masks.paths(shapes.params))))
+    learned = {} if fixed else masks.keep(trainable(c.optim, shapes.params), masks.paths(shapes.params))
+    trained = tuple(jax.tree.leaves(learned))
     prepare = jax.jit(c.augment.eval_fn())
     return Setup(
         c, mesh, train, val, model, apply, total, init, shapes, shardings, step, schedule, trained, prepare, others
     )
 
 
-def _check_trainable(shapes: Params) -> None:
-    """Raises a :class:`UserError` for parameters without gradient."""
+def _fixed(shapes: Params) -> str | None:
+    """Why a model is there to be evaluated only: it has parameters without gradient; else None."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise UserError(
+            return (
                 f"{name} holds {leaf.dtype} numbers, which cannot be trained; train 'sparse24', and take 'packed24' to "
                 "run what it has learned."
             )
+    return None
 
 
 def _others(c: TrainConfig) -> dict[tuple[str, str], Source]:

@@ -82,6 +82,34 @@ def check_batch(batch_size: int, accumulate: int, group: int | None, mesh: Mesh)
             )
 
 
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """``step(state, batch) -> (state, metrics)``, jitted; the state is donated.
+
+    Attributes:
+      jitted: the same as a function of a third argument, what the objective is bound to.
+      given: that argument: called at every use, it returns one and the same.
+    """
+
+    jitted: jax.stages.Wrapped
+    given: Callable[[], Any]
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        return self.jitted(state, batch, self.given())
+
+    def trace(self, state: Any, batch: Any) -> jax.stages.Traced:
+        """As of every jitted function; ``state`` and ``batch`` may be shapes."""
+        return self.jitted.trace(state, batch, self.given())
+
+    def lower(self, state: Any, batch: Any) -> jax.stages.Lowered:
+        """As :meth:`trace`."""
+        return self.jitted.lower(state, batch, self.given())
+
+
+def nothing() -> None:
+    """What most objectives are bound to."""
+
+
 def make_train_step(
     apply: Apply,
     objective: Objective,
@@ -94,7 +122,8 @@ def make_train_step(
     shardings: TrainState,
     accumulate: int = 1,
     ema: float | None = None,
-) -> jax.stages.Wrapped:
+    given: Callable[[], Any] = nothing,
+) -> Step:
     """One jitted ``step(state, batch) -> (state, metrics)``; the state is donated.
 
     Args:
@@ -108,16 +137,19 @@ def make_train_step(
       shardings: of the state.
       accumulate: number of micro-batches, computed one after the other; the gradient is that of the whole batch.
       ema: decay of the parameters' moving average.
+      given: what the objective is bound to before it is used, by ``objective.bind``: a pytree on the mesh, or None. Its
+        arrays are an argument of the compiled program: jit would write arrays of a closure into it, as text.
 
     Returns:
       The step. Its metrics are float32 scalars: ``loss``, ``lr``, ``grad_norm``, ``update_norm``, what the objective
       measures, and ``finite``, bool[number of trained leaves]: whether each leaf's gradient is.
     """
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+    def step(state: TrainState, batch: Batch, given: Any) -> tuple[TrainState, StepMetrics]:
+        bound: Objective = objective if given is None else objective.bind(given)  # type: ignore[attr-defined]
         batch = augment(rng.stream(seed, "augment", state.step), batch)
         rngs = {"dropout": rng.stream(seed, "dropout", state.step)}
-        grad_fn = GradFn(objective, apply, batch, rngs, accumulate)
+        grad_fn = GradFn(bound, apply, batch, rngs, accumulate)
         (loss, metrics), grads = grad_fn.value_and_grad(state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params, grad_fn=grad_fn)
         params = optax.apply_updates(state.params, updates)
@@ -130,9 +162,10 @@ def make_train_step(
         return TrainState(state.step + 1, params, opt_state, average), values
 
     replicated = NamedSharding(mesh, P())
-    return jax.jit(
+    jitted = jax.jit(
         step,
-        in_shardings=(shardings, sharding.data_sharding(mesh)),
+        in_shardings=(shardings, sharding.data_sharding(mesh), None),  # what is given keeps the layout it has
         out_shardings=(shardings, replicated),
         donate_argnums=0,
     )
+    return Step(jitted, given)

@@ -1,0 +1,159 @@
+"""Linear maps change their structure: exactly where that can be, said how far where not, in every kind of model."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_jax import convert, models
+from vit_jax.convert import base
+from vit_jax.convert.base import Preprocess, Pretrained
+from vit_jax.convert.native import leaves
+from vit_jax.convert.relinear import Request, relinear
+from vit_jax.layers.sparse24 import Sparse24, prune
+from vit_jax.types import UsageError, UserError
+
+SMALL = {"patch": 4, "width": 16, "mlp_dim": 32, "depth": 2}
+
+
+def pretrained(model, rng, **fields):
+    shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), *model.inputs(8))["params"])
+    params = jax.tree.map(lambda s: jnp.asarray(rng.normal(scale=0.3, size=s.shape), s.dtype), shapes)
+    names = tuple(map(str, range(base.classes(model))))
+    return Pretrained(model, leaves(params), Preprocess(8), names, **fields)
+
+
+def vit(rng, **fields):
+    return pretrained(models.create("vit", heads=2, num_classes=3, **SMALL, **fields), rng)
+
+
+def outputs(found, rng):
+    image = np.random.default_rng(5).normal(size=(4, 8, 8, 3)).astype(np.float32)
+    return np.asarray(found.model.apply({"params": found.tree(jnp.asarray)}, image))
+
+
+def changed(found, *texts):
+    return relinear(found, [Request.parse(text) for text in texts])
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_what_was_trained_quantised_is_packed_exactly(rng, bits):
+    sparse = vit(rng, mlp_linear=Sparse24(mask="frozen", bits=bits), qkv_linear=Sparse24(bits=bits))
+    packed, notes = changed(sparse, "packed24(int8)")
+    assert packed.model.mlp_linear.storage == "int8" == packed.model.out_linear.storage
+    for path in ("encoder/block_0/mlp/mlp_in", "encoder/block_1/attention/qkv"):
+        kernel = np.asarray(sparse.params[f"{path}/kernel"].read(), np.float64)
+        kept = np.asarray(prune(kernel.astype(np.float32)), np.float64)
+        scale = (np.abs(kept.astype(np.float32)).max(0) / np.float32(2 ** (bits - 1) - 1)).astype(np.float32)
+        np.testing.assert_allclose(packed.params[f"{path}/kernel_scale"].read(), scale, rtol=3e-7)
+        spec = packed.model.mlp_linear
+        here = {k.removeprefix(f"{path}/"): jnp.asarray(t.read()) for k, t in packed.params.items() if path in k}
+        trained = Sparse24(bits=bits).to_dense({"kernel": jnp.asarray(kernel, jnp.float32)})[0]
+        np.testing.assert_allclose(spec.to_dense(here)[0], trained, rtol=3e-7)
+    (exact,) = (note for note in notes if "exactly" in note)
+    assert exact.startswith("6 linear maps go from sparse24") and "pruned" not in exact
+    only = changed(sparse, "mlp_linear=packed24(int8)", "qkv_linear=packed24(int8)")[0]
+    np.testing.assert_allclose(outputs(only, rng), outputs(sparse, rng), atol=2e-5)
+
+
+def test_a_dense_map_is_pruned_and_that_is_said(rng):
+    dense = vit(rng)
+    packed, notes = changed(dense, "mlp_linear=packed24(float32)")
+    kernel = np.asarray(dense.params["encoder/block_0/mlp/mlp_out/kernel"].read())
+    kept = np.asarray(prune(kernel))
+    error = np.linalg.norm(kept - kernel) / np.linalg.norm(kernel)
+    assert notes[0].startswith("4 linear maps go from dense to packed24(float32), off by 0.")
+    assert "50% to 50% of their weights were pruned away, train 'sparse24' before" in notes[0]
+    low, high = (float(word) for word in notes[0].split("off by ")[1].split(" of")[0].split(" to "))
+    assert low - 0.005 <= error <= high + 0.005
+    assert packed.model.qkv_linear == dense.model.qkv_linear
+    bytes_of = lambda p: sum(t.read().nbytes for t in p.params.values())  # noqa: E731
+    assert notes[-1] == f"parameters: {bytes_of(dense):,} -> {bytes_of(packed):,} bytes"
+
+
+@pytest.mark.parametrize("spec", ["monarch(2)", "low_rank(4)", "block_diagonal(2)", "sparse24", "packed24"])
+def test_to_dense_computes_the_same(rng, spec):
+    other, _ = changed(vit(rng), spec)
+    dense, notes = changed(other, "dense")
+    assert all("exactly" in note for note in notes[:-1])
+    np.testing.assert_allclose(outputs(dense, rng), outputs(other, rng), atol=3e-2 if spec == "packed24" else 2e-5)
+    assert set(dense.params) == set(vit(rng).params)
+
+
+def test_padded_maps_are_cut(rng):
+    model = models.create("vit", heads=2, num_classes=3, **{**SMALL, "width": 30, "mlp_dim": 62})
+    found = pretrained(model, rng)
+    monarch, _ = changed(found, "monarch(4)")
+    dense, _ = changed(monarch, "dense")
+    assert {k: t.shape for k, t in dense.params.items()} == {k: t.shape for k, t in found.params.items()}
+    np.testing.assert_allclose(outputs(dense, rng), outputs(monarch, rng), atol=2e-5)
+
+
+TOWER = {"width": 16, "depth": 1, "heads": 2, "mlp_dim": 32}
+OTHERS = {
+    "mixer": ("mixer", {**SMALL, "token_dim": 8, "num_classes": 3}),
+    "monarch_mixer": ("monarch_mixer", {**SMALL, "num_classes": 3}),
+    "coca": (
+        "coca",
+        {
+            "image_tower": {"name": "vit", "patch": 4, "pool": "map", **TOWER},
+            "text_tower": {"vocab_size": 50, "length": 6, "end_id": 2, "pool": "cls", **TOWER},
+            "decoder": {"depth": 1, "heads": 2, "mlp_dim": 32},
+            "embed_dim": 16, "queries": 3, "pool_heads": 2,
+        },
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_model_and_back_from_its_folder(rng, tmp_path, name):
+    """Towers and decoders as well; what has no spec (pooling, maps across tokens) stays."""
+    row, fields = OTHERS[name]
+    found = pretrained(models.create(row, **fields), rng)
+    packed, _ = changed(found, "packed24(int8)")
+    parents = {p.rpartition("/")[0] for p in packed.params if p.endswith("kernel_index")}
+    assert not any("pool" in p or "tokens" in p for p in parents)
+    wanted = {p.rpartition("/")[0] for p in found.params if p.endswith("/kernel") and "/encoder/" in f"/{p}"}
+    assert parents == {p for p in wanted if "/tokens/" not in p and "filter" not in p and "ward" not in p}
+    convert.save(packed, tmp_path / "packed", "vit_jax")
+    with convert.load(tmp_path / "packed") as again:
+        assert again.model == packed.model
+        for path, tensor in packed.params.items():
+            np.testing.assert_array_equal(again.params[path].read(), tensor.read(), err_msg=path)
+        dense, _ = changed(again, "dense")
+    assert set(dense.params) == set(found.params)
+
+
+def test_a_runs_configuration_follows(rng):
+    raw = {"model": {"name": "vit", "heads": 2, **SMALL}, "data": {"path": "digits"}, "seed": 3}
+    found = pretrained(models.create("vit", heads=2, num_classes=3, **SMALL), rng, config=raw)
+    packed, _ = changed(found, "mlp_linear=packed24")
+    assert (
+        packed.config["data"] == raw["data"]
+        and packed.config["seed"] == 3
+        and raw["model"].keys() == {"name", "heads", *SMALL}
+    )
+    assert models.create(**packed.config["model"]).mlp_linear == packed.model.mlp_linear
+    assert "num_classes" not in packed.config["model"]
+
+
+def test_what_is_there_already_stays(rng):
+    found = vit(rng)
+    same, notes = changed(found, "dense")
+    assert notes[0] == "its linear maps are such already" and same.model == found.model
+    assert all(same.params[k] is found.params[k] for k in found.params)
+
+
+def test_mistakes(rng):
+    with pytest.raises(UsageError, match=r"packed42.*did you mean 'packed24'"):
+        Request.parse("packed42")
+    with pytest.raises(
+        UsageError, match=r"unknown field of --linear 'mlp'; allowed: mlp_linear, out_linear, qkv_linear"
+    ):
+        Request.parse("mlp=dense")
+    with pytest.raises(UserError, match=r"encoder/block_0/attention/qkv: .*multiple of 4"):
+        changed(pretrained(models.create("vit", heads=2, **{**SMALL, "width": 18}), rng), "packed24")
+    assert Request.parse("sparse24(mask='frozen')").field is None
+    with pytest.raises(UserError, match=r"Linear has no linear maps to choose for; leave --linear out"):
+        relinear(Pretrained(models.base.Linear(3), {}, Preprocess(8)), [Request.parse("dense")])

@@ -1,0 +1,210 @@
+"""The linear maps of a model in another structure: packed for inference, densified for other projects, projected.
+
+Which parameters belong to a map, and of what size it is, is asked of the model itself: a probe takes the place of the
+spec, and the paths of its parameters are those of the maps.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax import config
+from vit_jax.convert.base import Pretrained, describe, shapes
+from vit_jax.convert.tensors import Tensor, Tensors
+from vit_jax.kernels.sparse24.packed import compress
+from vit_jax.layers.linear import Dense, LinearSpec
+from vit_jax.layers.sparse24 import Packed24, Sparse24
+from vit_jax.layers.specs import FIELDS, Spec, name_of
+from vit_jax.types import Params, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What the maps of a model are to become.
+
+    Attributes:
+      spec: the structure.
+      field: of which maps: one of ``specs.FIELDS``, or None for all of them.
+    """
+
+    spec: LinearSpec
+    field: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Request:
+        """From ``"packed24(int8)"`` or ``"mlp_linear=packed24(int8)"``.
+
+        Raises:
+          UsageError: an unknown structure or field.
+        """
+        field, equals, rest = text.partition("=")
+        if not equals or "(" in field:
+            return cls(config.parse(Spec, text, "--linear"))
+        config.lookup(dict.fromkeys(FIELDS), field.strip(), "field of --linear")
+        return cls(config.parse(Spec, rest.strip(), f"--linear {field}"), field.strip())
+
+
+def relinear(pretrained: Pretrained, requests: Sequence[Request]) -> tuple[Pretrained, list[str]]:
+    """``pretrained`` with maps of other structures; a later request overrules an earlier one.
+
+    Args:
+      pretrained: any model; of its towers and decoder the maps change as well.
+      requests: what is wanted. Fields that have the spec already stay as they are.
+
+    Returns:
+      The model with its new parameters in memory, and what was done, a phrase each.
+
+    Raises:
+      UserError: a map cannot take the structure; the model has no such maps.
+    """
+    model, size = pretrained.model, pretrained.preprocess.size
+    changed = _with_specs(model, requests)
+    if changed is None:
+        raise UserError(f"{type(model).__name__} has no linear maps to choose for; leave --linear out.")
+    params = dict(pretrained.params)
+    done: dict[str, list[_Change]] = collections.defaultdict(list)
+    for path, old, new, (inputs, outputs) in _maps(model, changed, size):
+        have = {k.removeprefix(f"{path}/"): params.pop(k).read() for k in list(params) if k.startswith(f"{path}/")}
+        try:
+            change = _change(have, old, new, inputs, outputs)
+        except UserError as e:
+            raise type(e)(f"{path}: {e}") from e
+        params |= {f"{path}/{leaf}": Tensor.of(np.asarray(value)) for leaf, value in change.params.items()}
+        done[f"from {name_of(old)} to {name_of(new)}"].append(change)
+    want = shapes(changed, size)
+    assert {k: t.shape for k, t in params.items()} == want, "specs and layers disagree"
+    notes = [_note(how, changes) for how, changes in done.items()] or ["its linear maps are such already"]
+    notes.append(f"parameters: {_bytes(pretrained.params):,} -> {_bytes(params):,} bytes")
+    about = None
+    if pretrained.config is not None:  # the run's own, but for its model
+        about = {**pretrained.config, "model": {k: v for k, v in describe(changed).items() if k != "num_classes"}}
+    kept = {path: params[path] for path in want}
+    return dataclasses.replace(pretrained, model=changed, params=kept, config=about), notes
+
+
+@dataclasses.dataclass(frozen=True)
+class _Change:
+    """A map's new parameters; how far it is from what it was, relative to its norm; the share of weights cut off."""
+
+    params: Params
+    error: float
+    pruned: float
+
+
+def _change(have: Mapping[str, np.ndarray], old: LinearSpec, new: LinearSpec, inputs: int, outputs: int) -> _Change:
+    wide = {k: jnp.asarray(v) for k, v in have.items()}
+    kernel, bias = old.to_dense(wide)
+    kernel = kernel[:inputs, :outputs].astype(jnp.float32)  # what was padded to fill blocks is cut
+    if isinstance(old, Sparse24) and old.bits and isinstance(new, Packed24) and new.storage == "int8":
+        params = _integers(wide["kernel"], old.bits)
+        params |= {} if bias is None else {"bias": bias}
+    else:
+        params = new.from_dense(kernel, bias)
+    before = np.asarray(kernel, np.float64)
+    after = np.asarray(new.to_dense(params)[0], np.float64)[:inputs, :outputs]
+    error = float(np.linalg.norm(after - before)) / max(float(np.linalg.norm(before)), 1e-30)
+    return _Change(params, error, _excess(before) if isinstance(new, Sparse24 | Packed24) else 0.0)
+
+
+def _excess(kernel: np.ndarray) -> float:
+    """Share of the weights other than zero that are a third or fourth of their group."""
+    counts = np.count_nonzero(kernel.reshape(-1, 4, kernel.shape[1]), axis=1)
+    return float(np.maximum(counts - 2, 0).sum() / max(1, counts.sum()))
+
+
+def _integers(kernel: jax.Array, bits: int) -> Params:
+    """The levels that ``fake_quant`` rounds a masked kernel to, and its scale: what was trained.
+
+    The scale may differ in its last bit, as compilers differ in how they divide.
+    """
+    values, index = compress(kernel, jnp.float32)
+    top, peak = 2 ** (bits - 1) - 1, jnp.max(jnp.abs(values), 0)
+    scale = jnp.where(peak > 0, peak / top, 1.0)
+    steps = jnp.clip(jnp.round(values / scale[None]), -top, top).astype(jnp.int8)
+    return {"kernel_values": steps, "kernel_index": index, "kernel_scale": scale}
+
+
+def _note(how: str, changes: Sequence[_Change]) -> str:
+    errors, pruned = [c.error for c in changes], [c.pruned for c in changes]
+    far = "exactly" if max(errors) < 1e-6 else f"off by {min(errors):.2g} to {max(errors):.2g} of their norm"
+    note = f"{len(changes)} linear maps go {how}, {far}"
+    if max(pruned):
+        note += f"; {min(pruned):.0%} to {max(pruned):.0%} of their weights were pruned away, train 'sparse24' before"
+    return note
+
+
+def _bytes(params: Tensors) -> int:
+    return sum(math.prod(t.shape) * t.dtype.itemsize for t in params.values())
+
+
+def _with_specs(model: nn.Module, requests: Sequence[Request]) -> Any:
+    """``model`` with the specs asked for, in it and in the modules among its fields; None if it has none of them."""
+    values: dict[str, Any] = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}
+    specs = {r: q.spec for q in requests for r in FIELDS if r in values and q.field in (None, r)}
+    inner = {
+        k: _with_specs(v, requests)
+        for k, v in values.items()
+        if isinstance(v, nn.Module) and k not in ("parent", "name")
+    }
+    changes = specs | {k: v for k, v in inner.items() if v is not None}
+    return model.clone(**changes) if changes else None
+
+
+def _maps(model: Any, changed: Any, size: int) -> list[tuple[str, LinearSpec, LinearSpec, tuple[int, int]]]:
+    """(path, spec in ``model``, spec in ``changed``, (inputs, outputs)) of every map whose spec differs."""
+    found = []
+    for owner, field in _fields(model):
+        old, new = (getattr(_at(m, owner), field) for m in (model, changed))
+        if old != new:
+            probed = shapes(_replaced(model, owner, field, _Probe()), size)
+            paths = {k: s for k, s in probed.items() if k.endswith(f"/{LEAF}")}
+            found += [(k.removesuffix(f"/{LEAF}"), old, new, (s[0], s[1])) for k, s in paths.items()]
+    return found
+
+
+def _fields(model: Any) -> list[tuple[tuple[str, ...], str]]:
+    """Where specs are: (names of fields that lead to a module, its field)."""
+    names = [f.name for f in dataclasses.fields(model) if f.name not in ("parent", "name")]
+    inner = [(n, _fields(getattr(model, n))) for n in names if isinstance(getattr(model, n), nn.Module)]
+    return [((), n) for n in names if n in FIELDS] + [((n, *owner), f) for n, rest in inner for owner, f in rest]
+
+
+def _at(model: Any, owner: tuple[str, ...]) -> Any:
+    for name in owner:
+        model = getattr(model, name)
+    return model
+
+
+def _replaced(model: Any, owner: tuple[str, ...], field: str, value: Any) -> Any:
+    if not owner:
+        return model.clone(**{field: value})
+    return model.clone(**{owner[0]: _replaced(getattr(model, owner[0]), owner[1:], field, value)})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Probe(Dense):
+    """A spec of maps that only say where they are and how large."""
+
+    def __call__(self, features: int, **kwargs: Any) -> Any:
+        return _Probed(features, name=kwargs["name"])
+
+
+LEAF = "here_is_a_map"
+
+
+class _Probed(nn.Module):
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        self.param(LEAF, nn.initializers.zeros, (x.shape[-1], self.features))
+        return jnp.zeros((*x.shape[:-1], self.features), x.dtype)

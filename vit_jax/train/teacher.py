@@ -1,0 +1,121 @@
+"""The teacher of a distillation: loaded from anywhere, checked against the run, laid out over the mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from vit_jax import convert, models, sharding
+from vit_jax.convert import Pretrained
+from vit_jax.objectives import Teacher
+from vit_jax.objectives.distill import Distill, with_blocks
+from vit_jax.train.adapt import adapt
+from vit_jax.train.config import TrainConfig
+from vit_jax.train.progress import say
+from vit_jax.train.state import abstract_params
+from vit_jax.types import Params, UserError
+
+
+def load(config: TrainConfig, model: nn.Module, class_names: Sequence[str], mesh: Mesh) -> Teacher:
+    """The teacher that ``config.objective`` names.
+
+    It computes in its own type, from the run's images: positions are resized where the run's are of another size.
+
+    Args:
+      config: of the run.
+      model: the student.
+      class_names: of the data.
+      mesh: all devices; the teacher's parameters are laid out over them as a student's would be.
+
+    Raises:
+      UserError: it cannot be loaded, is no classifier of these classes, takes images prepared otherwise, or its block
+        outputs cannot be compared with the student's.
+    """
+    objective, size = config.objective, config.augment.size
+    here = Mesh(np.asarray(jax.local_devices()[:1]), "x")  # to be read on, whatever mesh the caller computes on
+    try:
+        with jax.set_mesh(here), convert.load(objective.teacher) as found:
+            _check(found, config, class_names)
+            theirs = found.model
+            boxed = abstract_params(theirs, theirs.inputs(size))
+            shapes = nn.unbox(boxed)
+            if objective.feature:
+                _check_blocks(objective, theirs, shapes, model, size)
+            params, notes = _fitted(found, shapes)
+    except UserError as e:
+        raise type(e)(f"the teacher of objective='distill': {e}") from e
+    if found.preprocess.size != size:
+        notes.append(f"it knows images of {found.preprocess.size} px and sees {size} px")
+    say(f"the teacher is {found.source}: " + ("; ".join([*found.notes, *notes]) or "every parameter taken as it is"))
+    placed = jax.tree.map(jax.device_put, params, sharding.param_shardings(boxed, mesh))
+    return Teacher(placed, _function(theirs))
+
+
+def _function(model: Any) -> Any:
+    return lambda params, *inputs, **options: model.apply({"params": params}, *inputs, **options)
+
+
+def _check(found: Pretrained, config: TrainConfig, class_names: Sequence[str]) -> None:
+    if not isinstance(found.model, models.ImageModel):
+        raise UserError(f"{found.source} is an image-text model; give a classifier.")
+    if config.objective.soft:
+        _check_classes(found, config.objective, list(class_names))
+    was, norm = found.preprocess, config.augment.norm
+    if not np.allclose(was.mean + was.std, norm.mean + norm.std, atol=1e-6):
+        kept = was.augment()["norm"]
+        kept = kept if isinstance(kept, str) else f"norm(mean={was.mean}, std={was.std})"
+        raise UserError(
+            f"{found.source} takes images normalised otherwise than this run's; add --config.augment.norm='{kept}'."
+        )
+
+
+def _check_classes(found: Pretrained, objective: Distill, here: list[str]) -> None:
+    there = list(found.class_names)
+    if there != here and there != [str(i) for i in range(len(here))]:
+        odd = [name for name, other in zip(there, here, strict=False) if name != other]
+        raise UserError(
+            f"{found.source} has the classes {_some(there)}, the data {_some(here)}"
+            f"{f' (first difference: {odd[0]})' if odd else ''}; give a teacher of the data's classes, in that order, "
+            "or set --config.objective.soft=0."
+        )
+    if found.link != objective.link:
+        raise UserError(
+            f"{found.source} means its logits for {found.link!r}, this run for {objective.link!r}; add "
+            f"--config.objective.link={found.link}."
+        )
+
+
+def _check_blocks(objective: Distill, theirs: nn.Module, shapes: Params, model: Any, size: int) -> None:
+    def outputs(model: Any, params: Params) -> Any:
+        run = lambda p, x: with_blocks(_function(model), objective.blocks, p, x, train=False)[1]  # noqa: E731
+        return [x.shape[1:] for x in jax.eval_shape(run, params, *model.inputs(size))]
+
+    student = nn.unbox(abstract_params(model, model.inputs(size)))
+    wanted, given = outputs(model, student), outputs(theirs, shapes)
+    if (most := min(len(wanted), len(given))) < objective.blocks:
+        raise UserError(f"blocks={objective.blocks} are more than there are; set --config.objective.blocks={most}.")
+    if wanted != given:
+        (a, b), (c, d) = next((g, w) for g, w in zip(given, wanted, strict=True) if g != w)
+        raise UserError(
+            f"its blocks put out {a} tokens of {b} channels, the model's {c} of {d}; give a teacher of the model's "
+            "width and tokens, or set --config.objective.feature=0."
+        )
+
+
+def _fitted(found: Pretrained, shapes: Params) -> tuple[Params, list[str]]:
+    """Its parameters for models of these ``shapes``, and what was changed."""
+    kinds: Mapping[str, Any] = {path: (t.shape, t.dtype) for path, t in found.params.items()}
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    names = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    if kinds == {path: (leaf.shape, leaf.dtype) for path, leaf in names.items()}:
+        return found.tree(), []
+    return adapt(found.tree(), shapes, name=found.source, resize=found.resize)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 6 else f"{', '.join(names[:3])}, ... ({len(names)})"
