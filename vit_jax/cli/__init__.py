@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from vit_jax.cli import bench, convert, data, embed, evaluate, export, models, predict, train
-from vit_jax.launch import pages
+from vit_jax.launch import memory
 
 COMMANDS = {
     "train": train,
@@ -25,6 +25,8 @@ COMMANDS = {
     "data": data,
     "bench": bench,
 }
+REPEATING = ("train", "evaluate", "embed", "bench")
+"""Commands that run one program again and again."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         module.arguments(sub)
     args, rest = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
     args.overrides = _overrides(commands.choices[args.command], rest, hasattr(args, "takes_overrides"))
-    if argv is None:
-        pages.restart()
+    if argv is None and args.command in REPEATING:
+        memory.restart()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     from vit_jax.types import UsageError, UserError
 
