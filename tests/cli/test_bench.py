@@ -5,6 +5,7 @@ import functools
 import json
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from vit_jax import models
@@ -86,10 +87,71 @@ def test_a_wrong_kernel_is_not_timed(capsys, monkeypatch):
 
     def wrong(self, *size):
         case = make(self, *size)
-        return dataclasses.replace(case, weight=case.weight.at[0, 0].add(1.0))
+        return dataclasses.replace(case, dense=lambda *p: case.dense(*p).at[0, 0].add(1.0))
 
     monkeypatch.setattr(cases.Monarch, "__call__", wrong)
     assert main(["bench", "kernels", "--inputs", "32", "--dtype", "float32", "--rows", "3", "--rounds", "1"]) == 1
     assert "'xla' is wrong by" in capsys.readouterr().err
     assert main(["bench", "kernels", "--op", "monarc"]) == 2
     assert main(["bench", "kernels", "--rows", "a,b"]) == 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Fake:
+    """``x @ (w * (1 + index) * s)`` with an error in one of its results."""
+
+    wrong: str
+
+    def __call__(self, rows, inputs, outputs, dtype):
+        from vit_jax.kernels.case import Case
+        from vit_jax.kernels.dispatch import Implementation
+
+        keys = jax.random.split(jax.random.key(0), 3)
+        x = jax.random.normal(keys[0], (rows, inputs), dtype)
+        parameters = jax.random.normal(keys[1], (inputs, outputs)), jnp.arange(outputs), 1 + jnp.arange(8.0)
+        dense = lambda w, i, s: w * (1 + i).astype(jnp.float32)[None] * s[None]  # noqa: E731
+        product = jax.custom_vjp(lambda x, *p: self.off("y", x @ dense(*p).astype(x.dtype)))
+        product.defvjp(lambda x, *p: (product(x, *p), (x, p)), functools.partial(self.backward, dense))
+        table = {"ours": Implementation(product)}
+        return Case(lambda name, *args: table[name].run(*args), x, parameters, dense, table, flops=1.0, bytes=1.0)
+
+    def backward(self, dense, saved, g):
+        x, (w, i, s) = saved
+        wide = x.astype(jnp.float32), g.astype(jnp.float32)
+        dw, ds = jax.vjp(lambda w, s: wide[0] @ dense(w, i, s), w, s)[1](wide[1])
+        dx = (wide[1] @ dense(w, i, s).T).astype(x.dtype)
+        return self.off("x", dx), self.off("w", dw), None, self.off("s", ds)
+
+    def off(self, what, value):
+        return value.at[(0,) * value.ndim].add(0.25 * jnp.max(jnp.abs(value))) if what == self.wrong else value
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("y", "'ours' is wrong by 0.2"),
+        ("x", "'ours' is wrong: its gradient of x is off by 0.2"),
+        ("w", "'ours' is wrong: its gradient of parameter 1 is off by 0.2"),
+        ("s", "'ours' is wrong: its gradient of parameter 3 is off by 0.2"),
+        ("none", ""),
+    ],
+)
+def test_a_wrong_gradient_is_not_timed(capsys, monkeypatch, wrong, said, dtype):
+    from vit_jax.kernels import cases
+
+    monkeypatch.setitem(cases.CASES, "fake", Fake)
+    sizes = ["--inputs", "6", "--outputs", "8", "--rows", "5", "--rounds", "1", "--dtype", dtype]
+    run = ["bench", "kernels", "--op", f"fake({wrong!r})", *sizes]
+    assert main([*run, "--backward"]) == (1 if said else 0)
+    assert said in capsys.readouterr().err
+    assert main(run) == (1 if wrong == "y" else 0)  # gradients that are not timed are not compared
+
+
+def test_the_help_names_every_operation(capsys):
+    from vit_jax.kernels.cases import CASES
+
+    with pytest.raises(SystemExit):
+        main(["bench", "kernels", "--help"])
+    text = capsys.readouterr().out
+    assert all(op in text for op in CASES)

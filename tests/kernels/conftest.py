@@ -1,4 +1,4 @@
-"""Kernels for GPUs off a GPU: interpreted."""
+"""Kernels for TPUs and GPUs off them: interpreted."""
 
 import functools
 import threading
@@ -10,6 +10,24 @@ from jax._src.pallas.mosaic.interpret import thread_map
 from jax._src.pallas.mosaic_gpu import core
 from jax._src.pallas.mosaic_gpu.interpret import params
 from jax._src.pallas.mosaic_gpu.interpret.interpret_pallas_call import reset_gpu_interpret_mode_state
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+
+@pytest.fixture
+def interpreted():
+    """Pallas kernels run in the simulator of a TPU's memory, where what nobody wrote is NaN."""
+    with pltpu.force_tpu_interpret_mode():
+        yield
+
+
+@pytest.fixture
+def interpreted_simply(monkeypatch):
+    """Pallas kernels run as plain XLA.
+
+    For what the simulator cannot do: ``vmap``, and meshes (it waits forever where devices outnumber the threads).
+    """
+    monkeypatch.setattr(pl, "pallas_call", functools.partial(pl.pallas_call, interpret=True))
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The cases of the kernel bench: their dense weight is that of the product, their floor is counted."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,3 +17,16 @@ def test_a_case_is_its_dense_product(op):
     assert "mosaic_tpu" not in case.here()
     assert case.bytes == 4 * 5 * (32 + 64) + sum(p.nbytes for p in case.parameters)
     assert case.flops == 2 * 5 * (32 * 64 if op == "sparse24" else sum(p.size for p in case.parameters))
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_a_case_has_the_gradients_of_its_dense_product(op):
+    case = CASES[op]()(5, 32, 64, jnp.float32)
+    g = jax.random.normal(jax.random.key(1), (5, 64))
+    want = case.gradients(g)
+    np.testing.assert_allclose(want[0], np.asarray(g, np.float64) @ np.asarray(case.weight, np.float64).T, atol=1e-9)
+    assert [d is None for d in want[1:]] == [p.dtype == jnp.uint8 for p in case.parameters]
+    for name in case.here():
+        pull = jax.vjp(lambda *args, name=name: case.run(name, *args), case.x, *case.parameters)[1]
+        for ours, true in zip(pull(g), want, strict=True):
+            assert true is None or np.abs(ours - true).max() <= 1e-5 * np.abs(true).max()

@@ -34,7 +34,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     sub.add_argument("--json", metavar="FILE", help="write the result there, - for the terminal")
     sub = kinds.add_parser("kernels", help="products with structured matrices against dense ones, values checked first")
     sub.add_argument(
-        "--op", default="monarch(4)", help="the operation: monarch(nblocks) or sparse24 (default monarch(4))"
+        "--op",
+        default="monarch(4)",
+        help="the operation: monarch(nblocks), block_diagonal(nblocks), block_sparse(density, block), sparse24 or "
+        "topk_mlp(k) (default monarch(4))",
     )
     sub.add_argument("--inputs", type=int, default=768, help="width of the input (default 768)")
     sub.add_argument("--outputs", type=int, default=3072, help="width of the output (default 3072)")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import functools
+from collections.abc import Callable
 from typing import Annotated, Any
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
@@ -11,6 +13,9 @@ TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """One row for each number of rows and implementation.
+
+    What is to be timed is compared first: values with the dense product's, with ``--backward`` also the gradients of x
+    and of every parameter that is no integer.
 
     Raises:
       UserError: an implementation is wrong; a name or a size is.
@@ -33,40 +38,21 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _measure(case: Any, args: argparse.Namespace) -> list[dict[str, Any]]:
     import jax
-    import numpy as np
 
     from vit_jax import benchmark
     from vit_jax.kernels.products import matmul
-    from vit_jax.types import UserError
 
-    want = np.asarray(case.x, np.float64) @ np.asarray(case.weight, np.float64)
-    candidates = {}
-    g = jax.random.normal(jax.random.key(1), want.shape, case.x.dtype)
-
-    def timed(product: Any, *parameters: jax.Array) -> Any:
-        if not args.backward:
-            compiled = jax.jit(product)
-            return lambda: compiled(case.x, *parameters)
-
-        def both(cotangent: jax.Array, *inputs: jax.Array) -> Any:
-            y, pull = jax.vjp(product, *inputs)
-            return y, pull(cotangent)
-
-        compiled = jax.jit(both)
-        return lambda: compiled(g, case.x, *parameters)
-
+    weight, value = case.weight, case.value()
+    g = jax.random.normal(jax.random.key(1), value.shape, case.x.dtype) if args.backward else None
+    want = (value,) if g is None else (value, *case.gradients(g))
+    candidates, errors = {}, {}
     for name in case.here():
-        product = lambda x, *parameters, name=name: case.run(name, x, *parameters)  # noqa: E731
-        got = np.asarray(jax.jit(product)(case.x, *case.parameters), np.float64)
-        error = float(np.abs(got - want).max() / np.abs(want).max())
-        if not error <= TOLERANCE[args.dtype]:
-            raise UserError(f"{name!r} is wrong by {error:.2g} of the largest value; it is not timed.")
-        candidates[name] = (error, timed(product, *case.parameters))
-    dense = timed(matmul, case.weight)
-    times = benchmark.alternate({"a dense weight": dense} | {k: v[1] for k, v in candidates.items()}, args.rounds)
+        candidates[name] = _program(functools.partial(case.run, name), g, case.x, *case.parameters)
+        errors[name] = _error(name, candidates[name](), want, TOLERANCE[args.dtype])
+    times = benchmark.alternate({"a dense weight": _program(matmul, g, case.x, weight)} | candidates, args.rounds)
     passes = 3 if args.backward else 1
     out = []
-    for name, (error, _) in candidates.items():
+    for name, error in errors.items():
         ratio, low, high = times[name].over(times["a dense weight"])
         out.append({
             "implementation": name, "rows": int(case.x.shape[0]), "backward": args.backward, "error": error,
@@ -77,6 +63,50 @@ def _measure(case: Any, args: argparse.Namespace) -> list[dict[str, Any]]:
             "GB/s": passes * case.bytes / times[name].median / 1e9,
         })  # fmt: skip
     return out
+
+
+def _program(product: Any, g: Any, *inputs: Any) -> Callable[[], tuple[Any, ...]]:
+    """What is timed: ``(product(*inputs),)``, and with a cotangent ``g`` the gradients of all inputs behind it."""
+    import jax
+
+    def forward(*inputs: Any) -> tuple[Any, ...]:
+        return (product(*inputs),)
+
+    def both(g: Any, *inputs: Any) -> tuple[Any, ...]:
+        y, pull = jax.vjp(product, *inputs)
+        return y, *pull(g)
+
+    compiled, arguments = (jax.jit(forward), inputs) if g is None else (jax.jit(both), (g, *inputs))
+    return lambda: compiled(*arguments)
+
+
+def _error(name: str, got: tuple[Any, ...], want: tuple[Any, ...], most: float) -> float:
+    """The largest error, as a share of the largest value of what it is in.
+
+    Args:
+      name: of the implementation.
+      got: its value, and the gradients of x and of the parameters if they are computed.
+      want: the same in float64, None for the gradient of an integer.
+      most: that is allowed.
+
+    Raises:
+      UserError: an error is larger, or not a number.
+    """
+    import numpy as np
+
+    from vit_jax.types import UserError
+
+    worst = 0.0
+    for place, (ours, true) in enumerate(zip(got, want, strict=True)):
+        if true is None:
+            continue
+        error = float(np.abs(np.asarray(ours, np.float64) - true).max() / np.abs(true).max())
+        if not error <= most:
+            argument = "x" if place == 1 else f"parameter {place - 1}"
+            what = "is wrong" if place == 0 else f"is wrong: its gradient of {argument} is off"
+            raise UserError(f"{name!r} {what} by {error:.2g} of the largest value; it is not timed.")
+        worst = max(worst, error)
+    return worst
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from vit_jax.kernels.dispatch import Implementation
 
@@ -19,7 +21,7 @@ class Case:
       run: ``(implementation, x, *parameters) -> y``.
       x: ``[rows, in]`` in the compute type.
       parameters: in the parameter type.
-      weight: float32 ``[in, out]``, the dense matrix that the parameters stand for.
+      dense: the parameters -> the float32 weight ``[in, out]`` that they stand for; differentiable.
       implementations: those to choose from.
       flops: 2 per multiply-add of the structured product, forward.
       bytes: what has to be read and written at the least, forward: x, parameters in the compute type, y.
@@ -28,10 +30,40 @@ class Case:
     run: Callable[..., jax.Array]
     x: jax.Array
     parameters: tuple[jax.Array, ...]
-    weight: jax.Array
+    dense: Callable[..., jax.Array]
     implementations: Mapping[str, Implementation]
     flops: float
     bytes: float
+
+    @property
+    def weight(self) -> jax.Array:
+        """The dense weight, float32 ``[in, out]``."""
+        return self.dense(*self.parameters)
+
+    def value(self) -> np.ndarray:
+        """``x @ weight`` in float64."""
+        return np.asarray(self.x, np.float64) @ np.asarray(self.weight, np.float64)
+
+    def gradients(self, g: jax.Array) -> tuple[np.ndarray | None, ...]:
+        """Gradients of ``sum(g * value)`` with respect to ``x`` and each parameter, of integers None; float64.
+
+        The weight's, ``x^T g``, is a product in float64; :attr:`dense` takes it back to the parameters in float32.
+
+        Args:
+          g: ``[rows, out]``.
+        """
+        places = [i for i, p in enumerate(self.parameters) if jnp.issubdtype(p.dtype, jnp.floating)]
+
+        def weight(*floats: jax.Array) -> jax.Array:
+            chosen = dict(zip(places, floats, strict=True))
+            return self.dense(*(chosen.get(i, p) for i, p in enumerate(self.parameters)))
+
+        g64 = np.asarray(g, np.float64)
+        with jax.default_matmul_precision("highest"):
+            w, pull = jax.vjp(weight, *(self.parameters[i].astype(jnp.float32) for i in places))
+            back = pull(jnp.asarray(np.asarray(self.x, np.float64).T @ g64, jnp.float32))
+        found = {i: np.asarray(d, np.float64) for i, d in zip(places, back, strict=True)}
+        return g64 @ np.asarray(w, np.float64).T, *(found.get(i) for i in range(len(self.parameters)))
 
     def here(self) -> list[str]:
         """Names of the implementations of this platform."""

@@ -7,7 +7,7 @@ import pytest
 
 from vit_jax.kernels.block_diagonal import reference
 from vit_jax.kernels.block_diagonal.tiling import lay_out, take_back, tiling
-from vit_jax.kernels.monarch.tiling import LANES, merged
+from vit_jax.kernels.windows import LANES, merged
 
 SHAPES = {  # -> groups, inputs and outputs of a group, rows of its weight, columns
     (4, 256, 128): (4, 256, 128, 256, 128),

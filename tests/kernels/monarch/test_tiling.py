@@ -7,7 +7,8 @@ import pytest
 
 from vit_jax.kernels.monarch import reference
 from vit_jax.kernels.monarch.layout import Sizes
-from vit_jax.kernels.monarch.tiling import LANES, Window, exchange, lay_out, merged, take_back, tiling
+from vit_jax.kernels.monarch.tiling import exchange, lay_out, take_back, tiling
+from vit_jax.kernels.windows import LANES, merged
 
 SIZES = {
     "16 slots of 8": Sizes(K=16, P=8, T=3, L=16, S=16, parts=4),
@@ -74,9 +75,3 @@ def test_exchange_back_undoes_exchange(rng, sizes):
     assert (len(there), there[0].shape) == (sizes.L, (2, sizes.K * plan.slot))
     for a, b in zip(exchange(plan, there, 1), blocks, strict=True):
         np.testing.assert_array_equal(a, b)
-
-
-def test_overlapping_windows_add_up():
-    windows = [Window(0, 256, 0, 0), Window(128, 384, 64, 256)]
-    found = list(merged(windows, [np.full((1, 256), 1), np.full((1, 256), 2)]))
-    assert [(c.start, c.stop, float(v[0, 0])) for c, v in found] == [(0, 128, 1), (128, 256, 3), (256, 384, 2)]

@@ -34,7 +34,7 @@ class BlockDiagonal:
             run=lambda implementation, x, k: block_diagonal.block_diagonal(x, k, implementation=implementation),
             x=x,
             parameters=(kernel,),
-            weight=block_diagonal.to_dense(kernel),
+            dense=block_diagonal.to_dense,
             implementations=block_diagonal.IMPLEMENTATIONS,
             flops=2.0 * rows * kernel.size,
             bytes=float(jnp.dtype(dtype).itemsize * (rows * (inputs + outputs) + kernel.size)),

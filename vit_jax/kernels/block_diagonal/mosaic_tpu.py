@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import PartitionSpec as P
 
-from vit_jax import sharding
+from vit_jax.kernels import vmem
 from vit_jax.kernels.block_diagonal.tiling import Tiling, lay_out, take_back, tiling
-from vit_jax.kernels.monarch.tiling import LANES, merged
 from vit_jax.kernels.products import dot
+from vit_jax.kernels.spread import everywhere
+from vit_jax.kernels.windows import LANES, merged
 
 UNROLLED = 64
 """Most blocks of a group: the kernel is unrolled over them."""
@@ -47,8 +46,8 @@ def refuses(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> str | No
     if len(plan.sources) > UNROLLED:
         return f"{len(plan.sources)} blocks that begin within registers are more than the {UNROLLED} it is unrolled for"
     need = _vmem(plan, x.dtype.itemsize, ROWS[-1], backward=True)
-    if need > _budget():
-        return f"its backward takes {need / 2**20:.0f} MiB of VMEM, of which it may use {_budget() >> 20}"
+    if need > vmem.budget():
+        return f"its backward takes {need / 2**20:.0f} MiB of VMEM, of which it may use {vmem.budget() >> 20}"
     return None
 
 
@@ -62,11 +61,6 @@ def unwise(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> str | Non
     return f"blocks filled up to {LANES} lanes make {share:.1f} times the work of a dense product"
 
 
-def _budget() -> int:
-    """Bytes of VMEM that a kernel may use: half, and 32 MiB when compiling for a TPU elsewhere (v5 has 64 or 128)."""
-    return pltpu.get_tpu_info().vmem_capacity_bytes // 2 if jax.default_backend() == "tpu" else 32 * 2**20
-
-
 def _vmem(plan: Tiling, itemsize: int, rows: int, backward: bool) -> int:
     """Bytes that a kernel needs for tiles of ``rows``: everything that moves twice, float32 values once."""
     _, height, width = plan.shape
@@ -77,8 +71,7 @@ def _vmem(plan: Tiling, itemsize: int, rows: int, backward: bool) -> int:
 
 
 def _tile(plan: Tiling, x: jax.Array, backward: bool) -> int:
-    fits = [r for r in ROWS if _vmem(plan, x.dtype.itemsize, r, backward) <= _budget()]
-    return min(fits[0] if fits else ROWS[-1], -(-x.shape[0] // ROWS[-1]) * ROWS[-1])
+    return vmem.tile(ROWS, x.shape[0], lambda rows: _vmem(plan, x.dtype.itemsize, rows, backward))
 
 
 @jax.custom_vjp
@@ -91,7 +84,7 @@ def _product_fwd(x: Any, kernel: Any, bias: Any) -> tuple[jax.Array, Any]:
     plan = tiling(*kernel.shape)
     shift = jnp.zeros(kernel.shape[0] * kernel.shape[2]) if bias is None else bias.astype(jnp.float32)
     weight = lay_out(plan, kernel.astype(x.dtype))
-    (y,), _ = _everywhere(functools.partial(_forward, plan), (x,), (weight, shift[None]))
+    (y,), _ = everywhere(functools.partial(_forward, plan), (x,), (weight, shift[None]))
     return y, (x, kernel, None if bias is None else jnp.zeros((0,), bias.dtype))
 
 
@@ -99,7 +92,7 @@ def _product_bwd(saved: Any, g: jax.Array) -> tuple[Any, ...]:
     x, kernel, bias_type = saved
     plan, g = tiling(*kernel.shape), g.astype(x.dtype)
     weight = lay_out(plan, kernel.astype(x.dtype))
-    (dx,), (dweight,) = _everywhere(functools.partial(_backward, plan), (x, g), (weight,))
+    (dx,), (dweight,) = everywhere(functools.partial(_backward, plan), (x, g), (weight,))
     dbias = None if bias_type is None else jnp.sum(g, axis=0, dtype=jnp.float32).astype(bias_type.dtype)
     return dx, take_back(plan, dweight).astype(kernel.dtype), dbias
 
@@ -107,28 +100,9 @@ def _product_bwd(saved: Any, g: jax.Array) -> tuple[Any, ...]:
 _product.defvjp(_product_fwd, _product_bwd)
 
 
-def _everywhere(f: Callable[..., Any], split: tuple[jax.Array, ...], whole: tuple[jax.Array, ...]) -> Any:
-    """``f(*split, *whole) -> (arrays of rows, sums over the rows)`` with each device's rows on that device."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or mesh.manual_axes:
-        return f(*split, *whole)
-    rows = split[0].shape[0]
-    more = -rows % (mesh.shape["replica"] * mesh.shape["fsdp"])
-
-    def local(*args: jax.Array) -> Any:
-        arrays, sums = f(*args)
-        return arrays, tuple(jax.lax.psum(s, sharding.BATCH) for s in sums)
-
-    batch = P(sharding.BATCH)
-    specs = (batch,) * len(split) + (P(),) * len(whole)
-    spread = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=(batch, P()), check_vma=False)
-    arrays, sums = spread(*(jnp.pad(x, ((0, more), (0, 0))) if more else x for x in split), *whole)
-    return tuple(a[:rows] for a in arrays), sums
-
-
 def _call(body: Any, name: str, plan: Tiling, tile: int, rows: int, **kwargs: Any) -> Any:
     """A call over groups and, faster, tiles of rows."""
-    params = pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=_budget())
+    params = pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=vmem.budget())
     grid = (plan.groups, pl.cdiv(rows, tile))
     return pl.pallas_call(functools.partial(body, plan), name=name, grid=grid, compiler_params=params, **kwargs)
 

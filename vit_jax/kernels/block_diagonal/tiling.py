@@ -1,7 +1,7 @@
 """Where the TPU kernel meets the blocks: every slice of an activation begins at a multiple of 128 lanes.
 
 As few neighbouring blocks form a group as make it a multiple of 128 wide on both sides, or all of them; a group is one
-step of the kernel. Inside it a block is met through the aligned window around it (``vit_jax.kernels.monarch.tiling``);
+step of the kernel. Inside it a block is met through the aligned window around it (``vit_jax.kernels.windows``);
 in the weight the rows and columns of its neighbours are zeros. The windows of all groups are alike.
 """
 
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vit_jax.kernels.monarch.tiling import LANES, Window
+from vit_jax.kernels.windows import LANES, Window, around, height, up
 
 
 class Tiling(NamedTuple):
@@ -47,14 +47,13 @@ class Tiling(NamedTuple):
     @property
     def shape(self) -> tuple[int, int, int]:
         """Of the laid-out weight: groups, rows by windows, columns of the widest window."""
-        last = self.sources[-1]
-        return self.groups, last.row + _up(last.stop - last.start), max(w.stop - w.start for w in self.targets)
+        return self.groups, height(self.sources), max(w.stop - w.start for w in self.targets)
 
     @property
     def area(self) -> int:
         """Multiplications per row, filled up to whole registers."""
         pairs = zip(self.sources, self.targets, strict=True)
-        return self.groups * sum(_up(s.stop - s.start) * _up(t.stop - t.start) for s, t in pairs)
+        return self.groups * sum(up(s.stop - s.start) * up(t.stop - t.start) for s, t in pairs)
 
 
 @functools.cache
@@ -62,30 +61,17 @@ def tiling(n: int, size: int, features: int) -> Tiling:
     """The layout with the smallest groups."""
     group = math.lcm(*(LANES // math.gcd(LANES, width) for width in (size, features)))
     group = group if n % group == 0 else n
-    return Tiling(n // group, size, features, _windows(group, size), _windows(group, features))
-
-
-def _up(n: int) -> int:
-    return -(-n // LANES) * LANES
-
-
-def _windows(count: int, size: int) -> tuple[Window, ...]:
-    found: list[Window] = []
-    row = 0
-    for start in range(0, count * size, size):
-        low = start // LANES * LANES
-        found.append(Window(low, min(_up(start + size), count * size), start - low, row))
-        row += _up(found[-1].stop - low)
-    return tuple(found)
+    sources, targets = (around(range(0, group * width, width), width, group * width) for width in (size, features))
+    return Tiling(n // group, size, features, sources, targets)
 
 
 def lay_out(plan: Tiling, kernel: jax.Array) -> jax.Array:
     """``[n, size, features]`` -> the weight of :attr:`Tiling.shape`."""
-    _, height, width = plan.shape
+    _, rows, width = plan.shape
     blocks = jnp.reshape(kernel, (plan.groups, -1, plan.size, plan.features))
     padded = []
     for b, (source, target) in enumerate(zip(plan.sources, plan.targets, strict=True)):
-        stop = (*(w.row for w in plan.sources), height)[b + 1]
+        stop = (*(w.row for w in plan.sources), rows)[b + 1]
         below = stop - source.row - source.skip - plan.size
         right = width - target.skip - plan.features
         padded.append(jnp.pad(blocks[:, b], ((0, 0), (source.skip, below), (target.skip, right))))

@@ -43,7 +43,7 @@ class BlockSparse:
             ),
             x=jax.random.normal(keys[0], (rows, inputs), dtype),
             parameters=(kernel, *rest),
-            weight=block_sparse.to_dense(kernel, index, inputs),
+            dense=lambda kernel, *at: block_sparse.to_dense(kernel, index, inputs),
             implementations=block_sparse.IMPLEMENTATIONS,
             flops=2.0 * rows * kernel.size,
             bytes=float(size * (rows * (inputs + outputs) + kernel.size)),

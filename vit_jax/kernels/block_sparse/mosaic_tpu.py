@@ -9,19 +9,17 @@ input, empty where nobody reads one, which leaves zeros. The gradient of the ker
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import PartitionSpec as P
 
-from vit_jax import sharding
+from vit_jax.kernels import spread, vmem
+from vit_jax.kernels.windows import LANES
 from vit_jax.types import Array
 
-LANES = 128
 ROWS = (1024, 512, 256, 128, 64, 32, 16)
 """Rows of a tile, the first that fits into VMEM."""
 
@@ -56,19 +54,14 @@ def refuses(x: jax.Array, kernel: jax.Array, index: Array, bias: jax.Array | Non
     if kernel.shape[1] % LANES:
         return f"blocks of {kernel.shape[1]} are no multiple of the {LANES} lanes of a register"
     need = max(_vmem(x, kernel, ROWS[-1]))
-    if need > _budget():
-        return f"its gradient takes {need / 2**20:.0f} MiB of VMEM, of which it may use {_budget() >> 20}"
+    if need > vmem.budget():
+        return f"its gradient takes {need / 2**20:.0f} MiB of VMEM, of which it may use {vmem.budget() >> 20}"
     return None
 
 
 def unwise(x: jax.Array, kernel: jax.Array, index: Array, bias: jax.Array | None) -> str | None:
     """Why a dense product would be faster, as the end of a sentence, or None."""
     return "every block is there" if kernel.shape[0] * kernel.shape[1] >= x.shape[1] else None
-
-
-def _budget() -> int:
-    """Bytes of VMEM that a kernel may use: half, and 32 MiB when compiling for a TPU elsewhere (v5 has 64 or 128)."""
-    return pltpu.get_tpu_info().vmem_capacity_bytes // 2 if jax.default_backend() == "tpu" else 32 * 2**20
 
 
 def _vmem(x: jax.Array, kernel: jax.Array, rows: int) -> tuple[int, int, int]:
@@ -80,8 +73,7 @@ def _vmem(x: jax.Array, kernel: jax.Array, rows: int) -> tuple[int, int, int]:
 
 
 def _tile(x: jax.Array, kernel: jax.Array, which: int) -> int:
-    fits = [r for r in ROWS if _vmem(x, kernel, r)[which] <= _budget()]
-    return min(fits[0] if fits else ROWS[-1], -(-x.shape[0] // ROWS[-1]) * ROWS[-1])
+    return vmem.tile(ROWS, spread.rows(x), lambda rows: _vmem(x, kernel, rows)[which])
 
 
 @jax.custom_vjp
@@ -92,7 +84,7 @@ def _product(x: jax.Array, kernel: jax.Array, index: jax.Array, bias: jax.Array 
 def _product_fwd(x: Any, kernel: Any, index: Any, bias: Any) -> tuple[jax.Array, Any]:
     shift = jnp.zeros(kernel.shape[2]) if bias is None else bias.astype(jnp.float32)
     f = functools.partial(_blocks, "block_sparse_forward", False, _tile(x, kernel, 0))
-    (y,), _ = _everywhere(f, (x,), (by_output(index), kernel.astype(x.dtype), shift[None]))
+    (y,), _ = spread.everywhere(f, (x,), (by_output(index), kernel.astype(x.dtype), shift[None]))
     return y, (x, kernel, index, None if bias is None else jnp.zeros((0,), bias.dtype))
 
 
@@ -101,9 +93,9 @@ def _product_bwd(saved: Any, g: jax.Array) -> tuple[jax.Array | None, ...]:
     g, inputs = g.astype(x.dtype), x.shape[1]
     blocks = by_input(index, inputs // kernel.shape[1])
     f = functools.partial(_blocks, "block_sparse_input_gradient", True, _tile(x, kernel, 1))
-    (dx,), _ = _everywhere(f, (g,), (blocks, kernel.astype(x.dtype), jnp.zeros((1, inputs))))
+    (dx,), _ = spread.everywhere(f, (g,), (blocks, kernel.astype(x.dtype), jnp.zeros((1, inputs))))
     f = functools.partial(_outer, kernel.shape[1], _tile(x, kernel, 2))
-    _, dkernel = _everywhere(f, (x, g), (index,))
+    _, dkernel = spread.everywhere(f, (x, g), (index,))
     dbias = None if bias_type is None else jnp.sum(g, axis=0, dtype=jnp.float32).astype(bias_type.dtype)
     return dx, dkernel.astype(kernel.dtype), None, dbias
 
@@ -126,31 +118,11 @@ def by_input(index: jax.Array, in_blocks: int) -> Blocks:
     return Blocks(edges, start.column[order], start.slot[order], start.column[order])
 
 
-def _everywhere(f: Callable[..., Any], split: tuple[jax.Array, ...], whole: tuple[Any, ...]) -> Any:
-    """``f(*split, *whole) -> (arrays of rows, sum over the rows)`` with each device's rows on that device."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or mesh.manual_axes:
-        return f(*split, *whole)
-    rows = split[0].shape[0]
-    more = -rows % (mesh.shape["replica"] * mesh.shape["fsdp"])
-    split = tuple(jnp.pad(x, ((0, more), (0, 0))) for x in split) if more else split
-
-    def local(*args: Any) -> Any:
-        arrays, total = f(*args)
-        return arrays, jax.tree.map(lambda s: jax.lax.psum(s, sharding.BATCH), total)
-
-    specs = (P(sharding.BATCH),) * len(split) + (P(),) * len(whole)
-    spread = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=(P(sharding.BATCH), P()), check_vma=False)
-    arrays, total = spread(*split, *whole)
-    return tuple(a[:rows] for a in arrays), total
-
-
 def _blocks(
     name: str, transposed: bool, tile: int, x: jax.Array, blocks: Blocks, kernel: jax.Array, shift: jax.Array
 ) -> Any:
     """``[rows, operand] -> [rows, results]``: ``shift [1, results]`` and every result's blocks of the kernel."""
     results, b = blocks.start.shape[0] - 1, kernel.shape[1]
-    tile = min(tile, -(-x.shape[0] // ROWS[-1]) * ROWS[-1])
     spec = pltpu.PrefetchScalarGridSpec(
         num_scalar_prefetch=len(blocks),
         grid=(pl.cdiv(x.shape[0], tile), results),
@@ -168,7 +140,7 @@ def _blocks(
         grid_spec=spec,
         out_shape=jax.ShapeDtypeStruct((x.shape[0], results * b), x.dtype),
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=_budget() * 3 // 2
+            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=vmem.budget() * 3 // 2
         ),
     )(*blocks, x, kernel, shift)
     return (y,), ()
@@ -192,7 +164,6 @@ def _blocks_kernel(
 def _outer(b: int, tile: int, x: jax.Array, g: jax.Array, index: jax.Array) -> Any:
     """The gradient of the kernel, float32 ``[per, b, out]``."""
     columns, per = index.shape
-    tile = min(tile, -(-x.shape[0] // ROWS[-1]) * ROWS[-1])
     shape = (per, b, g.shape[1])
     spec = pltpu.PrefetchScalarGridSpec(
         num_scalar_prefetch=1,
@@ -209,7 +180,7 @@ def _outer(b: int, tile: int, x: jax.Array, g: jax.Array, index: jax.Array) -> A
         grid_spec=spec,
         out_shape=jax.ShapeDtypeStruct(shape, jnp.float32),
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=_budget() * 3 // 2
+            dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=vmem.budget() * 3 // 2
         ),
     )(jnp.reshape(index, -1), x, g)
     return (), total

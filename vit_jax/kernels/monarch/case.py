@@ -37,7 +37,7 @@ class Monarch:
             run=lambda implementation, x, a, b: monarch.monarch(x, a, b, implementation=implementation),
             x=x,
             parameters=(first, second),
-            weight=monarch.to_dense(first, second),
+            dense=monarch.to_dense,
             implementations=monarch.IMPLEMENTATIONS,
             flops=2.0 * rows * weights,
             bytes=float(size * (rows * (inputs + outputs) + weights)),

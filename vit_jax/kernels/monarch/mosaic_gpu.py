@@ -23,7 +23,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from vit_jax.kernels.monarch import xla
 from vit_jax.kernels.monarch.hopper import Plan, plan
 from vit_jax.kernels.monarch.layout import Sizes, blocked_bias, first
-from vit_jax.kernels.monarch.spread import everywhere
+from vit_jax.kernels.spread import everywhere
 
 
 def run(

@@ -15,10 +15,12 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from vit_jax.kernels import vmem
 from vit_jax.kernels.monarch.layout import Sizes, blocked_bias
-from vit_jax.kernels.monarch.spread import everywhere
-from vit_jax.kernels.monarch.tiling import LANES, Tiling, exchange, lay_out, merged, take_back, tiling
+from vit_jax.kernels.monarch.tiling import Tiling, exchange, lay_out, take_back, tiling
 from vit_jax.kernels.products import dot
+from vit_jax.kernels.spread import everywhere
+from vit_jax.kernels.windows import LANES, merged
 
 UNROLLED = 64
 """Most windows on either side: the kernel is unrolled over them."""
@@ -49,8 +51,8 @@ def refuses(
     if max(sizes.K * sizes.parts, sizes.L) > UNROLLED:
         return f"{max(sizes.K * sizes.parts, sizes.L)} chunks are more than the {UNROLLED} it is unrolled for"
     need = _vmem(tiling(sizes), x.dtype.itemsize, ROWS[-1], backward=True)
-    if need > _budget():
-        return f"its backward takes {need / 2**20:.0f} MiB of VMEM, of which it may use {_budget() >> 20}"
+    if need > vmem.budget():
+        return f"its backward takes {need / 2**20:.0f} MiB of VMEM, of which it may use {vmem.budget() >> 20}"
     return None
 
 
@@ -65,11 +67,6 @@ def unwise(
     return f"blocks filled up to {LANES} lanes make {tiling(sizes).area / dense:.1f} times the work of a dense product"
 
 
-def _budget() -> int:
-    """Bytes of VMEM that a kernel may use: half, and 32 MiB when compiling for a TPU elsewhere (v5 has 64 or 128)."""
-    return pltpu.get_tpu_info().vmem_capacity_bytes // 2 if jax.default_backend() == "tpu" else 32 * 2**20
-
-
 def _vmem(plan: Tiling, itemsize: int, rows: int, backward: bool) -> int:
     """Bytes that a kernel needs for tiles of ``rows``: moving blocks twice, weights once, float32 in between."""
     n, m, (w1, w2) = plan.sizes.inputs, plan.sizes.outputs, plan.shapes
@@ -82,8 +79,7 @@ def _vmem(plan: Tiling, itemsize: int, rows: int, backward: bool) -> int:
 
 
 def _tile(plan: Tiling, x: jax.Array, backward: bool) -> int:
-    fits = [r for r in ROWS if _vmem(plan, x.dtype.itemsize, r, backward) <= _budget()]
-    return min(fits[0] if fits else ROWS[-1], -(-x.shape[0] // ROWS[-1]) * ROWS[-1])
+    return vmem.tile(ROWS, x.shape[0], lambda rows: _vmem(plan, x.dtype.itemsize, rows, backward))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -122,7 +118,7 @@ def _forward(plan: Tiling, x: jax.Array, w1: jax.Array, w2: jax.Array, bias: jax
         in_specs=[_rows(tile, x.shape[1]), *map(_weight, (w1, w2, bias))],
         out_specs=_rows(tile, plan.sizes.outputs),
         out_shape=jax.ShapeDtypeStruct((x.shape[0], plan.sizes.outputs), x.dtype),
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",), vmem_limit_bytes=_budget()),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",), vmem_limit_bytes=vmem.budget()),
     )(x, w1, w2, bias)
     return (y,), ()
 
@@ -137,7 +133,7 @@ def _backward(plan: Tiling, x: jax.Array, g: jax.Array, w1: jax.Array, w2: jax.A
         in_specs=[_rows(tile, x.shape[1]), _rows(tile, g.shape[1]), *map(_weight, (w1, w2))],
         out_specs=[_rows(tile, x.shape[1]), *(pl.BlockSpec(w.shape, lambda i: (0, 0)) for w in (w1, w2))],
         out_shape=[jax.ShapeDtypeStruct(a.shape, dtype) for a, dtype in arrays],
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",), vmem_limit_bytes=_budget()),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",), vmem_limit_bytes=vmem.budget()),
     )(x, g, w1, w2)
     return (dx,), tuple(sums)
 

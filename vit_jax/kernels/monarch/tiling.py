@@ -2,8 +2,8 @@
 
 Blocks are seldom a multiple of 128 wide. Two devices make every slice of an activation begin at one all the same:
 
-- Windows. A block of the input, or of the output, is met through the aligned window around it; in the weight the rows
-  of its neighbours are zeros. Matrix units of 128 x 128 would have filled the block up with zeros anyway.
+- Windows. A block of the input, or of the output, is met through the aligned window around it
+  (:mod:`vit_jax.kernels.windows`); in the weight the rows of its neighbours are zeros.
 - Slots. The T values that a block of the first factor gives to a block of the second take a slot of lanes, zeros
   behind them. Where several slots share a register, their order differs from block to block: block ``k`` of the first
   factor holds what is for block ``l`` in the slot ``(l - k) % share``, and block ``l`` of the second expects the values
@@ -13,41 +13,15 @@ Blocks are seldom a multiple of 128 wide. Two devices make every slice of an act
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.kernels.monarch.layout import Sizes, first, first_back
-
-LANES = 128
-
-
-class Window(NamedTuple):
-    """Columns of an activation around a block.
-
-    Attributes:
-      start: the first, a multiple of 128.
-      stop: behind the last.
-      skip: how many come before the block.
-      row: of the laid-out weight, where they begin.
-    """
-
-    start: int
-    stop: int
-    skip: int
-    row: int
-
-    @property
-    def columns(self) -> slice:
-        return slice(self.start, self.stop)
-
-    @property
-    def rows(self) -> slice:
-        return slice(self.row, self.row + self.stop - self.start)
+from vit_jax.kernels.windows import LANES, Window, around, height, up
 
 
 class Tiling(NamedTuple):
@@ -75,7 +49,7 @@ class Tiling(NamedTuple):
     def shapes(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """Of the laid-out weights: rows by windows, columns by slots."""
         sizes = self.sizes
-        return (_height(self.flat_sources), sizes.L * self.slot), (_height(self.targets), sizes.K * self.slot)
+        return (height(self.flat_sources), sizes.L * self.slot), (height(self.targets), sizes.K * self.slot)
 
     @property
     def area(self) -> int:
@@ -89,29 +63,13 @@ def tiling(sizes: Sizes) -> Tiling:
     """The layout with the narrowest slots."""
     K, width, T, L, S, parts = sizes
     fits = [s for s in (8, 16, 32, 64) if s >= T and K % (LANES // s) == 0 and L % (LANES // s) == 0]
-    slot = min(fits, default=_up(T))
+    slot = min(fits, default=up(T))
     piece = width // parts
     starts = [j * (sizes.inputs // parts) + k * piece for k in range(K) for j in range(parts)]
-    windows = _windows(starts, piece, sizes.inputs)
+    windows = around(starts, piece, sizes.inputs)
     sources = tuple(windows[k * parts : (k + 1) * parts] for k in range(K))
-    targets = _windows(range(0, sizes.outputs, S), S, sizes.outputs)
+    targets = around(range(0, sizes.outputs, S), S, sizes.outputs)
     return Tiling(sizes, slot, max(1, LANES // slot), sources, targets)
-
-
-def _up(n: int) -> int:
-    return -(-n // LANES) * LANES
-
-
-def _windows(starts: Sequence[int], size: int, total: int) -> tuple[Window, ...]:
-    found: list[Window] = []
-    for start in starts:
-        low = start // LANES * LANES
-        found.append(Window(low, min(_up(start + size), total), start - low, _height(found)))
-    return tuple(found)
-
-
-def _height(windows: Sequence[Window]) -> int:
-    return windows[-1].row + _up(windows[-1].stop - windows[-1].start) if windows else 0
 
 
 def lay_out(plan: Tiling, kernel_1: jax.Array, kernel_2: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -123,8 +81,8 @@ def lay_out(plan: Tiling, kernel_1: jax.Array, kernel_2: jax.Array) -> tuple[jax
     w2 = jnp.transpose(jnp.reshape(kernel_2, (L, S, K, T)), (0, 2, 1, 3))[np.arange(L)[:, None], to_k]
     w2 = jnp.reshape(_pad(plan, jnp.transpose(w2, (0, 2, 1, 3))), (plan.sizes.outputs, -1))
     filled = []
-    for weight, rows, (height, _) in zip((w1, w2), _own_rows(plan), plan.shapes, strict=True):
-        index = np.full(height, weight.shape[0])  # out of range: zeros
+    for weight, rows, (total, _) in zip((w1, w2), _own_rows(plan), plan.shapes, strict=True):
+        index = np.full(total, weight.shape[0])  # out of range: zeros
         index[rows] = np.arange(weight.shape[0])
         filled.append(jnp.take(weight, index, axis=0, mode="fill", fill_value=0))
     return filled[0], filled[1]
@@ -185,12 +143,3 @@ def exchange(plan: Tiling, blocks: Sequence[jax.Array], step: int) -> list[jax.A
             registers.append(mixed)
         found.append(registers[0] if len(registers) == 1 else jnp.concatenate(registers, 1))
     return found
-
-
-def merged(windows: Sequence[Window], pieces: Sequence[Any]) -> Iterator[tuple[slice, Any]]:
-    """Columns, and the sum of what the windows' ``pieces [rows, stop - start]`` hold for them."""
-    bounds = sorted({edge for w in windows for edge in w[:2]})
-    for low, high in itertools.pairwise(bounds):
-        over = [(w, piece) for w, piece in zip(windows, pieces, strict=True) if w.start <= low and high <= w.stop]
-        parts = [piece[:, low - w.start : high - w.start] for w, piece in over]
-        yield slice(low, high), functools.reduce(lambda a, b: a + b, parts)

@@ -29,7 +29,7 @@ class Sparse24:
             run=lambda implementation, x, v, i: sparse24.sparse24(x, v, i, implementation=implementation),
             x=x,
             parameters=(values, index),
-            weight=sparse24.unpack(values, index).astype(jnp.float32),
+            dense=lambda v, i: sparse24.unpack(v, i).astype(jnp.float32),
             implementations=sparse24.IMPLEMENTATIONS,
             flops=2.0 * rows * inputs * outputs,
             bytes=float(size * (rows * (inputs + outputs) + values.size) + index.size),

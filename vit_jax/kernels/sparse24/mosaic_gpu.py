@@ -17,7 +17,6 @@ Only bfloat16: on float32 operands the matrix unit would round to TF32.
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -25,9 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jax.sharding import PartitionSpec as P
 
-from vit_jax import sharding
+from vit_jax.kernels import spread
 
 ROWS = 64
 """Rows of a program: what the matrix unit takes. With more the weights would be read and expanded again."""
@@ -79,10 +77,6 @@ def refuses(x: Any, values: Any, index: Any, bias: Any, scale: Any) -> str | Non
         return f"x is {x.dtype}, not bfloat16, in which alone the matrix unit of a GPU is exact"
     if values.dtype not in (jnp.bfloat16, jnp.float32, jnp.int8):
         return f"values are {values.dtype}, not bfloat16, float32 or int8"
-    mesh = _mesh()
-    parts = 1 if mesh is None else mesh.shape["replica"] * mesh.shape["fsdp"]
-    if parts > 1 and (x.ndim < 2 or x.shape[0] % parts):
-        return f"x of shape {x.shape} has no first axis that {parts} devices can share"
     if x.shape[-1] % 64 or x.shape[-1] < 8 * BYTES:
         return f"{x.shape[-1]} inputs are no multiple of 64, or fewer than {8 * BYTES}"
     if values.shape[-1] % OUT or not values.shape[-1]:
@@ -96,20 +90,9 @@ def unwise(x: Any, values: Any, index: Any, bias: Any, scale: Any) -> str | None
         found = getattr(jax.devices()[0], "compute_capability", "9.0")
         if found != "9.0":
             return f"this GPU has compute capability {found}, the kernel is for 9.0"
-    if _rows(x) > ROWS:
-        return f"with {_rows(x)} rows, above {ROWS}, the weights would be expanded more than once"
+    if spread.rows(x) > ROWS:
+        return f"with {spread.rows(x)} rows, above {ROWS}, the weights would be expanded more than once"
     return "float32 values would be cast first" if values.dtype == jnp.float32 else None
-
-
-def _mesh() -> Any:
-    """The mesh whose devices have to be given their rows by hand; None where there is one device or it is done."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return None if mesh.empty or mesh.size == 1 or mesh.manual_axes else mesh
-
-
-def _rows(x: Any) -> int:
-    mesh = _mesh()
-    return math.prod(x.shape[:-1]) // (1 if mesh is None else mesh.shape["replica"] * mesh.shape["fsdp"])
 
 
 def forward(
@@ -121,16 +104,13 @@ def forward(
     pair = (ones if scale is None else scale, zeros if bias is None else bias)
     affine = jnp.stack([a.astype(jnp.float32) for a in pair])
     values = values if values.dtype == jnp.int8 else values.astype(x.dtype)
-    mesh = _mesh()
-    if mesh is None:
-        return _product(x, values, index, affine)
-    rows = P(sharding.BATCH)
-    run = jax.shard_map(_product, mesh=mesh, in_specs=(rows, P(), P(), P()), out_specs=rows, check_vma=False)
-    return run(x, values, index, affine)
+    (y,), _ = spread.everywhere(_product, (jnp.reshape(x, (-1, x.shape[-1])),), (values, index, affine))
+    return jnp.reshape(y, (*x.shape[:-1], out))
 
 
-def _product(x: jax.Array, values: jax.Array, index: jax.Array, affine: jax.Array) -> jax.Array:
-    rows, size, out = math.prod(x.shape[:-1]), x.shape[-1], values.shape[1]
+def _product(x: jax.Array, values: jax.Array, index: jax.Array, affine: jax.Array) -> Any:
+    """``[rows, in] -> ([rows, out],)`` on one device, and no sums."""
+    (rows, size), out = x.shape, values.shape[1]
     t = tiles(rows, size, out)
     kernel = plgpu.kernel(
         functools.partial(_kernel, t),
@@ -140,10 +120,8 @@ def _product(x: jax.Array, values: jax.Array, index: jax.Array, affine: jax.Arra
         kernel_name="sparse24",
         scratch_types=_scratch(values.dtype),
     )
-    planes = _planes(t, jnp.reshape(x, (rows, size)))
-    sums = jnp.sum(kernel(planes, jnp.reshape(values, (4, t.byte, out)), index), axis=0)[:rows]
-    y = (sums * affine[0:1] + affine[1:2]).astype(x.dtype)
-    return jnp.reshape(y, (*x.shape[:-1], out))
+    sums = jnp.sum(kernel(_planes(t, x), jnp.reshape(values, (4, t.byte, out)), index), axis=0)[:rows]
+    return ((sums * affine[0:1] + affine[1:2]).astype(x.dtype),), ()
 
 
 def _planes(t: Tiles, x: jax.Array) -> jax.Array:

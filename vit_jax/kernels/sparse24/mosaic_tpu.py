@@ -9,16 +9,14 @@ sorted into the same eight planes, cheap as long as rows are few, which is when 
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import PartitionSpec as P
 
-from vit_jax import sharding
+from vit_jax.kernels import spread
 
 ROWS = 256
 """Rows of a block. Up to about as many the weights' bytes decide, beyond them the arithmetic (v5e: 240)."""
@@ -54,31 +52,16 @@ def refuses(x: Any, values: Any, index: Any, bias: Any, scale: Any) -> str | Non
         return f"x is {x.dtype}, not bfloat16 or float32"
     if values.dtype not in (jnp.bfloat16, jnp.float32, jnp.int8):
         return f"values are {values.dtype}, not bfloat16, float32 or int8"
-    mesh = _mesh()
-    parts = 1 if mesh is None else mesh.shape["replica"] * mesh.shape["fsdp"]
-    if parts > 1 and (x.ndim < 2 or x.shape[0] % parts):
-        return f"x of shape {x.shape} has no first axis that {parts} devices can share"
-    if tiles(_rows(x), x.shape[-1], values.shape[-1]) is None:
+    if tiles(spread.rows(x), x.shape[-1], values.shape[-1]) is None:
         return f"{x.shape[-1]} inputs are no multiple of 8, or above 4,096 none of 1,024"
     return None if x.size else "x has no rows"
 
 
 def unwise(x: Any, values: Any, index: Any, bias: Any, scale: Any) -> str | None:
     """Why unpacking first is faster."""
-    if _rows(x) > ROWS:
-        return f"with {_rows(x)} rows, above {ROWS}, arithmetic decides, of which packed weights save none"
+    if spread.rows(x) > ROWS:
+        return f"with {spread.rows(x)} rows, above {ROWS}, arithmetic decides, of which packed weights save none"
     return None
-
-
-def _mesh() -> Any:
-    """The mesh whose devices have to be given their rows by hand; None where there is one device or it is done."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return None if mesh.empty or mesh.size == 1 or mesh.manual_axes else mesh
-
-
-def _rows(x: Any) -> int:
-    mesh = _mesh()
-    return math.prod(x.shape[:-1]) // (1 if mesh is None else mesh.shape["replica"] * mesh.shape["fsdp"])
 
 
 def forward(
@@ -89,17 +72,14 @@ def forward(
     ones, zeros = jnp.ones(out, jnp.float32), jnp.zeros(out, jnp.float32)
     pair = (ones if scale is None else scale, zeros if bias is None else bias)
     affine = jnp.stack([a.astype(jnp.float32) for a in pair])
-    mesh = _mesh()
-    if mesh is None:
-        return _product(x, values, index, affine)
-    rows = P(sharding.BATCH)
-    run = jax.shard_map(_product, mesh=mesh, in_specs=(rows, P(), P(), P()), out_specs=rows, check_vma=False)
-    return run(x, values, index, affine)
+    (y,), _ = spread.everywhere(_product, (jnp.reshape(x, (-1, x.shape[-1])),), (values, index, affine))
+    return jnp.reshape(y, (*x.shape[:-1], out))
 
 
-def _product(x: jax.Array, values: jax.Array, index: jax.Array, affine: jax.Array) -> jax.Array:
-    size, out = x.shape[-1], values.shape[1]
-    rows, byte = math.prod(x.shape[:-1]), size // 8
+def _product(x: jax.Array, values: jax.Array, index: jax.Array, affine: jax.Array) -> Any:
+    """``[rows, in] -> ([rows, out],)`` on one device, and no sums."""
+    (rows, size), out = x.shape, values.shape[1]
+    byte = size // 8
     tile = tiles(rows, size, out)
     assert tile is not None
     planes = jnp.transpose(jnp.reshape(x, (rows, 2, byte, 4)), (1, 3, 0, 2))
@@ -118,7 +98,7 @@ def _product(x: jax.Array, values: jax.Array, index: jax.Array, affine: jax.Arra
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
         name="sparse24",
     )(jnp.reshape(planes, (8, rows, byte)), jnp.reshape(values, (4, byte, out)), index, affine)
-    return jnp.reshape(y, (*x.shape[:-1], out))
+    return (y,), ()
 
 
 def _kernel(x: Any, values: Any, index: Any, affine: Any, y: Any, total: Any) -> None:

@@ -36,7 +36,7 @@ class TopKMLP:
             run=lambda implementation, x, w: topk_mlp.topk_mlp(x, w, k=self.k, implementation=implementation),
             x=x,
             parameters=(kernel,),
-            weight=kernel,
+            dense=lambda w: w,
             implementations=topk_mlp.IMPLEMENTATIONS,
             flops=2.0 * rows * k * outputs,
             bytes=float(jnp.dtype(dtype).itemsize * (rows * (inputs + outputs) + read)),

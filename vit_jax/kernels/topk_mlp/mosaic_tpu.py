@@ -16,9 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import PartitionSpec as P
 
-from vit_jax import sharding
+from vit_jax.kernels import spread, vmem
 from vit_jax.kernels.products import dot
 from vit_jax.kernels.topk_mlp.dense import with_its_gradients
 from vit_jax.kernels.topk_mlp.gather import split_units
@@ -50,13 +49,13 @@ def refuses(h: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, k: int) 
     piece = PIECE[str(kernel.dtype)]
     if kernel.shape[0] % piece:
         return f"{kernel.shape[0]} {kernel.dtype} rows of the kernel are no multiple of {piece}"
-    tiles, tile, listed = _sizes(_rows(h), kernel, k)
+    tiles, tile, listed = _sizes(spread.rows(h), kernel, k)
     if 4 * tiles * listed > LISTS:
         return f"lists of units for {tiles} tiles of tokens take more than {LISTS >> 10} KiB of scalar memory"
     width, size = kernel.shape[1], kernel.dtype.itemsize
     need = 2 * CHUNK * width * size + 12 * tile * width + 8 * tile * listed * piece
-    if need > _budget():
-        return f"it takes {need / 2**20:.0f} MiB of VMEM, of which it may use {_budget() >> 20}"
+    if need > vmem.budget():
+        return f"it takes {need / 2**20:.0f} MiB of VMEM, of which it may use {vmem.budget() >> 20}"
     return None
 
 
@@ -65,29 +64,12 @@ def unwise(h: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, k: int) -
 
     Counted, not measured: single rows arrive at half the pace of the whole, if no two tokens share a unit.
     """
-    rows, units, piece = _rows(h), kernel.shape[0], PIECE[str(kernel.dtype)]
+    rows, units, piece = spread.rows(h), kernel.shape[0], PIECE[str(kernel.dtype)]
     if parted := split_units():
         return parted
     if 2 * rows * k * piece > units:
         return f"{k} units of {rows} tokens may need {min(rows * k * piece, units)} of {units} rows, above half"
     return None
-
-
-def _budget() -> int:
-    """Bytes of VMEM that a kernel may use: half, and 32 MiB when compiling for a TPU elsewhere (v5 has 64 or 128)."""
-    return pltpu.get_tpu_info().vmem_capacity_bytes // 2 if jax.default_backend() == "tpu" else 32 * 2**20
-
-
-def _mesh() -> Any:
-    """The mesh whose devices have to be given their tokens by hand; None where there is one device or it is done."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return None if mesh.empty or mesh.size == 1 or mesh.manual_axes else mesh
-
-
-def _rows(h: Any) -> int:
-    """Tokens of a device."""
-    mesh = _mesh()
-    return pl.cdiv(math.prod(h.shape[:-1]), 1 if mesh is None else mesh.shape["replica"] * mesh.shape["fsdp"])
 
 
 def _sizes(rows: int, kernel: Any, k: int) -> tuple[int, int, int]:
@@ -101,15 +83,8 @@ def _sizes(rows: int, kernel: Any, k: int) -> tuple[int, int, int]:
 def _forward(h: jax.Array, kernel: jax.Array, bias: jax.Array | None, k: int) -> jax.Array:
     rows = jnp.reshape(h, (-1, h.shape[-1]))
     shift = jnp.zeros(kernel.shape[1]) if bias is None else bias.astype(jnp.float32)
-    run, mesh = functools.partial(_product, k), _mesh()
-    if mesh is None:
-        y = run(rows, kernel, shift[None])
-    else:
-        more = -rows.shape[0] % (mesh.shape["replica"] * mesh.shape["fsdp"])
-        batch, padded = P(sharding.BATCH), jnp.pad(rows, ((0, more), (0, 0)))
-        run = jax.shard_map(run, mesh=mesh, in_specs=(batch, P(), P()), out_specs=batch, check_vma=False)
-        y = run(padded, kernel, shift[None])
-    return jnp.reshape(y[: rows.shape[0]], (*h.shape[:-1], kernel.shape[1]))
+    (y,), _ = spread.everywhere(functools.partial(_product, k), (rows,), (kernel, shift[None]))
+    return jnp.reshape(y, (*h.shape[:-1], kernel.shape[1]))
 
 
 def used(h: jax.Array, piece: int, listed: int) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -138,8 +113,8 @@ def used(h: jax.Array, piece: int, listed: int) -> tuple[jax.Array, jax.Array, j
     )
 
 
-def _product(k: int, h: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """``h [rows, F] -> [rows, D]`` on one device."""
+def _product(k: int, h: jax.Array, kernel: jax.Array, bias: jax.Array) -> Any:
+    """``h [rows, F] -> ([rows, D],)`` on one device, and no sums."""
     (units, width), piece = kernel.shape, PIECE[str(kernel.dtype)]
     tiles, tile, listed = _sizes(h.shape[0], kernel, k)
     tokens = jnp.reshape(jnp.pad(h, ((0, tiles * tile - h.shape[0]), (0, 0))), (tiles, tile, units))
@@ -165,9 +140,9 @@ def _product(k: int, h: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Ar
             ],
         ),
         out_shape=jax.ShapeDtypeStruct((tiles * tile, width), h.dtype),
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",), vmem_limit_bytes=_budget()),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",), vmem_limit_bytes=vmem.budget()),
     )(jnp.reshape(pieces, (-1,)), count, values, bias, kernel)
-    return y[: h.shape[0]]
+    return (y[: h.shape[0]],), ()
 
 
 def _kernel(
