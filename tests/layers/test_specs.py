@@ -54,3 +54,18 @@ def test_a_spec_is_recovered_from_its_parameters():
         found = spec_of({leaf: x.shape for leaf, x in nn.meta.unbox(shapes).items()})
         assert found == {"sparse24": Dense(), "packed24": None}.get(name, spec)
         assert found is None or config.parse(Spec, name_of(found)) is not None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "dense",
+        "monarch(4)",
+        "monarch(2, implementation=xla)",
+        "sparse24(mask=frozen, bits=8)",
+        "packed24(int8)",
+        "block_sparse(pattern=random, seed=3)",
+    ],
+)
+def test_the_name_of_a_spec_is_what_makes_it(text):
+    assert name_of(config.parse(Spec, text)) == text

@@ -31,10 +31,12 @@ FIELDS = ("qkv_linear", "out_linear", "mlp_linear")
 
 
 def name_of(spec: LinearSpec) -> str:
-    """As a user writes it: ``"monarch(4)"``."""
+    """As a user writes it: ``"monarch(4)"``, ``"sparse24(mask=frozen, bits=8)"``."""
     name = next(name for name, row in LINEARS.items() if row is type(spec))
-    first = [str(getattr(spec, f.name)) for f in dataclasses.fields(spec)[:1]]  # type: ignore[arg-type]
-    return f"{name}({first[0]})" if first else name
+    values = [(f.name, getattr(spec, f.name), f.default) for f in dataclasses.fields(spec)]  # type: ignore[arg-type]
+    shown = [(key, value) for key, value, default in values if value != default] or [v[:2] for v in values[:1]]
+    texts = [f"{value}" if key == values[0][0] else f"{key}={value}" for key, value in shown]
+    return f"{name}({', '.join(texts)})" if texts else name
 
 
 def spec_of(shapes: Mapping[str, tuple[int, ...]]) -> LinearSpec | None:
