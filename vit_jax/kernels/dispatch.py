@@ -34,6 +34,11 @@ class Implementation:
     platform: str | None = None
 
 
+def unproved(unwise: Callable[..., str | None]) -> Callable[..., str | None]:
+    """``unwise`` of an implementation that has never run on its hardware: only who names it gets it."""
+    return lambda *args, **kwargs: unwise(*args, **kwargs) or "it has not run on this hardware yet, name it to use it"
+
+
 def choose(op: str, table: Mapping[str, Implementation], name: str | None, *args: Any, **kwargs: Any) -> Any:
     """The ``run`` of the implementation ``name``, or of the first of this platform that neither refuses nor is unwise.
 

@@ -29,13 +29,13 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from vit_jax.kernels.dispatch import Implementation, choose
+from vit_jax.kernels.dispatch import Implementation, choose, unproved
 from vit_jax.kernels.monarch import crossover, dense, mosaic_gpu, mosaic_tpu, xla
 from vit_jax.kernels.monarch.layout import Sizes
 
 IMPLEMENTATIONS = {
     "mosaic_tpu": Implementation(mosaic_tpu.run, mosaic_tpu.refuses, mosaic_tpu.unwise, platform="tpu"),
-    "mosaic_gpu": Implementation(mosaic_gpu.run, mosaic_gpu.refuses, mosaic_gpu.unwise, platform="gpu"),
+    "mosaic_gpu": Implementation(mosaic_gpu.run, mosaic_gpu.refuses, unproved(mosaic_gpu.unwise), platform="gpu"),
     "xla": Implementation(xla.run, unwise=crossover.loses),
     "dense": Implementation(dense.run),
 }

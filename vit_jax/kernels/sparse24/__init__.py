@@ -27,7 +27,7 @@ IMPLEMENTATIONS = {
         mosaic_tpu.forward, refuses=mosaic_tpu.refuses, unwise=mosaic_tpu.unwise, platform="tpu"
     ),
     "mosaic_gpu": dispatch.Implementation(
-        mosaic_gpu.forward, refuses=mosaic_gpu.refuses, unwise=mosaic_gpu.unwise, platform="gpu"
+        mosaic_gpu.forward, refuses=mosaic_gpu.refuses, unwise=dispatch.unproved(mosaic_gpu.unwise), platform="gpu"
     ),
     "xla": dispatch.Implementation(xla.forward),
 }
