@@ -132,7 +132,7 @@ def test_one_file_instead_of_a_folder(rng, tmp_path):
         ("dinov2", "timm", "cls_gap"),
         *(("topk", to, "no activation='topk\\(5\\)'; write --to vit_jax") for to in FOREIGN),
         *(("m2", to, "no Monarch Mixers; write --to vit_jax") for to in FOREIGN),
-        *(("monarch", to, "linear|dense|fields") for to in FOREIGN[:4]),
+        *(("monarch", to, "has dense maps alone, not qkv_linear='sparse24.*add --linear dense") for to in FOREIGN[:4]),
         ("cls", "tim", "unknown format 'tim'; did you mean 'timm'?"),
     ],
 )

@@ -19,7 +19,9 @@ from vit_jax.augment.geometry import Interpolation
 from vit_jax.convert.table import Rule
 from vit_jax.convert.tensors import Tensors
 from vit_jax.data.text import Encoder
+from vit_jax.layers.linear import Dense
 from vit_jax.layers.mlp import TOPK, TopK
+from vit_jax.layers.specs import LINEARS, name_of
 from vit_jax.types import UsageError, UserError
 
 RGB = tuple[float, float, float]
@@ -190,9 +192,14 @@ def check_known(model: nn.Module, title: str) -> None:
     if isinstance(model, models.MonarchMixer):
         raise UserError(f"{title} has no Monarch Mixers; write --to vit_jax.")
     for field in dataclasses.fields(model):
-        value = getattr(model, field.name) if field.name not in ("parent", "name") else None
+        value: Any = getattr(model, field.name) if field.name not in ("parent", "name") else None
         if isinstance(value, TopK):
             raise UserError(f"{title} has no {field.name}='topk({value.k})'; write --to vit_jax.")
+        if type(value) in LINEARS.values() and value != Dense():
+            raise UserError(
+                f"{title} has dense maps alone, not {field.name}='{name_of(value)}'; add --linear dense, which "
+                "multiplies them out, or write --to vit_jax."
+            )
         if isinstance(value, nn.Module):
             check_known(value, title)
 
