@@ -51,8 +51,10 @@ def test_what_was_trained_quantised_is_packed_exactly(rng, bits):
         here = {k.removeprefix(f"{path}/"): jnp.asarray(t.read()) for k, t in packed.params.items() if path in k}
         trained = Sparse24(bits=bits).to_dense({"kernel": jnp.asarray(kernel, jnp.float32)})[0]
         np.testing.assert_allclose(spec.to_dense(here)[0], trained, rtol=3e-7)
-    (exact,) = (note for note in notes if "exactly" in note)
-    assert exact.startswith("6 linear maps go from sparse24") and "pruned" not in exact
+    assert sorted(note for note in notes if "exactly" in note) == [
+        f"2 linear maps go from sparse24(bits={bits}) to packed24(int8), exactly",
+        f"4 linear maps go from sparse24(mask=frozen, bits={bits}) to packed24(int8), exactly",
+    ]
     only = changed(sparse, "mlp_linear=packed24(int8)", "qkv_linear=packed24(int8)")[0]
     np.testing.assert_allclose(outputs(only, rng), outputs(sparse, rng), atol=2e-5)
 
