@@ -176,3 +176,7 @@ def test_outputs_of_blocks_on_request_in_training_too(params, tokens, options):
     np.testing.assert_allclose(found["block_0"], want, atol=1e-5)
     assert all(jnp.any(g != 0) for g in jax.tree.leaves(grads["block_0"]["mlp"]))
     assert not any(jnp.any(g != 0) for g in jax.tree.leaves([grads["block_1"], grads["norm"]]))
+
+
+def test_what_is_let_out_on_request_is_no_part_of_a_fresh_model(tokens):
+    assert set(Encoder(2, STOCHASTIC).init(jax.random.key(0), tokens)) == {"params"}

@@ -102,13 +102,13 @@ def test_block_sparse_maps_come_and_go(dense):
     assert set(found) == set(flat(want)) and "encoder/block_0/mlp/mlp_in/kernel_random_4_3" in found
     for path, value in flat(want).items():
         np.testing.assert_array_equal(found[path], value)
-    assert len(notes) == 1 and notes[0].startswith("1 linear maps go from dense to block_sparse(0.5), off by ")
+    assert len(notes) == 1 and notes[0].startswith(f"1 linear maps go from dense to {specs.name_of(spec)}, off by ")
     back, notes = restructure(found, flat(dense))
-    assert set(back) == set(flat(dense)) and notes == ["1 linear maps go from block_sparse(0.5) to dense, exactly"]
+    assert set(back) == set(flat(dense)) and notes == [f"1 linear maps go from {specs.name_of(spec)} to dense, exactly"]
     np.testing.assert_allclose(back["encoder/block_0/mlp/mlp_in/kernel"], spec.to_dense(want)[0], atol=1e-6)
     other = BlockSparse(0.5, "random", 8, rank=2, seed=4).from_dense(dense["kernel"], dense["bias"])
     again, notes = restructure(found, flat(other))  # another layout is no mere copy
-    assert set(again) == set(flat(other)) and "from block_sparse(0.5) to block_sparse(0.5), off by" in notes[0]
+    assert set(again) == set(flat(other)) and "rank=2, seed=3) to block_sparse(0.5, " in notes[0]
     assert restructure(found, flat(want)) == (found, [])
     smaller = flat(Dense().from_dense(np.zeros((6, 8), np.float32), None))
     assert restructure(smaller, flat(want)) == (smaller, [])
@@ -121,9 +121,9 @@ def test_a_model_of_frozen_blocks_prunes_what_it_starts_from(dense):
     np.testing.assert_array_equal(
         found["encoder/block_0/mlp/mlp_in/kernel"], spec.from_dense(dense["kernel"], None)["kernel"]
     )
-    assert len(notes) == 1 and notes[0].startswith("1 linear maps go from dense to block_sparse(0.5), off by")
+    assert len(notes) == 1 and notes[0].startswith(f"1 linear maps go from dense to {specs.name_of(spec)}, off by")
     assert restructure(found, flat(fresh)) == (found, [])
     monarch = Monarch(4).from_dense(dense["kernel"], dense["bias"])
     found, notes = restructure(flat(monarch), flat(fresh))
     assert BlockSparse.of_pruned(found["encoder/block_0/mlp/mlp_in/kernel"]) == spec
-    assert notes[0].startswith("1 linear maps go from monarch(4) to block_sparse(0.5), off by")
+    assert notes[0].startswith(f"1 linear maps go from monarch(4) to {specs.name_of(spec)}, off by")

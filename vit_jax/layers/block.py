@@ -211,7 +211,7 @@ class Encoder(nn.Module):
 
     def _keep(self, collection: str, i: int, value: Any) -> None:
         """Puts what block ``i`` let out where that block's own variables lie."""
-        if value is not None and self.is_mutable_collection(collection):
+        if value is not None and self.is_mutable_collection(collection) and not self.is_initializing():
             self.put_variable(collection, f"block_{i}", value)
 
 

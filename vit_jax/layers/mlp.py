@@ -147,7 +147,7 @@ class MLP(nn.Module):
             second = self.activation.after(second)
         h = first(self.hidden, name="mlp_in", axes=("embed", "mlp"), **kwargs)(x)
         h = activate(self.activation, sharding.constrain(h, "batch", *[None] * (h.ndim - 2), "mlp"))
-        if self.is_mutable_collection("activity"):
+        if self.is_mutable_collection("activity") and not self.is_initializing():
             self.sow("activity", "active", jnp.mean(h != 0, axis=-1, dtype=jnp.float32))
         h = dropout(h, self.dropout, key)
         return second(x.shape[-1], name="mlp_out", axes=("mlp", "embed"), **kwargs)(h)
