@@ -1,9 +1,10 @@
 """The block-diagonal product as one plain product per block.
 
 XLA:CPU is 5 to 25 % slower with one batched product in float32 and refuses it in bfloat16. Against the dense product of
-768 to 3,072 or 768 features, 4 to 96 blocks, 197 and 1,576 rows, on two cores: 1.7 to 7 times as fast in float32 and
-1.4 to 3.9 in bfloat16, forward alone or with the gradients. One shape loses, 768 to 3,072 in bfloat16, 1,576 rows,
-forward alone (0.8 to 0.9): there the blocks' copies take longer than they save, and so does filling up with zeros.
+768 to 3,072 features, 4 to 32 blocks, 197 and 1,576 rows, on two cores: 1.7 to 7 times as fast in float32 and 1.4 to
+3.8 in bfloat16, forward alone or with the gradients; 768 to 768 in 4 blocks 1.8 to 2.5. One shape loses, 768 to 3,072
+in bfloat16, 1,576 rows, forward alone (0.8 to 0.9): there the blocks' copies take longer than they save, and so does
+filling up with zeros.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from vit_jax.kernels.products import matmul
 
 UNROLLED = 128
-"""Most blocks: each is a product of its own in the program, which takes ever longer to compile."""
+"""Most blocks: each is a product of its own in the program, which takes ever longer to compile. Chosen, not measured."""
 
 
 def unwise(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> str | None:
