@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from vit_jax.kernels.products import matmul
 
 UNROLLED = 128
-"""Most blocks, chosen, not measured: each is a product of its own in the program, which takes ever longer to compile."""
+"""Most blocks, chosen and not measured: each is a product of its own in the program, which takes longer to compile."""
 
 
 def unwise(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> str | None:
