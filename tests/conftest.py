@@ -49,7 +49,15 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", f"default::DeprecationWarning:{module}")
 
 
+MARKED = {**dict.fromkeys(("torch", "timm", "transformers", "open_clip"), "peer"), "tpu_chips": "tpu"}
+"""Fixture -> the marker of every test that asks for it, also through another fixture."""
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        for marker in {MARKED[name] for name in getattr(item, "fixturenames", ()) if name in MARKED}:
+            item.add_marker(marker)
     if config.option.markexpr:
         return
     slow = [item for item in items if item.get_closest_marker("slow")]

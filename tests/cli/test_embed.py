@@ -4,6 +4,8 @@ import json
 import os
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from vit_jax.cli import main
@@ -39,12 +41,10 @@ def test_images_and_texts_as_npy(run, coca, tmp_path, capsys):
 
 
 def test_parquet(run, coca, tmp_path, capsys):
-    parquet = pytest.importorskip("pyarrow.parquet")
-    pyarrow = pytest.importorskip("pyarrow")
     argv = ("--workdir", coca, "--text", "a cat", "a dog", "--output")
     assert embed(capsys, *argv, tmp_path / "texts.parquet")[0] == 0
     assert embed(capsys, run.images / "ant", *argv, tmp_path / "both.parquet")[0] == 0
-    texts, both = (parquet.read_table(tmp_path / f"{name}.parquet") for name in ("texts", "both"))
+    texts, both = (pyarrow.parquet.read_table(tmp_path / f"{name}.parquet") for name in ("texts", "both"))
     assert texts.column_names == ["text", "embedding"] and both.column_names == ["path", "text", "embedding"]
     assert texts.schema.field("embedding").type == pyarrow.list_(pyarrow.float32(), 16)
     assert both["path"].to_pylist() == [*(str(run.images / "ant" / f"{i}.png") for i in range(10)), None, None]

@@ -4,7 +4,7 @@ import copy
 import json
 
 import numpy as np
-import safetensors.torch
+import safetensors.numpy
 
 from vit_jax import models
 
@@ -93,7 +93,8 @@ def save(open_clip, torch, config, folder):
     content = {"model_cfg": config, "preprocess_cfg": IMAGES}
     (folder / "open_clip_config.json").write_text(json.dumps(content))
     module = randomise(open_clip.create_model(f"local-dir:{folder}"), torch)
-    safetensors.torch.save_file(module.state_dict(), folder / "open_clip_model.safetensors")
+    arrays = {name: np.ascontiguousarray(x.numpy()) for name, x in module.state_dict().items()}
+    safetensors.numpy.save_file(arrays, folder / "open_clip_model.safetensors")
     return folder
 
 

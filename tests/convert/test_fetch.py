@@ -150,7 +150,6 @@ def test_addresses_of_no_file(bucket, url, tmp_path):
 
 
 def test_a_server(tmp_path, monkeypatch):
-    pytest.importorskip("aiohttp")
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "vit.npz").write_bytes(b"weights" * 10_000)
 

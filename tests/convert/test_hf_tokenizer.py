@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import sentencepiece
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
@@ -32,7 +33,6 @@ def library(ends=("<bos>", "<eos>", "<pad>"), post=True):
 
 def pieces(folder, **options):
     """A SentencePiece model trained on a few words."""
-    sentencepiece = pytest.importorskip("sentencepiece")
     texts = ["a cat and a dog", "two cats", "three dogs and a cat"] * 20
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts), model_prefix=str(folder / "s"), vocab_size=40, hard_vocab_limit=False,

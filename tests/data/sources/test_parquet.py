@@ -2,14 +2,13 @@ import json
 import pickle
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.data.helpers import encode
 from vit_jax.data.sources import open_source
 from vit_jax.types import UserError
-
-pa = pytest.importorskip("pyarrow")
-pq = pytest.importorskip("pyarrow.parquet")
 
 
 def write(path, labels, *, names=None, struct=True, column="image", label="label", group=4, first=0):

@@ -3,6 +3,7 @@
 import io
 
 import pytest
+import sentencepiece
 
 from vit_jax.data.tokenizer.train import train
 
@@ -34,8 +35,8 @@ def json_file(tmp_path_factory):
 @pytest.fixture(scope="session")
 def model_file(tmp_path_factory):
     """T5's layout: pad 0, end 1, unknown 2."""
-    spm, data = pytest.importorskip("sentencepiece"), io.BytesIO()
-    spm.SentencePieceTrainer.train(
+    data = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(CAPTIONS),
         model_writer=data,
         vocab_size=50,

@@ -3,6 +3,7 @@
 import builtins
 
 import pytest
+import sentencepiece
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
@@ -31,8 +32,6 @@ def test_pieces_may_be_named(model_file):
 
 def test_equals_another_implementation(model_file):
     """Viterbi over the pieces' scores, by the `tokenizers` library."""
-    import sentencepiece
-
     model = sentencepiece.SentencePieceProcessor(model_proto=model_file.read_bytes())
     pieces = [(model.id_to_piece(i), model.get_score(i)) for i in range(model.vocab_size())]
     peer = tokenizers.Tokenizer(models.Unigram(pieces, unk_id=2))
@@ -46,7 +45,6 @@ def test_equals_another_implementation(model_file):
 
 @pytest.mark.parametrize("content", [b"", b"not a model", b"\x0a\xff\xff\xff\xff\xff\x0f"])
 def test_damaged_files_are_sentences(tmp_path, content):
-    pytest.importorskip("sentencepiece")
     (tmp_path / "x.model").write_bytes(content)
     with pytest.raises(UserError, match="no SentencePiece model"):
         SentencePiece.open(str(tmp_path / "x.model"))
