@@ -1,3 +1,3 @@
 """Vision and image-text Transformers in JAX: train, evaluate, compress, explain and ship."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
