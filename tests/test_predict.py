@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax import convert, models
+from vit_jax import models
 from vit_jax.checkpoint import Checkpoints
+from vit_jax.convert import store
 from vit_jax.convert.text import to_meta
 from vit_jax.data.text import Encoder
 from vit_jax.data.tokenizer import open_tokenizer
@@ -99,8 +100,8 @@ def test_the_batch_size_does_not_matter(folders, images):
 
 def test_weights_of_others(folders, images, tmp_path):
     """The same model in another project's format gives the same answers, class names and preprocessing included."""
-    with convert.load(folders / "softmax") as ours:
-        convert.save(ours, tmp_path / "theirs", "hf")
+    with store.load(folders / "softmax") as ours:
+        store.save(ours, tmp_path / "theirs", "hf")
     ours, theirs = (Predictor.load(path) for path in (folders / "softmax", tmp_path / "theirs"))
     assert theirs.class_names == NAMES and theirs.config.augment.norm == ours.config.augment.norm
     canvas = ours.image(images / "a.png")[None]

@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import convert, losses
+from vit_jax import losses
 from vit_jax.config import parse
-from vit_jax.convert import native
-from vit_jax.data.decode import decode
+from vit_jax.convert import Pretrained, native, store
+from vit_jax.convert.base import Image, read_image
 from vit_jax.data.sources.folder import IMAGE_SUFFIXES
 from vit_jax.data.text import Encoder
 from vit_jax.decoding import Decoder, generate, special_ids
@@ -63,19 +63,13 @@ class Trained:
             raise UserError(f"{path} is {kinds[type(found)]}, but {kinds.get(cls, 'another kind')} is needed.")
         return found
 
-    def image(self, source: str | pathlib.Path | bytes | np.ndarray) -> np.ndarray:
+    def image(self, source: Image) -> np.ndarray:
         """A file, encoded bytes or uint8[H,W,C] -> the uint8 canvas that the other methods take.
 
         Raises:
           UserError: it is no readable image.
         """
-        name = str(source) if isinstance(source, str | pathlib.Path) else "image"
-        if isinstance(source, str | pathlib.Path):
-            try:
-                source = pathlib.Path(source).read_bytes()
-            except OSError as e:
-                raise UserError(f"{name} cannot be read ({e.strerror}).") from e
-        return decode({"image": source, "label": 0, "name": name}, self.config.data.canvas, "center")[0]
+        return read_image(source, self.config.data.canvas)
 
     def prepared(self, images: jax.Array) -> jax.Array:
         """uint8[B,S,S,3] -> float32[B,H,W,3] as the model takes it; traceable."""
@@ -249,15 +243,19 @@ def load(path: str | pathlib.Path) -> Predictor | ImageText:
     Raises:
       UserError: there is no readable checkpoint.
     """
-    with convert.load(path) as found:
-        raw = native.run_config(found)
-        raw["data"] = {**raw["data"], "text": None}  # the tokenizer is in the checkpoint; its files may be gone
-        config = parse(TrainConfig, raw)
-        params = found.tree(jnp.asarray)
+    with store.load(path) as found:
+        return of(found.read())
+
+
+def of(found: Pretrained) -> Predictor | ImageText:
+    """``found`` as a function of image files."""
+    raw = native.run_config(found)
+    raw["data"] = {**raw["data"], "text": None}  # the tokenizer is in the checkpoint; its files may be gone
+    config = parse(TrainConfig, raw)
     source = {"checkpoint": found.source, **found.provenance}
     if isinstance(found.model, TwoTower):
-        return ImageText(config, found.model, params, found.encoder, source)
-    return Predictor(config, found.model, params, found.class_names, source)
+        return ImageText(config, found.model, found.params, found.encoder, source)
+    return Predictor(config, found.model, found.params, found.class_names, source)
 
 
 def expand(paths: Iterable[str]) -> list[str]:

@@ -16,9 +16,9 @@ import shutil
 import jax
 import numpy as np
 
-from vit_jax import convert, models
-from vit_jax.convert import base, verify
-from vit_jax.convert.base import Preprocess, Pretrained
+from vit_jax import models
+from vit_jax.convert import base, store, verify
+from vit_jax.convert.base import Preprocess, Stored
 from vit_jax.convert.tensors import Tensor
 from vit_jax.train.workdir import provenance
 
@@ -38,7 +38,7 @@ ROWS = [
 ]  # fmt: skip
 
 
-def random(name: str, fields: dict, size: int) -> Pretrained:
+def random(name: str, fields: dict, size: int) -> Stored:
     """Every parameter random, none at a value that would hide a mistake; activations stay of the order of 1."""
     model, rng = models.create(name, **fields), np.random.default_rng(0)
 
@@ -53,16 +53,16 @@ def random(name: str, fields: dict, size: int) -> Pretrained:
 
     params = {path: Tensor.of(draw(path, shape)) for path, shape in base.shapes(model, size).items()}
     names = tuple(f"class {i}" for i in range(model.num_classes))
-    return Pretrained(model, params, Preprocess(size, 0.9, "bicubic"), names, source="random")
+    return Stored(model, params, Preprocess(size, 0.9, "bicubic"), names, source="random")
 
 
 def measure(name: str, fields: dict, size: int, to: str, folder: pathlib.Path) -> dict:
     """One row of the table."""
     there = random(name, fields, size)
     path = folder / (f"{to}.npz" if to in ("npz", "big_vision") else to)
-    convert.save(there, path, to)
+    store.save(there, path, to)
     gaps = verify.verify(there, [path])
-    with convert.load(path) as again:
+    with store.load(path) as again:
         exact = again.model == there.model and all(
             np.array_equal(again.params[key].read(), value.read()) for key, value in there.params.items()
         )

@@ -9,7 +9,7 @@ import pytest
 from vit_jax import config, models
 from vit_jax.augment import Augment
 from vit_jax.convert import base
-from vit_jax.convert.base import Preprocess, Pretrained
+from vit_jax.convert.base import Preprocess, Stored
 from vit_jax.convert.tensors import Tensor
 from vit_jax.types import UsageError, UserError
 
@@ -118,7 +118,7 @@ def test_shapes_and_trees(rng):
     }
     assert base.shapes(model, 8) == {path: x.shape for path, x in flat.items()}
     tensors = {path: Tensor.of(np.asarray(x)) for path, x in flat.items()}
-    tree = Pretrained(model, tensors, Preprocess(8)).tree(jnp.asarray)
+    tree = Stored(model, tensors, Preprocess(8)).tree(jnp.asarray)
     assert jax.tree.structure(tree) == jax.tree.structure(params)
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), tree, params))
 

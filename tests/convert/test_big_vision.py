@@ -12,7 +12,7 @@ import pytest
 
 from vit_jax import models
 from vit_jax.convert import base, big_vision, npz, table
-from vit_jax.convert.base import Preprocess, Pretrained
+from vit_jax.convert.base import Preprocess, Stored
 from vit_jax.convert.big_vision import LAYOUT
 from vit_jax.convert.tensors import Tensor, open_tensors, write_npz
 from vit_jax.types import UserError
@@ -33,7 +33,7 @@ def load(path, about=None):
         rules = big_vision.FORMAT.rules(model, found.layout)
         params, notes = table.into(rules, theirs, shapes, source="file", unused=found.unused)
         params = {name: Tensor.of(tensor.read()) for name, tensor in params.items()}
-    return Pretrained(model, params, found.preprocess, found.class_names, found.link), found, notes
+    return Stored(model, params, found.preprocess, found.class_names, found.link), found, notes
 
 
 def pretrained(rng, model, size=SIZE, cls_position=False):
@@ -41,7 +41,7 @@ def pretrained(rng, model, size=SIZE, cls_position=False):
     params = {k: rng.normal(size=s).astype(np.float32) for k, s in base.shapes(model, size).items()}
     if "cls" in params and "position/embedding" in params and not cls_position:
         params["position/embedding"][:, 0] = 0
-    return Pretrained(model, {k: Tensor.of(x) for k, x in params.items()}, Preprocess(size))
+    return Stored(model, {k: Tensor.of(x) for k, x in params.items()}, Preprocess(size))
 
 
 def theirs_of(ours, layout=LAYOUT):
@@ -162,7 +162,7 @@ def test_a_file_computes_what_big_vision_computes(rng, tmp_path, kind):
     model = models.create("vit", **TANH, **fields)
     weights = {name: draw(rng, name, x) for name, x in theirs_of(pretrained(rng, model), layout).items()}
     np.savez(tmp_path / "model.npz", **weights)
-    about = {} if model.positions == "learn" else big_vision.FORMAT.write(Pretrained(model, {}, Preprocess(SIZE))).about
+    about = {} if model.positions == "learn" else big_vision.FORMAT.write(Stored(model, {}, Preprocess(SIZE))).about
     ours, found, _ = load(tmp_path / "model.npz", about)
     assert (ours.model, found.layout.prefix, found.layout.scanned) == (model, layout.prefix, layout.scanned)
     tree = nested({name: x.astype(np.float64) for name, x in weights.items()})
@@ -264,7 +264,7 @@ def test_what_big_vision_computes_otherwise_is_said(rng):
 )
 def test_what_big_vision_has_not_is_refused(fields, says):
     with pytest.raises(UserError, match=re.escape(f"the models of big_vision have {says}")):
-        big_vision.FORMAT.write(Pretrained(models.create("vit", **VIT, **fields), {}, Preprocess(SIZE)))
+        big_vision.FORMAT.write(Stored(models.create("vit", **VIT, **fields), {}, Preprocess(SIZE)))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from vit_jax import models
 from vit_jax.convert import base, table
-from vit_jax.convert.base import Preprocess, Pretrained
+from vit_jax.convert.base import Preprocess, Stored
 from vit_jax.convert.flax_read import SIDECAR, about, read, stride
 from vit_jax.convert.flax_tree import POSITIONS, Layout, rules
 from vit_jax.convert.tensors import Tensor
@@ -31,7 +31,7 @@ def file(model, size=32, layout=Layout()):  # noqa: B008 (frozen)
 
 def beside(model, **fields):
     preprocess = Preprocess(**{"size": 32, "crop": 0.5, "mean": (0.1, 0.2, 0.3), **fields.pop("preprocess", {})})
-    return json.loads(json.dumps(about(Pretrained(model, {}, preprocess, **fields))))
+    return json.loads(json.dumps(about(Stored(model, {}, preprocess, **fields))))
 
 
 def build(found):

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from tests.convert.golden_trees import golden, unread
-from vit_jax import convert, models
-from vit_jax.convert import base, big_vision, npz, table
-from vit_jax.convert.base import Preprocess, Pretrained
+from vit_jax import models
+from vit_jax.convert import base, big_vision, npz, store, table
+from vit_jax.convert.base import Preprocess, Stored
 from vit_jax.convert.flax_read import SIDECAR
 from vit_jax.convert.flax_tree import Layout
 from vit_jax.convert.flax_two_tower import ENDS, TOKENIZER, Towers, prefix_of
@@ -58,14 +58,14 @@ CASES = {
 def load(path, about=None):
     """The model of a file, its parameters read, and what was found."""
     with open_tensors(path) as theirs:
-        (fmt,) = (f for f in convert.FORMATS.values() if f.matches(theirs.keys()))
+        (fmt,) = (f for f in store.FORMATS.values() if f.matches(theirs.keys()))
         found = fmt.read(theirs, about or {})
         model = base.build(found.model)
         shapes = base.shapes(model, found.preprocess.size)
         rules = fmt.rules(model, found.layout)
         params, notes = table.into(rules, theirs, shapes, source="file", unused=found.unused)
         params = {name: Tensor.of(tensor.read()) for name, tensor in params.items()}
-    return Pretrained(model, params, found.preprocess, link=found.link, encoder=found.encoder), found, fmt, notes
+    return Stored(model, params, found.preprocess, link=found.link, encoder=found.encoder), found, fmt, notes
 
 
 def drawn(model, size=SIZE):
@@ -77,7 +77,7 @@ def drawn(model, size=SIZE):
         params[name] = (name.endswith("scale") + scale * rng.normal(size=shape)).astype(np.float32)
     if "image_tower/cls" in params:
         params["image_tower/position/embedding"][:, 0] = 0
-    return Pretrained(model, {k: Tensor.of(x) for k, x in params.items()}, Preprocess(size))
+    return Stored(model, {k: Tensor.of(x) for k, x in params.items()}, Preprocess(size))
 
 
 def theirs_of(ours, towers):
@@ -264,9 +264,9 @@ def test_ours_come_back_bit_for_bit(tmp_path, case, encoder):
         tower = model.text_tower.clone(vocab_size=t.vocab_size, end_id=t.end_id, pad_id=t.pad_id)
         model = model.clone(text_tower=tower)
     ours = dataclasses.replace(drawn(model), encoder=encoder, link="sigmoid")
-    notes = convert.save(ours, tmp_path / "model.npz", to)
+    notes = store.save(ours, tmp_path / "model.npz", to)
     assert len(notes) == len(noted) and all(a in b for a, b in zip(noted, notes, strict=True)), notes
-    with convert.load(tmp_path / "model.npz") as again:
+    with store.load(tmp_path / "model.npz") as again:
         assert (again.model, again.preprocess, again.link) == (model, ours.preprocess, "sigmoid")
         assert again.encoder == encoder
         same_bits(read_all(again.params), read_all(ours.params))
@@ -274,11 +274,11 @@ def test_ours_come_back_bit_for_bit(tmp_path, case, encoder):
 
 def test_heads_without_bias_get_zeros(tmp_path):
     ours = drawn(model_of({"pool": "map"}, {}, embed_dim=5, text_head="linear", image_head="linear"))
-    notes = convert.save(ours, tmp_path / "model.npz", "big_vision")
+    notes = store.save(ours, tmp_path / "model.npz", "big_vision")
     assert [note.split(":")[0] for note in notes] == [
         f"the {side} head has no bias, those of big_vision have one" for side in ("image", "text")
     ]
-    with convert.load(tmp_path / "model.npz") as again:
+    with store.load(tmp_path / "model.npz") as again:
         assert any("says text_head='linear', the tensors say 'biased'" in note for note in again.notes)
         image, text = map(jnp.asarray, inputs())
         for a, b in zip(ours_of(ours, image, text), ours_of(again, image, text), strict=True):
@@ -302,21 +302,19 @@ def test_heads_without_bias_get_zeros(tmp_path):
 def test_what_they_have_not_is_refused(to, image, text, fields, says):
     model = model_of({"pool": "cls", **image}, text, embed_dim=16, image_head="none", **fields)
     with pytest.raises(UserError, match=re.escape(says)):
-        convert.FORMATS[to].write(Pretrained(model, {}, Preprocess(SIZE)))
+        store.FORMATS[to].write(Stored(model, {}, Preprocess(SIZE)))
 
 
 def test_other_linear_maps_are_refused():
     model, _ = CASES["siglip"]
     other = model.clone(text_tower=model.text_tower.clone(mlp_linear="monarch"))
     with pytest.raises(UserError, match="text towers of big_vision have no mlp_linear='monarch'"):
-        big_vision.FORMAT.write(Pretrained(other, {}, Preprocess(SIZE)))
+        big_vision.FORMAT.write(Stored(other, {}, Preprocess(SIZE)))
 
 
 def test_a_decoder_is_refused():
     with pytest.raises(UserError, match="have no decoder as CoCa has; use --to vit_jax"):
-        big_vision.FORMAT.write(
-            Pretrained(models.create("coca", image_tower=IMAGE, text_tower=TEXT), {}, Preprocess(SIZE))
-        )
+        big_vision.FORMAT.write(Stored(models.create("coca", image_tower=IMAGE, text_tower=TEXT), {}, Preprocess(SIZE)))
 
 
 def names_of(case):
@@ -399,8 +397,8 @@ def test_names_and_shapes_are_the_projects(name):
     row, to, image, text = GOLDEN[name]
     fields = {"image_tower": image, "text_tower": {**TANH, **text}}
     fields |= {"embed_dim": 1024, "lock": "none"} if "LiT" in name else {}
-    want, fmt = golden("two_tower_tree", name), convert.FORMATS[to]
-    assert [f.name for f in convert.FORMATS.values() if f.matches(want.keys())] == [to]
+    want, fmt = golden("two_tower_tree", name), store.FORMATS[to]
+    assert [f.name for f in store.FORMATS.values() if f.matches(want.keys())] == [to]
     found = fmt.read(unread(want), {})
     model = base.build(found.model)
     described = base.build(base.describe(models.create(row)), f"{row}") if not fields else models.create(row, **fields)

@@ -7,7 +7,7 @@ import pytest
 
 from vit_jax import models
 from vit_jax.convert import base, big_vision, npz, table, verify
-from vit_jax.convert.base import Preprocess, Pretrained
+from vit_jax.convert.base import Preprocess, Stored
 from vit_jax.convert.flax_tree import Layout
 from vit_jax.convert.flax_two_tower import Towers
 from vit_jax.convert.tensors import Tensor, write_npz
@@ -37,7 +37,7 @@ def written(path, image=(), text=(), towers=(), layout=(), fields=()):
     layouts = dataclasses.replace(big_vision.LAYOUT, prefix="", **dict(layout)), Layout("", (0, 1, 0), **dict(layout))
     where = Towers(**{"prefix": "params/", "image": layouts[0], "text": layouts[1], **dict(towers)})
     write_npz(path, table.back(npz.rules(model, where), params, name="file"))
-    return Pretrained(model, params, Preprocess(21))
+    return Stored(model, params, Preprocess(21))
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -76,7 +76,7 @@ def convert(theirs, about, name=None):
     model = base.build(reading.model, name)
     shapes = base.shapes(model, reading.preprocess.size)
     params, notes = table.into(hf.rules(model, reading.layout), theirs, shapes, source="theirs", unused=reading.unused)
-    found = base.Pretrained(
+    found = base.Stored(
         model, params, reading.preprocess, reading.class_names, reading.link, notes=(*reading.notes, *notes)
     )
     return found, reading.layout
@@ -186,7 +186,7 @@ def drawn(fields, size=32):
         params[path] = Tensor.of(centre + 0.1 * rng.standard_normal(shape, np.float32))
     names = tuple(f"animal {i}" for i in range(model.num_classes))
     preprocess = base.Preprocess(size, 0.8, "bicubic", (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
-    return base.Pretrained(model, params, preprocess, names, "sigmoid")
+    return base.Stored(model, params, preprocess, names, "sigmoid")
 
 
 @pytest.mark.parametrize("case", OURS)

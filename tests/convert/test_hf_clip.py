@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax import convert, models
-from vit_jax.convert import base, hf, hf_tokenizer, table
+from vit_jax import models
+from vit_jax.convert import base, hf, hf_tokenizer, store, table
 from vit_jax.convert.tensors import Tensor, open_tensors, write_safetensors
 from vit_jax.data.text import Encoder
 from vit_jax.data.tokenizer import Bytes, Clip
@@ -83,7 +83,7 @@ def peer(torch, transformers, tmp_path_factory):
 
 
 def load(folder):
-    """As ``convert.load`` does, and what else was found: the model, reading, their tensors."""
+    """As ``store.load`` does, and what else was found: the model, reading, their tensors."""
     about = {p.name: json.loads(p.read_text()) for p in folder.glob("*config.json")}
     about |= {p.name: p for p in folder.iterdir() if p.name in ("merges.txt", "tokenizer.json", "spiece.model")}
     with open_tensors(folder / "model.safetensors") as tensors:
@@ -102,7 +102,7 @@ def converted(theirs, about):
     shapes = base.shapes(model, found.preprocess.size)
     rules = hf.FORMAT.rules(model, found.layout)
     params, _ = table.into(rules, theirs, shapes, source="theirs", unused=found.unused)
-    return base.Pretrained(model, params, found.preprocess, link=found.link, encoder=found.encoder), found
+    return base.Stored(model, params, found.preprocess, link=found.link, encoder=found.encoder), found
 
 
 def same(a, b):
@@ -184,13 +184,13 @@ def drawn(kind, encoder=None):
     for path, shape in base.shapes(model, 21).items():
         centre = 1.0 if path.endswith("/scale") else 0.0
         params[path] = Tensor.of((centre + 0.3 * rng.standard_normal(shape)).astype(np.float32))
-    return base.Pretrained(model, params, PREPROCESS, link="softmax" if kind == "clip" else "sigmoid", encoder=encoder)
+    return base.Stored(model, params, PREPROCESS, link="softmax" if kind == "clip" else "sigmoid", encoder=encoder)
 
 
 @pytest.mark.parametrize("kind", FIELDS)
 def test_what_is_written_loads_in_transformers(torch, transformers, tmp_path, kind):
     pretrained = drawn(kind)
-    notes = convert.save(pretrained, tmp_path / "out", "hf")
+    notes = store.save(pretrained, tmp_path / "out", "hf")
     assert notes == ["no tokenizer is known, none is written"]
     transformers.utils.logging.disable_progress_bar()
     module, report = transformers.AutoModel.from_pretrained(
@@ -211,8 +211,8 @@ def test_what_is_written_loads_in_transformers(torch, transformers, tmp_path, ki
 )
 def test_ours_there_and_back(tmp_path, kind, encoder):
     pretrained = drawn(kind, encoder)
-    convert.save(pretrained, tmp_path / "out", "hf")
-    with convert.load(tmp_path / "out") as again:
+    store.save(pretrained, tmp_path / "out", "hf")
+    with store.load(tmp_path / "out") as again:
         assert (again.model, again.preprocess, again.link) == (pretrained.model, PREPROCESS, pretrained.link)
         assert again.encoder == encoder
         same(again.params, pretrained.params)

@@ -5,8 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from vit_jax import convert
-from vit_jax.convert import base, hf_clip_peer, table, verify
+from vit_jax.convert import base, hf_clip_peer, store, table, verify
 from vit_jax.convert.hf_clip_names import rules
 from vit_jax.convert.tensors import Tensor, write_safetensors
 from vit_jax.models import create
@@ -24,9 +23,9 @@ def written(folder, leave=(), alone=False):
     params = {
         k: Tensor.of((k.endswith("scale") + 0.3 * rng.normal(size=s)).astype(np.float32)) for k, s in shapes.items()
     }
-    found = base.Pretrained(model, params, base.Preprocess(21))
+    found = base.Stored(model, params, base.Preprocess(21))
     if not (leave or alone):
-        convert.save(found, folder / "out", "hf")
+        store.save(found, folder / "out", "hf")
         return found, folder / "out" / "model.safetensors"
     tensors = table.back(rules(model, "clip"), params, name="hf")
     write_safetensors(folder / "x.safetensors", {k: v for k, v in tensors.items() if k not in leave}, {"format": "pt"})

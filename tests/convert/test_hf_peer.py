@@ -26,7 +26,7 @@ def written(tmp_path, fields, leave=()):
     rng = np.random.default_rng(0)
     shapes = base.shapes(model, 16)
     params = {path: Tensor.of(0.2 * rng.standard_normal(shape, np.float32)) for path, shape in shapes.items()}
-    found = base.Pretrained(model, params, base.Preprocess(16))
+    found = base.Stored(model, params, base.Preprocess(16))
     writing = hf.write(found)
     tensors = table.back(hf.rules(model, writing.layout), params, name="hf") | dict(writing.extra)
     path = tmp_path / "model.safetensors"

@@ -10,7 +10,7 @@ from PIL import Image
 from vit_jax import config, models
 from vit_jax.cli import main
 from vit_jax.convert import base, native
-from vit_jax.convert.base import Preprocess, Pretrained
+from vit_jax.convert.base import Preprocess, Stored
 from vit_jax.convert.tensors import Tensor
 from vit_jax.data.text import Encoder
 from vit_jax.data.tokenizer import open_tokenizer
@@ -25,7 +25,7 @@ PREPROCESS = Preprocess(16, 0.8, "bicubic", (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
 @pytest.fixture
 def pretrained(rng):
     params = {p: Tensor.of(rng.normal(size=s, scale=0.3).astype(np.float32)) for p, s in base.shapes(MODEL, 16).items()}
-    return Pretrained(MODEL, params, PREPROCESS, ("ant", "bee", "cat"), "sigmoid", "bicubic", "there", ("a note",))
+    return Stored(MODEL, params, PREPROCESS, ("ant", "bee", "cat"), "sigmoid", "bicubic", "there", ("a note",))
 
 
 def test_everything_comes_back(pretrained, tmp_path):
@@ -45,7 +45,7 @@ def test_everything_comes_back(pretrained, tmp_path):
 def test_a_model_without_a_head(rng, tmp_path):
     model = MODEL.clone(num_classes=0)
     params = {p: Tensor.of(np.ones(s, np.float32)) for p, s in base.shapes(model, 16).items()}
-    native.save(Pretrained(model, params, PREPROCESS), tmp_path / "run")
+    native.save(Stored(model, params, PREPROCESS), tmp_path / "run")
     again = native.load(tmp_path / "run")
     assert again.model == model and again.class_names == ()
 
@@ -87,7 +87,7 @@ def test_images_and_texts(name, fields, objective, rng, tmp_path):
     model = models.create(name, **towers, **fields)
     shapes = base.shapes(model, 16)
     params = {p: Tensor.of(np.asarray(rng.normal(size=s), np.float32)) for p, s in shapes.items()}
-    there = Pretrained(model, params, PREPROCESS, resize="bicubic", encoder=Encoder(open_tokenizer("bytes"), 5))
+    there = Stored(model, params, PREPROCESS, resize="bicubic", encoder=Encoder(open_tokenizer("bytes"), 5))
     native.save(there, tmp_path / "run")
     raw = json.loads((tmp_path / "run/config.json").read_text())
     assert raw["objective"] == objective and raw["data"]["text"] == {"tokenizer": "bytes", "length": 5}

@@ -10,7 +10,7 @@ import pytest
 
 from vit_jax import models
 from vit_jax.convert import base, npz, table
-from vit_jax.convert.base import Preprocess, Pretrained
+from vit_jax.convert.base import Preprocess, Stored
 from vit_jax.convert.flax_read import SIDECAR
 from vit_jax.convert.flax_tree import Layout
 from vit_jax.convert.tensors import Tensor, open_tensors, write_npz
@@ -31,13 +31,13 @@ def load(path, about=None):
             rules, theirs, base.shapes(model, found.preprocess.size), source="file", unused=found.unused
         )
         params = {name: Tensor.of(tensor.read()) for name, tensor in params.items()}
-    return Pretrained(model, params, found.preprocess, found.class_names, found.link), found
+    return Stored(model, params, found.preprocess, found.class_names, found.link), found
 
 
 def pretrained(rng, model, size, **fields):
     """A model of ours with random parameters."""
     params = {k: Tensor.of(rng.normal(size=s).astype(np.float32)) for k, s in base.shapes(model, size).items()}
-    return Pretrained(model, params, Preprocess(size), **fields)
+    return Stored(model, params, Preprocess(size), **fields)
 
 
 def written(path, ours):
@@ -293,14 +293,14 @@ def test_what_the_original_computes_otherwise_is_said(rng):
 def test_what_the_original_has_not_is_refused(rng, fields, says):
     model = models.create("vit", **VIT, **fields)
     with pytest.raises(UserError, match=re.escape(f"the models of the original repository have {says}")):
-        npz.FORMAT.write(Pretrained(model, {}, Preprocess(SIZE)))
+        npz.FORMAT.write(Stored(model, {}, Preprocess(SIZE)))
 
 
 @pytest.mark.parametrize(("name", "field"), [("vit", "qkv_linear"), ("mixer", "token_linear")])
 def test_maps_that_are_not_dense_are_refused(name, field):
     model = models.create(name).clone(**{field: "some other spec"})
     with pytest.raises(UserError, match=f"no {field} but dense ones; use --to vit_jax"):
-        npz.FORMAT.write(Pretrained(model, {}, Preprocess(SIZE)))
+        npz.FORMAT.write(Stored(model, {}, Preprocess(SIZE)))
 
 
 @pytest.mark.parametrize(
@@ -326,7 +326,7 @@ def test_files_are_told_apart_by_their_names(names, matches):
 
 
 def test_the_sidecar_is_json_of_our_own():
-    ours = Pretrained(models.create("vit_b16", num_classes=2), {}, Preprocess(224), ("a", "b"))
+    ours = Stored(models.create("vit_b16", num_classes=2), {}, Preprocess(224), ("a", "b"))
     content = npz.FORMAT.write(ours).about[SIDECAR]
     assert content["model"] == {"name": "vit_b16", "num_classes": 2} and content["class_names"] == ["a", "b"]
     assert content["preprocess"]["size"] == 224 and content["link"] == "softmax"

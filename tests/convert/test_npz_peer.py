@@ -10,7 +10,7 @@ import pytest
 
 from vit_jax import models
 from vit_jax.convert import base, big_vision, npz, table
-from vit_jax.convert.base import Preprocess, Pretrained
+from vit_jax.convert.base import Preprocess, Stored
 from vit_jax.convert.flax_tree import POSITIONS, Layout
 from vit_jax.convert.npz_peer import build_peer, peer
 from vit_jax.convert.tensors import Tensor, open_tensors, write_npz
@@ -52,7 +52,7 @@ def written(rng, path, fields, layout, name="vit", size=SIZE):
     params = {k: draw(rng, k, s).astype(np.float32) for k, s in base.shapes(model, size).items()}
     if not layout.cls_position and model.pool == "cls":
         params["position/embedding"][:, 0] = 0
-    ours = Pretrained(model, {k: Tensor.of(x) for k, x in params.items()}, Preprocess(size))
+    ours = Stored(model, {k: Tensor.of(x) for k, x in params.items()}, Preprocess(size))
     write_npz(path, table.back(npz.FORMAT.rules(model, layout), ours.params, name="file"))
     return ours
 
@@ -119,7 +119,7 @@ def test_the_stem_has_the_epsilons_of_the_model(rng, tmp_path, timm, torch):
         fields = VIT | {"stem": (1,), "patch": 2, "stem_numerics": numerics}
         ours = written(np.random.default_rng(0), tmp_path / f"{numerics}.npz", fields, Layout())
         tiny = {k: Tensor.of(x.read() * 1e-3) if "/conv_" in k else x for k, x in ours.params.items()}
-        ours = Pretrained(ours.model, tiny, ours.preprocess)
+        ours = Stored(ours.model, tiny, ours.preprocess)
         write_npz(tmp_path / f"{numerics}.npz", table.back(npz.FORMAT.rules(ours.model, Layout()), tiny, name="file"))
         logits[numerics] = our_forward(ours, images)[0]
         want = peer(tmp_path / f"{numerics}.npz", ours.model)(images)

@@ -8,10 +8,10 @@ import safetensors.numpy
 
 from tests.convert import open_clip_models
 from tests.convert.open_clip_models import CONFIGS, TRUNK, TRUNK_FIELDS
-from vit_jax import convert, models
+from vit_jax import models
 from vit_jax.cli import main
 from vit_jax.convert import base, open_clip_write, store, verify
-from vit_jax.convert.base import Preprocess, Pretrained
+from vit_jax.convert.base import Preprocess, Stored
 from vit_jax.convert.tensors import Tensor
 from vit_jax.data.text import Encoder
 from vit_jax.data.tokenizer import open_tokenizer
@@ -42,9 +42,9 @@ def tiny_trunk(monkeypatch):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_outputs_and_files_are_open_clips(name, folder, tmp_path):
     there, again = folder(name), tmp_path / "again"
-    with convert.load(there, "two_tower(image_tower={'heads': 2})" if name in ("siglip", "trunk") else None) as found:
+    with store.load(there, "two_tower(image_tower={'heads': 2})" if name in ("siglip", "trunk") else None) as found:
         assert found.preprocess == Preprocess(16, 1.0, "bilinear", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
-        convert.save(found, again, "open_clip")
+        store.save(found, again, "open_clip")
         rows = verify.verify(found, [there, again])
         outputs = [
             "logit",
@@ -54,7 +54,7 @@ def test_outputs_and_files_are_open_clips(name, folder, tmp_path):
         ]
         assert {row.output for row in rows} == set(outputs) and len(rows) == 4 * len(outputs)
         assert all(row.difference <= 2e-5 and row.largest > 0.2 for row in rows), rows
-        with convert.load(again) as back:
+        with store.load(again) as back:
             assert back.model == found.model and back.preprocess == found.preprocess
             for path, tensor in found.params.items():
                 np.testing.assert_array_equal(back.params[path].read(), tensor.read(), err_msg=path)
@@ -67,7 +67,7 @@ def test_outputs_and_files_are_open_clips(name, folder, tmp_path):
 def test_a_wrong_weight_is_seen(folder, tmp_path):
     arrays = safetensors.numpy.load_file(folder("coca") / WEIGHTS)
     content = json.loads((folder("coca") / CONFIG).read_text())
-    with convert.load(folder("coca")) as found:
+    with store.load(folder("coca")) as found:
         run, shown = verify.outputs(found), verify.examples(found)
         ours = {name: run(*batch) for name, batch in shown.items()}
         for i, name in enumerate(
@@ -93,7 +93,7 @@ def ours(name, rng, **fields):
     params = open_clip_models.random_tensors(base.shapes(model, 16))
     encoder = Encoder(open_tokenizer("bytes"), 9)
     preprocess = Preprocess(16, 1.0, "bicubic", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    return Pretrained(model, {p: Tensor.of(x) for p, x in params.items()}, preprocess, encoder=encoder)
+    return Stored(model, {p: Tensor.of(x) for p, x in params.items()}, preprocess, encoder=encoder)
 
 
 MADE = {
@@ -118,11 +118,11 @@ MADE = {
 def test_models_of_ours(name, rng, open_clip, tmp_path):
     kind, fields = MADE[name]
     there = ours(kind, rng, **fields)
-    notes = convert.save(there, tmp_path / "out", "open_clip")
+    notes = store.save(there, tmp_path / "out", "open_clip")
     assert any("correct_cls_mask" in note for note in notes) == (name in ("cls", "coca"))
     rows = verify.verify(there, [tmp_path / "out"])
     assert all(row.difference <= 2e-5 and row.largest > 0.05 for row in rows), rows
-    with convert.load(tmp_path / "out") as back:
+    with store.load(tmp_path / "out") as back:
         assert back.model == there.model and back.encoder == there.encoder
         assert back.preprocess == there.preprocess
         for path, tensor in there.params.items():
@@ -138,7 +138,7 @@ def test_the_command(folder, tmp_path, capsys):
     assert main(["convert", str(run), str(tmp_path / "one.safetensors"), "--to", "open_clip"]) == 0
     was, now = (safetensors.numpy.load_file(p) for p in (folder("coca") / WEIGHTS, tmp_path / "one.safetensors"))
     assert was.keys() == now.keys() and all(np.array_equal(was[n], now[n]) for n in was)
-    with convert.load(tmp_path / "one.safetensors") as found, convert.load(run) as native:
+    with store.load(tmp_path / "one.safetensors") as found, store.load(run) as native:
         assert found.model == native.model and native.config["objective"] == {"name": "coca"}
 
 
@@ -149,13 +149,13 @@ def test_without_a_configuration(folder, tmp_path):
     safetensors.numpy.save_file(halves, tmp_path / "bare.safetensors")
     safetensors.numpy.save_file(halves | extra, tmp_path / "old.safetensors")
     quick = "two_tower(image_tower={'activation': 'quick_gelu'}, text_tower={'activation': 'quick_gelu', 'heads': 4})"
-    with convert.load(tmp_path / "bare.safetensors", quick) as found, convert.load(folder("quick")) as want:
+    with store.load(tmp_path / "bare.safetensors", quick) as found, store.load(folder("quick")) as want:
         assert found.model == want.model
         assert any("gelu, norm epsilon 1e-05, heads 64 wide" in note for note in found.notes)
         assert any("float16 there, float32 here" in note for note in found.notes)
         rows = verify.verify(found, [tmp_path / "bare.safetensors"])
         assert all(row.difference <= 2e-5 for row in rows), rows
-    with convert.load(tmp_path / "old.safetensors") as found:
+    with store.load(tmp_path / "old.safetensors") as found:
         assert found.model.text_tower.heads == 1 and found.model.image_tower.activation == "gelu"
         assert any("context_length is left out" in note for note in found.notes)
 
@@ -165,7 +165,7 @@ def test_a_state_dictionary_of_a_training_run(folder, torch, tmp_path):
     state = {f"module.{name}": torch.from_numpy(x) for name, x in arrays.items()}
     torch.save({"epoch": 3, "state_dict": state}, tmp_path / "epoch_3.pt")
     (tmp_path / CONFIG).write_text((folder("clip") / CONFIG).read_text())
-    with convert.load(tmp_path / "epoch_3.pt") as found, convert.load(folder("clip")) as want:
+    with store.load(tmp_path / "epoch_3.pt") as found, store.load(folder("clip")) as want:
         assert found.model == want.model
         rows = verify.verify(found, [tmp_path / "epoch_3.pt"])
         assert all(row.difference <= 2e-5 for row in rows), rows
@@ -178,7 +178,7 @@ def test_damaged_files(folder, tmp_path):
     def fails(match, tensors, model=None, config=text):
         (tmp_path / CONFIG).write_text(config)
         safetensors.numpy.save_file(tensors, tmp_path / WEIGHTS)
-        with pytest.raises(UserError, match=match), convert.load(tmp_path, model) as found:
+        with pytest.raises(UserError, match=match), store.load(tmp_path, model) as found:
             found.tree()
 
     def without(*starts):
@@ -213,9 +213,9 @@ def test_damaged_files(folder, tmp_path):
 def test_images_alone_are_refused(rng, tmp_path):
     model = models.create("vit", width=32, depth=1, heads=2, mlp_dim=32, num_classes=2)
     with pytest.raises(UserError, match="this one is of images; write --to timm"):
-        convert.save(Pretrained(model, {}, Preprocess(32)), tmp_path / "x", "open_clip")
+        store.save(Stored(model, {}, Preprocess(32)), tmp_path / "x", "open_clip")
     with pytest.raises(UserError, match="timm's models are of images alone"):
-        convert.save(ours("two_tower", rng), tmp_path / "x", "timm")
+        store.save(ours("two_tower", rng), tmp_path / "x", "timm")
 
 
 def test_what_open_clip_has_not(rng, tmp_path):
@@ -223,7 +223,7 @@ def test_what_open_clip_has_not(rng, tmp_path):
         kind, own = MADE[name]
         merged = {**own, **{k: own.get(k, {}) | v if isinstance(v, dict) else v for k, v in fields.items()}}
         with pytest.raises(UserError, match=match):
-            convert.save(ours(kind, rng, **merged), tmp_path / "x", "open_clip")
+            store.save(ours(kind, rng, **merged), tmp_path / "x", "open_clip")
         assert not list(tmp_path.iterdir())
 
     fails("no text tower with pool='map'", text_tower={"pool": "map"})
@@ -263,13 +263,13 @@ def test_full_size(name, open_clip, timm, tmp_path, capsys):
         elif path.endswith("/scale"):
             params[path] = 1 + x
     params["logit_scale"] = np.array(3.0, np.float32)
-    there = Pretrained(model, {p: Tensor.of(x) for p, x in params.items()}, Preprocess(224, 1.0, "bicubic"))
-    convert.save(there, tmp_path / "out", "open_clip")
+    there = Stored(model, {p: Tensor.of(x) for p, x in params.items()}, Preprocess(224, 1.0, "bicubic"))
+    store.save(there, tmp_path / "out", "open_clip")
     rows = verify.verify(there, [tmp_path / "out"])
     with capsys.disabled():
         for row in rows:
             print(f"\n{name}: {row.images}, {row.output}: {row.difference:.2e}, largest {row.largest:.3g}", end="")
     assert all(row.ok and row.largest > 0.05 for row in rows)
-    with convert.load(tmp_path / "out") as back:
+    with store.load(tmp_path / "out") as back:
         assert open_clip_models.alike(back.model, model)
         assert all(np.array_equal(back.params[p].read(), x) for p, x in params.items())

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax import convert, models
-from vit_jax.convert import base
-from vit_jax.convert.base import Preprocess, Pretrained
+from vit_jax import models
+from vit_jax.convert import base, store
+from vit_jax.convert.base import Preprocess, Stored
 from vit_jax.convert.native import leaves
 from vit_jax.convert.relinear import Request, relinear
 from vit_jax.layers.sparse24 import Sparse24, prune
@@ -21,7 +21,7 @@ def pretrained(model, rng, **fields):
     shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), *model.inputs(8))["params"])
     params = jax.tree.map(lambda s: jnp.asarray(rng.normal(scale=0.3, size=s.shape), s.dtype), shapes)
     names = tuple(map(str, range(base.classes(model))))
-    return Pretrained(model, leaves(params), Preprocess(8), names, **fields)
+    return Stored(model, leaves(params), Preprocess(8), names, **fields)
 
 
 def vit(rng, **fields):
@@ -118,8 +118,8 @@ def test_every_model_and_back_from_its_folder(rng, tmp_path, name):
     assert not any("pool" in p or "tokens" in p for p in parents)
     wanted = {p.rpartition("/")[0] for p in found.params if p.endswith("/kernel") and "/encoder/" in f"/{p}"}
     assert parents == {p for p in wanted if "/tokens/" not in p and "filter" not in p and "ward" not in p}
-    convert.save(packed, tmp_path / "packed", "vit_jax")
-    with convert.load(tmp_path / "packed") as again:
+    store.save(packed, tmp_path / "packed", "vit_jax")
+    with store.load(tmp_path / "packed") as again:
         assert again.model == packed.model
         for path, tensor in packed.params.items():
             np.testing.assert_array_equal(again.params[path].read(), tensor.read(), err_msg=path)
@@ -158,4 +158,4 @@ def test_mistakes(rng):
         changed(pretrained(models.create("vit", heads=2, **{**SMALL, "width": 18}), rng), "packed24")
     assert Request.parse("sparse24(mask='frozen')").field is None
     with pytest.raises(UserError, match=r"Linear has no linear maps to choose for; leave --linear out"):
-        relinear(Pretrained(models.base.Linear(3), {}, Preprocess(8)), [Request.parse("dense")])
+        relinear(Stored(models.base.Linear(3), {}, Preprocess(8)), [Request.parse("dense")])

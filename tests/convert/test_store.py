@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from vit_jax import convert, models
+from vit_jax import models
 from vit_jax.convert import base, store
-from vit_jax.convert.base import Preprocess, Pretrained
+from vit_jax.convert.base import Preprocess, Stored
 from vit_jax.convert.tensors import Tensor
 from vit_jax.data.text import Encoder
 from vit_jax.data.tokenizer.clip import Clip
@@ -55,7 +55,7 @@ def pretrained(model, rng):
     shapes = base.shapes(model, 32)
     params = {p: Tensor.of(rng.normal(size=s, scale=0.3).astype(np.float32)) for p, s in shapes.items()}
     names = NAMES[: base.classes(model)]
-    return Pretrained(model, params, PREPROCESS, names, resize="bicubic", source="memory")
+    return Stored(model, params, PREPROCESS, names, resize="bicubic", source="memory")
 
 
 def target(tmp_path, to):
@@ -68,9 +68,9 @@ def test_out_and_in_again(name, to, rng, tmp_path):
     if "position/embedding" in there.params and to == "big_vision" and there.model.pool == "cls":
         there.params["position/embedding"].read()[:, 0] = 0  # this format has no position for the token
     path = target(tmp_path, to)
-    convert.save(there, path, to)
+    store.save(there, path, to)
     assert store.format_of(path)[0] is store.TARGETS[to]
-    with convert.load(path) as again:
+    with store.load(path) as again:
         assert again.model == there.model, (again.model, again.notes)
         assert again.class_names == there.class_names and again.link == there.link
         for field in ("size", "interpolation", "mean", "std"):
@@ -91,13 +91,13 @@ def test_a_tokenizer_beside_the_weights(rng, tmp_path, monkeypatch):
     params = {**there.params, "text_tower/token/embedding": Tensor.of(np.ones((516, 64), np.float32))}
     there = dataclasses.replace(there, params=params)
     with pytest.raises(UserError, match=r"merges.txt belongs beside these weights, and .*x.safetensors is one file"):
-        convert.save(there, tmp_path / "x.safetensors", "open_clip")
+        store.save(there, tmp_path / "x.safetensors", "open_clip")
     assert not list(tmp_path.iterdir())
-    convert.save(there, tmp_path / "x", "open_clip")
-    with convert.load(tmp_path / "x") as again:
+    store.save(there, tmp_path / "x", "open_clip")
+    with store.load(tmp_path / "x") as again:
         assert again.encoder == there.encoder and again.model == there.model
-    convert.save(there, tmp_path / "run", "vit_jax")
-    with convert.load(tmp_path / "run") as again:
+    store.save(there, tmp_path / "run", "vit_jax")
+    with store.load(tmp_path / "run") as again:
         assert again.encoder == there.encoder
     config = json.loads((tmp_path / "x/open_clip_config.json").read_text())
     own = json.loads((tmp_path / "x/tokenizer_config.json").read_text())
@@ -106,18 +106,18 @@ def test_a_tokenizer_beside_the_weights(rng, tmp_path, monkeypatch):
     (tmp_path / "x/vocab.json").unlink()
     assert config["model_cfg"]["text_cfg"]["hf_tokenizer_name"]
     with pytest.raises(UserError, match=r"the tokenizer of .*x has 517 tokens, its text tower knows 516"):
-        convert.load(tmp_path / "x").__enter__()
+        store.load(tmp_path / "x").__enter__()
 
 
 def test_one_file_instead_of_a_folder(rng, tmp_path):
     there = pretrained(MODELS["cls"], rng)
-    convert.save(there, tmp_path / "a.safetensors", "timm")
+    store.save(there, tmp_path / "a.safetensors", "timm")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "a.safetensors"]
     assert safetensors.numpy.load_file(tmp_path / "a.safetensors")["head.bias"].shape == (3,)
-    with convert.load(tmp_path / "a.safetensors") as again:
+    with store.load(tmp_path / "a.safetensors") as again:
         assert again.class_names == NAMES and again.model == there.model
     (tmp_path / "a.json").unlink()
-    with convert.load(tmp_path / "a.safetensors") as again:
+    with store.load(tmp_path / "a.safetensors") as again:
         assert again.class_names == ("0", "1", "2")
         assert any("numbered" in note for note in again.notes) and any("heads" in note for note in again.notes)
 
@@ -138,7 +138,7 @@ def test_one_file_instead_of_a_folder(rng, tmp_path):
 )
 def test_what_a_format_cannot_say(name, to, words, rng, tmp_path):
     with pytest.raises(UserError, match=words):
-        convert.save(pretrained(MODELS[name], rng), target(tmp_path, to), to)
+        store.save(pretrained(MODELS[name], rng), target(tmp_path, to), to)
     assert not list(tmp_path.iterdir())
 
 
@@ -148,17 +148,17 @@ def test_nothing_is_overwritten(rng, tmp_path):
         path = tmp_path / place
         path.write_text("mine") if path.suffix else path.mkdir()
         with pytest.raises(UserError, match="exists and is not overwritten"):
-            convert.save(there, path, to)
+            store.save(there, path, to)
     (tmp_path / "b.json").write_text("{}")
     with pytest.raises(UserError, match=r"b\.json exists"):
-        convert.save(there, tmp_path / "b.npz", "npz")
+        store.save(there, tmp_path / "b.npz", "npz")
     assert (tmp_path / "a.npz").read_text() == "mine" and not list((tmp_path / "folder").iterdir())
     for place, to, form in (
         ("x.pth", "timm", "a folder or a file ending in .safetensors"), ("x", "npz", "a file ending in .npz"),
         ("x.npz", "vit_jax", "a folder"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=f"is no place for {to}; name {form}"):
-            convert.save(there, tmp_path / place, to)
+            store.save(there, tmp_path / place, to)
 
 
 @pytest.mark.parametrize("to", list(store.TARGETS))
@@ -170,22 +170,22 @@ def test_nan_leaves_nothing_behind(to, rng, tmp_path):
         there = pretrained(MODELS["tanh" if to == "big_vision" else "cls"], rng)
         there.params["encoder/block_1/mlp/mlp_out/kernel"].read()[3, 4] = np.nan
     if to == "vit_jax":  # ours is checked where weights come in
-        convert.save(pretrained(MODELS["cls"], rng), tmp_path / "in.safetensors", "timm")
+        store.save(pretrained(MODELS["cls"], rng), tmp_path / "in.safetensors", "timm")
         arrays = safetensors.numpy.load_file(tmp_path / "in.safetensors")
         arrays["blocks.1.mlp.fc2.weight"][4, 3] = np.nan
         safetensors.numpy.save_file(arrays, tmp_path / "in.safetensors")
     stack = contextlib.ExitStack()
     if to == "vit_jax":
-        there = stack.enter_context(convert.load(tmp_path / "in.safetensors"))
+        there = stack.enter_context(store.load(tmp_path / "in.safetensors"))
     before = sorted(tmp_path.iterdir())
     with stack, pytest.raises(UserError, match="holds NaN or infinity in 1 of"):
-        convert.save(there, target(tmp_path, to), to)
+        store.save(there, target(tmp_path, to), to)
     assert sorted(tmp_path.iterdir()) == before
 
 
 def test_sources_that_are_nothing(rng, tmp_path):
     def fails(match, path, model=None):
-        with pytest.raises(UserError, match=match), convert.load(path, model):
+        with pytest.raises(UserError, match=match), store.load(path, model):
             raise AssertionError
 
     (tmp_path / "empty").mkdir()
@@ -195,7 +195,7 @@ def test_sources_that_are_nothing(rng, tmp_path):
     safetensors.numpy.save_file({"layer4.0.conv1.weight": np.ones(3, np.float32)}, odd)
     fails(r"holds 1 tensors \(layer4.0.conv1.weight, ...\) in no known format; known are timm", odd)
     there = pretrained(MODELS["cls"], rng)
-    convert.save(there, tmp_path / "good.safetensors", "timm")
+    store.save(there, tmp_path / "good.safetensors", "timm")
     fails("unknown model 'vit_b61'; did you mean 'vit_b16'", tmp_path / "good.safetensors", "vit_b61")
     fails("--model mixer_b16 is a Mixer, but", tmp_path / "good.safetensors", "mixer_b16")
     fails(r"blocks.2.norm1.weight, .* are missing; .* --model", tmp_path / "good.safetensors", "vit_b16")
@@ -210,7 +210,7 @@ def test_sources_that_are_nothing(rng, tmp_path):
     data = (tmp_path / "good.safetensors").read_bytes()
     (tmp_path / "torn.safetensors").write_bytes(data[: len(data) // 2])
     fails("torn.safetensors", tmp_path / "torn.safetensors")
-    convert.save(there, tmp_path / "run", "vit_jax")
+    store.save(there, tmp_path / "run", "vit_jax")
     fails("knows its own model", tmp_path / "run", "vit_b16")
 
 
@@ -225,8 +225,8 @@ def test_a_large_model_is_streamed(to, times, tmp_path):
         return Tensor(shape, np.dtype(np.float32), lambda: rng.standard_normal(shape, np.float32))
 
     shapes = base.shapes(model, 224)
-    there = Pretrained(model, {path: leaf(shape) for path, shape in shapes.items()}, Preprocess(224))
-    convert.save(there, tmp_path / "source", "timm")
+    there = Stored(model, {path: leaf(shape) for path, shape in shapes.items()}, Preprocess(224))
+    store.save(there, tmp_path / "source", "timm")
     size = 4 * sum(math.prod(shape) for shape in shapes.values())
     program = (
         "import resource, sys; from vit_jax.cli import main; status = main(sys.argv[1:]);"

@@ -13,7 +13,7 @@ import pytest
 
 from vit_jax import models
 from vit_jax.convert import base, table
-from vit_jax.convert.base import Preprocess, Pretrained
+from vit_jax.convert.base import Preprocess, Stored
 from vit_jax.convert.tensors import Tensor, open_tensors, write_safetensors
 from vit_jax.convert.timm import FORMAT, build_peer, peer
 from vit_jax.convert.timm_rules import Layout
@@ -84,11 +84,11 @@ def convert(theirs: dict[str, Tensor], about: dict[str, Any] | None, model: str 
     shapes = base.shapes(module, found.preprocess.size)
     rules = FORMAT.rules(module, found.layout)
     params, notes = table.into(rules, theirs, shapes, source="it", unused=found.unused)
-    pretrained = Pretrained(module, params, found.preprocess, found.class_names, notes=(*found.notes, *notes))
+    pretrained = Stored(module, params, found.preprocess, found.class_names, notes=(*found.notes, *notes))
     return types.SimpleNamespace(pretrained=pretrained, found=found, rules=rules)
 
 
-def save(pretrained: Pretrained, folder: pathlib.Path) -> types.SimpleNamespace:
+def save(pretrained: Stored, folder: pathlib.Path) -> types.SimpleNamespace:
     writing = FORMAT.write(pretrained)
     rules = FORMAT.rules(pretrained.model, writing.layout)
     tensors = {**table.back(rules, pretrained.params, name="it"), **writing.extra}
@@ -98,7 +98,7 @@ def save(pretrained: Pretrained, folder: pathlib.Path) -> types.SimpleNamespace:
     return types.SimpleNamespace(tensors=tensors, writing=writing, config=writing.about["config.json"])
 
 
-def ours(pretrained: Pretrained, images: np.ndarray) -> dict[str, np.ndarray]:
+def ours(pretrained: Stored, images: np.ndarray) -> dict[str, np.ndarray]:
     """Logits, pooled features, tokens, and what every block gives."""
     params = {"params": pretrained.tree(jnp.asarray)}
     (features, logits), state = pretrained.model.apply(
@@ -140,7 +140,7 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
-def check_equal(torch: Any, module: Any, about: dict[str, Any] | None) -> Pretrained:
+def check_equal(torch: Any, module: Any, about: dict[str, Any] | None) -> Stored:
     """Every number of ``module`` is ours, there and back."""
     there = tensors_of(module)
     found = convert(there, about)
@@ -218,7 +218,7 @@ NAMES = ("a cat", "ein Hund", "\N{BIRD}")
 IMAGES = dict(crop=0.95, interpolation="bilinear", mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
 
 
-def drawn(case: str) -> Pretrained:
+def drawn(case: str) -> Stored:
     """A model of ours whose every parameter is drawn."""
     fields = WRITTEN[case]
     model = models.create(**fields)
@@ -236,7 +236,7 @@ def drawn(case: str) -> Pretrained:
         params["position/embedding"][:, 0] = 0
     names = NAMES if model.num_classes else ()
     tensors = {path: Tensor.of(x) for path, x in params.items()}
-    return Pretrained(model, tensors, Preprocess(size, **IMAGES), names, source="it")
+    return Stored(model, tensors, Preprocess(size, **IMAGES), names, source="it")
 
 
 @pytest.mark.parametrize("case", WRITTEN)
@@ -294,7 +294,7 @@ def test_fixed_positions_are_written_as_numbers(timm, torch, tmp_path):
     learned = drawn("cls").params
     params = {k: learned[k] for k in base.shapes(model, 32) if k != "registers"}
     params["registers"] = Tensor.of(np.ones((1, 2, 32), np.float32))
-    pretrained = Pretrained(model, params, Preprocess(32, 1.0, "bicubic"))
+    pretrained = Stored(model, params, Preprocess(32, 1.0, "bicubic"))
     save(pretrained, tmp_path)
     images = photos(32)
     found = build_peer(tmp_path / "model.safetensors")

@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 
 from vit_jax import models
-from vit_jax.convert.base import Preprocess, Pretrained
+from vit_jax.convert.base import Preprocess, Stored
 from vit_jax.convert.tensors import Tensor
 from vit_jax.convert.timm import FORMAT
 from vit_jax.convert.timm_config import MIXERS, PLAIN, STEMS, preprocess, ratio, read_config
 from vit_jax.types import UserError
 
 
-def named(name: str, size: int = 32, link: str = "softmax", **fields: Any) -> Pretrained:
+def named(name: str, size: int = 32, link: str = "softmax", **fields: Any) -> Stored:
     """A model without weights, but for a position of its class token."""
     position = Tensor.of(np.ones((1, 17, 4), np.float32))
     model = models.create(name, **fields)
-    return Pretrained(model, {"position/embedding": position}, Preprocess(size), link=link)
+    return Stored(model, {"position/embedding": position}, Preprocess(size), link=link)
 
 
 def written(*args: Any, **fields: Any) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def test_linear_maps_of_another_kind():
     for field in ("qkv_linear", "out_linear", "mlp_linear"):
         model = pretrained.model.clone(**{field: Other()})
         with pytest.raises(UserError, match=field):
-            FORMAT.write(Pretrained(model, pretrained.params, pretrained.preprocess))
+            FORMAT.write(Stored(model, pretrained.params, pretrained.preprocess))
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_linear_maps_of_another_kind():
         (named("vit", norm_epsilon=1e-12), "1e-12"),
         (named("vit", link="sigmoid"), "sigmoid"),
         (named("vit", positions="sincos2d"), "count as learned"),
-        (Pretrained(named("vit").model, named("vit").params, Preprocess(224, 0.875, canvas=300)), "300 pixels"),
+        (Stored(named("vit").model, named("vit").params, Preprocess(224, 0.875, canvas=300)), "300 pixels"),
     ],
 )
 def test_what_is_noted_in_writing(pretrained, words):

@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from vit_jax import convert, models
+from vit_jax import models
 from vit_jax.augment.policy import Norm
-from vit_jax.convert import base, verify
-from vit_jax.convert.base import Preprocess, Pretrained
+from vit_jax.convert import base, store, verify
+from vit_jax.convert.base import Preprocess, Stored
 from vit_jax.convert.tensors import Tensor
 from vit_jax.data.text import Encoder
 from vit_jax.data.tokenizer import open_tokenizer
@@ -20,13 +20,13 @@ PREPROCESS = Preprocess(24, 0.875, "bicubic", (0.485, 0.456, 0.406), (0.229, 0.2
 @pytest.fixture
 def pretrained(rng):
     params = {p: Tensor.of(rng.normal(size=s, scale=0.1).astype(np.float32)) for p, s in base.shapes(MODEL, 24).items()}
-    return Pretrained(MODEL, params, PREPROCESS, tuple("abcde"))
+    return Stored(MODEL, params, PREPROCESS, tuple("abcde"))
 
 
 @pytest.mark.parametrize("to", ["timm", "hf", "npz", "vit_jax"])
 def test_right_and_wrong_weights(to, pretrained, tmp_path, timm, transformers):
     path = tmp_path / ("x.npz" if to == "npz" else "x")
-    convert.save(pretrained, path, to)
+    store.save(pretrained, path, to)
     rows = verify.verify(pretrained, [path])
     assert [row.images for row in rows] == ["noise", "photographs"]
     assert all(row.ok and row.difference <= 2e-5 and row.largest > 0.1 for row in rows), rows
@@ -73,7 +73,7 @@ def pair(rng):
         decoder={"depth": 1, "heads": 2, "mlp_dim": 40}, bias=0.5,
     )  # fmt: skip
     params = {p: Tensor.of(rng.normal(size=s, scale=0.3).astype(np.float32)) for p, s in base.shapes(model, 24).items()}
-    return Pretrained(model, params, PREPROCESS, encoder=Encoder(open_tokenizer("bytes"), 6))
+    return Stored(model, params, PREPROCESS, encoder=Encoder(open_tokenizer("bytes"), 6))
 
 
 def test_the_texts(pair):
@@ -104,7 +104,7 @@ def test_outputs_of_images_and_texts(pair):
 
 
 def test_a_pair_through_our_own_format(pair, tmp_path):
-    convert.save(pair, tmp_path / "run", "vit_jax")
+    store.save(pair, tmp_path / "run", "vit_jax")
     rows = verify.verify(pair, [tmp_path / "run"])
     assert len(rows) == 8 and all(row.difference == 0 for row in rows)
     pair.params["logit_bias"] = Tensor.of(np.float32(pair.params["logit_bias"].read() + 0.01))

@@ -5,10 +5,10 @@ import jax
 import numpy as np
 import pytest
 
-from vit_jax import convert, models, sharding
+from vit_jax import models, sharding
 from vit_jax.checkpoint import Checkpoints
-from vit_jax.convert import base
-from vit_jax.convert.base import Preprocess, Pretrained
+from vit_jax.convert import base, store
+from vit_jax.convert.base import Preprocess, Stored
 from vit_jax.convert.tensors import Tensor
 from vit_jax.layers.embed import resize_patches, resize_positions
 from vit_jax.train import start
@@ -106,11 +106,11 @@ def weights(tmp_path_factory):
     params = {p: rng.normal(size=s, scale=0.1).astype(np.float32) for p, s in base.shapes(model, 12).items()}
     params["position/embedding"][:, 0] = 0  # big_vision has no position for the cls token
     leaves = {path: Tensor.of(x) for path, x in params.items()}
-    pretrained = Pretrained(model, leaves, Preprocess(12), tuple("abcde"), resize="bicubic")
+    pretrained = Stored(model, leaves, Preprocess(12), tuple("abcde"), resize="bicubic")
     paths = {}
     for to in (*FORMATS, "vit_jax"):
         paths[to] = root / (f"{to}.npz" if "npz" in to or "vision" in to else to)
-        convert.save(pretrained, paths[to], to)
+        store.save(pretrained, paths[to], to)
     return paths, params
 
 

@@ -30,14 +30,13 @@ def run(args: argparse.Namespace) -> int:
     import math
     import pathlib
 
-    from vit_jax import convert
     from vit_jax.convert import base, relinear, store, verify
     from vit_jax.launch import runtime
 
     runtime.setup()
     store.check_target(pathlib.Path(args.target), args.to)
     requests = [relinear.Request.parse(text) for text in args.linear]
-    with convert.load(args.source, args.model) as pretrained:
+    with store.load(args.source, args.model) as pretrained:
         name = base.describe(pretrained.model)["name"]
         sizes = [math.prod(t.shape) for t in pretrained.params.values()]
         tower = getattr(pretrained.model, "text_tower", None)
@@ -47,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         if requests:
             pretrained, changes = relinear.relinear(pretrained, requests)
             notes += changes
-        notes += convert.save(pretrained, args.target, args.to)
+        notes += store.save(pretrained, args.target, args.to)
         for note in notes:
             print(f"  {note}")
         print(f"written to {args.target} as {args.to}")

@@ -6,24 +6,29 @@ import dataclasses
 import functools
 import pathlib
 import typing
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import config, models
+from vit_jax import checkpoint, config, models
 from vit_jax.augment import NORMS, Augment
 from vit_jax.augment.geometry import Interpolation
 from vit_jax.convert.table import Rule
-from vit_jax.convert.tensors import Tensors
+from vit_jax.convert.tensors import Tensor, Tensors
+from vit_jax.data.decode import decode
 from vit_jax.data.text import Encoder
 from vit_jax.layers.linear import Dense
 from vit_jax.layers.mlp import TOPK, TopK
 from vit_jax.layers.specs import LINEARS, name_of
-from vit_jax.types import UsageError, UserError
+from vit_jax.types import Params, UsageError, UserError
 
+P = TypeVar("P")
+Image = str | pathlib.Path | bytes | np.ndarray
+"""A file, encoded bytes or uint8[H,W,C]."""
 RGB = tuple[float, float, float]
 About = Mapping[str, Any]
 """The files beside the weights: name -> content of a JSON file; of a tokenizer its path when read, bytes to write."""
@@ -32,6 +37,10 @@ About = Mapping[str, Any]
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
     """From an image to a model's input: its centre square, ``crop`` of that, resized to ``size``, normalised.
+
+    Example:
+      >>> preprocess("cat.jpg").shape, preprocess(["cat.jpg", "dog.jpg"]).shape
+      ((224, 224, 3), (2, 224, 224, 3))
 
     Attributes:
       size: side of the input in pixels.
@@ -54,6 +63,23 @@ class Preprocess:
         """``canvas``, its default worked out."""
         return self.canvas or round(self.size / self.crop)
 
+    def __call__(self, images: Image | Sequence[Image]) -> jax.Array:
+        """What the model takes of one image, or of several.
+
+        Args:
+          images: a file, encoded bytes or uint8[H,W,C]; a list of these, or uint8[B,H,W,C], for a batch.
+
+        Returns:
+          float32[S,S,3], of several float32[B,S,S,3]; S is ``size``.
+
+        Raises:
+          UserError: one is no readable image.
+        """
+        several = isinstance(images, list | tuple) or (isinstance(images, np.ndarray) and images.ndim == 4)
+        canvases = np.stack([read_image(x, self.host_canvas) for x in (images if several else [images])])
+        out = _prepare(self, canvases)
+        return out if several else out[0]
+
     def augment(self) -> dict[str, Any]:
         """As the ``augment`` section of a training configuration."""
         known = {n: row().mean + row().std for n, row in NORMS.items() if n != "norm"}
@@ -67,13 +93,33 @@ class Preprocess:
         return cls(augment.size, augment.crop, augment.interpolation, augment.norm.mean, augment.norm.std, canvas)
 
 
+def read_image(image: Image, canvas: int) -> np.ndarray:
+    """The centre square of a file, encoded bytes or uint8[H,W,C], as uint8[canvas,canvas,3].
+
+    Raises:
+      UserError: it is no readable image.
+    """
+    name = str(image) if isinstance(image, str | pathlib.Path) else "image"
+    if isinstance(image, str | pathlib.Path):
+        try:
+            image = pathlib.Path(image).read_bytes()
+        except OSError as e:
+            raise UserError(f"{name} cannot be read ({e.strerror}).") from e
+    return decode({"image": image, "label": 0, "name": name}, canvas, "center")[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _prepare(preprocess: Preprocess, canvases: np.ndarray) -> jax.Array:
+    return config.parse(Augment, preprocess.augment()).eval_fn()({"image": canvases})["image"]
+
+
 @dataclasses.dataclass(frozen=True)
-class Pretrained:
-    """A model with weights that are read when they are needed.
+class Described(Generic[P]):
+    """A model with parameters in some form, and what else is known of it.
 
     Attributes:
       model: unbound module, an :class:`vit_jax.models.ImageModel` or a :class:`vit_jax.models.TwoTower`.
-      params: its parameters by path, ``"encoder/block_0/norm_mlp/scale"``.
+      params: the model's parameters.
       preprocess: how its images are prepared.
       class_names: of its outputs, empty where it has no head.
       link: from logits to probabilities, ``"softmax"`` or ``"sigmoid"``.
@@ -86,7 +132,7 @@ class Pretrained:
     """
 
     model: Any
-    params: Tensors
+    params: P
     preprocess: Preprocess
     class_names: tuple[str, ...] = ()
     link: str = "softmax"
@@ -97,6 +143,15 @@ class Pretrained:
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     encoder: Encoder | None = None
 
+    def _others(self) -> dict[str, Any]:
+        """Every field but ``params``."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "params"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored(Described[Tensors]):
+    """A model with parameters that are read when needed: leaves by path, ``"encoder/block_0/norm_mlp/scale"``."""
+
     def tree(self, place: Callable[[np.ndarray], Any] = np.asarray) -> dict[str, Any]:
         """All parameters in memory, each through ``place``, as the nested dictionaries that ``model.apply`` takes."""
         out: dict[str, Any] = {}
@@ -105,6 +160,39 @@ class Pretrained:
             node = functools.reduce(lambda n, key: n.setdefault(key, {}), folders, out)
             node[leaf] = place(tensor.read())
         return out
+
+    def read(self) -> Pretrained:
+        """The same with all parameters as arrays."""
+        return Pretrained(params=self.tree(jnp.asarray), **self._others())
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pretrained(Described[Params]):
+    """A model ready to use; ``params`` are the nested dictionaries of arrays that ``model.apply`` takes.
+
+    It unpacks into the three things that a program of one's own needs.
+
+    Example:
+      >>> model, params, preprocess = vit_jax.load("runs/digits")
+      >>> logits = model.apply({"params": params}, preprocess(["a.png", "b.png"]))
+    """
+
+    def __iter__(self) -> Iterator[Any]:
+        """``model, params, preprocess``."""
+        return iter((self.model, self.params, self.preprocess))
+
+    def stored(self) -> Stored:
+        """The same with its parameters by path, as what writes formats takes it."""
+        return Stored(params=leaves(self.params), **self._others())
+
+
+def leaves(tree: Params) -> dict[str, Tensor]:
+    """Parameters on the device as leaves by path, fetched when they are read."""
+
+    def tensor(leaf: Any) -> Tensor:
+        return Tensor(tuple(leaf.shape), np.dtype(leaf.dtype), functools.partial(np.asarray, leaf))
+
+    return {path: tensor(leaf) for path, leaf in checkpoint.flat(tree).items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +206,7 @@ class Reading:
       layout: whatever ``Format.rules`` needs to know of this file.
       unused: tensors that may be left out -> why.
       notes: what was assumed, a phrase each.
-      link: see :class:`Pretrained`.
+      link: see :class:`Described`.
       resize: where positions of this model are resized in another way than the format's.
       encoder: how its texts become tokens, where known.
     """
@@ -177,7 +265,7 @@ class Format:
     matches: Callable[[Collection[str]], bool]
     read: Callable[[Tensors, About], Reading]
     rules: Callable[[Any, Any], list[Rule]]
-    write: Callable[[Pretrained], Writing]
+    write: Callable[[Stored], Writing]
     peer: Callable[[pathlib.Path, Any], Callable[..., Any]]
     weights: str = "model.safetensors"
 

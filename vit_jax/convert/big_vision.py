@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Collection, Iterator
 
 from vit_jax.convert import flax_two_tower, npz
-from vit_jax.convert.base import Format, Pretrained, Writing
+from vit_jax.convert.base import Format, Stored, Writing
 from vit_jax.convert.flax_read import COMPUTES, about, prefix_of
 from vit_jax.convert.flax_tree import POSITIONS, Layout
 from vit_jax.convert.flax_two_tower import Towers
@@ -28,7 +28,7 @@ def matches(names: Collection[str]) -> bool:
     return known and not npz.matches(names)
 
 
-def write(pretrained: Pretrained) -> Writing:
+def write(pretrained: Stored) -> Writing:
     """The layout of big_vision's own files, one tensor per layer.
 
     Raises:

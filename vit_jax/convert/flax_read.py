@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from vit_jax import config
 from vit_jax.convert import base
-from vit_jax.convert.base import About, Preprocess, Pretrained, Reading
+from vit_jax.convert.base import About, Preprocess, Reading, Stored
 from vit_jax.convert.flax_tree import MAP, POSITIONS, Layout
 from vit_jax.convert.tensors import Tensors
 from vit_jax.models import Mixer
@@ -25,7 +25,7 @@ COMPUTES = {"activation": "gelu_tanh", "norm_epsilon": 1e-6}
 
 @dataclasses.dataclass(frozen=True)
 class Sidecar:
-    """The content of ``vit_jax.json``: what weights alone do not say; the fields are as of :class:`Pretrained`."""
+    """The content of ``vit_jax.json``: what weights alone do not say; fields as of :class:`~.base.Described`."""
 
     model: dict[str, Any]
     preprocess: Preprocess
@@ -33,7 +33,7 @@ class Sidecar:
     link: Literal["softmax", "sigmoid"] = "softmax"
 
 
-def about(pretrained: Pretrained) -> About:
+def about(pretrained: Stored) -> About:
     """The JSON beside weights that carry no configuration, see :class:`Sidecar`."""
     content = {
         "model": base.describe(pretrained.model),

@@ -15,7 +15,7 @@ import numpy as np
 
 from vit_jax import config
 from vit_jax.convert import base, flax_read, flax_tree, table, text
-from vit_jax.convert.base import About, Preprocess, Pretrained, Reading, Writing
+from vit_jax.convert.base import About, Preprocess, Reading, Stored, Writing
 from vit_jax.convert.flax_read import COMPUTES, PREFIXES, SIDECAR, Sidecar, contradictions, count, shape
 from vit_jax.convert.flax_tree import MAP, Layout, pooling, renamed, same
 from vit_jax.convert.table import Rule, Transform, rule
@@ -194,7 +194,7 @@ def _text(own: Tensors, towers: Towers) -> tuple[dict[str, Any], Towers]:
     return fields, dataclasses.replace(towers, text=layout, twice=EXTRA in own)
 
 
-def write(pretrained: Pretrained, towers: Towers, title: str) -> Writing:
+def write(pretrained: Stored, towers: Towers, title: str) -> Writing:
     """``pretrained``, whose image tower ``title`` has, in the layout ``towers``.
 
     Raises:

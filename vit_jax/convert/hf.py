@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.convert import hf_clip, hf_clip_names, hf_clip_peer, hf_config, hf_names, hf_peer, hf_processor
-from vit_jax.convert.base import About, Format, Pretrained, Reading, Writing, numbered, square
+from vit_jax.convert.base import About, Format, Reading, Stored, Writing, numbered, square
 from vit_jax.convert.hf_names import MASK, POOLER, POSITIONS, Layout, layout_of, shape
 from vit_jax.convert.table import Rule
 from vit_jax.convert.tensors import Tensor, Tensors
@@ -61,7 +61,7 @@ def read(theirs: Tensors, about: About) -> Reading:
     return Reading(model, preprocess, names, layout, unused, (*notes, *more, *unnamed), link, resize)
 
 
-def write(pretrained: Pretrained) -> Writing:
+def write(pretrained: Stored) -> Writing:
     """How transformers stores the model: an image model as ViT where that has all it needs, else as DINOv2.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vit_jax.convert import hf_clip_config, hf_processor, hf_tokenizer
-from vit_jax.convert.base import About, Pretrained, Reading, Writing, square
+from vit_jax.convert.base import About, Reading, Stored, Writing, square
 from vit_jax.convert.hf_clip_names import BUFFERS, POSITIONS, family_of
 from vit_jax.convert.hf_config import FILE
 from vit_jax.convert.hf_names import shape
@@ -35,7 +35,7 @@ def read(theirs: Tensors, about: About) -> Reading:
     return Reading(model, preprocess, (), family, unused, found, LINKS[family], encoder=encoder)
 
 
-def write(pretrained: Pretrained) -> Writing:
+def write(pretrained: Stored) -> Writing:
     """How transformers stores the model.
 
     Raises:

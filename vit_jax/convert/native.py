@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import pathlib
 from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 import vit_jax
 from vit_jax import checkpoint, models
 from vit_jax.augment import Augment
 from vit_jax.config import Choice, parse
-from vit_jax.convert.base import Preprocess, Pretrained, classes, describe, numbered
-from vit_jax.convert.tensors import Tensor, Tensors
+from vit_jax.convert.base import Described, Preprocess, Stored, classes, describe, leaves, numbered
+from vit_jax.convert.tensors import Tensors
 from vit_jax.convert.text import from_meta, section, to_meta
 from vit_jax.data.text import Encoder
 from vit_jax.objectives import OBJECTIVES
@@ -32,7 +30,7 @@ def matches(path: pathlib.Path) -> bool:
     )
 
 
-def load(path: pathlib.Path) -> Pretrained:
+def load(path: pathlib.Path) -> Stored:
     """The newest readable checkpoint at ``path``: its moving average where there is one.
 
     Raises:
@@ -46,7 +44,7 @@ def load(path: pathlib.Path) -> Pretrained:
     canvas = raw["data"].get("canvas", 256)
     names = tuple(meta["class_names"])
     params, encoder = leaves(tree), from_meta(meta.get("tokenizer"))
-    return Pretrained(
+    return Stored(
         _fitted(model, params, names, encoder),
         params,
         Preprocess.of(augment, canvas),
@@ -71,16 +69,7 @@ def _fitted(model: Any, params: Tensors, names: tuple[str, ...], encoder: Encode
     return model.clone(text_tower=tower.clone(vocab_size=vocab_size, length=length, **end))
 
 
-def leaves(tree: Any) -> dict[str, Tensor]:
-    """Parameters on the device as leaves by path, fetched when they are read."""
-
-    def tensor(leaf: jax.Array) -> Tensor:
-        return Tensor(tuple(leaf.shape), np.dtype(leaf.dtype), functools.partial(np.asarray, leaf))
-
-    return {path: tensor(leaf) for path, leaf in checkpoint.flat(tree).items()}
-
-
-def run_config(pretrained: Pretrained) -> dict[str, Any]:
+def run_config(pretrained: Described) -> dict[str, Any]:
     """The configuration of its run, or one with its model and preprocessing that only lacks the data."""
     if pretrained.config is not None:
         return dict(pretrained.config)
@@ -91,7 +80,7 @@ def run_config(pretrained: Pretrained) -> dict[str, Any]:
     return json.loads(json.dumps(raw))
 
 
-def _objective(pretrained: Pretrained) -> dict[str, Any]:
+def _objective(pretrained: Described) -> dict[str, Any]:
     """What the model was trained with, as far as it shows."""
     model = pretrained.model
     if not isinstance(model, models.TwoTower):
@@ -100,7 +89,7 @@ def _objective(pretrained: Pretrained) -> dict[str, Any]:
     return {"name": "coca" if isinstance(model, models.CoCa) else "contrast", **loss}
 
 
-def save(pretrained: Pretrained, folder: pathlib.Path) -> None:
+def save(pretrained: Stored, folder: pathlib.Path) -> None:
     """Writes ``config.json`` and ``checkpoints/0`` into ``folder``.
 
     Raises:

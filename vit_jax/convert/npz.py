@@ -12,7 +12,7 @@ from typing import Any
 
 from vit_jax import config
 from vit_jax.convert import flax_read, flax_tree, flax_two_tower, flax_two_tower_peer, npz_peer
-from vit_jax.convert.base import About, Format, Pretrained, Reading, Writing
+from vit_jax.convert.base import About, Format, Reading, Stored, Writing
 from vit_jax.convert.flax_read import COMPUTES, about, prefix_of
 from vit_jax.convert.flax_tree import POSITIONS, Layout
 from vit_jax.convert.flax_two_tower import Towers
@@ -59,7 +59,7 @@ def peer(path: pathlib.Path, model: Any) -> Callable[..., Any]:
     return (flax_two_tower_peer if isinstance(model, TwoTower) else npz_peer).peer(path, model)
 
 
-def write(pretrained: Pretrained) -> Writing:
+def write(pretrained: Stored) -> Writing:
     """The layout of the released files.
 
     Raises:
@@ -72,7 +72,7 @@ def write(pretrained: Pretrained) -> Writing:
     return Writing(Layout(), about(pretrained), tuple(differences(model, _computes(model), TITLE)))
 
 
-def _write_towers(pretrained: Pretrained) -> Writing:
+def _write_towers(pretrained: Stored) -> Writing:
     """As LiT's files are, whose texts are pooled at their last token."""
     model, text = pretrained.model, pretrained.model.text_tower
     check(model.image_tower, "npz", TITLE)

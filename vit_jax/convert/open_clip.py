@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from vit_jax.convert import open_clip_config, open_clip_tokenizer, open_clip_write
-from vit_jax.convert.base import About, Format, Pretrained, Reading, Writing
+from vit_jax.convert.base import About, Format, Reading, Stored, Writing
 from vit_jax.convert.open_clip_config import BUFFERS, FILE, Config
 from vit_jax.convert.open_clip_peer import peer
 from vit_jax.convert.open_clip_rules import rules
@@ -38,7 +38,7 @@ def read(theirs: Tensors, about: About) -> Reading:
     return Reading(fields, images, (), layout, BUFFERS, (*notes, *more, *unfound), encoder=encoder)
 
 
-def write(pretrained: Pretrained) -> Writing:
+def write(pretrained: Stored) -> Writing:
     """A folder for ``open_clip.create_model_from_pretrained("local-dir:...")``.
 
     Raises:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import config
-from vit_jax.convert.base import Pretrained, describe, shapes
+from vit_jax.convert.base import Stored, describe, shapes
 from vit_jax.convert.tensors import Tensor, Tensors
 from vit_jax.kernels.sparse24.packed import compress
 from vit_jax.layers.linear import Dense, LinearSpec
@@ -53,7 +53,7 @@ class Request:
         return cls(config.parse(Spec, rest.strip(), f"--linear {field}"), field.strip())
 
 
-def relinear(pretrained: Pretrained, requests: Sequence[Request]) -> tuple[Pretrained, list[str]]:
+def relinear(pretrained: Stored, requests: Sequence[Request]) -> tuple[Stored, list[str]]:
     """``pretrained`` with maps of other structures; a later request overrules an earlier one.
 
     Args:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from vit_jax.config import lookup
 from vit_jax.convert import base, big_vision, hf, native, npz, open_clip, table, text, timm
-from vit_jax.convert.base import About, Format, Pretrained, check_known
+from vit_jax.convert.base import About, Format, Stored, check_known
 from vit_jax.convert.fetch import fetch
 from vit_jax.convert.hub import choose
 from vit_jax.convert.sidecar import beside
@@ -27,7 +27,7 @@ FILES = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".onnx")
 
 
 @contextlib.contextmanager
-def load(source: str | pathlib.Path, model: str | None = None) -> Iterator[Pretrained]:
+def load(source: str | pathlib.Path, model: str | None = None) -> Iterator[Stored]:
     """A model with its weights, from a file, folder, run or address in any format; leaves are read within the context.
 
     Args:
@@ -48,7 +48,7 @@ def load(source: str | pathlib.Path, model: str | None = None) -> Iterator[Pretr
         yield _foreign(path, theirs, str(source), model)
 
 
-def _foreign(path: pathlib.Path, theirs: Tensors, source: str, model: str | None) -> Pretrained:
+def _foreign(path: pathlib.Path, theirs: Tensors, source: str, model: str | None) -> Stored:
     fmt = recognise(theirs, source)
     try:
         found = fmt.read(theirs, beside(path))
@@ -66,7 +66,7 @@ def _foreign(path: pathlib.Path, theirs: Tensors, source: str, model: str | None
     resize = found.resize or fmt.resize
     if found.encoder is not None:
         text.check_fits(found.encoder, module.text_tower, source)
-    return Pretrained(
+    return Stored(
         module, params, found.preprocess, names, found.link, resize, source, tuple(notes), encoder=found.encoder
     )
 
@@ -109,7 +109,7 @@ def weights_file(path: pathlib.Path) -> pathlib.Path:
     return path / choose(names, repr(str(path)))
 
 
-def save(pretrained: Pretrained, target: str | pathlib.Path, to: str) -> list[str]:
+def save(pretrained: Stored, target: str | pathlib.Path, to: str) -> list[str]:
     """Writes the model at ``target`` in the format ``to``: all of it or nothing.
 
     Args:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.convert.base import About, Format, Pretrained, Reading, Writing, build, heads_of, square
+from vit_jax.convert.base import About, Format, Reading, Stored, Writing, build, heads_of, square
 from vit_jax.convert.sidecar import beside, packages
 from vit_jax.convert.tensors import Tensor, Tensors, open_tensors
 from vit_jax.convert.timm_config import POOLS, Config, preprocess, read_config, write_config
@@ -197,7 +197,7 @@ def _prefix(theirs: Tensors, tokens: int, stride: int, config: Config) -> int:
     return tokens if rows - tokens == side * side else 0
 
 
-def write(pretrained: Pretrained) -> Writing:
+def write(pretrained: Stored) -> Writing:
     """A folder for ``timm.create_model("local-dir:...", pretrained=True)``.
 
     Where the class token's position is zero, positions are stored for the grid alone (``no_embed_class``).
@@ -239,7 +239,7 @@ def build_peer(path: pathlib.Path, model: ImageModel | None = None) -> Any:
         found = read(theirs, about)
         config = about.get("config.json", {})
         if "architecture" not in config:
-            ours = Pretrained(model or build(found.model), {}, found.preprocess)
+            ours = Stored(model or build(found.model), {}, found.preprocess)
             config, _ = write_config(ours, found.layout)
         pathlib.Path(folder, "config.json").write_text(json.dumps(config), encoding="utf-8")
         try:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vit_jax.convert.base import RGB, About, Preprocess, Pretrained, describe
+from vit_jax.convert.base import RGB, About, Preprocess, Stored, describe
 from vit_jax.convert.timm_rules import Layout
 from vit_jax.layers.linear import Dense
 from vit_jax.layers.norm import EPSILON
@@ -138,7 +138,7 @@ def _rgb(images: Mapping[str, Any], key: str, default: RGB) -> RGB:
     return float(value[0]), float(value[1]), float(value[2])
 
 
-def write_config(pretrained: Pretrained, layout: Layout) -> tuple[dict[str, Any], list[str]]:
+def write_config(pretrained: Stored, layout: Layout) -> tuple[dict[str, Any], list[str]]:
     """``config.json`` for ``timm.create_model("local-dir:...", pretrained=True)``, and what it cannot say.
 
     Args:

@@ -15,7 +15,7 @@ from vit_jax import models
 from vit_jax.augment.geometry import center_box, resample
 from vit_jax.augment.policy import Norm
 from vit_jax.convert import native
-from vit_jax.convert.base import Preprocess, Pretrained
+from vit_jax.convert.base import Preprocess, Stored
 from vit_jax.convert.store import format_of
 from vit_jax.data.decode import decode
 
@@ -68,7 +68,7 @@ def inputs(preprocess: Preprocess) -> dict[str, np.ndarray]:
     return {"noise": noise, "photographs": photographs(preprocess)}
 
 
-def texts(pretrained: Pretrained, count: int) -> np.ndarray:
+def texts(pretrained: Stored, count: int) -> np.ndarray:
     """Random texts int32[count, L] of the tower's vocabulary, laid out as its tokenizer does; the first is full."""
     tower, encoder = pretrained.model.text_tower, pretrained.encoder
     start = None if encoder is None else encoder.tokenizer.start_id
@@ -85,7 +85,7 @@ def texts(pretrained: Pretrained, count: int) -> np.ndarray:
     return out
 
 
-def examples(pretrained: Pretrained) -> dict[str, tuple[np.ndarray, ...]]:
+def examples(pretrained: Stored) -> dict[str, tuple[np.ndarray, ...]]:
     """What the models are compared on, by name: images and, where the model takes them, texts, one per image."""
     images = inputs(pretrained.preprocess)
     if not isinstance(pretrained.model, models.TwoTower):
@@ -93,7 +93,7 @@ def examples(pretrained: Pretrained) -> dict[str, tuple[np.ndarray, ...]]:
     return {name: (batch, texts(pretrained, len(batch))) for name, batch in images.items()}
 
 
-def outputs(pretrained: Pretrained) -> Callable[..., Outputs]:
+def outputs(pretrained: Stored) -> Callable[..., Outputs]:
     """Our model as a function of normalised images (and texts), in full float32 on every device.
 
     Returns:
@@ -125,7 +125,7 @@ def _named(found: Any) -> dict[str, Any]:
 
 
 def compare(
-    pretrained: Pretrained,
+    pretrained: Stored,
     ours: Mapping[str, Outputs],
     place: str | pathlib.Path,
     shown: Mapping[str, tuple[np.ndarray, ...]],
@@ -149,7 +149,7 @@ def compare(
             yield Difference(f"{title} on {place}", name, gap, float(np.max(np.abs(value))), output)
 
 
-def verify(pretrained: Pretrained, places: list[Any]) -> list[Difference]:
+def verify(pretrained: Stored, places: list[Any]) -> list[Difference]:
     """Compares ``pretrained`` with the peer of every place, on noise and on photographs."""
     shown = examples(pretrained)
     run = outputs(pretrained)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import pathlib
 
-from vit_jax.convert import native, store
-from vit_jax.convert.base import Preprocess, Pretrained
+from vit_jax.convert import store
+from vit_jax.convert.base import Preprocess, Stored, leaves
 from vit_jax.export import base
 from vit_jax.predict import Predictor
 
 
-def pretrained(predictor: Predictor) -> Pretrained:
+def pretrained(predictor: Predictor) -> Stored:
     """The model of ``predictor`` as `vit_jax.convert` knows it."""
     config = predictor.config
-    return Pretrained(
+    return Stored(
         predictor.model,
-        native.leaves(predictor.params),
+        leaves(predictor.params),
         Preprocess.of(config.augment, config.data.canvas),
         predictor.class_names,
         config.objective.link,

@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax import checkpoint, convert, models
+from vit_jax import checkpoint, models
 from vit_jax.checkpoint import flat, unflat
-from vit_jax.convert import text
+from vit_jax.convert import store, text
 from vit_jax.train.adapt import adapt
 from vit_jax.train.setup import Setup
 from vit_jax.train.state import TrainState
@@ -69,7 +69,7 @@ def _initial(setup: Setup, source: str) -> tuple[Params, str, list[str]]:
     Raises:
       UserError: they cannot be read or do not fit, or are of a model with other heads or another tokenizer.
     """
-    with convert.load(source) as found:
+    with store.load(source) as found:
         tree, theirs, fresh, ours = found.tree(), found.model, setup.init().params, setup.model
         towers = [isinstance(m, models.TwoTower) for m in (theirs, ours)]
         notes, full = [], fresh

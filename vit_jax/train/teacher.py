@@ -10,8 +10,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vit_jax import convert, models, sharding
-from vit_jax.convert import Pretrained
+from vit_jax import models, sharding
+from vit_jax.convert import Stored, store
 from vit_jax.objectives import Teacher
 from vit_jax.objectives.distill import Distill, with_blocks
 from vit_jax.train.adapt import adapt
@@ -39,7 +39,7 @@ def load(config: TrainConfig, model: nn.Module, class_names: Sequence[str], mesh
     objective, size = config.objective, config.augment.size
     here = Mesh(np.asarray(jax.local_devices()[:1]), "x")  # to be read on, whatever mesh the caller computes on
     try:
-        with jax.set_mesh(here), convert.load(objective.teacher) as found:
+        with jax.set_mesh(here), store.load(objective.teacher) as found:
             _check(found, config, class_names)
             theirs = found.model
             boxed = abstract_params(theirs, theirs.inputs(size))
@@ -60,7 +60,7 @@ def _function(model: Any) -> Any:
     return lambda params, *inputs, **options: model.apply({"params": params}, *inputs, **options)
 
 
-def _check(found: Pretrained, config: TrainConfig, class_names: Sequence[str]) -> None:
+def _check(found: Stored, config: TrainConfig, class_names: Sequence[str]) -> None:
     if not isinstance(found.model, models.ImageModel):
         raise UserError(f"{found.source} is an image-text model; give a classifier.")
     if config.objective.soft:
@@ -74,7 +74,7 @@ def _check(found: Pretrained, config: TrainConfig, class_names: Sequence[str]) -
         )
 
 
-def _check_classes(found: Pretrained, objective: Distill, here: list[str]) -> None:
+def _check_classes(found: Stored, objective: Distill, here: list[str]) -> None:
     there = list(found.class_names)
     if there != here and there != [str(i) for i in range(len(here))]:
         odd = [name for name, other in zip(there, here, strict=False) if name != other]
@@ -107,7 +107,7 @@ def _check_blocks(objective: Distill, theirs: nn.Module, shapes: Params, model: 
         )
 
 
-def _fitted(found: Pretrained, shapes: Params) -> tuple[Params, list[str]]:
+def _fitted(found: Stored, shapes: Params) -> tuple[Params, list[str]]:
     """Its parameters for models of these ``shapes``, and what was changed."""
     kinds: Mapping[str, Any] = {path: (t.shape, t.dtype) for path, t in found.params.items()}
     leaves = jax.tree_util.tree_leaves_with_path(shapes)
