@@ -29,16 +29,28 @@ REPEATING = ("train", "evaluate", "embed", "bench")
 """Commands that run one program again and again."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command. Exit status: 0 ok, 1 failed, 2 wrong usage."""
+def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser of the whole command line, and those of its commands by name."""
     parser = argparse.ArgumentParser(prog="vit_jax", description="Vision Transformers in JAX, from images to results.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in COMMANDS.items():
         sub = commands.add_parser(name, help=module.HELP, description=module.HELP, allow_abbrev=False)
         sub.add_argument("--verbose", action="store_true", help="show the traceback of an error")
         module.arguments(sub)
-    args, rest = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
-    args.overrides = _overrides(commands.choices[args.command], rest, hasattr(args, "takes_overrides"))
+    return parser, commands.choices
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments of one command; ``overrides`` holds its ``--config.KEY=VALUE``. Wrong usage exits with status 2."""
+    parser, commands = parsers()
+    args, rest = parser.parse_known_args(argv)
+    args.overrides = _overrides(commands[args.command], rest, hasattr(args, "takes_overrides"))
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command. Exit status: 0 ok, 1 failed, 2 wrong usage."""
+    args = parse(sys.argv[1:] if argv is None else argv)
     if argv is None and args.command in REPEATING:
         memory.restart()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
