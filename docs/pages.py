@@ -1,0 +1,246 @@
+"""Pages that mkdocs makes from the code when it builds the site: the command line and the configuration reference."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import inspect
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import griffe
+from mkdocs.structure.files import File
+
+from vit_jax import cli, config
+from vit_jax.train.config import TrainConfig
+
+ROLE = re.compile(r":(?:\w+:)?\w+:`[~.!]?([^`]+)`")
+"""A cross-reference of Sphinx, such as :func:`~vit_jax.config.load`."""
+
+
+HEADER = """\
+`configs/x.py` returns these keys; `--config.KEY=VALUE` on the command line changes one. A key without a default must be
+set. Where a key takes **a row** of a table, write `name`, `name(a=1)` or a dictionary with the key `name`; from Python
+an object of your own is accepted, too ([Extend](extend.md)). A Duration is written `20 epochs`, `1000 steps`,
+`1e6 examples`, `5%` of the training, or a number of steps.
+"""
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Called by mkdocs: adds the generated pages."""
+    for name, text in {"cli.md": command_line(), "config.md": configuration()}.items():
+        files.append(File.generated(config, name, content=text))
+    return files
+
+
+class Roles(griffe.Extension):
+    """Shows Sphinx's cross-references in docstrings as code."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        """Called for everything that has a docstring."""
+        if obj.docstring:
+            obj.docstring.value = plain(obj.docstring.value)
+
+
+def plain(text: str) -> str:
+    """Markdown of a docstring: cross-references of Sphinx become code, double backticks single ones."""
+    return ROLE.sub(r"`\1`", text).replace("``", "`")
+
+
+def command_line() -> str:
+    """The page of all commands, from their parsers."""
+    lines = ["# Command line", ""]
+    commands = cli.parsers()[1]
+    lines += [f"- [`{name}`](#vit_jax-{name}): {parser.description}" for name, parser in commands.items()]
+    lines += [
+        "",
+        "Exit status: 0 ok, 1 failed, 2 wrong usage. A mistake gets a sentence; `--verbose` adds the traceback.",
+    ]
+    for parser in commands.values():
+        lines += _command(parser, 2)
+    return "\n".join(lines) + "\n"
+
+
+def _command(parser: argparse.ArgumentParser, level: int) -> Iterator[str]:
+    formatter = argparse.HelpFormatter(parser.prog, width=100)
+    formatter.add_usage(parser.usage, parser._actions, parser._mutually_exclusive_groups, "")
+    yield from ("", f"{'#' * level} {parser.prog}", "", _sentence(parser.description or ""), "")
+    yield from ("```text", formatter.format_help().strip(), "```", "", "| argument | what it is |", "|---|---|")
+    below: list[argparse.ArgumentParser] = []
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            helps = {a.dest: a.help for a in action._choices_actions}
+            for name, sub in action.choices.items():
+                sub.description = helps[name]
+                yield f"| `{name}` | {_literal(sub.description)} |"
+                below.append(sub)
+        elif action.dest != "help":
+            names = ", ".join(action.option_strings) or action.metavar or action.dest
+            value = (
+                "" if action.nargs == 0 or not action.option_strings else f" {action.metavar or action.dest.upper()}"
+            )
+            yield f"| `{names}{value}` | {_literal(action.help or '')} |"
+    if parser.epilog:
+        yield from ("", _literal(_sentence(parser.epilog)))
+    for sub in below:
+        yield from _command(sub, level + 1)
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:].rstrip(".") + "."
+
+
+def _literal(text: str) -> str:
+    """Plain text as Markdown."""
+    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", text)
+
+
+def _cell(text: str) -> str:
+    """One cell of a table."""
+    return " ".join(plain(text).split()).replace("|", "\\|")
+
+
+def configuration() -> str:
+    """The page of every key of a configuration, from the dataclasses."""
+    lines = ["# Configuration", "", HEADER, "", "## The run", ""]
+    found = sections()
+    anchors = {id(part): _anchor(path) for path, part in found}
+    lines += _fields(TrainConfig, anchors)
+    shown: set[Any] = set()
+    for path, part in found:
+        lines += ["", f"## {path} {{ #{_anchor(path)} }}", ""]
+        if isinstance(part, type):
+            lines += [_first(part), "", *_fields(part, anchors)]
+            continue
+        lines += [*_rows(part)]
+        classes = [cls for cls in dict.fromkeys(map(_class, part.values())) if cls not in shown]
+        shown.update(classes)
+        for cls in classes:
+            names = [name for name, row in part.items() if _class(row) is cls]
+            name = names[0] if len(names) == 1 else cls.__name__
+            lines += ["", f"### {path}: {name}", "", _first(cls), "", *_fields(cls, anchors)]
+    return "\n".join(lines) + "\n"
+
+
+def sections() -> list[tuple[str, Any]]:
+    """Every dataclass and every table that the keys of a configuration lead to, by key: ``optim.sam``."""
+    found: list[tuple[str, Any]] = []
+    todo = [("", TrainConfig)]
+    while todo:
+        path, cls = todo.pop(0)
+        for name, hint in config.hints(cls).items():
+            for part in _parts(hint):
+                if not any(part is other for _, other in found):
+                    key = f"{path}{name}"
+                    found.append((key, part))
+                    classes = [part] if isinstance(part, type) else map(_class, part.values())
+                    todo += [(f"{key}.", c) for c in dict.fromkeys(classes)]
+    return sorted(found, key=lambda pair: pair[0].count("."))
+
+
+def _parts(hint: Any) -> Iterator[Any]:
+    """The tables and dataclasses within a type."""
+    args = typing.get_args(hint)
+    if tables := [a.table for a in args if isinstance(a, config.Choice)]:
+        yield from tables
+    else:
+        for a in args:
+            yield from _parts(a)
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint) and hint is not config.Duration:
+        yield hint
+
+
+def _anchor(path: str) -> str:
+    return path.replace(".", "-")
+
+
+def _class(row: Any) -> Any:
+    return row.func if isinstance(row, functools.partial) else row
+
+
+def _rows(table: Mapping[str, Any]) -> list[str]:
+    """The lines that list a table's rows; several names of one row are counted."""
+    lines = ["| row | builds | with |", "|---|---|---|"]
+    names: dict[int, str] = {}
+    for name, row in table.items():
+        names.setdefault(id(row), name)
+    for name in names.values():
+        row = table[name]
+        fields = row.keywords if isinstance(row, functools.partial) else {}
+        with_ = ", ".join(f"`{k}={_short(v)}`" for k, v in fields.items())
+        lines.append(f"| `{name}` | `{_class(row).__name__}` | {with_} |")
+    if aliases := [name for name, row in table.items() if names[id(row)] != name]:
+        lines += ["", f"{len(aliases)} other names are understood, such as `{aliases[0]}` and `{aliases[-1]}`."]
+    return lines
+
+
+def _first(cls: Any) -> str:
+    """The first paragraph of a class's docstring."""
+    return plain(inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0])
+
+
+def descriptions(cls: Any) -> dict[str, str]:
+    """What the docstrings of a class and its bases say about each attribute."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if base.__module__.startswith("vit_jax.") and base.__doc__:
+            for section in griffe.Docstring(inspect.cleandoc(base.__doc__)).parse("google", warnings=False):
+                if section.kind is griffe.DocstringSectionKind.attributes:
+                    found |= {a.name: a.description for a in section.value}
+    return found
+
+
+def _fields(cls: Any, anchors: Mapping[int, str]) -> list[str]:
+    said, hints = descriptions(cls), config.hints(cls)
+    lines = [
+        f"| `{f.name}` | {_type(hints[f.name], anchors)} | {_default(f)} | {_cell(said.get(f.name, ''))} |"
+        for f in dataclasses.fields(cls)
+        if f.name in hints
+    ]
+    return ["| key | type | default | what it is |", "|---|---|---|---|", *lines] if lines else ["It has no keys."]
+
+
+def _type(hint: Any, anchors: Mapping[int, str]) -> str:
+    """A type as a reader of the page writes it, with links to tables and sections."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        choice = next((a for a in args[1:] if isinstance(a, config.Choice)), None)
+        return _type(args[0], anchors) if choice is None else f"[a row](#{anchors[id(choice.table)]})"
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join("None" if a is type(None) else _type(a, anchors) for a in args)
+    if origin is typing.Literal:
+        return " or ".join(f"`{a!r}`" for a in args)
+    if origin is tuple:
+        one = _type(args[0], anchors)
+        return f"list of {one}" if args[-1] is Ellipsis else f"({', '.join(_type(a, anchors) for a in args)})"
+    name = getattr(hint, "__name__", str(hint))
+    if id(hint) in anchors:
+        return f"[{name}](#{anchors[id(hint)]})"
+    return {"str": "text", "bool": "True or False", "int": "integer", "float": "number"}.get(name, name)
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    value = field.default
+    if value is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
+        value = field.default_factory()
+    return "" if value is dataclasses.MISSING else f"`{_short(value)}`".replace("|", "\\|")
+
+
+def _short(value: Any) -> str:
+    """A value in a word: of a dataclass the fields that differ from their defaults, of a function its name."""
+    if isinstance(value, config.Duration):
+        return str(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        changed = [
+            f"{f.name}={_short(getattr(value, f.name))}"
+            for f in dataclasses.fields(value)
+            if f.init and f.name not in ("parent", "name") and getattr(value, f.name) != f.default
+        ]
+        return f"{type(value).__name__}({', '.join(changed)})"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_short, value))})"
+    return value.__qualname__.partition(".")[0] if callable(value) else repr(value)
