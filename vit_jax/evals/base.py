@@ -50,15 +50,20 @@ class Report:
     def draw(self, folder: pathlib.Path, class_names: tuple[str, ...]) -> None:
         """Writes the pictures; evaluators add theirs."""
 
-    def save(self, folder: str | os.PathLike[str], class_names: tuple[str, ...], **extra: Any) -> None:
-        """Writes ``results.json`` (:meth:`results` and ``extra``, such as the step; NaN is null) and pictures."""
+    def save(
+        self, folder: str | os.PathLike[str], class_names: tuple[str, ...], *, plots: bool = True, **extra: Any
+    ) -> None:
+        """Writes ``results.json`` (:meth:`results` and ``extra``, such as the step; NaN is null) and, with ``plots``,
+        the pictures (:meth:`draw`).
+        """
         path = pathlib.Path(folder) / "results.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".new")
         text = json.dumps(finite({**extra, **self.results(class_names)}), indent=1, ensure_ascii=False, allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")
         temporary.replace(path)
-        self.draw(path.parent, class_names)
+        if plots:
+            self.draw(path.parent, class_names)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -127,5 +127,5 @@ def make(schedule: Schedule, *, peak: float, warmup: int, total: int, steps_of: 
         share = jnp.where(t < 0, rising, schedule(jnp.clip(t, 0.0, n), n, steps_of))
         return peak * jnp.clip(share, 0.0, 1.0)
 
-    learning_rate(total)  # mistakes in durations surface here, not in the first step
+    jax.eval_shape(learning_rate, total)  # mistakes in durations surface here, not in the first step
     return learning_rate

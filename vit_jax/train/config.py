@@ -17,7 +17,7 @@ from vit_jax.sharding import MeshConfig
 from vit_jax.types import UserError
 
 MAY_CHANGE = (
-    "mesh", "log_every", "eval_every", "checkpoint_every", "keep", "best", "evaluators", "eval_batch_size",
+    "mesh", "log_every", "eval_every", "checkpoint_every", "keep", "best", "plots", "evaluators", "eval_batch_size",
     "data.workers", "data.prefetch",
     *(f"model.{part}{key}" for part in ("", "image_tower.", "text_tower.", "decoder.") for key in ("scan", "remat")),
 )  # fmt: skip
@@ -50,6 +50,7 @@ class TrainConfig:
       checkpoint_every: a checkpoint.
       keep: number of newest checkpoints kept besides the best.
       best: metric that decides the best checkpoint.
+      plots: draw learning curves and the evaluators' figures at the end of the run.
     """
 
     model: Annotated[Any, Choice(NAMES)]
@@ -72,6 +73,7 @@ class TrainConfig:
     checkpoint_every: Duration = Duration(1, "epochs")
     keep: int = 2
     best: str = "val/accuracy"
+    plots: bool = True
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulate", "keep", "eval_batch_size"):

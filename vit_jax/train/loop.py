@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 import itertools
 import pathlib
 import signal
@@ -142,12 +143,12 @@ def _finish(setup: Setup, path: pathlib.Path, report: Report) -> None:
     rows, name = read(path), setup.config.best
     sign = checkpoint.sign(name)
     best = max((row for row in rows if name in row), key=lambda row: sign * row[name])
-    report.save(
-        path, setup.train.info.class_names, step=setup.total_steps, best={"step": best["step"], name: best[name]}
-    )
-    plots.curves(rows, path / "curves.png")
+    drawn, summary = setup.config.plots, {"step": best["step"], name: best[name]}
+    report.save(path, setup.train.info.class_names, plots=drawn, step=setup.total_steps, best=summary)
+    if drawn:
+        plots.curves(rows, path / "curves.png")
     say(table({**report.prefixed("val"), f"best {name}": f"{best[name]:.6g} at step {best['step']}"}))
-    say(f"results.json, curves.png and more are in {path}")
+    say(f"results.json{', curves.png and more are' if drawn else ' is'} in {path}")
 
 
 class Meter:
@@ -156,11 +157,15 @@ class Meter:
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
         self._pending: collections.deque[tuple[int, dict[str, jax.Array]]] = collections.deque()
-        self._flops = setup.step_flops
-        device = setup.mesh.devices.flat[0]
-        devices = 1 if device.platform == "cpu" else setup.mesh.size  # CPU devices share the cores
-        self._peak = devices * flops.peak(device, getattr(setup.model, "dtype", "float32"))
         self.restart()
+
+    @functools.cached_property
+    def _steps_per_second(self) -> float:
+        """Optimizer steps a second at the devices' peak: found out at the first log, for a CPU by measuring."""
+        device = self._setup.mesh.devices.flat[0]
+        devices = 1 if device.platform == "cpu" else self._setup.mesh.size  # CPU devices share the cores
+        peak = devices * flops.peak(device, getattr(self._setup.model, "dtype", "float32"))
+        return peak / self._setup.step_flops
 
     def restart(self) -> None:
         """Forgets the time that passed, after an evaluation for instance."""
@@ -199,13 +204,13 @@ class Meter:
     def speed(self) -> dict[str, float]:
         """Images per second, MFU and share of time waiting for input, since the last call."""
         passed = max(time.perf_counter() - self._since, 1e-9)
-        steps, waited = self._steps, self._waited
-        self.restart()
-        return {
-            "speed/images_per_s": steps * self._setup.config.batch_size / passed,
-            "speed/mfu": steps * self._flops / passed / self._peak,
-            "speed/waiting": waited / passed,
+        row = {
+            "speed/images_per_s": self._steps * self._setup.config.batch_size / passed,
+            "speed/mfu": self._steps / passed / self._steps_per_second,
+            "speed/waiting": self._waited / passed,
         }
+        self.restart()
+        return row
 
 
 def _blame(setup: Setup, step: int, loss: float, finite: np.ndarray) -> str:
