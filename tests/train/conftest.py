@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
+import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -31,6 +34,7 @@ TINY = {
     "eval_every": 10,
     "checkpoint_every": 4,
     "ema": 0.9,
+    "plots": False,
 }
 
 
@@ -41,7 +45,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny() -> Callable[..., dict[str, Any]]:
     """``tiny(batch_size=8, optim={"lr": 1.0})``: the tiny run's plain configuration with keys replaced."""
 
@@ -54,14 +58,35 @@ def tiny() -> Callable[..., dict[str, Any]]:
     return make
 
 
-@pytest.fixture
-def one_device(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Builds a run on the first ``n`` devices."""
+@pytest.fixture(scope="session")
+def one_device() -> Callable[..., Any]:
+    """Builds a run on the first ``n`` devices; equal configurations share it, and with it what was traced."""
     from vit_jax.config import parse
     from vit_jax.train.config import TrainConfig
     from vit_jax.train.setup import build
 
-    return lambda raw, n=1: build(parse(TrainConfig, raw), jax.devices()[:n])
+    devices = jax.devices()
+
+    @functools.cache
+    def built(text: str, n: int) -> Any:
+        return build(parse(TrainConfig, json.loads(text)), devices[:n])
+
+    return lambda raw, n=1: built(json.dumps(raw), n)
+
+
+@pytest.fixture(scope="session")
+def alone() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """``with alone():`` the loop sees one device."""
+
+    @contextlib.contextmanager
+    def first() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            devices = jax.devices()
+            patch.setattr(jax, "devices", lambda *_: devices[:1])
+            patch.setattr(jax, "device_count", lambda *_: 1)
+            yield
+
+    return first
 
 
 @pytest.fixture

@@ -1,11 +1,14 @@
 """The loop: files, resuming bit for bit, interruptions, non-finite values, hooks."""
 
+import contextlib
+import io
 import json
 import os
 import pathlib
+import shutil
 import signal
+import types
 
-import jax
 import numpy as np
 import pytest
 
@@ -22,10 +25,22 @@ def rows(folder, prefix=("train/", "val/")):
 
 
 @pytest.fixture(autouse=True)
-def _one_device(monkeypatch):
-    devices = jax.devices()
-    monkeypatch.setattr(jax, "devices", lambda *a: devices[:1])
-    monkeypatch.setattr(jax, "device_count", lambda *a: 1)
+def _one_device(alone):
+    with alone():
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, alone, tmp_path_factory):
+    """A tiny run to its end: ``folder``, ``result``, and what it ``said``."""
+    folder, said = tmp_path_factory.mktemp("trained") / "run", io.StringIO()
+    with alone(), contextlib.redirect_stdout(said):
+        result = loop.run(tiny(plots=True), folder, hooks=[probe])
+    return types.SimpleNamespace(folder=folder, result=result, said=said.getvalue())
+
+
+def probe(moment):
+    return {"probe": moment.step / 2} if moment.step == 6 else None
 
 
 class Stop(Exception):
@@ -40,8 +55,8 @@ def die_at(step):
     return hook
 
 
-def test_a_run_leaves_its_files(tiny, workdir, capsys):
-    result = loop.run(tiny(), workdir)
+def test_a_run_leaves_its_files(trained):
+    workdir, result, out = trained.folder, trained.result, trained.said
     names = {p.name for p in workdir.iterdir()}
     assert {
         "config.json",
@@ -59,13 +74,22 @@ def test_a_run_leaves_its_files(tiny, workdir, capsys):
     final = json.loads((workdir / "results.json").read_text())
     assert final["metrics"]["examples"] == 16
     assert final["metrics"]["accuracy"] == result.report.metrics["accuracy"] == found[-1]["val/accuracy"]
-    out = capsys.readouterr().out
     assert "64 training and 16 validation examples" in out and "starts from scratch" in out
-    assert "val/accuracy" in out.splitlines()[-8]
+    assert "val/accuracy" in out.splitlines()[-8] and out.splitlines()[-1].startswith("results.json, curves.png and")
 
 
+def test_resuming_is_bit_exact(tiny, trained, workdir):
+    """A run that dies after a checkpoint and some steps more goes on as if it had not."""
+    with pytest.raises(Stop):
+        loop.run(tiny(), workdir, hooks=[probe, die_at(6)])
+    found = loop.run(tiny(), workdir, hooks=[probe])
+    assert rows(workdir) == rows(trained.folder) and found.report.metrics == trained.result.report.metrics
+    assert not list(workdir.glob("*.png"))  # without plots
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("death", [1, 4, 5, 9])
-def test_resuming_is_bit_exact(tiny, tmp_path, death):
+def test_resuming_is_bit_exact_whenever(tiny, tmp_path, death):
     """Whenever a run dies, the same command gives the uninterrupted curve bit for bit."""
     raw = tiny(data={"path": "digits", "holdout": 360}, augment={"train": ["affine", "mixup"]}, duration=10)
     loop.run(raw, tmp_path / "whole")
@@ -75,10 +99,15 @@ def test_resuming_is_bit_exact(tiny, tmp_path, death):
     assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
 
 
-def test_a_finished_run_is_evaluated_again(tiny, workdir, capsys):
-    first = loop.run(tiny(), workdir)
-    again = loop.run(tiny(), workdir)
-    assert again.report.metrics == first.report.metrics
+def test_a_finished_run_is_evaluated_again(tiny, trained, workdir, capsys):
+    """Under another configuration too, where that leaves the result as it is; any other is refused."""
+    shutil.copytree(trained.folder, workdir)
+    before = sorted(p.name for p in workdir.rglob("*"))
+    with pytest.raises(UserError, match=r"another configuration \(optim.lr: 0.003 -> 0.1; seed: None -> 1\)"):
+        loop.run(tiny(optim={"lr": 0.1}, seed=1), workdir)
+    assert sorted(p.name for p in workdir.rglob("*")) == before
+    again = loop.run(tiny(log_every=2, data={"workers": 2}), workdir)
+    assert again.report.metrics == trained.result.report.metrics
     assert "resumed at step 10" in capsys.readouterr().out
 
 
@@ -95,7 +124,6 @@ def test_interruption_saves_and_says_how_to_go_on(tiny, workdir):
 
 def test_non_finite_values_stop_the_run(tiny, workdir):
     """The first bad step and leaf are named; the last good checkpoint stays and the bad one is never written."""
-    loop.run(tiny(duration=4), workdir.with_name("good"))
     raw = tiny(optim={"lr": 1e15, "clip_norm": None, "warmup": 0}, log_every=5)
     with pytest.raises(UserError, match=r"step \d+: the gradient of \S+ is the first of \d+ that are not finite") as e:
         loop.run(raw, workdir)
@@ -104,18 +132,8 @@ def test_non_finite_values_stop_the_run(tiny, workdir):
         assert int(folder.name) < int(str(e.value).split()[1].rstrip(":"))
 
 
-def test_hooks_write_rows(tiny, workdir):
-    loop.run(tiny(), workdir, hooks=[lambda moment: {"probe": moment.step / 2} if moment.step == 6 else None])
-    assert [r for r in metrics.read(workdir) if "probe" in r] == [{"step": 6, "probe": 3.0}]
-
-
-def test_another_configuration_is_refused_with_the_difference(tiny, workdir):
-    loop.run(tiny(), workdir)
-    before = sorted(p.name for p in workdir.rglob("*"))
-    with pytest.raises(UserError, match=r"another configuration \(optim.lr: 0.003 -> 0.1; seed: None -> 1\)"):
-        loop.run(tiny(optim={"lr": 0.1}, seed=1), workdir)
-    assert sorted(p.name for p in workdir.rglob("*")) == before
-    loop.run(tiny(log_every=2, data={"workers": 2}), workdir)  # what leaves the result as it is may change
+def test_hooks_write_rows(trained):
+    assert [r for r in metrics.read(trained.folder) if "probe" in r] == [{"step": 6, "probe": 3.0}]
 
 
 @pytest.mark.parametrize(

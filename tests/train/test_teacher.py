@@ -16,28 +16,18 @@ SPARSE = {"mlp_linear": "sparse24(mask='frozen', bits=8)", "dropout": 0.0}
 
 
 @pytest.fixture
-def alone(monkeypatch):
-    """The loop sees one device."""
-    devices = jax.devices()
-    monkeypatch.setattr(jax, "devices", lambda *_: devices[:1])
-    monkeypatch.setattr(jax, "device_count", lambda *_: 1)
+def _one_device(alone):
+    with alone():
+        yield
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Where the teacher lies: trained by the first test that needs it, since ``tiny`` lives for one test."""
-    return tmp_path_factory.mktemp("teacher") / "dense"
-
-
-@pytest.fixture
-def dense(tiny, folder, monkeypatch):
+def dense(tiny, alone, tmp_path_factory):
     """The workdir of a dense run."""
-    if not folder.exists():
-        with monkeypatch.context() as patch:
-            devices = jax.devices()
-            patch.setattr(jax, "devices", lambda *_: devices[:1])
-            patch.setattr(jax, "device_count", lambda *_: 1)
-            loop.run(tiny(data={"path": "digits", "holdout": 360}, model={"dropout": 0.0}, duration=40), folder)
+    folder = tmp_path_factory.mktemp("teacher") / "dense"
+    raw = tiny(data={"path": "digits", "holdout": 360}, model={"dropout": 0.0}, duration=40, eval_every=40)
+    with alone():
+        loop.run({**raw, "checkpoint_every": 40}, folder)
     return folder
 
 
@@ -69,7 +59,8 @@ def die(moment):
         raise Stop
 
 
-def test_a_sparse_student_learns_from_the_dense_run(student, dense, tmp_path, alone, capsys):
+@pytest.mark.usefixtures("_one_device")
+def test_a_sparse_student_learns_from_the_dense_run(student, dense, tmp_path, capsys):
     """It resumes bit for bit, keeps its zeros, and is evaluated when the teacher is gone, but not trained."""
     here = tmp_path / "moved"
     shutil.copytree(dense, here)
@@ -118,7 +109,7 @@ def curve(setup, steps=3):
     return np.array(out)
 
 
-@pytest.mark.parametrize("sam", [None, "sam(rho=0.1)"])
+@pytest.mark.parametrize("sam", [None, pytest.param("sam(rho=0.1)", marks=pytest.mark.slow)])
 def test_meshes_and_accumulation_agree(student, one_device, sam):
     raw = student(init=None, optim={"sam": sam, "optimizer": "sgd", "lr": 0.1})
     single = curve(one_device(raw))
@@ -174,7 +165,8 @@ def test_another_image_size(student, one_device, capsys):
         ({"blocks": 3}, {}, r"blocks=3 are more than there are; set --config.objective.blocks=2"),
     ],
 )
-def test_a_wrong_teacher_is_a_sentence_and_leaves_nothing(student, tmp_path, alone, objective, changes, text):
+@pytest.mark.usefixtures("_one_device")
+def test_a_wrong_teacher_is_a_sentence_and_leaves_nothing(student, tmp_path, objective, changes, text):
     raw = student(objective, init=None, **changes)
     with pytest.raises(UserError, match=text) as e:
         loop.run(raw, tmp_path / "run")
