@@ -14,7 +14,7 @@ from vit_jax.train.config import TrainConfig
 from vit_jax.train.setup import build
 
 FILES = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
-SMALL = {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 32, "token_dim": 16, "stem": (1, 1)}
+SMALL = {"width": 16, "depth": 1, "heads": 2, "mlp_dim": 32, "token_dim": 16, "stem": (1, 1)}
 SIZE, BATCH = 32, 16
 
 

@@ -12,18 +12,19 @@ from vit_jax.types import UserError
 def make(name="vit", **fields):
     model = models.create(name, num_classes=3, patch=4, width=16, depth=3, mlp_dim=32, **fields)
     images = jax.random.normal(jax.random.key(0), (2, 8, 12, 3))
-    return model, nn.unbox(model.init(jax.random.key(1), images)["params"]), images
+    return model, nn.unbox(jax.jit(model.init)(jax.random.key(1), images)["params"]), images
 
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_maps_are_distributions_of_every_layer(scan):
     model, params, images = make(heads=2, scan=scan)
-    maps = explain.attention_maps(model, params, images)
+    attention = jax.jit(lambda params: explain.attention_maps(model, params, images))
+    maps = attention(params)
     assert maps.shape == (3, 2, 2, 7, 7)  # 2x3 patches and the cls token
     np.testing.assert_allclose(maps.sum(-1), np.ones((3, 2, 2, 7)), atol=1e-5)
     first = params["encoder"]["block_0"]["attention"]["qkv"]["kernel"]
     params["encoder"]["block_0"]["attention"]["qkv"]["kernel"] = first * 0  # equal keys: uniform attention
-    changed = explain.attention_maps(model, params, images)
+    changed = attention(params)
     np.testing.assert_allclose(changed[0], np.full((2, 2, 7, 7), 1 / 7), atol=1e-6)
     assert np.abs(maps[0] - 1 / 7).max() > 1e-3
 

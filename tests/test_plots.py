@@ -1,7 +1,7 @@
 """Pictures: what is drawn is asserted on the figure; that it can be drawn at all, on the file."""
 
 import pathlib
-import subprocess
+import runpy
 import sys
 from typing import Any
 
@@ -76,7 +76,7 @@ def test_smooth_is_a_mean_without_lag(rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(plots._smooth(line[:5]), line[:5])
 
 
-@pytest.mark.parametrize("c", [2, 10, 40])
+@pytest.mark.parametrize("c", [2, 10, 26])
 def test_confusion_matrix(c: int, tmp_path: pathlib.Path, drawn: list[Any], rng: np.random.Generator) -> None:
     counts = rng.integers(0, 3, (c, c)) * (rng.random((c, c)) < 0.3) + 20 * np.eye(c, dtype=int)
     counts[-1] = 0
@@ -176,6 +176,6 @@ def test_pictures_of_one_colour_or_nan_can_be_shown() -> None:
     np.testing.assert_array_equal(plots._displayable(broken)[0, :, :, 0], [[1, 0], [0, 0]])
 
 
-def test_importing_costs_no_matplotlib() -> None:
-    code = "import sys, vit_jax.plots; sys.exit('matplotlib' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_importing_costs_no_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # importing it raises
+    assert "curves" in runpy.run_path(str(plots.__file__))

@@ -53,6 +53,12 @@ def folders(tmp_path_factory, params):
 
 
 @pytest.fixture(scope="module")
+def classifier(folders):
+    """Of a softmax over the classes, loaded once."""
+    return Predictor.load(folders / "softmax")
+
+
+@pytest.fixture(scope="module")
 def images(tmp_path_factory):
     """Five PNGs of 8 x 8, some in sub-folders, and things that are no images."""
     root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(1)
@@ -65,11 +71,14 @@ def images(tmp_path_factory):
     return root
 
 
+APPLY = jax.jit(MODEL.apply)
+
+
 def by_hand(params, path, link):
     """float64 normalisation and probabilities of the model's logits."""
     pixels = np.asarray(Image.open(path), np.float64) / 255
     x = (pixels - (0.485, 0.456, 0.406)) / np.array((0.229, 0.224, 0.225))
-    logits = np.asarray(MODEL.apply({"params": params}, jnp.asarray(x[None], jnp.float32))[0], np.float64)
+    logits = np.asarray(APPLY({"params": params}, jnp.asarray(x[None], jnp.float32))[0], np.float64)
     return 1 / (1 + np.exp(-logits)) if link == "sigmoid" else np.exp(logits) / np.exp(logits).sum()
 
 
@@ -98,18 +107,18 @@ def test_the_batch_size_does_not_matter(folders, images):
     assert len(next(iter(predictor(files[:1], top=99)))["predictions"]) == 7
 
 
-def test_weights_of_others(folders, images, tmp_path):
+def test_weights_of_others(folders, classifier, images, tmp_path):
     """The same model in another project's format gives the same answers, class names and preprocessing included."""
     with store.load(folders / "softmax") as ours:
         store.save(ours, tmp_path / "theirs", "hf")
-    ours, theirs = (Predictor.load(path) for path in (folders / "softmax", tmp_path / "theirs"))
+    ours, theirs = classifier, Predictor.load(tmp_path / "theirs")
     assert theirs.class_names == NAMES and theirs.config.augment.norm == ours.config.augment.norm
     canvas = ours.image(images / "a.png")[None]
     np.testing.assert_array_equal(theirs.image(images / "a.png")[None], canvas)
     np.testing.assert_allclose(theirs.probabilities(canvas), ours.probabilities(canvas), atol=1e-6)
 
 
-def test_unreadable_files_are_rows_and_the_others_go_on(folders, images, tmp_path):
+def test_unreadable_files_are_rows_and_the_others_go_on(classifier, images, tmp_path):
     (tmp_path / "torn.png").write_bytes((images / "a.png").read_bytes()[:70])
     files = [
         str(tmp_path / "torn.png"),
@@ -118,22 +127,21 @@ def test_unreadable_files_are_rows_and_the_others_go_on(folders, images, tmp_pat
         str(images / "empty"),
         "/no/x.png",
     ]
-    torn, good, text, folder, missing = Predictor.load(folders / "softmax")(list(map(str, files)), batch_size=4)
+    torn, good, text, folder, missing = classifier(list(map(str, files)), batch_size=4)
     assert "torn.png is unreadable or truncated" in torn["error"]
     assert "notes.txt" in text["error"] and "cannot be read (Is a directory)" in folder["error"]
     assert missing == {"path": "/no/x.png", "error": "/no/x.png cannot be read (No such file or directory)."}
     assert len(good["predictions"]) == 5
 
 
-def test_bytes_and_arrays_are_images_too(folders):
-    predictor = Predictor.load(folders / "softmax")
+def test_bytes_and_arrays_are_images_too(classifier):
     pixels = np.random.default_rng(2).integers(0, 256, (8, 8, 3)).astype(np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
-    np.testing.assert_array_equal(predictor.image(file.getvalue()), pixels)
-    np.testing.assert_array_equal(predictor.image(pixels), pixels)
+    np.testing.assert_array_equal(classifier.image(file.getvalue()), pixels)
+    np.testing.assert_array_equal(classifier.image(pixels), pixels)
     with pytest.raises(UserError, match="unreadable"):
-        predictor.image(b"nothing")
+        classifier.image(b"nothing")
 
 
 def test_folders_become_their_images(images):
@@ -248,7 +256,8 @@ def test_captions_of_files(pairs, images, tmp_path):
     assert "torn.png is unreadable" in torn["error"] and "caption" not in torn
     coca = create("coca")
     canvases = jnp.asarray(np.stack([model.image(f) for f in files[1:]]))
-    memory = coca.apply({"params": params}, model.prepared(canvases), method="encode")[1]
+    encode = jax.jit(lambda x: coca.apply({"params": params}, model.prepared(x), method="encode")[1])
+    memory = encode(canvases)
     text = np.zeros((5, LENGTH), np.int32)
     text[:, 0], total = 1, np.zeros(5)
     logits = jax.jit(lambda text: coca.apply({"params": params}, text, memory, method="caption_logits"))
@@ -272,8 +281,8 @@ def test_a_drawn_caption_does_not_depend_on_the_batch(pairs, images, monkeypatch
     assert len({r["caption"] for r in whole}) > 1
 
 
-def test_the_wrong_question_is_one_sentence(pairs, folders, images, tmp_path):
-    classifier, clip, file = load(folders / "softmax"), load(pairs["siglip"][0]), str(images / "a.png")
+def test_the_wrong_question_is_one_sentence(pairs, folders, classifier, images, tmp_path):
+    clip, file = load(pairs["siglip"][0]), str(images / "a.png")
     assert isinstance(classifier, Predictor)
     for ask, text in (
         (lambda: classifier.captions([file], Greedy()), "a classifier writes no captions; leave out --captions, or"),
@@ -290,8 +299,8 @@ def test_the_wrong_question_is_one_sentence(pairs, folders, images, tmp_path):
         mute.rank([file], ["a cat"])
 
 
-def test_features_of_a_classifier(folders, images, params):
-    model = load(folders / "softmax")
+def test_features_of_a_classifier(classifier, images, params):
+    model = classifier
     canvas = model.image(images / "a.png")[None]
     pooled = model.embed(canvas)
     logits = pooled @ np.asarray(params["head"]["kernel"]) + np.asarray(params["head"]["bias"])

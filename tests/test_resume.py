@@ -48,22 +48,23 @@ class Stop(Exception):
     pass
 
 
-def stop_at_10(moment):
-    if moment.step == 10:
+def stop_at_6(moment):
+    if moment.step == 6:
         raise Stop
 
 
 def test_another_mesh_goes_on_with_the_same_curve(tmp_path, monkeypatch):
-    """One device until step 8, then 2x2x2: equal to 1e-5."""
-    one = {**RAW, "mesh": {"replica": 1, "fsdp": 1, "tensor": 1}}
+    """One device until step 4, then 2x2x2: equal to 1e-5."""
+    raw = {**RAW, "model": {**RAW["model"], "depth": 1}, "duration": 8, "plots": False}
+    one = {**raw, "mesh": {"replica": 1, "fsdp": 1, "tensor": 1}}
     devices = jax.devices()
     with monkeypatch.context() as m:
         m.setattr(jax, "devices", lambda *a: devices[:1])
         m.setattr(jax, "device_count", lambda *a: 1)
         loop.run(one, tmp_path / "whole")
         with pytest.raises(Stop):
-            loop.run(one, tmp_path / "cut", hooks=[stop_at_10])
-    result = loop.run({**RAW, "mesh": {"replica": 2, "fsdp": 2, "tensor": 2}}, tmp_path / "cut")
+            loop.run(one, tmp_path / "cut", hooks=[stop_at_6])
+    result = loop.run({**raw, "mesh": {"replica": 2, "fsdp": 2, "tensor": 2}}, tmp_path / "cut")
     assert result.setup.mesh.size == 8
     np.testing.assert_allclose(losses(tmp_path / "cut"), losses(tmp_path / "whole"), atol=1e-5)
 

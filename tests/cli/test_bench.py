@@ -126,15 +126,20 @@ class Fake:
         return value.at[(0,) * value.ndim].add(0.25 * jnp.max(jnp.abs(value))) if what == self.wrong else value
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+WRONG = [
+    ("y", "'ours' is wrong by 0.2"),
+    ("x", "'ours' is wrong: its gradient of x is off by 0.2"),
+    ("w", "'ours' is wrong: its gradient of parameter 1 is off by 0.2"),
+    ("s", "'ours' is wrong: its gradient of parameter 3 is off by 0.2"),
+    ("none", ""),
+]
+
+
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "said", "dtype"),
     [
-        ("y", "'ours' is wrong by 0.2"),
-        ("x", "'ours' is wrong: its gradient of x is off by 0.2"),
-        ("w", "'ours' is wrong: its gradient of parameter 1 is off by 0.2"),
-        ("s", "'ours' is wrong: its gradient of parameter 3 is off by 0.2"),
-        ("none", ""),
+        *((*case, "float32") for case in WRONG),
+        *(pytest.param(*case, "bfloat16", marks=[] if case[0] == "none" else pytest.mark.slow) for case in WRONG),
     ],
 )
 def test_a_wrong_gradient_is_not_timed(capsys, monkeypatch, wrong, said, dtype):

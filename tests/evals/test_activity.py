@@ -35,7 +35,7 @@ def batches(images, size):
         }
 
 
-@pytest.mark.parametrize("size", [1, 3, 8])
+@pytest.mark.parametrize("size", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 8))])
 def test_shares_equal_those_counted_by_hand(rng, size):
     apply, params, images = setting("vit_ti16", rng, depth=1, activation="relu", pool="gap")
     report = Activity()(apply, params, batches(images, size), INFO, None)
