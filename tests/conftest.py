@@ -1,14 +1,24 @@
-"""Strict rules for every test: 8 fake CPU devices, no implicit dtype or rank promotion, warnings are errors."""
+"""Strict rules for every test: 8 fake CPU devices, no implicit dtype or rank promotion, warnings are errors.
+
+Tests marked ``peer`` or ``tpu`` need a package of an extra and are skipped, in one line, where it is missing. A test
+that compiles more than :data:`MOST_PROGRAMS` programs fails unless it is marked ``slow``: the suite is short because
+programs are shared.
+"""
 
 from __future__ import annotations
 
+import collections
 import importlib
+import importlib.util
 import os
+import pathlib
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
@@ -18,6 +28,12 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Workers and later runs compile an equal program once, and none goes to the user's own cache.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "programs"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers share two cores
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
 import matplotlib
@@ -52,17 +68,67 @@ def pytest_configure(config: pytest.Config) -> None:
 MARKED = {**dict.fromkeys(("torch", "timm", "transformers", "open_clip"), "peer"), "tpu_chips": "tpu"}
 """Fixture -> the marker of every test that asks for it, also through another fixture."""
 
+EXTRAS = {"peer": ("torch", "torch"), "tpu": ("libtpu", "tpu-compile")}
+"""Marker -> the package that its tests need, and the extra that brings it."""
+
+MOST_PROGRAMS = 30
+"""Programs that one test may compile, those of its fixtures not counted."""
+
+_compiled: list[str] = []
+"""Names of the programs compiled so far; operations that run eagerly are shared by all tests and are no programs."""
+
+
+def _note_program(event: str, duration: float, *, fun_name: str = "", **_: Any) -> None:
+    name = fun_name.removeprefix("jit(").removesuffix(")")
+    if event == "/jax/core/compile/backend_compile_duration" and not hasattr(jax.lax, f"{name}_p"):
+        _compiled.append(name)
+
+
+jax.monitoring.register_event_duration_secs_listener(_note_program)
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    missing = {
+        marker: pytest.mark.skip(reason=f"{package} is missing: pip install '.[{extra}]'")
+        for marker, (package, extra) in EXTRAS.items()
+        if importlib.util.find_spec(package) is None
+    }
     for item in items:
         for marker in {MARKED[name] for name in getattr(item, "fixturenames", ()) if name in MARKED}:
             item.add_marker(marker)
-    if config.option.markexpr:
+        for marker in missing.keys() & {mark.name for mark in item.iter_markers()}:
+            item.add_marker(missing[marker])
+    if "slow" in config.option.markexpr:
         return
     slow = [item for item in items if item.get_closest_marker("slow")]
     config.hook.pytest_deselected(items=slow)
     items[:] = [item for item in items if not item.get_closest_marker("slow")]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    before = len(_compiled)
+    yield
+    programs = len(_compiled) - before
+    item.user_properties.append(("programs", programs))
+    if programs > MOST_PROGRAMS and not item.get_closest_marker("slow"):
+        pytest.fail(
+            f"{programs} programs were compiled, {MOST_PROGRAMS} are allowed: share them or mark the test slow."
+        )
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The tests that were skipped, counted by reason, and those that compiled the most programs."""
+    reasons = collections.Counter(report.longrepr[2] for report in terminalreporter.stats.get("skipped", ()))
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"{count} skipped: {reason.removeprefix('Skipped: ')}")
+    reports = [r for r in terminalreporter.stats.get("passed", ()) if r.when == "call"]
+    counts = sorted(((dict(r.user_properties).get("programs", 0), r.nodeid) for r in reports), reverse=True)
+    if terminalreporter.config.option.durations and counts:
+        terminalreporter.section(f"{sum(n for n, _ in counts)} programs compiled by tests, most by")
+        for programs, test in counts[:10]:
+            terminalreporter.write_line(f"{programs:4d} {test}")
 
 
 @pytest.fixture
