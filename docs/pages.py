@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import functools
 import inspect
+import pathlib
 import re
 import types
 import typing
@@ -31,10 +32,18 @@ an object of your own is accepted, too ([Extend](extend.md)). A Duration is writ
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Called by mkdocs: adds the generated pages."""
+    """Called by mkdocs: adds the generated pages, and the tables and pictures of the experiments."""
     for name, text in {"cli.md": command_line(), "config.md": configuration()}.items():
         files.append(File.generated(config, name, content=text))
+    for path in sorted(pathlib.Path("experiments").rglob("*")):
+        if path.suffix in (".md", ".png"):
+            files.append(File(path.as_posix(), ".", config.site_dir, config.use_directory_urls))
     return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Called by mkdocs: what is beside ``docs/`` in the repository is below it in the site."""
+    return markdown.replace("](../experiments/", "](experiments/")
 
 
 class Roles(griffe.Extension):
