@@ -25,7 +25,7 @@ def curve(setup, steps):
     return np.array(losses), jax.device_get(state)
 
 
-WIDE = {"width": 32, "heads": 4, "mlp_dim": 512}
+WIDE = {"width": 32, "depth": 1, "heads": 4, "mlp_dim": 512}
 MESHES = {f"{r}x{f}x{t}": {"replica": r, "fsdp": f, "tensor": t} for r, f, t in [(8, 1, 1), (1, 8, 1), (2, 2, 2)]}
 
 
