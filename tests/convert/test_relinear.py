@@ -1,6 +1,5 @@
 """Linear maps change their structure: exactly where that can be, said how far where not, in every kind of model."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,38 +8,48 @@ import pytest
 from vit_jax import models
 from vit_jax.convert import base, store
 from vit_jax.convert.base import Preprocess, Stored
-from vit_jax.convert.native import leaves
 from vit_jax.convert.relinear import Request, relinear
+from vit_jax.convert.tensors import Tensor
 from vit_jax.layers.sparse24 import Sparse24, prune
 from vit_jax.types import UsageError, UserError
 
 SMALL = {"patch": 4, "width": 16, "mlp_dim": 32, "depth": 2}
+SQUARE = {"mlp_dim": 16}
+"""Of few shapes of maps: what changes them is compiled for each."""
+SLOW_SPECS, SLOW_FIELDS = ("low_rank(4)", "block_diagonal(2)", "sparse24"), ("qkv_linear", "mlp_linear")
 
 
 def pretrained(model, rng, **fields):
-    shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), *model.inputs(8))["params"])
-    params = jax.tree.map(lambda s: jnp.asarray(rng.normal(scale=0.3, size=s.shape), s.dtype), shapes)
+    shapes = base.shapes(model, 8)
+    params = {p: Tensor.of(rng.normal(scale=0.3, size=s).astype(np.float32)) for p, s in shapes.items()}
     names = tuple(map(str, range(base.classes(model))))
-    return Stored(model, leaves(params), Preprocess(8), names, **fields)
+    return Stored(model, params, Preprocess(8), names, **fields)
 
 
 def vit(rng, **fields):
-    return pretrained(models.create("vit", heads=2, num_classes=3, **SMALL, **fields), rng)
+    return pretrained(models.create("vit", **{"heads": 2, "num_classes": 3, **SMALL, **fields}), rng)
 
 
-def outputs(found, rng):
+def outputs(found):
     image = np.random.default_rng(5).normal(size=(4, 8, 8, 3)).astype(np.float32)
-    return np.asarray(found.model.apply({"params": found.tree(jnp.asarray)}, image))
+    return np.asarray(jax.jit(found.model.apply)({"params": found.tree()}, image))
 
 
 def changed(found, *texts):
     return relinear(found, [Request.parse(text) for text in texts])
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-def test_what_was_trained_quantised_is_packed_exactly(rng, bits):
-    sparse = vit(rng, mlp_linear=Sparse24(mask="frozen", bits=bits), qkv_linear=Sparse24(bits=bits))
-    packed, notes = changed(sparse, "packed24(int8)")
+@pytest.fixture(scope="module", params=[8, pytest.param(4, marks=pytest.mark.slow)])
+def quantised(request):
+    """Bits; a model trained with levels of so many; all of it packed, with the notes; and packed but for ``out``."""
+    bits, rng = request.param, np.random.default_rng(0)
+    sparse = vit(rng, **SQUARE, mlp_linear=Sparse24(mask="frozen", bits=bits), qkv_linear=Sparse24(bits=bits))
+    only, _ = changed(sparse, "mlp_linear=packed24(int8)", "qkv_linear=packed24(int8)")
+    return bits, sparse, *changed(sparse, "packed24(int8)"), only
+
+
+def test_what_was_trained_quantised_is_packed_exactly(quantised):
+    bits, sparse, packed, notes, only = quantised
     assert packed.model.mlp_linear.storage == "int8" == packed.model.out_linear.storage
     for path in ("encoder/block_0/mlp/mlp_in", "encoder/block_1/attention/qkv"):
         kernel = np.asarray(sparse.params[f"{path}/kernel"].read(), np.float64)
@@ -55,8 +64,7 @@ def test_what_was_trained_quantised_is_packed_exactly(rng, bits):
         f"2 linear maps go from sparse24(bits={bits}) to packed24(int8), exactly",
         f"4 linear maps go from sparse24(mask=frozen, bits={bits}) to packed24(int8), exactly",
     ]
-    only = changed(sparse, "mlp_linear=packed24(int8)", "qkv_linear=packed24(int8)")[0]
-    np.testing.assert_allclose(outputs(only, rng), outputs(sparse, rng), atol=2e-5)
+    np.testing.assert_allclose(outputs(only), outputs(sparse), atol=2e-5)
 
 
 def test_a_dense_map_is_pruned_and_that_is_said(rng):
@@ -74,22 +82,30 @@ def test_a_dense_map_is_pruned_and_that_is_said(rng):
     assert notes[-1] == f"parameters: {bytes_of(dense):,} -> {bytes_of(packed):,} bytes"
 
 
-@pytest.mark.parametrize("spec", ["monarch(2)", "low_rank(4)", "block_diagonal(2)", "sparse24", "packed24"])
-def test_to_dense_computes_the_same(rng, spec):
-    other, _ = changed(vit(rng), spec)
-    dense, notes = changed(other, "dense")
+SPECS = ["monarch(2)", "packed24", *(pytest.param(s, marks=pytest.mark.slow) for s in SLOW_SPECS)]
+
+
+@pytest.fixture(scope="module", params=SPECS)
+def structured(request):
+    """A spec, a model of such maps, that made dense again, and the notes."""
+    other, _ = changed(vit(np.random.default_rng(0), **SQUARE), request.param)
+    return request.param, other, *changed(other, "dense")
+
+
+def test_to_dense_computes_the_same(structured):
+    spec, other, dense, notes = structured
     assert all("exactly" in note for note in notes[:-1])
-    np.testing.assert_allclose(outputs(dense, rng), outputs(other, rng), atol=3e-2 if spec == "packed24" else 2e-5)
-    assert set(dense.params) == set(vit(rng).params)
+    np.testing.assert_allclose(outputs(dense), outputs(other), atol=3e-2 if spec == "packed24" else 2e-5)
+    assert set(dense.params) == set(vit(np.random.default_rng(0), **SQUARE).params)
 
 
-def test_padded_maps_are_cut(rng):
-    model = models.create("vit", heads=2, num_classes=3, **{**SMALL, "width": 30, "mlp_dim": 62})
-    found = pretrained(model, rng)
-    monarch, _ = changed(found, "monarch(4)")
+@pytest.mark.parametrize("field", ["out_linear", *(pytest.param(f, marks=pytest.mark.slow) for f in SLOW_FIELDS)])
+def test_padded_maps_are_cut(rng, field):
+    found = vit(rng, width=30, mlp_dim=62)
+    monarch, _ = changed(found, f"{field}=monarch(4)")
     dense, _ = changed(monarch, "dense")
     assert {k: t.shape for k, t in dense.params.items()} == {k: t.shape for k, t in found.params.items()}
-    np.testing.assert_allclose(outputs(dense, rng), outputs(monarch, rng), atol=2e-5)
+    np.testing.assert_allclose(outputs(dense), outputs(monarch), atol=2e-5)
 
 
 TOWER = {"width": 16, "depth": 1, "heads": 2, "mlp_dim": 32}
@@ -108,7 +124,7 @@ OTHERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", ["mixer", "coca", pytest.param("monarch_mixer", marks=pytest.mark.slow)])
 def test_every_model_and_back_from_its_folder(rng, tmp_path, name):
     """Towers and decoders as well; what has no spec (pooling, maps across tokens) stays."""
     row, fields = OTHERS[name]

@@ -396,6 +396,11 @@ def _spelled(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def shapes(model: Any, size: int) -> dict[str, tuple[int, ...]]:
     """Path -> shape of the model's parameters for images of ``size`` pixels; computes nothing."""
+    return dict(_shapes(model, size))
+
+
+@functools.lru_cache(maxsize=128)  # a conversion asks for the same model's several times, and tracing takes long
+def _shapes(model: Any, size: int) -> dict[str, tuple[int, ...]]:
     tree = jax.eval_shape(lambda *xs: model.init(jax.random.key(0), *xs)["params"], *model.inputs(size))
     leaves = jax.tree_util.tree_leaves_with_path(nn.unbox(tree))
     return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
