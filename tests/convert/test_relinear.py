@@ -68,7 +68,7 @@ def test_what_was_trained_quantised_is_packed_exactly(quantised):
 
 
 def test_a_dense_map_is_pruned_and_that_is_said(rng):
-    dense = vit(rng)
+    dense = vit(rng, **SQUARE)
     packed, notes = changed(dense, "mlp_linear=packed24(float32)")
     kernel = np.asarray(dense.params["encoder/block_0/mlp/mlp_out/kernel"].read())
     kept = np.asarray(prune(kernel))
@@ -108,28 +108,33 @@ def test_padded_maps_are_cut(rng, field):
     np.testing.assert_allclose(outputs(dense), outputs(monarch), atol=2e-5)
 
 
-TOWER = {"width": 16, "depth": 1, "heads": 2, "mlp_dim": 32}
+TOWER = {"width": 16, "depth": 1, "heads": 2, "mlp_dim": 16}
 OTHERS = {
-    "mixer": ("mixer", {**SMALL, "token_dim": 8, "num_classes": 3}),
-    "monarch_mixer": ("monarch_mixer", {**SMALL, "num_classes": 3}),
+    "mixer": ("mixer", {**SMALL, **SQUARE, "token_dim": 8, "num_classes": 3}),
+    "monarch_mixer": ("monarch_mixer", {**SMALL, **SQUARE, "num_classes": 3}),
     "coca": (
         "coca",
         {
             "image_tower": {"name": "vit", "patch": 4, "pool": "map", **TOWER},
             "text_tower": {"vocab_size": 50, "length": 6, "end_id": 2, "pool": "cls", **TOWER},
-            "decoder": {"depth": 1, "heads": 2, "mlp_dim": 32},
+            "decoder": {"depth": 1, "heads": 2, "mlp_dim": 16},
             "embed_dim": 16, "queries": 3, "pool_heads": 2,
         },
     ),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["mixer", "coca", pytest.param("monarch_mixer", marks=pytest.mark.slow)])
-def test_every_model_and_back_from_its_folder(rng, tmp_path, name):
+@pytest.fixture(scope="module", params=["mixer", "coca", pytest.param("monarch_mixer", marks=pytest.mark.slow)])
+def repacked(request):
+    """A model, and the same with all that can be packed."""
+    row, fields = OTHERS[request.param]
+    found = pretrained(models.create(row, **fields), np.random.default_rng(0))
+    return found, changed(found, "packed24(int8)")[0]
+
+
+def test_every_model_and_back_from_its_folder(repacked, tmp_path):
     """Towers and decoders as well; what has no spec (pooling, maps across tokens) stays."""
-    row, fields = OTHERS[name]
-    found = pretrained(models.create(row, **fields), rng)
-    packed, _ = changed(found, "packed24(int8)")
+    found, packed = repacked
     parents = {p.rpartition("/")[0] for p in packed.params if p.endswith("kernel_index")}
     assert not any("pool" in p or "tokens" in p for p in parents)
     wanted = {p.rpartition("/")[0] for p in found.params if p.endswith("/kernel") and "/encoder/" in f"/{p}"}

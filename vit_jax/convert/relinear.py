@@ -161,14 +161,14 @@ def _with_specs(model: nn.Module, requests: Sequence[Request]) -> Any:
 
 def _maps(model: Any, changed: Any, size: int) -> list[tuple[str, LinearSpec, LinearSpec, tuple[int, int]]]:
     """(path, spec in ``model``, spec in ``changed``, (inputs, outputs)) of every map whose spec differs."""
-    found = []
+    differing, probe = [], model
     for owner, field in _fields(model):
         old, new = (getattr(_at(m, owner), field) for m in (model, changed))
         if old != new:
-            probed = shapes(_replaced(model, owner, field, _Probe()), size)
-            paths = {k: s for k, s in probed.items() if k.endswith(f"/{LEAF}")}
-            found += [(k.removesuffix(f"/{LEAF}"), old, new, (s[0], s[1])) for k, s in paths.items()]
-    return found
+            probe = _replaced(probe, owner, field, _Probe(len(differing)))
+            differing.append((old, new))
+    probed = ((*path.rpartition(f"/{LEAF}"), shape) for path, shape in shapes(probe, size).items())
+    return [(path, *differing[int(number)], (s[0], s[1])) for path, leaf, number, s in probed if leaf]
 
 
 def _fields(model: Any) -> list[tuple[tuple[str, ...], str]]:
@@ -192,10 +192,12 @@ def _replaced(model: Any, owner: tuple[str, ...], field: str, value: Any) -> Any
 
 @dataclasses.dataclass(frozen=True)
 class _Probe(Dense):
-    """A spec of maps that only say where they are and how large."""
+    """A spec of maps that only say where they are and how large, and the ``number`` of their field."""
+
+    number: int = 0
 
     def __call__(self, features: int, **kwargs: Any) -> Any:
-        return _Probed(features, name=kwargs["name"])
+        return _Probed(features, self.number, name=kwargs["name"])
 
 
 LEAF = "here_is_a_map"
@@ -203,8 +205,9 @@ LEAF = "here_is_a_map"
 
 class _Probed(nn.Module):
     features: int
+    number: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        self.param(LEAF, nn.initializers.zeros, (x.shape[-1], self.features))
+        self.param(f"{LEAF}{self.number}", nn.initializers.zeros, (x.shape[-1], self.features))
         return jnp.zeros((*x.shape[:-1], self.features), x.dtype)
