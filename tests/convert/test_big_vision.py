@@ -5,11 +5,12 @@ import itertools
 import json
 import re
 
-import jax.numpy as jnp
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
 
+from tests.convert.outputs import captured
 from vit_jax import models
 from vit_jax.convert import base, big_vision, npz, table
 from vit_jax.convert.base import Preprocess, Stored
@@ -168,17 +169,11 @@ def test_a_file_computes_what_big_vision_computes(rng, tmp_path, kind):
     tree = nested({name: x.astype(np.float64) for name, x in weights.items()})
     image = rng.uniform(-1, 1, size=(2, SIZE, SIZE, 3))
     want, blocks = forward(image, tree.get("params", tree))
-    got, state = ours.model.apply(
-        {"params": ours.tree()},
-        jnp.asarray(image, jnp.float32),
-        capture_intermediates=lambda m, method: method == "__call__" and (m.name or "").startswith("block_"),
-        mutable=["intermediates"],
-    )
+    got, our_blocks = captured(ours, image.astype(np.float32))
     assert 0.1 < want.std() < 10
     np.testing.assert_allclose(got, want, rtol=0, atol=2e-5)
     for i, block in enumerate(blocks):
-        y = state["intermediates"]["encoder"][f"block_{i}"]["__call__"][0]
-        np.testing.assert_allclose(y, block, rtol=0, atol=2e-5)
+        np.testing.assert_allclose(our_blocks[f"block_{i}"], block, rtol=0, atol=2e-5)
     same_bits(theirs_of(ours, found.layout), weights)
 
 
@@ -237,9 +232,9 @@ def test_a_position_of_the_class_token_is_added_to_it(rng, tmp_path):
     np.savez(tmp_path / "model.npz", **theirs_of(ours))
     again, *_ = load(tmp_path / "model.npz")
     assert not again.params["position/embedding"].read()[:, 0].any()
-    image = jnp.asarray(rng.normal(size=(2, SIZE, SIZE, 3)), jnp.float32)
-    a, b = (x.model.apply({"params": x.tree()}, image) for x in (ours, again))
-    np.testing.assert_array_equal(a, b)
+    assert again.model == ours.model
+    run, image = jax.jit(ours.model.apply), rng.normal(size=(2, SIZE, SIZE, 3)).astype(np.float32)
+    np.testing.assert_array_equal(*(run({"params": x.tree()}, image) for x in (ours, again)))
     assert big_vision.FORMAT.write(again).notes == ()
 
 

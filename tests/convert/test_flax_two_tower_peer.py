@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from tests.convert.cases import rest_slow
 from vit_jax import models
 from vit_jax.convert import base, big_vision, npz, table, verify
 from vit_jax.convert.base import Preprocess, Stored
@@ -40,7 +41,7 @@ def written(path, image=(), text=(), towers=(), layout=(), fields=()):
     return Stored(model, params, Preprocess(21))
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", rest_slow(CASES, "siglip"))
 def test_peer_is_ours(open_clip, tmp_path, case):
     ours = written(tmp_path / "model.npz", *CASES[case])
     images = np.random.default_rng(0).standard_normal((3, 21, 21, 3), np.float32)

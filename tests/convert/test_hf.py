@@ -3,11 +3,11 @@
 import dataclasses
 import json
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.convert.cases import rest_slow
+from tests.convert.outputs import captured
 from vit_jax import models
 from vit_jax.convert import base, hf, table
 from vit_jax.convert.tensors import Tensor, open_tensors, write_safetensors
@@ -127,18 +127,8 @@ def activations(torch, module, images):
 
 
 def ours(pretrained, images):
-    def wanted(module, method):
-        return method == "__call__" and (module.name == "norm" or str(module.name).startswith("block_"))
-
-    out, state = pretrained.model.apply(
-        {"params": jax.tree.map(jnp.asarray, pretrained.tree())},
-        jnp.asarray(images),
-        capture_intermediates=wanted,
-        mutable=["intermediates"],
-    )
-    encoder = state["intermediates"]["encoder"]
-    seen = {name: np.asarray(value["__call__"][0]) for name, value in encoder.items()}
-    return {**seen, "out": np.asarray(out)}
+    out, seen = captured(pretrained, images, also=["norm"])
+    return {**seen, "out": out}
 
 
 def agree(torch, module, pretrained):
@@ -151,7 +141,7 @@ def agree(torch, module, pretrained):
         np.testing.assert_allclose(got[name], want[name], rtol=0, atol=2e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", rest_slow(CASES, "vit", "dinov2", "bare registers"))
 def test_every_block_agrees(torch, peer, case):
     module, folder = peer(case)
     agree(torch, module, load(folder)[0])
@@ -189,7 +179,7 @@ def drawn(fields, size=32):
     return base.Stored(model, params, preprocess, names, "sigmoid")
 
 
-@pytest.mark.parametrize("case", OURS)
+@pytest.mark.parametrize("case", rest_slow(OURS, "vit", "features of dinov2", "registers"))
 def test_what_is_written_loads_in_transformers(torch, transformers, tmp_path, case):
     fields, noted = OURS[case]
     pretrained = drawn(fields)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.convert.cases import rest_slow
 from vit_jax import models
 from vit_jax.convert import base, hf, hf_tokenizer, store, table
 from vit_jax.convert.tensors import Tensor, open_tensors, write_safetensors
@@ -151,7 +152,7 @@ def agree(torch, module, pretrained, texts):
     return max(np.abs(a - b).max() for a, b in zip(want, got, strict=True))
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", rest_slow(CASES, "clip", "siglip"))
 def test_embeddings_and_logits_agree(torch, peer, case):
     module, folder = peer(case)
     pretrained, *_ = load(folder)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.convert.cases import rest_slow
 from vit_jax import models
 from vit_jax.convert import base, hf, hf_peer, table
 from vit_jax.convert.tensors import Tensor, write_safetensors
@@ -44,13 +45,13 @@ def gap(found, run):
     return np.abs(got - want).max()
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", rest_slow(CASES, "head", "registers"))
 def test_peer_is_ours(transformers, tmp_path, case):
     found, path = written(tmp_path, CASES[case])
     assert gap(found, hf.FORMAT.peer(path, found.model)) <= 2e-5
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", rest_slow(CASES, "pooler", "registers"))
 def test_without_settings_those_of_our_model_hold(transformers, tmp_path, case):
     found, path = written(tmp_path, CASES[case])
     (tmp_path / "config.json").unlink()

@@ -4,10 +4,10 @@ import dataclasses
 import json
 import re
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.convert.outputs import captured
 from vit_jax import models
 from vit_jax.convert import base, npz, table
 from vit_jax.convert.base import Preprocess, Stored
@@ -170,14 +170,8 @@ def mixer_file():
 
 def our_forward(ours, image):
     """Logits and every block's output."""
-    logits, state = ours.model.apply(
-        {"params": ours.tree()},
-        jnp.asarray(image, jnp.float32),
-        capture_intermediates=lambda m, method: method == "__call__" and (m.name or "").startswith("block_"),
-        mutable=["intermediates"],
-    )
-    found = state["intermediates"]["encoder"]
-    return logits, [found[f"block_{i}"]["__call__"][0] for i in range(ours.model.depth)]
+    logits, blocks = captured(ours, image.astype(np.float32))
+    return logits, [blocks[f"block_{i}"] for i in range(ours.model.depth)]
 
 
 FILES = {

@@ -4,10 +4,11 @@ import dataclasses
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.convert.cases import rest_slow
+from tests.convert.outputs import captured
 from vit_jax import models
 from vit_jax.convert import base, big_vision, npz, table
 from vit_jax.convert.base import Preprocess, Stored
@@ -59,17 +60,11 @@ def written(rng, path, fields, layout, name="vit", size=SIZE):
 
 def our_forward(ours, images):
     """Logits and every block's output."""
-    logits, state = ours.model.apply(
-        {"params": ours.tree()},
-        jnp.asarray(images),
-        capture_intermediates=lambda m, method: method == "__call__" and (m.name or "").startswith("block_"),
-        mutable=["intermediates"],
-    )
-    found = state["intermediates"]["encoder"]
-    return np.asarray(logits), [np.asarray(found[f"block_{i}"]["__call__"][0]) for i in range(ours.model.depth)]
+    logits, blocks = captured(ours, images)
+    return logits, [blocks[f"block_{i}"] for i in range(ours.model.depth)]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", rest_slow(CASES, "cls", "hybrid", "big_vision map"))
 def test_timm_reads_the_same_model(rng, tmp_path, timm, torch, case):
     fields, layout = CASES[case]
     ours = written(rng, tmp_path / "model.npz", VIT | fields, layout)

@@ -7,6 +7,7 @@ import pytest
 import safetensors.numpy
 
 from tests.convert import open_clip_models
+from tests.convert.cases import rest_slow
 from tests.convert.open_clip_models import CONFIGS, TRUNK, TRUNK_FIELDS
 from vit_jax import models
 from vit_jax.cli import main
@@ -39,7 +40,7 @@ def tiny_trunk(monkeypatch):
     monkeypatch.setitem(open_clip_write.TRUNKS, TRUNK, (16, TRUNK_FIELDS))
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", rest_slow(CONFIGS, "clip", "siglip", "coca"))
 def test_outputs_and_files_are_open_clips(name, folder, tmp_path):
     there, again = folder(name), tmp_path / "again"
     with store.load(there, "two_tower(image_tower={'heads': 2})" if name in ("siglip", "trunk") else None) as found:
@@ -114,7 +115,7 @@ MADE = {
 }
 
 
-@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("name", rest_slow(MADE, "cls", "coca"))
 def test_models_of_ours(name, rng, open_clip, tmp_path):
     kind, fields = MADE[name]
     there = ours(kind, rng, **fields)
@@ -129,6 +130,7 @@ def test_models_of_ours(name, rng, open_clip, tmp_path):
             np.testing.assert_array_equal(back.params[path].read(), tensor.read(), err_msg=path)
 
 
+@pytest.mark.slow
 def test_the_command(folder, tmp_path, capsys):
     run = tmp_path / "run"
     assert main(["convert", str(folder("coca")), str(run), "--to", "vit_jax", "--verify"]) == 0

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tests.convert.cases import rest_slow
 from tests.convert.golden_trees import golden
 from tests.convert.open_clip_models import random_tensors
 from vit_jax import models
@@ -18,7 +19,7 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", rest_slow(NAMES, "ViT-B-32", "ViT-B-16-SigLIP", "coca_ViT-B-32"))
 def test_names_and_shapes(name):
     model = models.create(name)
     rules = open_clip_rules.rules(model, NAMES[name])

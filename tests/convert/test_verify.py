@@ -23,8 +23,15 @@ def pretrained(rng):
     return Stored(MODEL, params, PREPROCESS, tuple("abcde"))
 
 
-@pytest.mark.parametrize("to", ["timm", "hf", "npz", "vit_jax"])
-def test_right_and_wrong_weights(to, pretrained, tmp_path, timm, transformers):
+PEERS = {"timm": "timm", "hf": "transformers", "npz": "timm"}
+
+
+@pytest.mark.parametrize(
+    "to", [*(pytest.param(to, marks=pytest.mark.peer) for to in PEERS), pytest.param("vit_jax", marks=pytest.mark.slow)]
+)
+def test_right_and_wrong_weights(to, pretrained, tmp_path, request):
+    if to in PEERS:
+        request.getfixturevalue(PEERS[to])
     path = tmp_path / ("x.npz" if to == "npz" else "x")
     store.save(pretrained, path, to)
     rows = verify.verify(pretrained, [path])

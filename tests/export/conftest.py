@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pathlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +41,20 @@ def predictor() -> Callable[..., Predictor]:
         return Predictor(config, model, params, names, {"checkpoint": "run/checkpoints/7", "commit": "abc"})
 
     return make
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """``alone(folder, script, "vit_jax", ...)``: runs a script inside a folder where those packages are not."""
+
+    def run(folder: pathlib.Path, script: str, *packages: str) -> None:
+        with monkeypatch.context() as m:
+            m.chdir(folder)
+            for name in [*packages, *(n for n in sys.modules if n.split(".")[0] in packages)]:
+                m.setitem(sys.modules, name, None)
+            exec(compile(script, "usage", "exec"), {})
+
+    return run
 
 
 @pytest.fixture(scope="session")

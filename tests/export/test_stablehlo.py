@@ -1,4 +1,4 @@
-"""A program on disk against the checkpoint, run by a process that has JAX and not us."""
+"""A program on disk against the checkpoint, run by what has JAX and not us."""
 
 import json
 import os
@@ -14,38 +14,55 @@ from vit_jax.export import stablehlo
 from vit_jax.types import UserError
 
 CONSUMER = """
-import sys
 {usage}
 for name in ("one", "three"):
     numpy.save(name + ".out.npy", numpy.asarray(program.call(numpy.load(name + ".npy"))))
+"""
+ALONE = """
+import sys
 assert not [m for m in sys.modules if m.split(".")[0] in ("vit_jax", "flax")], "somebody imported us"
 """
 
 
-def test_another_process_runs_it_without_us(predictor, canvases, tmp_path):
-    """The usage in model.json as it stands, then batches of one and three."""
-    ours = predictor()
-    written = stablehlo.write(ours, tmp_path / "out")
-    assert sorted(os.listdir(tmp_path)) == ["out"]
-    assert sorted(os.listdir(tmp_path / "out")) == ["model.json", "model.stablehlo"]
-    about = json.loads((tmp_path / "out" / "model.json").read_text(encoding="utf-8"))
-    Image.fromarray(canvases[0]).save(tmp_path / "out" / "image.jpg")
-    for name, images in {"one": canvases[:1], "three": canvases}.items():
-        np.save(tmp_path / "out" / f"{name}.npy", images)
+@pytest.fixture(scope="module")
+def written(predictor, canvases, tmp_path_factory):
+    """What was written of a classifier, the classifier, and a script: the usage as it stands, then two batches."""
+    ours, folder = predictor(), tmp_path_factory.mktemp("stablehlo") / "out"
+    written = stablehlo.write(ours, folder)
+    assert os.listdir(folder.parent) == ["out"]
+    assert sorted(os.listdir(folder)) == ["model.json", "model.stablehlo"]
+    about = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     assert "\n".join(written.usage) in about["usage"] and about["usage"].count("\n") == 5
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", CONSUMER.replace("{usage}", about["usage"])],
-        cwd=tmp_path / "out",
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("[[0.")
+    Image.fromarray(canvases[0]).save(folder / "image.jpg")
+    for name, images in {"one": canvases[:1], "three": canvases}.items():
+        np.save(folder / f"{name}.npy", images)
+    return written, ours, CONSUMER.replace("{usage}", about["usage"])
+
+
+def check(written, ours, canvases, printed):
+    """Batches of one and of three were computed."""
+    assert printed.startswith("[[0.")
     expected = ours.probabilities(canvases)
     for name, rows in {"one": expected[:1], "three": expected}.items():
-        np.testing.assert_allclose(np.load(tmp_path / "out" / f"{name}.out.npy"), rows, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(np.load(written.folder / f"{name}.out.npy"), rows, rtol=0, atol=1e-6)
+        (written.folder / f"{name}.out.npy").unlink()
     assert expected.max() > 0.3 and written.difference < 1e-6
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # the usage is two lines, and opens a file in one
+def test_it_runs_without_us(written, canvases, alone, capsys):
+    written, ours, script = written
+    alone(written.folder, script, "vit_jax", "flax")
+    check(written, ours, canvases, capsys.readouterr().out)
+
+
+@pytest.mark.slow
+def test_another_process_runs_it_without_us(written, canvases):
+    written, ours, script = written
+    command = [sys.executable, "-W", "error", "-c", script + ALONE]
+    done = subprocess.run(command, cwd=written.folder, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    check(written, ours, canvases, done.stdout)
 
 
 def test_what_it_says_of_itself(predictor, tmp_path):

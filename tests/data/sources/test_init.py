@@ -1,8 +1,11 @@
+import importlib
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 
+from vit_jax.data.loader import train_batches
 from vit_jax.data.sources import SOURCES, open_source
 from vit_jax.types import UsageError, UserError
 
@@ -29,8 +32,20 @@ def test_table():
     }
 
 
+HEAVY = ("sklearn", "pyarrow", "tensorflow_datasets", "tensorflow", "grain", "matplotlib")
+
+
 def test_import_is_light():
-    heavy = ("sklearn", "pyarrow", "tensorflow_datasets", "tensorflow", "grain", "matplotlib")
-    code = f"import vit_jax.data.loader, sys; print([m for m in {heavy} if m in sys.modules])"
+    """The loader is imported anew, where nothing heavy can be."""
+    with mock.patch.dict(sys.modules, dict.fromkeys(HEAVY)):
+        for name in [name for name in sys.modules if name.split(".")[0] == "vit_jax"]:
+            del sys.modules[name]
+        assert importlib.import_module("vit_jax.data.loader").train_batches is not train_batches
+    assert importlib.import_module("vit_jax.data.loader").train_batches is train_batches
+
+
+@pytest.mark.slow
+def test_import_is_light_in_a_new_process():
+    code = f"import vit_jax.data.loader, sys; print([m for m in {HEAVY} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert run.stdout.strip() == "[]"

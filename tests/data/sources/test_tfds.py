@@ -80,6 +80,12 @@ def test_not_prepared(tmp_path, monkeypatch):
         open_source("tfds:mnist")
 
 
+def test_tensorflow_is_not_needed(prepared, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    assert open_source(f"tfds:{prepared}")[0]["image"] in IMAGES
+
+
+@pytest.mark.slow
 def test_tensorflow_is_never_imported(prepared):
     code = (
         "import sys; from vit_jax.data.sources import open_source; "
