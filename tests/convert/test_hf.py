@@ -6,10 +6,11 @@ import json
 import numpy as np
 import pytest
 
+from tests.convert import torch_reference
 from tests.convert.cases import rest_slow
 from tests.convert.outputs import captured
 from vit_jax import models
-from vit_jax.convert import base, hf, table
+from vit_jax.convert import base, hf, hf_config, table
 from vit_jax.convert.tensors import Tensor, open_tensors, write_safetensors
 from vit_jax.layers.embed import resize_positions
 
@@ -200,6 +201,25 @@ def test_what_is_written_loads_in_transformers(torch, transformers, tmp_path, ca
     if pretrained.model.num_classes:
         assert module.config.id2label == dict(enumerate(pretrained.class_names))
         assert module.config.problem_type == "multi_label_classification"
+
+
+@pytest.mark.parametrize("case", rest_slow(OURS, "vit", "vit with pooler", "features of dinov2", "registers"))
+def test_what_is_written_computes_what_transformers_computes(tmp_path, case):
+    """As transformers' code does, without transformers."""
+    pretrained = drawn(OURS[case][0])
+    save(pretrained, tmp_path / "out")
+    with open_tensors(tmp_path / "out" / "model.safetensors") as tensors:
+        theirs = torch_reference.wide(tensors)
+    settings = json.loads((tmp_path / "out" / "config.json").read_text())
+    images = np.random.default_rng(0).standard_normal((2, 32, 32, 3), np.float32)
+    act = hf_config.ACTIVATIONS[settings["hidden_act"]]
+    want = torch_reference.hf_vit(images, theirs, settings["num_attention_heads"], settings["layer_norm_eps"], act)
+    found = ours(pretrained, images)
+    if case == "features of dinov2":
+        found["out"] = found["out"][:, :32]  # a bare model gives the cls token, ours the average beside it
+    assert np.abs(want[0]).max() > 0.1
+    for a, b in zip((want[0], *want[1]), (found["out"], *(found[f"block_{i}"] for i in range(2))), strict=True):
+        np.testing.assert_allclose(b, a, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("case", OURS)

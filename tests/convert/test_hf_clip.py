@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.convert import torch_reference
 from tests.convert.cases import rest_slow
 from vit_jax import models
 from vit_jax.convert import base, hf, hf_tokenizer, store, table
@@ -204,6 +205,19 @@ def test_what_is_written_loads_in_transformers(torch, transformers, tmp_path, ki
     images = np.random.default_rng(0).standard_normal((3, 21, 21, 3), np.float32)
     for a, b in zip(theirs_of(torch, module, images, tokens()), run(images, tokens()).values(), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("kind", FIELDS)
+def test_what_is_written_computes_what_transformers_computes(kind):
+    """As transformers' code does, without transformers."""
+    pretrained, texts = drawn(kind), tokens()
+    theirs = table.back(hf.FORMAT.rules(pretrained.model, kind), pretrained.params, name="hf")
+    images = np.random.default_rng(0).standard_normal((3, 21, 21, 3), np.float32)
+    model = pretrained.model
+    want = torch_reference.hf_pair(images, texts, torch_reference.wide(theirs), model.image_tower, model.text_tower)
+    for a, b in zip(want, ours_of(pretrained, images, texts), strict=True):
+        assert np.ptp(a) > 0.1
+        np.testing.assert_allclose(b, a, rtol=0, atol=2e-5 * max(1, np.abs(a).max()))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from tests.convert import open_clip_models
+from tests.convert import open_clip_models, torch_reference
 from tests.convert.cases import rest_slow
 from tests.convert.open_clip_models import CONFIGS, TRUNK, TRUNK_FIELDS
 from vit_jax import models
@@ -128,6 +128,19 @@ def test_models_of_ours(name, rng, open_clip, tmp_path):
         assert back.preprocess == there.preprocess
         for path, tensor in there.params.items():
             np.testing.assert_array_equal(back.params[path].read(), tensor.read(), err_msg=path)
+
+
+def test_what_is_written_computes_what_open_clip_computes(rng, tmp_path):
+    """As open_clip's code does, without open_clip."""
+    there = ours("two_tower", rng)
+    store.save(there, tmp_path / "out", "open_clip")
+    weights = {n: x.astype(np.float64) for n, x in safetensors.numpy.load_file(tmp_path / "out" / WEIGHTS).items()}
+    images, texts = verify.examples(there)["noise"]
+    want = torch_reference.open_clip_pair(images, texts, weights, there.model.image_tower, there.model.text_tower)
+    found = verify.outputs(there)(images, texts)
+    for a, name in zip(want, ("image embedding", "text embedding", "logit"), strict=True):
+        assert np.ptp(a) > 0.05
+        np.testing.assert_allclose(found[name], a, rtol=0, atol=2e-5)
 
 
 @pytest.mark.slow

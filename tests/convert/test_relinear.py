@@ -175,7 +175,7 @@ def test_mistakes(rng):
         UsageError, match=r"unknown field of --linear 'mlp'; allowed: mlp_linear, out_linear, qkv_linear"
     ):
         Request.parse("mlp=dense")
-    with pytest.raises(UserError, match=r"encoder/block_0/attention/qkv: .*multiple of 4"):
+    with pytest.raises(UserError, match=r"encoder/block_0/attention/out: .*multiple of 4"):
         changed(pretrained(models.create("vit", heads=2, **{**SMALL, "width": 18}), rng), "packed24")
     assert Request.parse("sparse24(mask='frozen')").field is None
     with pytest.raises(UserError, match=r"Linear has no linear maps to choose for; leave --linear out"):

@@ -10,9 +10,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
+from tests.convert import torch_reference
 from tests.convert.cases import rest_slow
 from tests.convert.outputs import captured
+from tests.convert.timm_models import create, mixer, randomise, tensors_of
 from vit_jax import models
 from vit_jax.convert import base, table
 from vit_jax.convert.base import Preprocess, Stored
@@ -43,41 +46,6 @@ SLOW_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in ("vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch32_224")},
     **{name: (name, {}) for name in ("mixer_s32_224", "mixer_b16_224", "vit_small_patch14_reg4_dinov2")},
 }
-
-
-def randomise(torch: Any, module: Any, seed: int = 0) -> Any:
-    """Every parameter is drawn: norm scales around 1, maps so that activations stay of order 1."""
-    g = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in module.named_parameters():
-            p.copy_(torch.randn(p.shape, generator=g) * 0.1)
-            if p.ndim >= 2 and name.endswith("weight"):
-                p.mul_(6 / p[0].numel() ** 0.5)
-            elif name.endswith(("weight", "gamma")):
-                p.add_(0.2 if "norm3" in name else 1.0)  # a stack of bottlenecks of order 1 loses two digits
-    return module.eval()
-
-
-def create(timm: Any, torch: Any, name: str, args: dict[str, Any]) -> Any:
-    """A model of timm's that remembers what a file of timm's would say of it."""
-    torch.manual_seed(0)
-    module = randomise(torch, timm.create_model(name, **args))
-    images = {k: module.pretrained_cfg[k] for k in ("mean", "std", "interpolation", "crop_pct")}
-    module.about = {"architecture": name, "model_args": args, "global_pool": module.global_pool}
-    module.about["pretrained_cfg"] = images
-    return module
-
-
-def mixer(torch: Any, **args: Any) -> Any:
-    """A Mixer smaller than any that timm has a name for."""
-    from timm.models.mlp_mixer import MlpMixer
-
-    args = dict(patch_size=8, num_blocks=2, embed_dim=32, mlp_ratio=(0.75, 3.0), img_size=32, num_classes=5) | args
-    return randomise(torch, MlpMixer(**args))
-
-
-def tensors_of(module: Any) -> dict[str, Tensor]:
-    return {name: Tensor.of(p.detach().numpy().copy()) for name, p in module.state_dict().items()}
 
 
 def convert(theirs: dict[str, Tensor], about: dict[str, Any] | None, model: str | None = None) -> types.SimpleNamespace:
@@ -257,6 +225,22 @@ def test_timm_builds_what_is_written(case, timm, torch, tmp_path):
         found = again.pretrained.params
         assert found.keys() == pretrained.params.keys()
         assert all(same_bits(found[k].read(), pretrained.params[k].read()) for k in found)
+
+
+@pytest.mark.parametrize(
+    "case", rest_slow(("cls", "features", "registers_nowhere", "gap", "map"), "features", "gap", "map")
+)
+def test_what_is_written_computes_what_timm_computes(case, tmp_path):
+    """As timm's code does, without timm."""
+    pretrained, images = drawn(case), photos(32)
+    done = save(pretrained, tmp_path)
+    args, epsilon = done.config["model_args"], pretrained.model.norm_epsilon
+    settings = args["global_pool"], args["num_heads"], epsilon, args["act_layer"]
+    want, blocks = torch_reference.timm_vit(images, torch_reference.wide(done.tensors), *settings)
+    found = ours(pretrained, images)
+    assert np.std(want) > 0.05
+    for a, b in zip((want, *blocks), (found["logits"], *(found[f"block_{i}"] for i in range(2))), strict=True):
+        np.testing.assert_allclose(b, a, rtol=0, atol=2e-5)
 
 
 def test_timm_prepares_images_as_the_config_says(timm, tmp_path):
@@ -482,6 +466,18 @@ def test_without_timm(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UserError, match=r"timm.*: pip install 'vit_jax\[torch\]'"):
         build_peer(tmp_path / "model.safetensors")
+
+
+def test_positions_are_resized_as_by_pillow():
+    """Whose bicubic filter is timm's: antialiased, with a = -0.5."""
+    rows = np.random.default_rng(0).standard_normal((1, 1 + 49, 6), np.float32)
+    for new in (4, 9):
+        found = np.asarray(resize_positions(jnp.asarray(rows), (7, 7), (new, new), 1, FORMAT.resize))
+        np.testing.assert_array_equal(found[:, :1], rows[:, :1])
+        for i in range(6):
+            channel = Image.fromarray(rows[0, 1:, i].reshape(7, 7))
+            want = np.asarray(channel.resize((new, new), Image.Resampling.BICUBIC))
+            np.testing.assert_allclose(found[0, 1:, i].reshape(new, new), want, atol=5e-6)
 
 
 def test_positions_are_resized_as_timm_does(timm, torch):

@@ -58,6 +58,12 @@ def test_hosts_share_the_global_batch(n, rows, hosts, step):
         assert np.array_equal(np.concatenate(parts), whole)
 
 
+def test_the_order_of_a_seed_never_changes():
+    """A run that is resumed by a later version goes on where it was."""
+    rows = [train_rows(step, n=10, seed=3, batch_size=10).tolist() for step in (0, 1)]
+    assert rows == [[5, 0, 3, 1, 4, 6, 9, 2, 7, 8], [2, 7, 1, 0, 6, 3, 5, 9, 8, 4]]
+
+
 def test_contents_are_the_examples():
     source = Fake(21, 6, 3)
     for batch in train(source, steps=4, canvas=6):

@@ -24,6 +24,7 @@ def test_equals_open_clip(open_clip, name, text):
 
 def test_by_hand():
     assert fix("  A\t&amp;amp; b\n") == "A & b"
+    assert fix("<b> &amp;lt;") == "<b> <"  # beside a tag ftfy leaves entities alone
     assert lower("SchÃ¶n  É") == "schön é"
     assert canonicalize("A Low_res photo, (of) X!") == "a low res photo of x"
     assert CLEAN["none"](" A\n&amp;") == " A\n&amp;"
