@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import griffe
-from mkdocs.structure.files import File
 
 from vit_jax import cli, config
 from vit_jax.train.config import TrainConfig
@@ -33,6 +32,8 @@ an object of your own is accepted, too ([Extend](extend.md)). A Duration is writ
 
 def on_files(files: Any, config: Any) -> Any:
     """Called by mkdocs: adds the generated pages, and the tables and pictures of the experiments."""
+    from mkdocs.structure.files import File  # not there where tests look at what the pages say
+
     for name, text in {"cli.md": command_line(), "config.md": configuration()}.items():
         files.append(File.generated(config, name, content=text))
     for path in sorted(pathlib.Path("experiments").rglob("*")):
@@ -47,12 +48,12 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 class Roles(griffe.Extension):
-    """Shows Sphinx's cross-references in docstrings as code."""
+    """Shows Sphinx's cross-references in docstrings as code, and examples under their heading."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Called for everything that has a docstring."""
         if obj.docstring:
-            obj.docstring.value = plain(obj.docstring.value)
+            obj.docstring.value = re.sub(r"^Example:$", "Examples:", plain(obj.docstring.value), flags=re.MULTILINE)
 
 
 def plain(text: str) -> str:

@@ -28,7 +28,13 @@ FSDP_MIN_SIZE = 2**14
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes; one of them may be -1, "whatever devices are left"."""
+    """Sizes of the mesh axes; one of them may be -1, "whatever devices are left".
+
+    Attributes:
+      replica: devices that hold whole copies of the parameters and share the batch.
+      fsdp: devices over which parameters and optimizer state are split; they share the batch, too.
+      tensor: devices over which each layer's width is split.
+    """
 
     replica: int = -1
     fsdp: int = 1

@@ -74,6 +74,13 @@ class ColorJitter(ImageOp):
 
     Factors are uniform in ``[max(0, 1 - x), 1 + x]``, the hue turns by a uniform ``[-hue, hue]``; 0 leaves a property
     out. Under vmap a random order would cost each operation once per place, and it changes the distribution little.
+
+    Attributes:
+      brightness: largest distance of the brightness factor from 1.
+      contrast: largest distance of the contrast factor from 1.
+      saturation: largest distance of the saturation factor from 1.
+      hue: largest turn of the hue, in full circles; at most 0.5.
+      prob: probability that the image is changed at all.
     """
 
     brightness: float = 0.4
@@ -109,7 +116,11 @@ class RandomErasing(ImageOp):
     its inverse; sides are rounded to pixels and limited to the image.
 
     Attributes:
+      prob: probability that a rectangle is overwritten.
+      area: smallest and largest area of the rectangle, as fractions of the image.
+      ratio: smallest height / width of the rectangle; its inverse is the largest.
       mode: ``"pixel"`` fills with uniform noise in [0, 1] (the paper's best), ``"const"`` with ``fill``.
+      fill: value in [0, 1] that ``mode="const"`` writes.
     """
 
     prob: float = 0.25

@@ -109,6 +109,10 @@ class InceptionCrop(Frame):
 
     The area is uniform in ``scale`` (fractions of the image), the ratio width/height log-uniform in ``ratio``; the
     first of ten draws that fits is placed uniformly, else the largest centred box with an allowed ratio is taken.
+
+    Attributes:
+      scale: smallest and largest area of the crop, as fractions of the image.
+      ratio: smallest and largest width / height of the crop.
     """
 
     scale: tuple[float, float] = (0.08, 1.0)
@@ -145,7 +149,11 @@ class Resize(Frame):
 
 @dataclasses.dataclass(frozen=True)
 class CenterCrop(Frame):
-    """The centre square of the original image, its side ``crop`` times the short side."""
+    """The centre square of the original image, its side ``crop`` times the short side.
+
+    Attributes:
+      crop: side of the square, as a fraction of the image's short side.
+    """
 
     crop: float = 1.0
 
@@ -160,7 +168,12 @@ class CenterCrop(Frame):
 
 @dataclasses.dataclass(frozen=True)
 class RandomCrop(Frame):
-    """Pads the canvas by ``padding`` pixels on every side and cuts a random window of the output size, unscaled."""
+    """Pads the canvas by ``padding`` pixels on every side and cuts a random window of the output size, unscaled.
+
+    Attributes:
+      padding: pixels added on every side before the window is cut.
+      mode: what the padding shows: the image mirrored ("reflect"), its border ("edge"), or black ("zero").
+    """
 
     padding: int = 4
     mode: Literal["reflect", "edge", "zero"] = "reflect"
@@ -190,7 +203,11 @@ class RandomCrop(Frame):
 
 @dataclasses.dataclass(frozen=True)
 class Flip(ImageOp):
-    """Mirrors left and right with probability ``prob``."""
+    """Mirrors left and right with probability ``prob``.
+
+    Attributes:
+      prob: probability of mirroring.
+    """
 
     prob: float = 0.5
 

@@ -53,7 +53,12 @@ OPS: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class Norm:
-    """Per-channel ``(image - mean) / std`` of images in [0, 1]."""
+    """Per-channel ``(image - mean) / std`` of images in [0, 1].
+
+    Attributes:
+      mean: subtracted from each channel of an image in [0, 1].
+      std: what each channel is then divided by.
+    """
 
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)

@@ -68,6 +68,12 @@ class RandAugment(ImageOp):
 
     Ranges at magnitude 10: rotation 30 degrees, shear 0.3, shift 0.45 of the side, factors 1 ± 0.9 (each with a random
     sign), solarize from 1 down to 0, posterize from 8 down to 4 bits. Maps are about the centre; ``fill`` comes in.
+
+    Attributes:
+      num_ops: operations after each other.
+      magnitude: strength of each, from 0 (none) to 10.
+      ops: names of the operations to draw from.
+      fill: value in [0, 1] of pixels that come in from outside of the image.
     """
 
     num_ops: int = 2

@@ -39,7 +39,11 @@ class Plan(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Chunked:
-    """One device, ``size`` rows of the matrix at a time: memory O(B * size). The batch need not be a multiple."""
+    """One device, ``size`` rows of the matrix at a time: memory O(B * size). The batch need not be a multiple.
+
+    Attributes:
+      size: rows of the matrix that are in memory at a time.
+    """
 
     size: int = 256
 

@@ -38,7 +38,11 @@ def _check_end(end: float) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Cosine:
-    """Half a cosine from the peak to ``end`` times the peak (SGDR without restarts, arXiv:1608.03983, eq. 5)."""
+    """Half a cosine from the peak to ``end`` times the peak (SGDR without restarts, arXiv:1608.03983, eq. 5).
+
+    Attributes:
+      end: final learning rate as a fraction of the peak.
+    """
 
     end: float = 0.0
 
@@ -51,7 +55,11 @@ class Cosine:
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
-    """A straight line from the peak to ``end`` times the peak; SAM for ViT uses ``end=0.01`` (arXiv:2106.01548)."""
+    """A straight line from the peak to ``end`` times the peak; SAM for ViT uses ``end=0.01`` (arXiv:2106.01548).
+
+    Attributes:
+      end: final learning rate as a fraction of the peak.
+    """
 
     end: float = 0.0
 
@@ -64,7 +72,12 @@ class Linear:
 
 @dataclasses.dataclass(frozen=True)
 class Constant:
-    """The peak, then a linear ``cooldown`` to ``end`` times the peak at the end (arXiv:2405.18392, section 3)."""
+    """The peak, then a linear ``cooldown`` to ``end`` times the peak at the end (arXiv:2405.18392, section 3).
+
+    Attributes:
+      cooldown: length of the linear fall at the end of training.
+      end: final learning rate as a fraction of the peak.
+    """
 
     cooldown: Duration = dataclasses.field(default=Duration(0))
     end: float = 0.0
@@ -78,7 +91,13 @@ class Constant:
 
 @dataclasses.dataclass(frozen=True)
 class Rsqrt:
-    """``sqrt(timescale / (timescale + t))`` with a linear ``cooldown`` to ``end`` (arXiv:2106.04560, section 3.5)."""
+    """``sqrt(timescale / (timescale + t))`` with a linear ``cooldown`` to ``end`` (arXiv:2106.04560, section 3.5).
+
+    Attributes:
+      timescale: steps until the rate has fallen to 0.71 of the peak.
+      cooldown: length of the linear fall at the end of training.
+      end: final learning rate as a fraction of the peak.
+    """
 
     timescale: Duration = dataclasses.field(default=Duration(10_000))
     cooldown: Duration = dataclasses.field(default=Duration(10, "percent"))
