@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator
 
 import flax.linen as nn
 import jax
@@ -42,17 +41,6 @@ class Run:
     images: pathlib.Path
     config: pathlib.Path
     workdir: pathlib.Path
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Equal programs are compiled once a session, and none goes to the user's own cache."""
-    folder = str(tmp_path_factory.mktemp("programs"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
-        jax.config.update("jax_compilation_cache_dir", folder)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        yield
 
 
 @pytest.fixture(scope="session")

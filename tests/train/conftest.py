@@ -31,18 +31,11 @@ TINY = {
     "batch_size": 16,
     "duration": 10,
     "log_every": 1,
-    "eval_every": 10,
+    "eval_every": 7,
     "checkpoint_every": 4,
     "ema": 0.9,
     "plots": False,
 }
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Equal programs are compiled once a session."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("programs")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 @pytest.fixture(scope="session")

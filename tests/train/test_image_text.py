@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import json
+import types
 
 import chex
 import jax
@@ -20,7 +23,7 @@ IMAGE = {"name": "vit", "patch": 8, "width": 16, "depth": 1, "heads": 2, "mlp_di
 TEXT = {"width": 16, "depth": 1, "heads": 2, "mlp_dim": 32}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def pairs(tiny):
     """``pairs(coca=False, **changes)``: the configuration of a tiny CLIP or CoCa on digit pairs."""
 
@@ -67,13 +70,24 @@ def _one_device(alone):
         yield
 
 
-@pytest.mark.usefixtures("_one_device")
-def test_a_run_resumes_bit_for_bit_and_says_what_it_is(pairs, workdir, tmp_path, capsys):
-    raw = pairs(data={"text": {"tokenizer": "bytes", "length": 30}}, evaluators=[
+SHORT = {"text": {"tokenizer": "bytes", "length": 30}}
+
+
+@pytest.fixture(scope="module")
+def trained(pairs, alone, tmp_path_factory):
+    """A CLIP's run to its end: ``folder``, ``state`` on the host, and what it ``said``."""
+    folder, said = tmp_path_factory.mktemp("trained") / "run", io.StringIO()
+    raw = pairs(data=SHORT, plots=True, evaluators=[
         "retrieval", {"name": "zero_shot", "data": "digits", "templates": "digits"}, {"name": "knn", "data": "digits"},
     ])  # fmt: skip
-    whole = loop.run(raw | {"plots": True}, workdir)
-    assert "captions are longer than data.text.length=30 tokens and were cut" in capsys.readouterr().out
+    with alone(), contextlib.redirect_stdout(said):
+        result = loop.run(raw, folder)
+    return types.SimpleNamespace(folder=folder, state=jax.device_get(result.state), said=said.getvalue())
+
+
+def test_a_run_says_what_it_is(trained):
+    workdir = trained.folder
+    assert "captions are longer than data.text.length=30 tokens and were cut" in trained.said
     found = {k for row in read(workdir) for k in row}
     assert {
         "train/loss",
@@ -88,19 +102,23 @@ def test_a_run_resumes_bit_for_bit_and_says_what_it_is(pairs, workdir, tmp_path,
     about = checkpoint.read_item(workdir / "checkpoints" / "4", "meta")
     assert about["tokenizer"]["length"] == 30 and about["tokenizer"]["state"]["kind"] == "bytes"
 
-    class Stop(Exception):
-        pass
 
-    def stop(moment):
-        if moment.step == 3:
-            raise Stop
+class Stop(Exception):
+    pass
 
-    other = tmp_path / "other"
-    raw |= {"checkpoint_every": 2, "evaluators": ["retrieval"]}
+
+def stop(moment):
+    if moment.step == 3:
+        raise Stop
+
+
+@pytest.mark.usefixtures("_one_device")
+def test_a_run_resumes_bit_for_bit(pairs, trained, workdir):
+    raw = pairs(data=SHORT, checkpoint_every=2)
     with pytest.raises(Stop):
-        loop.run(raw, other, [stop])
-    again = loop.run(raw, other)
-    chex.assert_trees_all_equal(jax.device_get(again.state), jax.device_get(whole.state))
+        loop.run(raw, workdir, [stop])
+    again = loop.run(raw, workdir)
+    chex.assert_trees_all_equal(jax.device_get(again.state), trained.state)
 
 
 @pytest.mark.parametrize("mesh", [(2, 2, 2), pytest.param((2, 4, 1), marks=pytest.mark.slow)], ids=str)

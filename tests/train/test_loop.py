@@ -69,6 +69,8 @@ def test_a_run_leaves_its_files(trained):
     } <= names
     found = rows(workdir)
     assert [r["step"] for r in found if "train/loss" in r] == list(range(1, 11))
+    assert [r["step"] for r in found if "val/accuracy" in r] == [7, 10]  # every 7 steps, and at the end
+    assert {p.name for p in (workdir / "checkpoints").iterdir()} >= {"8", "10"}
     stored = json.loads((GOLDEN / "classify_curve.json").read_text())  # a refactoring must not move it
     np.testing.assert_allclose([r["train/loss"] for r in found if "train/loss" in r], stored, atol=2e-4)
     final = json.loads((workdir / "results.json").read_text())

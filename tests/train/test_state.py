@@ -37,7 +37,7 @@ def single():
 def test_fresh_state(single):
     _, shapes, shardings, state = single
     assert int(state.step) == 0
-    expected = nn.unbox(MODEL.init(rng.stream(3, "params"), jnp.zeros(INPUTS[0].shape))["params"])
+    expected = nn.unbox(jax.jit(MODEL.init)(rng.stream(3, "params"), jnp.zeros(INPUTS[0].shape))["params"])
     chex.assert_trees_all_close(state.params, expected, atol=1e-6)
     chex.assert_trees_all_equal(state.ema, state.params)
     assert state.eval_params is state.ema

@@ -1,7 +1,10 @@
 """A teacher from a folder: what is checked before the first step, and distillation through the whole of training."""
 
+import contextlib
+import io
 import json
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -31,7 +34,7 @@ def dense(tiny, alone, tmp_path_factory):
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def student(tiny, dense):
     """``student(...)``: a sparse run that starts from its teacher."""
 
@@ -59,19 +62,20 @@ def die(moment):
         raise Stop
 
 
-@pytest.mark.usefixtures("_one_device")
-def test_a_sparse_student_learns_from_the_dense_run(student, dense, tmp_path, capsys):
-    """It resumes bit for bit, keeps its zeros, and is evaluated when the teacher is gone, but not trained."""
-    here = tmp_path / "moved"
-    shutil.copytree(dense, here)
-    raw = student({"teacher": str(here)}, optim={"lr": 3e-4, "warmup": 0}, duration=20, eval_every=20)
-    loop.run(raw, tmp_path / "whole")
-    assert f"the teacher is {here}/checkpoints/40: every parameter taken as it is" in capsys.readouterr().out
-    with pytest.raises(Stop):
-        loop.run(raw, tmp_path / "cut", hooks=[die])
-    loop.run(raw, tmp_path / "cut")
-    found = rows(tmp_path / "whole")
-    assert rows(tmp_path / "cut") == found
+@pytest.fixture(scope="module")
+def trained(student, dense, alone, tmp_path_factory):
+    """A sparse student's run to its end: ``raw``, ``folder``, its ``teacher``'s folder, and what it ``said``."""
+    root, said = tmp_path_factory.mktemp("student"), io.StringIO()
+    shutil.copytree(dense, root / "teacher")
+    raw = student({"teacher": str(root / "teacher")}, optim={"lr": 3e-4, "warmup": 0}, duration=20, eval_every=20)
+    with alone(), contextlib.redirect_stdout(said):
+        loop.run(raw, root / "run")
+    return types.SimpleNamespace(raw=raw, folder=root / "run", teacher=root / "teacher", said=said.getvalue())
+
+
+def test_a_sparse_student_learns_from_the_dense_run_and_keeps_its_zeros(trained):
+    assert f"the teacher is {trained.teacher}/checkpoints/40: every parameter taken as it is" in trained.said
+    found = rows(trained.folder)
     names = ("loss", "hard", "soft", "feature", "accuracy", "agreement")
     steps = [r for r in found if "train/loss" in r]
     for r in steps:
@@ -80,21 +84,36 @@ def test_a_sparse_student_learns_from_the_dense_run(student, dense, tmp_path, ca
         assert all(np.isfinite(r[f"train/{name}"]) for name in names)
     first, last = ([r["train/soft"] + r["train/feature"] for r in part] for part in (steps[:5], steps[-5:]))
     assert np.mean(last) < np.mean(first)
-    tree, _, _ = checkpoint.load_params(tmp_path / "whole")
+    tree, _, _ = checkpoint.load_params(trained.folder)
     for i in range(2):
         kernel = np.asarray(tree["encoder"][f"block_{i}"]["mlp"]["mlp_in"]["kernel"])
         assert set(np.count_nonzero(kernel.reshape(-1, 4, kernel.shape[1]), 1).ravel()) == {2}
 
-    shutil.rmtree(here)
-    assert main(["evaluate", "--workdir", str(tmp_path / "whole"), "--json", str(tmp_path / "x.json")]) == 0
-    again = json.loads((tmp_path / "x.json").read_text())
-    assert again["val/accuracy"] == found[-1]["val/accuracy"]
-    with pytest.raises(UserError, match=r"the teacher of objective='distill': .*moved"):
-        loop.run({**raw, "seed": 1}, tmp_path / "new")
-    assert not (tmp_path / "new").exists()
-    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "20")
-    with pytest.raises(UserError, match=r"the teacher of objective='distill': .*moved"):
-        loop.run(raw, tmp_path / "cut")
+
+@pytest.mark.usefixtures("_one_device")
+def test_a_student_resumes_bit_for_bit(trained, tmp_path):
+    with pytest.raises(Stop):
+        loop.run(trained.raw, tmp_path / "cut", hooks=[die])
+    loop.run(trained.raw, tmp_path / "cut")
+    assert rows(tmp_path / "cut") == rows(trained.folder)
+
+
+@pytest.mark.usefixtures("_one_device")
+def test_without_its_teacher_a_student_is_evaluated_but_not_trained(trained, tmp_path):
+    run = shutil.copytree(trained.folder, tmp_path / "run")
+    hidden = trained.teacher.rename(trained.teacher.with_name("moved"))
+    try:
+        assert main(["evaluate", "--workdir", str(run), "--json", str(tmp_path / "x.json")]) == 0
+        again = json.loads((tmp_path / "x.json").read_text())
+        assert again["val/accuracy"] == rows(run)[-1]["val/accuracy"]
+        with pytest.raises(UserError, match=r"the teacher of objective='distill': .*/teacher"):
+            loop.run({**trained.raw, "seed": 1}, tmp_path / "new")
+        assert not (tmp_path / "new").exists()
+        shutil.rmtree(run / "checkpoints" / "20")
+        with pytest.raises(UserError, match=r"the teacher of objective='distill': .*/teacher"):
+            loop.run(trained.raw, run)
+    finally:
+        hidden.rename(trained.teacher)
 
 
 def curve(setup, steps=3):
