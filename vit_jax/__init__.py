@@ -1,3 +1,89 @@
-"""Vision and image-text Transformers in JAX: train, evaluate, compress, explain and ship."""
+"""Vision and image-text Transformers in JAX: train, evaluate, compress, explain and ship.
+
+What most programs need is here, ``import vit_jax as vj``: one function for each thing that the command line does. A
+name is looked up when it is first used, so that the import itself costs nothing. All else is in the subpackages; some
+have the name of a function, which comes first: ``vit_jax.train`` trains, and what is in the subpackage of that name is
+written ``from vit_jax.train import loop``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vit_jax.api import Conversion as Conversion
+    from vit_jax.api import convert as convert
+    from vit_jax.api import create as create
+    from vit_jax.api import embed as embed
+    from vit_jax.api import evaluate as evaluate
+    from vit_jax.api import export as export
+    from vit_jax.api import list_models as list_models
+    from vit_jax.api import list_pretrained as list_pretrained
+    from vit_jax.api import load as load
+    from vit_jax.api import predict as predict
+    from vit_jax.api import train as train
+    from vit_jax.convert.base import Preprocess as Preprocess
+    from vit_jax.convert.base import Pretrained as Pretrained
+    from vit_jax.convert.zoo import PretrainedTag as PretrainedTag
+    from vit_jax.data.sources import Source as Source
+    from vit_jax.data.sources import open_source as open_source
+    from vit_jax.evals.base import Report as Report
+    from vit_jax.export.base import Exported as Exported
+    from vit_jax.train.loop import Result as Result
+    from vit_jax.types import UsageError as UsageError
+    from vit_jax.types import UserError as UserError
 
 __version__ = "0.2.0"
+
+PUBLIC = {
+    "create": "api",
+    "load": "api",
+    "predict": "api",
+    "embed": "api",
+    "train": "api",
+    "evaluate": "api",
+    "convert": "api",
+    "export": "api",
+    "open_source": "data.sources",
+    "list_models": "api",
+    "list_pretrained": "api",
+    "Conversion": "api",
+    "Exported": "export.base",
+    "Preprocess": "convert.base",
+    "Pretrained": "convert.base",
+    "PretrainedTag": "convert.zoo",
+    "Report": "evals.base",
+    "Result": "train.loop",
+    "Source": "data.sources",
+    "UsageError": "types",
+    "UserError": "types",
+}
+"""Public name -> the module that it is in."""
+
+__all__ = ["__version__", *PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{PUBLIC[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """This package: to the name of a function it binds no subpackage, as importing one otherwise does."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in PUBLIC and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -21,6 +21,8 @@ import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from vit_jax.types import UsageError, UserError
 
 
@@ -90,7 +92,7 @@ def parse(cls: Any, value: Any, path: str = "config") -> Any:
       UsageError: an unknown field (with the nearest names), a wrong type or a missing field; ``path`` says where.
     """
     origin, args = typing.get_origin(cls), typing.get_args(cls)
-    if hasattr(value, "to_dict"):
+    if isinstance(value, ConfigDict):
         value = value.to_dict()
     if origin is typing.Annotated:
         choice = next((a for a in args[1:] if isinstance(a, Choice)), None)
@@ -249,13 +251,28 @@ def load(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> dict[str, Any]
     if get_config is None:
         raise UsageError(f"{file} does not define get_config(arg='').")
     config = get_config(arg) if arg else get_config()
-    return override(config.to_dict() if hasattr(config, "to_dict") else dict(config), overrides)
+    return override(plain(config), overrides)
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A ``ConfigDict`` or mapping as nested dictionaries of its values."""
+    items = config.to_dict() if isinstance(config, ConfigDict) else config
+    return {k: plain(v) if isinstance(v, Mapping | ConfigDict) else v for k, v in items.items()}
 
 
 def override(config: Mapping[str, Any], overrides: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """A copy of ``config`` with each ``("optim.lr", "3e-4")`` set; values are Python literals or else text."""
-    out = {k: override(v, ()) if isinstance(v, Mapping) else v for k, v in config.items()}
-    for key, text in overrides:
+    return change(config, [(key, literal(text)) for key, text in overrides])
+
+
+def change(config: Mapping[str, Any], changes: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """A copy of ``config`` with each ``("optim.lr", 3e-4)`` set.
+
+    Raises:
+      UsageError: a key leads into a value that has no keys.
+    """
+    out = {k: change(v, ()) if isinstance(v, Mapping) else v for k, v in config.items()}
+    for key, value in changes:
         node, rest = out, key.split(".")
         for part in rest[:-1]:
             child = node.get(part)
@@ -265,11 +282,12 @@ def override(config: Mapping[str, Any], overrides: Sequence[tuple[str, str]]) ->
             if "(" in str(child.get("name", "")):
                 raise UsageError(f"{key!r} reaches into {child['name']!r}; override {part!r} as a whole.")
             node = child
-        node[rest[-1]] = _value(text)
+        node[rest[-1]] = value
     return out
 
 
-def _value(text: str) -> Any:
+def literal(text: str) -> Any:
+    """What a user means by the ``text`` of a value: a Python literal, true, false or none, or else the text."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError):

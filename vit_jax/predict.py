@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import logging
 import pathlib
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 BATCH = 32
 """Images, or texts, that go through the model together."""
 Row = dict[str, Any]
+Images = Image | Iterable[Image]
+"""One image (a file or folder, encoded bytes, uint8[H,W,C]) or several."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,41 +96,45 @@ class Trained:
         return jax.jit(run)
 
     def rows(
-        self, paths: Sequence[str], run: Callable[[np.ndarray, np.ndarray], Iterable[Row]], batch_size: int = BATCH
+        self, images: Sequence[Image], run: Callable[[np.ndarray, np.ndarray], Iterable[Row]], batch_size: int = BATCH
     ) -> Iterator[Row]:
-        """``{"path": ...}`` of every file with what ``run`` finds; ``{"path", "error"}`` where it is unreadable.
+        """A row for every image with what ``run`` finds, or ``"error"`` where it is unreadable.
+
+        It says which: ``"path"`` of a file, else ``"image"``, the place among ``images``.
 
         Args:
-          paths: image files.
-          run: canvases uint8[B,S,S,3] and int32[B], which of ``paths`` they are -> a row for each; always of one size,
+          images: files, encoded bytes or uint8[H,W,C].
+          run: canvases uint8[B,S,S,3] and int32[B], which of ``images`` they are -> a row for each; always of one size,
             so that it is compiled once: the last are filled up.
           batch_size: images at a time.
         """
-        for first in range(0, len(paths), batch_size):
+        for first in range(0, len(images), batch_size):
             rows: list[Row] = []
             canvases, index = [], []
-            for i, path in enumerate(paths[first : first + batch_size], first):
-                rows.append({"path": path})
+            for i, image in enumerate(images[first : first + batch_size], first):
+                rows.append({"path": str(image)} if isinstance(image, str | pathlib.Path) else {"image": i})
                 try:
-                    canvases.append(self.image(path))
+                    canvases.append(self.image(image))
                     index.append(i)
                 except UserError as e:
                     rows[-1]["error"] = str(e)
-            size = batch_size if len(paths) > batch_size else len(canvases)
+            size = batch_size if len(images) > batch_size else len(canvases)
             found = iter(run(_filled(canvases, size), _filled(index, size)) if canvases else ())
             for row in rows:
                 yield row if "error" in row else row | next(found)
 
-    def __call__(self, paths: Sequence[str], *, top: int = 5, batch_size: int = BATCH) -> Iterator[Row]:
-        """``{"path", "predictions": [{"class", "probability"}, ...]}`` of every file; ``"error"`` where unreadable."""
+    def __call__(self, images: Sequence[Image], *, top: int = 5, batch_size: int = BATCH) -> Iterator[Row]:
+        """``{"path", "predictions": [{"class", "probability"}, ...]}`` of every image, see :meth:`rows`."""
         raise UserError("an image-text model has no classes of its own; name them: --text 'a cat' 'a dog'.")
 
-    def rank(self, paths: Sequence[str], texts: Sequence[str], *, top: int = 5) -> Iterator[Row]:
-        """``{"path", "predictions": [{"text", "probability"}, ...]}`` of every file; ``"error"`` where unreadable."""
+    def rank(
+        self, images: Sequence[Image], texts: Sequence[str], *, top: int = 5, batch_size: int = BATCH
+    ) -> Iterator[Row]:
+        """``{"path", "predictions": [{"text", "probability"}, ...]}`` of every image, see :meth:`rows`."""
         raise UserError("a classifier knows its own classes only; leave out --text, or take an image-text model.")
 
-    def captions(self, paths: Sequence[str], decoder: Decoder) -> Iterator[Row]:
-        """``{"path", "caption", "log_p"}`` of every file; ``"error"`` where unreadable."""
+    def captions(self, images: Sequence[Image], decoder: Decoder, *, batch_size: int = BATCH) -> Iterator[Row]:
+        """``{"path", "caption", "log_p"}`` of every image, see :meth:`rows`."""
         raise UserError("a classifier writes no captions; leave out --captions, or take a CoCa such as coca_vit_b32.")
 
 
@@ -156,11 +163,11 @@ class Predictor(Trained):
         outputs = self.apply(params, self.prepared(images)).astype(jnp.float32)
         return PROBABILITIES[self.config.objective.link](outputs) if self.model.num_classes else outputs
 
-    def __call__(self, paths: Sequence[str], *, top: int = 5, batch_size: int = BATCH) -> Iterator[Row]:
+    def __call__(self, images: Sequence[Image], *, top: int = 5, batch_size: int = BATCH) -> Iterator[Row]:
         def run(canvases: np.ndarray, _: np.ndarray) -> Iterator[Row]:
             return _best(self.probabilities(canvases), "class", self.class_names, top)
 
-        return self.rows(paths, run, batch_size)
+        return self.rows(images, run, batch_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,15 +219,17 @@ class ImageText(Trained):
         logits -= logits.max(axis=1, keepdims=True)
         return np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
 
-    def rank(self, paths: Sequence[str], texts: Sequence[str], *, top: int = 5) -> Iterator[Row]:
+    def rank(
+        self, images: Sequence[Image], texts: Sequence[str], *, top: int = 5, batch_size: int = BATCH
+    ) -> Iterator[Row]:
         embedded = self.embed_texts(texts)
 
         def run(canvases: np.ndarray, _: np.ndarray) -> Iterator[Row]:
             return _best(self.probabilities(self.embed(canvases), embedded), "text", texts, top)
 
-        return self.rows(paths, run)
+        return self.rows(images, run, batch_size)
 
-    def captions(self, paths: Sequence[str], decoder: Decoder) -> Iterator[Row]:
+    def captions(self, images: Sequence[Image], decoder: Decoder, *, batch_size: int = BATCH) -> Iterator[Row]:
         codec = self.codec
         ids = special_ids(codec.tokenizer)
 
@@ -234,7 +243,7 @@ class ImageText(Trained):
             for tokens, log_p in zip(found.tokens, found.log_p, strict=True):
                 yield {"caption": codec.decode(tokens), "log_p": float(log_p)}
 
-        return self.rows(paths, run)
+        return self.rows(images, run, batch_size)
 
 
 def load(path: str | pathlib.Path) -> Predictor | ImageText:
@@ -248,7 +257,16 @@ def load(path: str | pathlib.Path) -> Predictor | ImageText:
 
 
 def of(found: Pretrained) -> Predictor | ImageText:
-    """``found`` as a function of image files."""
+    """``found`` as a function of images; the same one again while it is in use, with what it has compiled."""
+    if found not in _USED:
+        _USED[found] = _of(found)
+    return _USED[found]
+
+
+_USED: weakref.WeakKeyDictionary[Pretrained, Predictor | ImageText] = weakref.WeakKeyDictionary()
+
+
+def _of(found: Pretrained) -> Predictor | ImageText:
     raw = native.run_config(found)
     raw["data"] = {**raw["data"], "text": None}  # the tokenizer is in the checkpoint; its files may be gone
     config = parse(TrainConfig, raw)
@@ -258,23 +276,29 @@ def of(found: Pretrained) -> Predictor | ImageText:
     return Predictor(config, found.model, found.params, found.class_names, source)
 
 
-def expand(paths: Iterable[str]) -> list[str]:
-    """Files as they are, folders as the images in them (sorted, recursive).
+def expand(images: Images) -> list[Image]:
+    """Files, bytes and arrays as they are, folders as the images in them (sorted, recursive), uint8[B,H,W,C] as B.
 
     Raises:
       UserError: a path does not exist, or a folder holds no image.
     """
-    files: list[str] = []
-    for path in map(pathlib.Path, paths):
-        if not path.exists():
-            raise UserError(f"no such file or folder: {str(path)!r}.")
-        found = [path]
-        if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-            if not found:
-                raise UserError(f"the folder {str(path)!r} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).")
-        files += map(str, found)
-    return files
+    if isinstance(images, str | pathlib.Path | bytes) or (isinstance(images, np.ndarray) and images.ndim < 4):
+        images = [images]
+    out: list[Image] = []
+    for image in images:
+        out += _files(pathlib.Path(image)) if isinstance(image, str | pathlib.Path) else [image]
+    return out
+
+
+def _files(path: pathlib.Path) -> list[str]:
+    if not path.exists():
+        raise UserError(f"no such file or folder: {str(path)!r}.")
+    if not path.is_dir():
+        return [str(path)]
+    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not found:
+        raise UserError(f"the folder {str(path)!r} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+    return [str(p) for p in found]
 
 
 def _filled(items: Sequence[Any] | np.ndarray, size: int) -> np.ndarray:

@@ -27,35 +27,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Converts; exit status 1 where ``--verify`` finds a difference above the tolerance."""
-    import math
-    import pathlib
-
-    from vit_jax.convert import base, relinear, store, verify
+    import vit_jax as vj
+    from vit_jax.convert.verify import TOLERANCE
     from vit_jax.launch import runtime
 
     runtime.setup()
-    store.check_target(pathlib.Path(args.target), args.to)
-    requests = [relinear.Request.parse(text) for text in args.linear]
-    with store.load(args.source, args.model) as pretrained:
-        name = base.describe(pretrained.model)["name"]
-        sizes = [math.prod(t.shape) for t in pretrained.params.values()]
-        tower = getattr(pretrained.model, "text_tower", None)
-        what = f"texts of {tower.length} tokens" if tower else f"{base.classes(pretrained.model)} classes"
-        print(f"{args.source}: {name}, {sum(sizes):,} parameters, {what}, {pretrained.preprocess.size} px")
-        notes = list(pretrained.notes)
-        if requests:
-            pretrained, changes = relinear.relinear(pretrained, requests)
-            notes += changes
-        notes += store.save(pretrained, args.target, args.to)
-        for note in notes:
-            print(f"  {note}")
-        print(f"written to {args.target} as {args.to}")
-        if not args.verify:
-            return 0
-        rows = verify.verify(pretrained, [args.target] if requests else [args.source, args.target])
-    for row in rows:
+    done = vj.convert(args.source, args.target, to=args.to, model=args.model, linear=args.linear, verify=args.verify)
+    print(f"{args.source}: {done.summary}")
+    for note in done.notes:
+        print(f"  {note}")
+    print(f"written to {args.target} as {args.to}")
+    for row in done.differences:
         print(f"  {row.peer}, {row.images}: max |Δ{row.output}| {row.difference:.2e}, largest {row.largest:.3g}")
-    bad = [row for row in rows if not row.ok]
-    if bad:
-        print(f"the difference is above {verify.TOLERANCE:g} of the largest value; {args.target} stays for inspection")
-    return int(bool(bad))
+    if not done.ok:
+        print(f"the difference is above {TOLERANCE:g} of the largest value; {args.target} stays for inspection")
+    return int(not done.ok)

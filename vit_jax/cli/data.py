@@ -27,9 +27,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Checks (exit status 1 if an image is unreadable), packs, or trains a tokenizer."""
-    from vit_jax.data.sources import open_source
+    import vit_jax as vj
 
-    source = open_source(args.path, holdout=0)
+    source = vj.open_source(args.path, holdout=0)
     return {"check": _check, "pack": _pack, "tokenizer": _tokenizer}[args.action](args, source)
 
 

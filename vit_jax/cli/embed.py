@@ -36,9 +36,8 @@ def run(args: argparse.Namespace) -> int:
 
     import numpy as np
 
-    from vit_jax import config
+    from vit_jax import api, config
     from vit_jax.launch import runtime
-    from vit_jax.predict import ImageText, expand, load
     from vit_jax.types import UsageError, UserError
 
     target = pathlib.Path(args.output)
@@ -50,14 +49,9 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--output {args.output!r} cannot be written: there is no folder {str(target.parent)!r}.")
     if not (args.paths or args.text):
         raise UsageError("there is nothing to embed; name images, folders of images, or texts by --text.")
-    texts, files = _texts(args.text), expand(args.paths)
+    texts = _texts(args.text)
     runtime.setup()
-    model = load(args.workdir or args.checkpoint)
-    if texts and not isinstance(model, ImageText):
-        raise UserError("a model of images alone embeds no texts; leave out --text, or take an image-text model.")
-    rows = list(model.rows(files, lambda canvases, _: ({"embedding": e} for e in model.embed(canvases))))
-    if texts and isinstance(model, ImageText):
-        rows += [{"text": t, "embedding": e} for t, e in zip(texts, model.embed_texts(texts), strict=True)]
+    rows = api.embedded(args.workdir or args.checkpoint, args.paths, texts)
     errors = [row["error"] for row in rows if "error" in row]
     rows = [row for row in rows if "error" not in row]
     for error in errors:

@@ -20,24 +20,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluates; pictures and results.json go to WORKDIR/evaluation."""
-    import pathlib
-
+    import vit_jax as vj
     from vit_jax import config
     from vit_jax.cli import output
     from vit_jax.launch import runtime
-    from vit_jax.train import setup, start, workdir
-    from vit_jax.train.config import TrainConfig
     from vit_jax.train.progress import say, table
 
-    path = pathlib.Path(args.workdir)
-    raw = config.override(workdir.load(path), args.overrides)
-    typed = config.parse(TrainConfig, raw)
     runtime.setup()
-    built = setup.build(typed)
-    params, folder = start.eval_params(built, args.checkpoint or path)
-    report = built.evaluate(params)
-    report.save(path / "evaluation", built.train.info.class_names, checkpoint=str(folder))
+    changes = {key: config.literal(text) for key, text in args.overrides}
+    report = vj.evaluate(args.workdir, checkpoint=args.checkpoint, changes=changes)
+    found = {"checkpoint": report.checkpoint, **report.prefixed("val")}
     if args.json != "-":
-        say(table({"checkpoint": folder, **report.prefixed("val")}))
-    output.write(args.json, {"checkpoint": str(folder), **report.prefixed("val")})
+        say(table(found))
+    output.write(args.json, found)
     return 0

@@ -23,13 +23,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints what was written, its inputs and outputs, how far it is from the checkpoint and how to load it."""
-    from vit_jax.export import check, export
+    import vit_jax as vj
     from vit_jax.launch import runtime
-    from vit_jax.predict import Predictor
 
-    check(args.to, args.out)
     runtime.setup()
-    written = export(Predictor.load(args.workdir or args.checkpoint), args.to, args.out)
+    written = vj.export(args.workdir or args.checkpoint, args.out, to=args.to)
     for path in sorted(written.folder.iterdir()):
         print(f"{path}  {path.stat().st_size / 2**20:,.2f} MiB")
     print("input   " + written.signature[0])

@@ -23,7 +23,8 @@ def run(args: argparse.Namespace) -> int:
     """Prints parameters, their bytes as they are trained, and FLOPs."""
     import dataclasses
 
-    from vit_jax import config, models
+    import vit_jax as vj
+    from vit_jax import config
     from vit_jax.cli import output
     from vit_jax.layers.specs import FIELDS, Spec
     from vit_jax.types import UserError
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
             spec = dataclasses.replace(spec, implementation="xla")
         changes.append((f" {args.linear}", dict.fromkeys(FIELDS, spec)))
     rows = []
-    for name in [args.name] if args.name else [n for n in models.MODELS if n not in models.FAMILIES]:
+    for name in [args.name] if args.name else vj.list_models():
         for label, fields in changes:
             try:
                 rows.append(_row(name, label, fields, args))

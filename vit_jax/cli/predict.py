@@ -34,27 +34,23 @@ def run(args: argparse.Namespace) -> int:
     """Prints what was asked of every image. Exit status 1 if one could not be read."""
     from typing import Annotated
 
+    import vit_jax as vj
     from vit_jax import config
     from vit_jax.cli import output
     from vit_jax.decoding import DECODERS
     from vit_jax.launch import runtime
-    from vit_jax.predict import expand, load
     from vit_jax.types import UsageError
 
     if args.top < 1:
         raise UsageError(f"--top {args.top} is too small; the least is 1.")
     if args.decoder and not args.captions:
         raise UsageError(f"--decoder {args.decoder} says how captions are written; add --captions.")
-    decoder = config.parse(Annotated[Any, config.Choice(DECODERS)], args.decoder or "greedy", "--decoder")
-    runtime.setup()
-    files = expand(args.paths)
-    model = load(args.workdir or args.checkpoint)
+    decoder = None
     if args.captions:
-        rows = list(model.captions(files, decoder))
-    elif args.text:
-        rows = list(model.rank(files, args.text, top=args.top))
-    else:
-        rows = list(model(files, top=args.top))
+        decoder = config.parse(Annotated[Any, config.Choice(DECODERS)], args.decoder or "greedy", "--decoder")
+    runtime.setup()
+    model = args.workdir or args.checkpoint
+    rows = vj.predict(model, args.paths, texts=args.text, captions=decoder, top=args.top)
     if args.json != "-":
         for row in rows:
             print(f"{row['path']}: {_line(row)}")

@@ -18,9 +18,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains."""
+    import vit_jax as vj
     from vit_jax import config
     from vit_jax.launch import runtime
-    from vit_jax.train import loop, setup
+    from vit_jax.train import setup
     from vit_jax.train.config import TrainConfig
     from vit_jax.train.progress import say, table
 
@@ -29,5 +30,5 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         say(table(setup.describe(setup.build(config.parse(TrainConfig, raw)))))
         return 0
-    loop.run(raw, args.workdir)
+    vj.train(raw, args.workdir)
     return 0

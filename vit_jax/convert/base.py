@@ -113,7 +113,7 @@ def _prepare(preprocess: Preprocess, canvases: np.ndarray) -> jax.Array:
     return config.parse(Augment, preprocess.augment()).eval_fn()({"image": canvases})["image"]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Described(Generic[P]):
     """A model with parameters in some form, and what else is known of it.
 
@@ -366,23 +366,23 @@ def build(fields: Mapping[str, Any], name: str | None = None) -> Any:
         kind, found = (getattr(r, "func", r) for r in (row, config.lookup(models.NAMES, fields["name"], "model")))
         if kind is not found:
             raise UsageError(f"--model {name} is a {kind.__name__}, but the weights are of a {found.__name__}.")
-        merged = _over(fields, given)
+        merged = over(fields, given)
     return config.parse(typing.Annotated[Any, config.Choice(models.NAMES)], merged, "model")
 
 
 def own_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """``fields`` with those of the row that they name spelled out, without the name."""
     row = _row_fields(config.lookup(models.NAMES, fields["name"], "model"))
-    return _over(row, {k: v for k, v in fields.items() if k != "name"})
+    return over(row, {k: v for k, v in fields.items() if k != "name"})
 
 
-def _over(fields: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+def over(fields: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
     """``more`` on top of ``fields``; objects in them likewise, unless ``more`` names one of another kind."""
     low, high = (_spelled(f) for f in (fields, more))
     if "name" in high and high["name"] != low.get("name", high["name"]):
         return high
     both = {k for k in low.keys() & high.keys() if isinstance(low[k], Mapping) and isinstance(high[k], Mapping)}
-    return {**low, **high, **{k: _over(low[k], high[k]) for k in both}}
+    return {**low, **high, **{k: over(low[k], high[k]) for k in both}}
 
 
 def _spelled(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import vit_jax
 from vit_jax import checkpoint, models
 from vit_jax.augment import Augment
-from vit_jax.config import Choice, parse
+from vit_jax.config import Choice, change, parse
 from vit_jax.convert.base import Described, Preprocess, Stored, classes, describe, leaves, numbered
 from vit_jax.convert.tensors import Tensors
 from vit_jax.convert.text import from_meta, section, to_meta
@@ -30,14 +31,18 @@ def matches(path: pathlib.Path) -> bool:
     )
 
 
-def load(path: pathlib.Path) -> Stored:
+def load(path: pathlib.Path, changes: Mapping[str, Any] | None = None) -> Stored:
     """The newest readable checkpoint at ``path``: its moving average where there is one.
+
+    Args:
+      path: a run, or one checkpoint.
+      changes: keys of the run's configuration with other values.
 
     Raises:
       UserError: none can be read.
     """
     tree, meta, folder = checkpoint.load_params(path)
-    raw = meta["config"]
+    raw = change(meta["config"], (changes or {}).items())
     model = parse(Annotated[Any, Choice(models.NAMES)], raw["model"], "model")
     augment = parse(Augment, raw["augment"], "augment")
     objective = parse(Annotated[Any, Choice(OBJECTIVES)], raw.get("objective", "classify"), "objective")

@@ -7,10 +7,11 @@ import json
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from vit_jax.config import lookup
-from vit_jax.convert import base, big_vision, hf, native, npz, open_clip, table, text, timm
+from vit_jax.convert import base, big_vision, hf, native, npz, open_clip, table, text, timm, zoo
 from vit_jax.convert.base import About, Format, Stored, check_known
 from vit_jax.convert.fetch import fetch
 from vit_jax.convert.hub import choose
@@ -27,22 +28,27 @@ FILES = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".onnx")
 
 
 @contextlib.contextmanager
-def load(source: str | pathlib.Path, model: str | None = None) -> Iterator[Stored]:
+def load(
+    source: str | pathlib.Path, model: str | None = None, changes: Mapping[str, Any] | None = None
+) -> Iterator[Stored]:
     """A model with its weights, from a file, folder, run or address in any format; leaves are read within the context.
 
     Args:
-      source: path, ``hf://org/name[@revision][/file]``, ``gs://...`` or ``https://...``.
+      source: path, ``hf://org/name[@revision][/file]``, ``gs://...``, ``https://...`` or a tag of :mod:`.zoo`.
       model: what the user says the model is, ``"vit_b16"`` or ``"vit(heads=2)"``; None infers it.
+      changes: keys of a run's configuration with other values.
 
     Raises:
       UserError: it does not exist, is damaged, unknown or of another model.
     """
-    path = fetch(str(source))
+    path = fetch(zoo.place_of(str(source)))
     if native.matches(path):
         if model is not None:
             raise UsageError(f"{source} knows its own model; leave --model {model} out.")
-        yield native.load(path)
+        yield native.load(path, changes or {})
         return
+    if changes:
+        raise UsageError(f"{source} is no run, so it has no configuration to change; leave {min(changes)!r} out.")
     path = weights_file(path)
     with open_tensors(path) as theirs:
         yield _foreign(path, theirs, str(source), model)
@@ -73,7 +79,7 @@ def _foreign(path: pathlib.Path, theirs: Tensors, source: str, model: str | None
 
 def format_of(source: str | pathlib.Path) -> tuple[Format | None, pathlib.Path]:
     """The format of what lies at ``source``, None for ours, and its file or folder on this machine."""
-    path = fetch(str(source))
+    path = fetch(zoo.place_of(str(source)))
     if native.matches(path):
         return None, path
     path = weights_file(path)

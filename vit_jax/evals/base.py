@@ -34,10 +34,12 @@ class Report:
     Attributes:
       metrics: name -> number, such as ``accuracy``; the caller puts the name of the data split in front.
       arrays: name -> the arrays behind them, float64 or int64.
+      checkpoint: folder of the checkpoint that was evaluated; empty where it was a state in memory.
     """
 
     metrics: dict[str, float]
     arrays: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    checkpoint: str = dataclasses.field(default="", kw_only=True)
 
     def prefixed(self, prefix: str) -> dict[str, float]:
         """The metrics as rows of ``metrics.jsonl`` name them: ``val/accuracy``."""
@@ -59,7 +61,10 @@ class Report:
         path = pathlib.Path(folder) / "results.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".new")
-        text = json.dumps(finite({**extra, **self.results(class_names)}), indent=1, ensure_ascii=False, allow_nan=False)
+        content = {**extra, **self.results(class_names)}
+        if self.checkpoint:
+            content["checkpoint"] = self.checkpoint
+        text = json.dumps(finite(content), indent=1, ensure_ascii=False, allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")
         temporary.replace(path)
         if plots:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -21,7 +22,8 @@ from vit_jax.models.vit import ViT
 
 __all__ = [
     "ALIASES", "FAMILIES", "IMAGES", "MODELS", "NAMES", "CoCa", "Embedded", "Features", "ImageModel", "Mixer",
-    "MonarchMixer", "TextTransformer", "TwoTower", "ViT", "cast_kernels", "create", "everywhere", "mixer", "vit",
+    "MonarchMixer", "TextTransformer", "TwoTower", "ViT", "cast_kernels", "create", "everywhere", "mixer", "names",
+    "vit",
 ]  # fmt: skip
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -64,3 +66,8 @@ def create(name: str, **overrides: Any) -> Any:
       UsageError: unknown name or field (with the nearest ones) or a value of the wrong type.
     """
     return config.parse(_CHOICE, {**overrides, "name": name}, "model")
+
+
+def names(pattern: str = "*") -> list[str]:
+    """The models of :data:`MODELS` that have a size, those that ``pattern`` (``"vit_*"``) matches, in their order."""
+    return [name for name in MODELS if name not in FAMILIES and fnmatch.fnmatchcase(name, pattern)]

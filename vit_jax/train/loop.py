@@ -48,11 +48,19 @@ Hook = Callable[[Moment], Mapping[str, float] | None]
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a run leads to: the final state and the last evaluation."""
+    """What a run leads to.
+
+    Attributes:
+      setup: what the run was made of: model, data, step.
+      state: the final one.
+      report: of the last evaluation.
+      config: the plain configuration that the run was given.
+    """
 
     setup: Setup
     state: TrainState
     report: Report
+    config: Mapping[str, Any]
 
 
 def run(raw: Mapping[str, Any], folder: str | pathlib.Path, hooks: Sequence[Hook] = ()) -> Result:
@@ -85,7 +93,7 @@ def run(raw: Mapping[str, Any], folder: str | pathlib.Path, hooks: Sequence[Hook
     if report is None:  # the run had ended before; its last checkpoint is evaluated again
         report = setup.evaluate(state.eval_params)
     _finish(setup, path, report)
-    return Result(setup, state, report)
+    return Result(setup, state, report, raw)
 
 
 def _train(

@@ -12,7 +12,7 @@ import numpy as np
 
 from vit_jax import checkpoint, models
 from vit_jax.checkpoint import flat, unflat
-from vit_jax.convert import store, text
+from vit_jax.convert import Stored, store, text
 from vit_jax.train.adapt import adapt
 from vit_jax.train.setup import Setup
 from vit_jax.train.state import TrainState
@@ -64,34 +64,49 @@ IMAGE = "image_tower"
 def _initial(setup: Setup, source: str) -> tuple[Params, str, list[str]]:
     """Parameters from ``source`` (any format) fitted to the run's model, their origin's name, and what was changed.
 
-    An image model becomes the image tower of an image-text model, and the other way round.
-
     Raises:
       UserError: they cannot be read or do not fit, or are of a model with other heads or another tokenizer.
     """
     with store.load(source) as found:
-        tree, theirs, fresh, ours = found.tree(), found.model, setup.init().params, setup.model
-        towers = [isinstance(m, models.TwoTower) for m in (theirs, ours)]
-        notes, full = [], fresh
-        if towers == [False, True]:
-            notes.append(f"its parameters are those of the {IMAGE}, all else is new")
-            tree, fresh, ours = _headless(tree), fresh[IMAGE], ours.image_tower
-        elif towers == [True, False]:
-            notes.append(f"only its {IMAGE} is used")
-            tree, theirs = tree[IMAGE], theirs.image_tower
-        else:
+        if isinstance(found.model, models.TwoTower) == isinstance(setup.model, models.TwoTower):
             text.check_same(found.encoder, setup.train.info.encoder, found.source)
         new_head = found.class_names != setup.train.info.class_names
-        params, changes = adapt(tree, fresh, name=found.source, new_head=new_head, resize=found.resize)
-        if towers == [False, True]:
-            params = {**full, IMAGE: params}
-    notes += changes + _numerics(theirs, ours, found.source, "" if towers != [False, True] else f"{IMAGE}.")
+        params, notes = fitted(found, setup.model, setup.init().params, new_head=new_head)
     was, norm = found.preprocess, setup.config.augment.norm
     if not np.allclose(was.mean + was.std, norm.mean + norm.std, atol=1e-6):
         kept = was.augment()["norm"]
         kept = kept if isinstance(kept, str) else f"norm(mean={was.mean}, std={was.std})"
         notes.append(f"its images were normalised otherwise (--config.augment.norm='{kept}' keeps that)")
     return params, found.source, [*found.notes, *notes]
+
+
+def fitted(found: Stored, ours: Any, fresh: Params, *, new_head: bool = False) -> tuple[Params, list[str]]:
+    """The parameters of ``found`` for the model ``ours``, and what was changed, a phrase each.
+
+    An image model becomes the image tower of an image-text model, and the other way round.
+
+    Args:
+      found: weights in any format.
+      ours: the model to fit them to.
+      fresh: its own parameters; what ``found`` lacks is taken from them.
+      new_head: leave the head out even where it fits: its classes are others.
+
+    Raises:
+      UserError: they do not fit, or are of a model with other heads.
+    """
+    tree, theirs, full = found.tree(), found.model, fresh
+    notes, path = [], ""
+    towers = [isinstance(m, models.TwoTower) for m in (theirs, ours)]
+    if towers == [False, True]:
+        notes.append(f"its parameters are those of the {IMAGE}, all else is new")
+        tree, fresh, ours, path = _headless(tree), fresh[IMAGE], ours.image_tower, f"{IMAGE}."
+    elif towers == [True, False]:
+        notes.append(f"only its {IMAGE} is used")
+        tree, theirs = tree[IMAGE], theirs.image_tower
+    params, changes = adapt(tree, fresh, name=found.source, new_head=new_head, resize=found.resize)
+    if towers == [False, True]:
+        params = {**full, IMAGE: params}
+    return params, notes + changes + _numerics(theirs, ours, found.source, path)
 
 
 def _check_tokenizer(setup: Setup, folder: pathlib.Path) -> None:

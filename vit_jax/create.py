@@ -1,0 +1,73 @@
+"""A model by name, with new parameters or with those of published weights fitted to it."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vit_jax import models
+from vit_jax.convert import base, store, zoo
+from vit_jax.convert.base import Preprocess, Pretrained, Stored
+from vit_jax.models import TwoTower
+from vit_jax.train.start import fitted
+from vit_jax.types import Params, UserError
+
+SIZE = 224
+"""Side in pixels of the images of a model without weights, where none is given."""
+
+
+def create(
+    name: str, pretrained: str | pathlib.Path | None, size: int | None, seed: int, fields: Mapping[str, Any]
+) -> Pretrained:
+    """See :func:`vit_jax.api.create`."""
+    if size is not None and size < 1:
+        raise UserError(f"size={size} is no side of an image; give a number of pixels such as {SIZE}.")
+    wanted = models.create(name, **fields)
+    if pretrained is None:
+        params = initial(wanted, size or SIZE, seed)
+        names = base.numbered((), base.classes(wanted))
+        return Pretrained(wanted, params, Preprocess(size or SIZE), names, notes=("every parameter is new",))
+    with store.load(zoo.place_of(pretrained, name)) as found:
+        model = _like(found, name, wanted, fields)
+        size = size or found.preprocess.size
+        params, notes = fitted(found, model, initial(model, size, seed))
+        preprocess = found.preprocess
+        if size != preprocess.size:
+            preprocess = dataclasses.replace(preprocess, size=size, canvas=None)
+        both = isinstance(model, TwoTower) and isinstance(found.model, TwoTower)
+        return Pretrained(
+            model, jax.tree.map(jnp.asarray, params), preprocess,
+            base.numbered(found.class_names, base.classes(model)), found.link, found.resize, found.source,
+            (*found.notes, *notes), provenance=found.provenance, encoder=found.encoder if both else None,
+        )  # fmt: skip
+
+
+def initial(model: nn.Module, size: int, seed: int) -> Params:
+    """New parameters for images of ``size`` pixels, a function of the seed."""
+    inputs = [jnp.zeros(x.shape, x.dtype) for x in model.inputs(size)]
+    return nn.unbox(jax.jit(model.init)(jax.random.key(seed), *inputs)["params"])
+
+
+def _like(found: Stored, name: str, wanted: Any, fields: Mapping[str, Any]) -> Any:
+    """The model ``name`` with ``fields``, and for what they leave open as the weights' model is.
+
+    Raises:
+      UserError: the weights are of another kind of model.
+    """
+    theirs = found.model
+    if isinstance(theirs, TwoTower) and not isinstance(wanted, TwoTower):
+        theirs = theirs.image_tower
+    if isinstance(wanted, TwoTower) and not isinstance(theirs, TwoTower):
+        return wanted
+    if type(theirs) is not type(wanted):
+        raise UserError(
+            f"{found.source} holds the weights of a {type(theirs).__name__}, and {name} is a {type(wanted).__name__}."
+        )
+    own = base.own_fields({"name": name, **fields})
+    return base.build(base.over(base.describe(theirs), own))
