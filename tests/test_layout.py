@@ -5,13 +5,15 @@ import functools
 import json
 import pathlib
 
+import vit_jax
+
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "vit_jax"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 TIERS = (
     ("types",), ("config",), ("sharding", "metrics"), ("data", "augment", "kernels"), ("layers",), ("models",),
     ("losses",), ("objectives",), ("optim",), ("checkpoint", "plots", "decoding"), ("evals", "convert"), ("train",),
-    ("predict", "benchmark", "explain"), ("export",), ("launch",), ("cli",), ("__main__",),
+    ("predict", "benchmark", "explain", "create"), ("export",), ("launch", "api"), ("cli",), ("__main__",),
 )  # fmt: skip
 """A module imports from its own package and from tiers to the left, never from a neighbour in its tier."""
 RANK = {unit: i for i, tier in enumerate(TIERS) for unit in tier}
@@ -51,9 +53,33 @@ def upward(importer: str, names: list[str]) -> list[str]:
     return wrong
 
 
+def for_checkers(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
 def test_imports_point_one_way():
-    wrong = {name(path): upward(name(path), imported(tree(path))) for path in MODULES}
+    wrong = {name(path): upward(name(path), imported(tree(path))) for path in MODULES if name(path) != "vit_jax"}
     assert {module: names for module, names in wrong.items() if names} == {}
+    package = tree(PACKAGE / "__init__.py")  # its public names: for type checkers, and imported when they are used
+    assert upward("vit_jax", imported(ast.Module([n for n in package.body if not for_checkers(n)], []))) == []
+
+
+def public(module: ast.Module) -> set[str]:
+    """Public names of the package that the module uses, ``vit_jax.train`` or ``from vit_jax import train``."""
+    found = {i.removeprefix("vit_jax.") for i in imported(module) if i.startswith("vit_jax.")}
+    for node in ast.walk(module):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ("vj", "vit_jax"):
+            found.add(node.attr)
+    return found & set(vit_jax.PUBLIC)
+
+
+def test_the_functions_of_the_package_are_for_those_above():
+    """The command line uses them as everybody does; below it a module names another one, of a tier to its left."""
+    below = [path for path in MODULES if name(path) != "vit_jax" and not name(path).startswith("vit_jax.cli")]
+    assert {name(path): public(tree(path)) for path in below if public(tree(path))} == {}
+    assert public(ast.parse("from vit_jax import train, config")) == {"train"}
+    assert public(ast.parse("import vit_jax as vj\nvj.train(1); vj.__version__")) == {"train"}
+    assert public(ast.parse("from vit_jax.train import loop\nfrom vit_jax.convert import load")) == set()
 
 
 def test_the_rule_itself():

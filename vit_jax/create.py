@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +23,7 @@ SIZE = 224
 
 
 def create(
-    name: str, pretrained: str | pathlib.Path | None, size: int | None, seed: int, fields: Mapping[str, Any]
+    name: str, pretrained: str | os.PathLike[str] | None, size: int | None, seed: int, fields: Mapping[str, Any]
 ) -> Pretrained:
     """See :func:`vit_jax.api.create`."""
     if size is not None and size < 1:
@@ -33,7 +33,7 @@ def create(
         params = initial(wanted, size or SIZE, seed)
         names = base.numbered((), base.classes(wanted))
         return Pretrained(wanted, params, Preprocess(size or SIZE), names, notes=("every parameter is new",))
-    with store.load(zoo.place_of(pretrained, name)) as found:
+    with store.load(zoo.place_of(os.fspath(pretrained), name)) as found:
         model = _like(found, name, wanted, fields)
         size = size or found.preprocess.size
         params, notes = fitted(found, model, initial(model, size, seed))

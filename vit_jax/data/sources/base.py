@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NotRequired, Protocol, TypedDict
+from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 
@@ -56,6 +56,7 @@ class Info:
         return len(self.class_names)
 
 
+@runtime_checkable
 class Source(Protocol):
     """Cheap to open, thread-safe, picklable; holds an index and never images."""
 
