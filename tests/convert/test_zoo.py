@@ -1,4 +1,4 @@
-"""Tags of published weights: every row is well-formed, its model exists, and its place is where the weights come from."""
+"""Tags of published weights: every row is whole, its model exists, and its place is where such weights come from."""
 
 import re
 
@@ -53,17 +53,17 @@ def test_the_name_of_the_place_is_that_of_the_model():
 
 
 @pytest.mark.parametrize(
-    ("tag", "parameters"),
+    ("tag", "millions"),
     [
-        ("vit_b16.augreg_in21k_ft_in1k", 86_567_656),  # timm: 86.57 M
-        ("vit_r26_s32.augreg_in21k_ft_in1k", 36_434_216),  # 36.43
-        ("mixer_b16.goog_in21k_ft_in1k", 59_880_472),  # 59.88
+        ("vit_b16.augreg_in21k_ft_in1k", 86.57),
+        ("vit_r26_s32.augreg_in21k_ft_in1k", 36.43),
+        ("mixer_b16.goog_in21k_ft_in1k", 59.88),
     ],
 )
-def test_the_model_has_the_published_number_of_parameters(tag, parameters):
+def test_the_model_has_the_published_number_of_parameters(tag, millions):
     row = zoo.tags()[tag]
     shapes = base.shapes(models.create(row.model, num_classes=1000), row.size)
-    assert sum(int(np.prod(s)) for s in shapes.values()) == parameters
+    assert round(sum(int(np.prod(s)) for s in shapes.values()) / 1e6, 2) == millions  # timm's results-imagenet.csv
 
 
 def test_find():

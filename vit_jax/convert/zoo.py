@@ -77,16 +77,16 @@ def place_of(name: str, model: str | None = None) -> str:
     Raises:
       UsageError: neither a tag nor a place, with the nearest tags.
     """
+    known = list(tags())
     if model is not None:
-        name_of = models.ALIASES.get(model, model)
-        name = short if (short := f"{name_of}.{name}") in tags() else name
+        prefix = f"{models.ALIASES.get(model, model)}."
+        name = prefix + name if prefix + name in tags() else name
+        known = [tag for tag in known if tag.startswith(prefix)]
     if name in tags():
         return tags()[name].place
-    if "://" in name or os.path.exists(os.path.expanduser(name)) or os.sep in name:
+    if "://" in name or os.sep in name or os.path.exists(os.path.expanduser(name)):
         return name
-    near = difflib.get_close_matches(name, tags(), n=3, cutoff=0.6)
-    if model is not None:
-        near = near or [row.tag for row in find(f"{models.ALIASES.get(model, model)}.*")][:8]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6) or (known[:3] if model is not None else [])
     if near:
         names = " or ".join(map(repr, near))
         raise UsageError(f"{name!r} is no file or folder here and no tag of published weights; did you mean {names}?")
