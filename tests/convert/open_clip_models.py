@@ -93,7 +93,7 @@ def save(open_clip, torch, config, folder):
     content = {"model_cfg": config, "preprocess_cfg": IMAGES}
     (folder / "open_clip_config.json").write_text(json.dumps(content))
     module = randomise(open_clip.create_model(f"local-dir:{folder}"), torch)
-    arrays = {name: np.ascontiguousarray(x.numpy()) for name, x in module.state_dict().items()}
+    arrays = {name: np.array(x.numpy(), order="C") for name, x in module.state_dict().items()}
     safetensors.numpy.save_file(arrays, folder / "open_clip_model.safetensors")
     return folder
 

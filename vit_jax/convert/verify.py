@@ -56,9 +56,13 @@ def photographs(preprocess: Preprocess) -> np.ndarray:
     square = [
         decode({"image": x, "label": 0, "name": "sample"}, canvas, "center")[0] for x in load_sample_images().images
     ]
-    box = center_box(canvas, preprocess.crop)
-    cut = [resample(jnp.asarray(x), box, preprocess.size, preprocess.interpolation) for x in square]
-    return np.asarray(Norm(preprocess.mean, preprocess.std)(jnp.stack(cut)))
+    box, norm = center_box(canvas, preprocess.crop), Norm(preprocess.mean, preprocess.std)
+
+    @jax.jit
+    def prepared(image: jax.Array) -> jax.Array:
+        return norm(resample(image, box, preprocess.size, preprocess.interpolation))
+
+    return np.stack([np.asarray(prepared(x)) for x in square])
 
 
 def inputs(preprocess: Preprocess) -> dict[str, np.ndarray]:
