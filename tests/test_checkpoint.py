@@ -287,7 +287,9 @@ def test_another_mesh_reads_the_same_bits(run):
     chex.assert_trees_all_equal(jax.device_get(found), jax.device_get(items(8)))
 
 
-def test_checksums_do_not_depend_on_the_layout_and_see_every_bit(rng):
+@pytest.mark.parametrize("small", [0, 2**20], ids=["on the devices", "on the host"])
+def test_checksums_do_not_depend_on_the_layout_and_see_every_bit(rng, monkeypatch, small):
+    monkeypatch.setattr(checkpoint, "SMALL", small)
     x = rng.normal(size=(16, 8)).astype(np.float32)
     mesh = make_mesh(MeshConfig(2, 2, 2))
     spread = jax.device_put(x, NamedSharding(mesh, P("fsdp", "tensor")))
@@ -297,6 +299,9 @@ def test_checksums_do_not_depend_on_the_layout_and_see_every_bit(rng):
         y = x.copy()
         y.view(np.uint32)[3, 3] ^= 1 << bit
         assert checkpoint.checksums({"a": jnp.asarray(y)}) != {"a": closed}
+    for dtype in ("bool", "bfloat16", "uint8"):
+        leaf = jnp.asarray(x > 0).astype(dtype)
+        assert checkpoint.checksums({"a": leaf}) == {"a": (0x3F80 if dtype == "bfloat16" else 1) * int((x > 0).sum())}
 
 
 def test_another_model_is_an_error(run):

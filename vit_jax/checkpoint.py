@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -46,10 +47,21 @@ def unflat(values: Mapping[str, Any], like: Any) -> Any:
     return jax.tree.unflatten(treedef, leaves)
 
 
+SMALL = 2**20
+"""Bytes of an array that is summed on the host: compiling a program for its shape would take longer."""
+
+
 @jax.jit
-def _checksum(x: jax.Array) -> jax.Array:
+def _device_sum(x: jax.Array) -> jax.Array:
     words = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}") if x.dtype != bool else x
     return jnp.sum(words.astype(jnp.uint32), dtype=jnp.uint32)
+
+
+def _checksum(x: jax.Array) -> int:
+    if x.nbytes > SMALL or not getattr(x, "is_fully_addressable", True):
+        return int(_device_sum(x))
+    words = np.ascontiguousarray(x).view(f"uint{8 * x.dtype.itemsize}")
+    return int(np.sum(words.astype(np.uint32), dtype=np.uint32))
 
 
 def checksums(tree: Any) -> dict[str, int]:
@@ -58,7 +70,7 @@ def checksums(tree: Any) -> dict[str, int]:
     An array at a time: XLA copies what it sums, and one program for all of them would copy the whole tree. Each is
     waited for: many small collectives in flight on more devices than cores can block each other for good.
     """
-    return {path: int(_checksum(leaf)) for path, leaf in flat(tree).items()}
+    return {path: _checksum(leaf) for path, leaf in flat(tree).items()}
 
 
 def sign(metric: str) -> float:

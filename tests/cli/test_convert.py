@@ -51,6 +51,15 @@ def test_verify_fails_on_a_difference(source, tmp_path, capsys, timm):
     assert "above" in capsys.readouterr().out
 
 
+def test_maps_that_are_such_already(source, tmp_path, capsys):
+    assert main(["convert", str(source), str(tmp_path / "run"), "--to", "vit_jax", "--linear", "dense"]) == 0
+    assert "its linear maps are such already" in capsys.readouterr().out
+    wrong = ["convert", str(source), str(tmp_path / "wrong"), "--to", "vit_jax", "--linear", "mlp_linear=monark(2)"]
+    assert main(wrong) == 2
+    assert "did you mean 'monarch'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_packing_by_one_command(run, tmp_path, capsys):
     """Dense to 2:4 with the levels of int8, which says what it costs; that to packed, which costs nothing; and back."""
     sparse, packed, dense = (tmp_path / name for name in ("sparse", "packed", "dense"))
