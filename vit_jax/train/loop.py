@@ -33,7 +33,7 @@ AHEAD = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Moment:
+class StepEvent:
     """What a hook sees after a step: ``step`` optimizer steps were taken and led to ``state``."""
 
     setup: Setup
@@ -42,7 +42,7 @@ class Moment:
     state: TrainState
 
 
-Hook = Callable[[Moment], Mapping[str, float] | None]
+Hook = Callable[[StepEvent], Mapping[str, float] | None]
 """Called after every step; what it returns is written to ``metrics.jsonl``. The state is donated to the next step."""
 
 
@@ -118,7 +118,7 @@ def _train(
             meter.push(step, metrics)
             bar.step()
             for hook in hooks:
-                if extra := hook(Moment(setup, path, step, state)):
+                if extra := hook(StepEvent(setup, path, step, state)):
                     writer.write(step, extra)
             due = {name: step % n == 0 or step == total for name, n in every.items()}
             due["checkpoint"] |= due["eval"] or bool(stopped)
