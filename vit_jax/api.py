@@ -204,7 +204,7 @@ def train(
       config: ``"FILE"`` or ``"FILE:ARG"``, as on the command line; or a ``ConfigDict`` or mapping, which may hold an
         object of one's own wherever a name is meant.
       workdir: folder of the run; created, or resumed.
-      hooks: called after every step with a :class:`vit_jax.train.loop.Moment`; what they return is logged.
+      hooks: called after every step with a :class:`vit_jax.train.loop.StepEvent`; what they return is logged.
       changes: keys with other values.
 
     Returns:

@@ -79,7 +79,7 @@ def resample(
 
 
 @dataclasses.dataclass(frozen=True)
-class Frame:
+class CropResize:
     """First operation of a policy: turns the square canvas into the output square.
 
     In training the canvas is the whole image, squashed; ``original``, the image's (height, width), undoes that.
@@ -104,7 +104,7 @@ class Frame:
 
 
 @dataclasses.dataclass(frozen=True)
-class InceptionCrop(Frame):
+class InceptionCrop(CropResize):
     """Random area and aspect ratio of the original image (Szegedy et al. 2015, section 6), resized to the output.
 
     The area is uniform in ``scale`` (fractions of the image), the ratio width/height log-uniform in ``ratio``; the
@@ -140,7 +140,7 @@ class InceptionCrop(Frame):
 
 
 @dataclasses.dataclass(frozen=True)
-class Resize(Frame):
+class Resize(CropResize):
     """The whole image, squashed to the output square."""
 
     def box(self, key: PRNGKey, original: jax.Array) -> Box:
@@ -148,7 +148,7 @@ class Resize(Frame):
 
 
 @dataclasses.dataclass(frozen=True)
-class CenterCrop(Frame):
+class CenterCrop(CropResize):
     """The centre square of the original image, its side ``crop`` times the short side.
 
     Attributes:
@@ -167,7 +167,7 @@ class CenterCrop(Frame):
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomCrop(Frame):
+class RandomCrop(CropResize):
     """Pads the canvas by ``padding`` pixels on every side and cuts a random window of the output size, unscaled.
 
     Attributes:

@@ -20,8 +20,8 @@ from vit_jax.augment.base import ImageOp, MixOp, unit
 from vit_jax.augment.color import ColorJitter, RandomErasing
 from vit_jax.augment.geometry import (
     CenterCrop,
+    CropResize,
     Flip,
-    Frame,
     InceptionCrop,
     Interpolation,
     RandomCrop,
@@ -89,8 +89,8 @@ class Augment:
 
     Attributes:
       size: side of the square the model sees, in pixels.
-      train: operations in order: at most one :class:`Frame` first (needed unless the canvas has the output size), then
-        image operations, then mixing.
+      train: operations in order: at most one :class:`CropResize` first (needed unless the canvas has the output size),
+        then image operations, then mixing.
       crop: evaluation takes this fraction of the canvas' side (the canvas is the image's centre square).
       norm: normalisation, one of :data:`NORMS`.
       interpolation: filter of every crop and resize.
@@ -106,7 +106,7 @@ class Augment:
         if self.size < 1:
             raise UserError(f"size={self.size} is no image side; write the number of pixels, e.g. 224.")
         check_crop(self.crop)
-        kinds = [0 if isinstance(op, Frame) else 2 if isinstance(op, MixOp) else 1 for op in self.train]
+        kinds = [0 if isinstance(op, CropResize) else 2 if isinstance(op, MixOp) else 1 for op in self.train]
         if kinds != sorted(kinds) or kinds.count(0) > 1:
             names = ", ".join(type(op).__name__ for op in self.train)
             raise UserError(
@@ -121,7 +121,7 @@ class Augment:
 
     def check(self, canvas: int) -> None:
         """Raises :class:`UserError` where the host's canvas (pixels) cannot become ``size`` in training."""
-        if canvas != self.size and not (self.train and isinstance(self.train[0], Frame)):
+        if canvas != self.size and not (self.train and isinstance(self.train[0], CropResize)):
             raise UserError(
                 f"the canvas has {canvas} px and the model takes {self.size} px, but no operation in train resizes;"
                 " put inception_crop, random_crop, center_crop or resize first, or set data.canvas to the size."
@@ -158,7 +158,7 @@ class Augment:
         key = jax.random.fold_in(key, index)
         for i, op in enumerate(self.train):
             op_key = jax.random.fold_in(key, i)
-            if isinstance(op, Frame):
+            if isinstance(op, CropResize):
                 image = op(op_key, image, original, self.size, self.interpolation)
             elif isinstance(op, ImageOp):
                 image = op(op_key, unit(image))
