@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.optim.health import Health, record
+from vit_jax.optim.health import GradStats, track_grad_stats
 
 
 def tree(rng):
@@ -16,7 +16,7 @@ def tree(rng):
 
 
 def test_norm_and_updates_pass_unchanged(rng):
-    grads, tx = tree(rng), record()
+    grads, tx = tree(rng), track_grad_stats()
     state = tx.init(grads)
     updates, after = jax.jit(tx.update)(grads, state)
     flat = np.concatenate([np.asarray(g, np.float64).ravel() for g in jax.tree.leaves(grads)])
@@ -31,11 +31,11 @@ def test_bad_leaves_are_told_apart(rng):
     for bad in (jnp.nan, jnp.inf, -jnp.inf):
         grads = tree(rng)
         grads["b"] = grads["b"].at[2].set(bad)
-        _, health = record().update(grads, Health(jnp.float32(0), jnp.ones(3, bool)))
-        assert health.grad_finite.tolist() == [True, False, True]
-        assert not np.isfinite(health.grad_norm)
+        _, stats = track_grad_stats().update(grads, GradStats(jnp.float32(0), jnp.ones(3, bool)))
+        assert stats.grad_finite.tolist() == [True, False, True]
+        assert not np.isfinite(stats.grad_norm)
 
 
 def test_zero_gradients():
-    _, health = record().update({"a": jnp.zeros(3)}, record().init({"a": jnp.zeros(3)}))
-    assert health.grad_norm == 0 and health.grad_finite.all()
+    _, stats = track_grad_stats().update({"a": jnp.zeros(3)}, track_grad_stats().init({"a": jnp.zeros(3)}))
+    assert stats.grad_norm == 0 and stats.grad_finite.all()

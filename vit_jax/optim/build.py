@@ -18,7 +18,7 @@ import optax
 
 from vit_jax.config import Choice, Duration
 from vit_jax.optim import masks, schedules
-from vit_jax.optim.health import record
+from vit_jax.optim.health import track_grad_stats
 from vit_jax.optim.optimizers import OPTIMIZERS, AdamW, positive, within
 from vit_jax.optim.sam import EPS, SAM, RelativeLr, norm
 from vit_jax.types import Params, UserError
@@ -116,7 +116,8 @@ def build(
     decay, mult, mask = decay_factors(cfg, params), lr_factors(cfg, params), trainable(cfg, params)
     if not all(jax.tree.leaves(mask)):
         decay, mult = masks.keep(mask, decay), masks.keep(mask, mult)
-    steps = [record()]  # before SAM: one bad leaf of the clean gradient makes every leaf of the perturbed one bad
+    # Before SAM: one bad leaf of the clean gradient makes every leaf of the perturbed one bad.
+    steps = [track_grad_stats()]
     if cfg.sam is not None:
         sam = cfg.sam.transform(_relative(lr, cfg.lr, total_steps))
         steps = [*steps, sam] if cfg.sam.m is None else [sam, *steps]  # with groups nobody computes the clean gradient

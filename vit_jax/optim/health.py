@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 
 
-class Health(NamedTuple):
-    """Optimizer state of :func:`record`.
+class GradStats(NamedTuple):
+    """Optimizer state of :func:`track_grad_stats`.
 
     Attributes:
       grad_norm: global norm of the last gradient, float32 scalar.
@@ -21,15 +21,15 @@ class Health(NamedTuple):
     grad_finite: jax.Array
 
 
-def record() -> optax.GradientTransformation:
-    """Passes the gradient on and keeps its :class:`Health`."""
+def track_grad_stats() -> optax.GradientTransformation:
+    """Passes the gradient on and keeps its :class:`GradStats`."""
 
-    def init(params: Any) -> Health:
-        return Health(jnp.zeros((), jnp.float32), jnp.ones(len(jax.tree.leaves(params)), bool))
+    def init(params: Any) -> GradStats:
+        return GradStats(jnp.zeros((), jnp.float32), jnp.ones(len(jax.tree.leaves(params)), bool))
 
-    def update(updates: Any, _: Health, params: Any = None) -> tuple[Any, Health]:
+    def update(updates: Any, _: GradStats, params: Any = None) -> tuple[Any, GradStats]:
         squares = [jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(updates)]
         finite = jnp.stack([jnp.isfinite(s) for s in squares])
-        return updates, Health(jnp.sqrt(sum(squares)), finite)
+        return updates, GradStats(jnp.sqrt(sum(squares)), finite)
 
     return optax.GradientTransformation(init, update)

@@ -19,7 +19,7 @@ from jax.experimental.pallas import tpu as pltpu
 from vit_jax.kernels import vmem
 from vit_jax.kernels.block_diagonal.tiling import Tiling, lay_out, take_back, tiling
 from vit_jax.kernels.products import dot
-from vit_jax.kernels.spread import everywhere
+from vit_jax.kernels.sharded import shard_rows
 from vit_jax.kernels.windows import LANES, merged
 
 UNROLLED = 64
@@ -84,7 +84,7 @@ def _product_fwd(x: Any, kernel: Any, bias: Any) -> tuple[jax.Array, Any]:
     plan = tiling(*kernel.shape)
     shift = jnp.zeros(kernel.shape[0] * kernel.shape[2]) if bias is None else bias.astype(jnp.float32)
     weight = lay_out(plan, kernel.astype(x.dtype))
-    (y,), _ = everywhere(functools.partial(_forward, plan), (x,), (weight, shift[None]))
+    (y,), _ = shard_rows(functools.partial(_forward, plan), (x,), (weight, shift[None]))
     return y, (x, kernel, None if bias is None else jnp.zeros((0,), bias.dtype))
 
 
@@ -92,7 +92,7 @@ def _product_bwd(saved: Any, g: jax.Array) -> tuple[Any, ...]:
     x, kernel, bias_type = saved
     plan, g = tiling(*kernel.shape), g.astype(x.dtype)
     weight = lay_out(plan, kernel.astype(x.dtype))
-    (dx,), (dweight,) = everywhere(functools.partial(_backward, plan), (x, g), (weight,))
+    (dx,), (dweight,) = shard_rows(functools.partial(_backward, plan), (x, g), (weight,))
     dbias = None if bias_type is None else jnp.sum(g, axis=0, dtype=jnp.float32).astype(bias_type.dtype)
     return dx, take_back(plan, dweight).astype(kernel.dtype), dbias
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from vit_jax.kernels import spread, vmem
+from vit_jax.kernels import sharded, vmem
 from vit_jax.kernels.windows import LANES
 from vit_jax.types import Array
 
@@ -73,7 +73,7 @@ def _vmem(x: jax.Array, kernel: jax.Array, rows: int) -> tuple[int, int, int]:
 
 
 def _tile(x: jax.Array, kernel: jax.Array, which: int) -> int:
-    return vmem.tile(ROWS, spread.rows(x), lambda rows: _vmem(x, kernel, rows)[which])
+    return vmem.tile(ROWS, sharded.rows(x), lambda rows: _vmem(x, kernel, rows)[which])
 
 
 @jax.custom_vjp
@@ -84,7 +84,7 @@ def _product(x: jax.Array, kernel: jax.Array, index: jax.Array, bias: jax.Array 
 def _product_fwd(x: Any, kernel: Any, index: Any, bias: Any) -> tuple[jax.Array, Any]:
     shift = jnp.zeros(kernel.shape[2]) if bias is None else bias.astype(jnp.float32)
     f = functools.partial(_blocks, "block_sparse_forward", False, _tile(x, kernel, 0))
-    (y,), _ = spread.everywhere(f, (x,), (by_output(index), kernel.astype(x.dtype), shift[None]))
+    (y,), _ = sharded.shard_rows(f, (x,), (by_output(index), kernel.astype(x.dtype), shift[None]))
     return y, (x, kernel, index, None if bias is None else jnp.zeros((0,), bias.dtype))
 
 
@@ -93,9 +93,9 @@ def _product_bwd(saved: Any, g: jax.Array) -> tuple[jax.Array | None, ...]:
     g, inputs = g.astype(x.dtype), x.shape[1]
     blocks = by_input(index, inputs // kernel.shape[1])
     f = functools.partial(_blocks, "block_sparse_input_gradient", True, _tile(x, kernel, 1))
-    (dx,), _ = spread.everywhere(f, (g,), (blocks, kernel.astype(x.dtype), jnp.zeros((1, inputs))))
+    (dx,), _ = sharded.shard_rows(f, (g,), (blocks, kernel.astype(x.dtype), jnp.zeros((1, inputs))))
     f = functools.partial(_outer, kernel.shape[1], _tile(x, kernel, 2))
-    _, dkernel = spread.everywhere(f, (x, g), (index,))
+    _, dkernel = sharded.shard_rows(f, (x, g), (index,))
     dbias = None if bias_type is None else jnp.sum(g, axis=0, dtype=jnp.float32).astype(bias_type.dtype)
     return dx, dkernel.astype(kernel.dtype), None, dbias
 

@@ -23,7 +23,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from vit_jax.kernels.monarch import xla
 from vit_jax.kernels.monarch.hopper import Plan, plan
 from vit_jax.kernels.monarch.layout import Sizes, blocked_bias, first
-from vit_jax.kernels.spread import everywhere
+from vit_jax.kernels.sharded import shard_rows
 
 
 def run(
@@ -74,7 +74,7 @@ def _product(sizes: Sizes, x: jax.Array, kernel_1: jax.Array, kernel_2: jax.Arra
 def _product_fwd(sizes: Sizes, x: Any, kernel_1: Any, kernel_2: Any, bias: Any) -> tuple[jax.Array, Any]:
     shift = jnp.zeros(sizes.outputs) if bias is None else bias.astype(jnp.float32)
     whole = kernel_1.astype(x.dtype), kernel_2.astype(x.dtype), shift
-    (y,), _ = everywhere(functools.partial(_forward, sizes), (x,), whole)
+    (y,), _ = shard_rows(functools.partial(_forward, sizes), (x,), whole)
     return y, (x, kernel_1, kernel_2, None if bias is None else jnp.zeros((0,), bias.dtype))
 
 
@@ -82,7 +82,7 @@ def _product_bwd(sizes: Sizes, saved: Any, g: jax.Array) -> tuple[Any, ...]:
     x, kernel_1, kernel_2, bias_type = saved
     g = g.astype(x.dtype)
     whole = kernel_1.astype(x.dtype), kernel_2.astype(x.dtype)
-    (dx,), _ = everywhere(functools.partial(_backward, sizes), (g,), whole)
+    (dx,), _ = shard_rows(functools.partial(_backward, sizes), (g,), whole)
     plain = functools.partial(xla.run, bias=None, input_parts=sizes.parts, blocked=True)
     d1, d2 = jax.vjp(functools.partial(plain, x), kernel_1, kernel_2)[1](g)
     dbias = None if bias_type is None else jnp.sum(g, axis=0, dtype=jnp.float32).astype(bias_type.dtype)

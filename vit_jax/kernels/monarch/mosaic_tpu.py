@@ -19,7 +19,7 @@ from vit_jax.kernels import vmem
 from vit_jax.kernels.monarch.layout import Sizes, blocked_bias
 from vit_jax.kernels.monarch.tiling import Tiling, exchange, lay_out, take_back, tiling
 from vit_jax.kernels.products import dot
-from vit_jax.kernels.spread import everywhere
+from vit_jax.kernels.sharded import shard_rows
 from vit_jax.kernels.windows import LANES, merged
 
 UNROLLED = 64
@@ -92,7 +92,7 @@ def _product_fwd(sizes: Sizes, x: Any, kernel_1: Any, kernel_2: Any, bias: Any) 
     plan = tiling(sizes)
     weights = lay_out(plan, kernel_1.astype(x.dtype), kernel_2.astype(x.dtype))
     shift = jnp.zeros(sizes.outputs) if bias is None else bias.astype(jnp.float32)
-    (y,), _ = everywhere(functools.partial(_forward, plan), (x,), (*weights, shift[None]))
+    (y,), _ = shard_rows(functools.partial(_forward, plan), (x,), (*weights, shift[None]))
     return y, (x, kernel_1, kernel_2, None if bias is None else jnp.zeros((0,), bias.dtype))
 
 
@@ -100,7 +100,7 @@ def _product_bwd(sizes: Sizes, saved: Any, g: jax.Array) -> tuple[Any, ...]:
     x, kernel_1, kernel_2, bias_type = saved
     plan, g = tiling(sizes), g.astype(x.dtype)
     weights = lay_out(plan, kernel_1.astype(x.dtype), kernel_2.astype(x.dtype))
-    (dx,), sums = everywhere(functools.partial(_backward, plan), (x, g), weights)
+    (dx,), sums = shard_rows(functools.partial(_backward, plan), (x, g), weights)
     d1, d2 = take_back(plan, *sums)
     dbias = None if bias_type is None else jnp.sum(g, axis=0, dtype=jnp.float32).astype(bias_type.dtype)
     return dx, d1.astype(kernel_1.dtype), d2.astype(kernel_2.dtype), dbias

@@ -25,7 +25,7 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from vit_jax.kernels import spread
+from vit_jax.kernels import sharded
 
 ROWS = 64
 """Rows of a program: what the matrix unit takes. With more the weights would be read and expanded again."""
@@ -90,8 +90,8 @@ def unwise(x: Any, values: Any, index: Any, bias: Any, scale: Any) -> str | None
         found = getattr(jax.devices()[0], "compute_capability", "9.0")
         if found != "9.0":
             return f"this GPU has compute capability {found}, the kernel is for 9.0"
-    if spread.rows(x) > ROWS:
-        return f"with {spread.rows(x)} rows, above {ROWS}, the weights would be expanded more than once"
+    if sharded.rows(x) > ROWS:
+        return f"with {sharded.rows(x)} rows, above {ROWS}, the weights would be expanded more than once"
     return "float32 values would be cast first" if values.dtype == jnp.float32 else None
 
 
@@ -104,7 +104,7 @@ def forward(
     pair = (ones if scale is None else scale, zeros if bias is None else bias)
     affine = jnp.stack([a.astype(jnp.float32) for a in pair])
     values = values if values.dtype == jnp.int8 else values.astype(x.dtype)
-    (y,), _ = spread.everywhere(_product, (jnp.reshape(x, (-1, x.shape[-1])),), (values, index, affine))
+    (y,), _ = sharded.shard_rows(_product, (jnp.reshape(x, (-1, x.shape[-1])),), (values, index, affine))
     return jnp.reshape(y, (*x.shape[:-1], out))
 
 

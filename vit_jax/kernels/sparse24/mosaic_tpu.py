@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from vit_jax.kernels import spread
+from vit_jax.kernels import sharded
 
 ROWS = 256
 """Rows of a block. Up to about as many the weights' bytes decide, beyond them the arithmetic (v5e: 240)."""
@@ -52,15 +52,15 @@ def refuses(x: Any, values: Any, index: Any, bias: Any, scale: Any) -> str | Non
         return f"x is {x.dtype}, not bfloat16 or float32"
     if values.dtype not in (jnp.bfloat16, jnp.float32, jnp.int8):
         return f"values are {values.dtype}, not bfloat16, float32 or int8"
-    if tiles(spread.rows(x), x.shape[-1], values.shape[-1]) is None:
+    if tiles(sharded.rows(x), x.shape[-1], values.shape[-1]) is None:
         return f"{x.shape[-1]} inputs are no multiple of 8, or above 4,096 none of 1,024"
     return None if x.size else "x has no rows"
 
 
 def unwise(x: Any, values: Any, index: Any, bias: Any, scale: Any) -> str | None:
     """Why unpacking first is faster."""
-    if spread.rows(x) > ROWS:
-        return f"with {spread.rows(x)} rows, above {ROWS}, arithmetic decides, of which packed weights save none"
+    if sharded.rows(x) > ROWS:
+        return f"with {sharded.rows(x)} rows, above {ROWS}, arithmetic decides, of which packed weights save none"
     return None
 
 
@@ -72,7 +72,7 @@ def forward(
     ones, zeros = jnp.ones(out, jnp.float32), jnp.zeros(out, jnp.float32)
     pair = (ones if scale is None else scale, zeros if bias is None else bias)
     affine = jnp.stack([a.astype(jnp.float32) for a in pair])
-    (y,), _ = spread.everywhere(_product, (jnp.reshape(x, (-1, x.shape[-1])),), (values, index, affine))
+    (y,), _ = sharded.shard_rows(_product, (jnp.reshape(x, (-1, x.shape[-1])),), (values, index, affine))
     return jnp.reshape(y, (*x.shape[:-1], out))
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from vit_jax.kernels import spread, vmem
+from vit_jax.kernels import sharded, vmem
 from vit_jax.kernels.products import dot
 from vit_jax.kernels.topk_mlp.dense import with_its_gradients
 from vit_jax.kernels.topk_mlp.gather import split_units
@@ -49,7 +49,7 @@ def refuses(h: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, k: int) 
     piece = PIECE[str(kernel.dtype)]
     if kernel.shape[0] % piece:
         return f"{kernel.shape[0]} {kernel.dtype} rows of the kernel are no multiple of {piece}"
-    tiles, tile, listed = _sizes(spread.rows(h), kernel, k)
+    tiles, tile, listed = _sizes(sharded.rows(h), kernel, k)
     if 4 * tiles * listed > LISTS:
         return f"lists of units for {tiles} tiles of tokens take more than {LISTS >> 10} KiB of scalar memory"
     width, size = kernel.shape[1], kernel.dtype.itemsize
@@ -64,7 +64,7 @@ def unwise(h: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, k: int) -
 
     Counted, not measured: single rows arrive at half the pace of the whole, if no two tokens share a unit.
     """
-    rows, units, piece = spread.rows(h), kernel.shape[0], PIECE[str(kernel.dtype)]
+    rows, units, piece = sharded.rows(h), kernel.shape[0], PIECE[str(kernel.dtype)]
     if parted := split_units():
         return parted
     if 2 * rows * k * piece > units:
@@ -83,7 +83,7 @@ def _sizes(rows: int, kernel: Any, k: int) -> tuple[int, int, int]:
 def _forward(h: jax.Array, kernel: jax.Array, bias: jax.Array | None, k: int) -> jax.Array:
     rows = jnp.reshape(h, (-1, h.shape[-1]))
     shift = jnp.zeros(kernel.shape[1]) if bias is None else bias.astype(jnp.float32)
-    (y,), _ = spread.everywhere(functools.partial(_product, k), (rows,), (kernel, shift[None]))
+    (y,), _ = sharded.shard_rows(functools.partial(_product, k), (rows,), (kernel, shift[None]))
     return jnp.reshape(y, (*h.shape[:-1], kernel.shape[1]))
 
 

@@ -1,4 +1,4 @@
-"""Each device its rows: jit does not divide a Pallas call."""
+"""Pallas calls divided among devices by rows, which ``jit`` does not do by itself."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from vit_jax import sharding
 
 
 def mesh() -> Any:
-    """The mesh whose devices have to be given their rows by hand; None where there is one device or it is done."""
+    """The mesh whose devices have to be given their rows by hand; None on one device, and inside ``shard_map``."""
     found = jax.sharding.get_abstract_mesh()
     return None if found.empty or found.size == 1 or found.manual_axes else found
 
 
 def rows(x: Any) -> int:
-    """Rows of a device: its share of all but the last axis of ``x``, rounded up. Array or shape."""
+    """Rows that each device gets: its share of all but the last axis of ``x``, rounded up. Array or shape."""
     return -(-math.prod(x.shape[:-1]) // _parts(mesh()))
 
 
-def everywhere(f: Callable[..., Any], split: tuple[jax.Array, ...], whole: tuple[Any, ...]) -> Any:
+def shard_rows(f: Callable[..., Any], split: tuple[jax.Array, ...], whole: tuple[Any, ...]) -> Any:
     """``f(*split, *whole) -> (arrays of rows, sums over the rows)`` with each device's rows on that device.
 
     Args:

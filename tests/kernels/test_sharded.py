@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from vit_jax import sharding
-from vit_jax.kernels.spread import everywhere, mesh, rows
+from vit_jax.kernels.sharded import mesh, rows, shard_rows
 
 
 def eight(replica=2, fsdp=2, tensor=2):
@@ -22,7 +22,7 @@ def program(x, w):
 def test_rows_are_divided_and_sums_added(rng, count):
     x, w = (rng.standard_normal(s).astype("float32") for s in ((count, 3), (3, 2)))
     with eight():
-        (y, local), (total,) = jax.jit(lambda x, w: everywhere(program, (x,), (w,)))(x, w)
+        (y, local), (total,) = jax.jit(lambda x, w: shard_rows(program, (x,), (w,)))(x, w)
     assert y.shape == (count, 2)
     np.testing.assert_allclose(y, x @ w, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(total, x.sum(0), rtol=1e-5, atol=1e-6)
@@ -31,7 +31,7 @@ def test_rows_are_divided_and_sums_added(rng, count):
 
 def test_one_device_runs_the_program_itself(rng):
     x, w = (rng.standard_normal(s).astype("float32") for s in ((5, 3), (3, 2)))
-    (y, local), _ = everywhere(program, (x,), (w,))
+    (y, local), _ = shard_rows(program, (x,), (w,))
     np.testing.assert_allclose(y, x @ w, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(local, 5)
 
@@ -43,7 +43,7 @@ def test_several_arrays_of_rows_and_trees(rng):
         return (), {"sum": x.T @ (g * tree["scale"][None])}
 
     with eight():
-        arrays, sums = jax.jit(lambda *a: everywhere(outer, a[:2], ({"scale": a[2]},)))(x, g, w)
+        arrays, sums = jax.jit(lambda *a: shard_rows(outer, a[:2], ({"scale": a[2]},)))(x, g, w)
     assert arrays == ()
     np.testing.assert_allclose(sums["sum"], x.T @ (g * w[None]), rtol=1e-5, atol=1e-6)
 
@@ -60,7 +60,7 @@ def test_where_the_rows_are_divided_already_nobody_divides_them_again(rng):
 
     def inner(x, w):
         assert mesh() is None and rows(x) == 2
-        return everywhere(program, (x,), (w,))[0]
+        return shard_rows(program, (x,), (w,))[0]
 
     with eight():
         here = jax.sharding.get_abstract_mesh()
