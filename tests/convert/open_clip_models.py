@@ -108,7 +108,7 @@ def changed(config, **towers):
 
 def alike(a, b):
     """Whether two models are equal but for the token that fills up, which they never see."""
-    a, b = (models.everywhere(m, pad_id=0) for m in (a, b))
+    a, b = (models.replace_in_towers(m, pad_id=0) for m in (a, b))
     return a == b
 
 

@@ -20,7 +20,7 @@ def create(pooling="shared", split=True, dtype="float32", **text):
     decoder = {"depth": 1, "heads": 2, "mlp_dim": 40, "split": split}
     sizes = {"embed_dim": 12, "queries": 5, "pool_heads": 3, "pooling": pooling}
     model = models.create("coca", image_tower=vit, text_tower=tower | text, decoder=decoder, **sizes)
-    return models.everywhere(model, dtype=dtype)
+    return models.replace_in_towers(model, dtype=dtype)
 
 
 def parameters(model):

@@ -69,7 +69,7 @@ def _row(name: str, label: str, fields: dict[str, Any], args: argparse.Namespace
     from vit_jax.train.state import abstract_params
 
     head = {"num_classes": args.num_classes} if name in models.IMAGES else {}
-    model = models.everywhere(models.create(name, **head), **fields)
+    model = models.replace_in_towers(models.create(name, **head), **fields)
     inputs = model.inputs(args.size)
     leaves = jax.tree.leaves(abstract_params(model, inputs))
     sizes = [math.prod(x.shape) for x in leaves]

@@ -105,7 +105,7 @@ def outputs(pretrained: Stored) -> Callable[..., Outputs]:
       float32[B,E], "logit": float32[B,B]}`` and of one with a decoder ``"caption logit": float32[B,L,V]``, which is 0
       at padding: what a causal decoder makes of padding is nobody's output, and projects differ in it.
     """
-    model = models.everywhere(pretrained.model, dtype="float32")
+    model = models.replace_in_towers(pretrained.model, dtype="float32")
     tree = pretrained.tree(jnp.asarray)
     apply = jax.jit(lambda params, *xs: _named(model.apply({"params": params}, *xs)))
 

@@ -11,7 +11,7 @@ import flax.linen as nn
 
 from vit_jax import config
 from vit_jax.models import coca, images, mixer, two_tower, vit
-from vit_jax.models.base import Features, ImageModel, cast_kernels, everywhere
+from vit_jax.models.base import Features, ImageModel, cast_kernels, replace_in_towers
 from vit_jax.models.coca import CoCa
 from vit_jax.models.images import IMAGE_MODELS, IMAGES
 from vit_jax.models.mixer import Mixer
@@ -22,8 +22,8 @@ from vit_jax.models.vit import ViT
 
 __all__ = [
     "ALIASES", "FAMILIES", "IMAGES", "MODELS", "NAMES", "CoCa", "Embedded", "Features", "ImageModel", "Mixer",
-    "MonarchMixer", "TextTransformer", "TwoTower", "ViT", "cast_kernels", "create", "everywhere", "mixer", "names",
-    "vit",
+    "MonarchMixer", "TextTransformer", "TwoTower", "ViT", "cast_kernels", "create", "mixer", "names",
+    "replace_in_towers", "vit",
 ]  # fmt: skip
 
 MODELS: dict[str, Callable[..., nn.Module]] = {

@@ -68,12 +68,12 @@ class ImageModel(nn.Module):
         return found, head(found.pooled)
 
 
-def everywhere(model: nn.Module, **fields: Any) -> nn.Module:
+def replace_in_towers(model: nn.Module, **fields: Any) -> nn.Module:
     """``model`` with ``fields`` set wherever it or a module among its fields has them: ``dtype="float32"``."""
     values: dict[str, Any] = {
         f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in ("parent", "name")
     }
-    inner: dict[str, Any] = {k: everywhere(v, **fields) for k, v in values.items() if isinstance(v, nn.Module)}
+    inner: dict[str, Any] = {k: replace_in_towers(v, **fields) for k, v in values.items() if isinstance(v, nn.Module)}
     changes: dict[str, Any] = inner | {k: v for k, v in fields.items() if k in values}
     return model.clone(**changes)
 
