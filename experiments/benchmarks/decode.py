@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="write the result there, - for the terminal")
     args = parser.parse_args()
 
-    model = models.everywhere(models.create(args.model), dtype=args.dtype)
+    model = models.replace_in_towers(models.create(args.model), dtype=args.dtype)
     decoder = config.parse(Annotated[Any, config.Choice(DECODERS)], args.decoder, "--decoder")
     image = jax.random.normal(jax.random.key(0), (args.batch, args.size, args.size, 3))
     text = jnp.zeros((1, model.text_tower.length), jnp.int32)

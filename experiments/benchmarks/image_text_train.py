@@ -38,7 +38,7 @@ def batch(rows: int, size: int, length: int) -> tuple[np.ndarray, np.ndarray]:
 
 def ours(name: str, image: np.ndarray, text: np.ndarray) -> Callable[[], Any]:
     """The train step with the objective and the optimizer of the configurations."""
-    model = models.everywhere(models.create(name), dtype="bfloat16")
+    model = models.replace_in_towers(models.create(name), dtype="bfloat16")
     objective = OBJECTIVES["coca" if isinstance(model, models.CoCa) else "contrast"]()
     inputs = {"image": image, "text": text, "mask": np.ones(len(text), bool)}
     shapes = model.inputs(image.shape[1])

@@ -128,8 +128,8 @@ def test_a_row_is_changed_field_by_field():
     assert (model.text_tower.depth, model.text_tower.width) == (3, 512)
     other = models.create("clip_vit_b32", image_tower="mixer_b16", text_tower={"width": 256, "heads": 4})
     assert isinstance(other.image_tower, models.Mixer) and other.text_tower.width == 256
-    everywhere = models.replace_in_towers(models.create("coca_vit_b32"), dtype="bfloat16", scan=True)
-    parts = (everywhere.image_tower, everywhere.text_tower, everywhere.decoder)
+    bf16 = models.replace_in_towers(models.create("coca_vit_b32"), dtype="bfloat16", scan=True)
+    parts = (bf16.image_tower, bf16.text_tower, bf16.decoder)
     assert all(p.dtype == "bfloat16" and p.scan for p in parts)
     assert models.create("ViT-B-32") == models.create("clip_vit_b32") and hash(model) == hash(model.clone())
 

@@ -19,7 +19,7 @@ from vit_jax.augment import NORMS, Augment
 from vit_jax.augment.geometry import Interpolation
 from vit_jax.convert.table import Rule
 from vit_jax.convert.tensors import Tensor, Tensors
-from vit_jax.data.decode import decode
+from vit_jax.data.image import decode
 from vit_jax.data.text import Encoder
 from vit_jax.layers.linear import Dense
 from vit_jax.layers.mlp import TOPK, TopK

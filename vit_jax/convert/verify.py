@@ -17,7 +17,7 @@ from vit_jax.augment.policy import Norm
 from vit_jax.convert import native
 from vit_jax.convert.base import Preprocess, Stored
 from vit_jax.convert.store import format_of
-from vit_jax.data.decode import decode
+from vit_jax.data.image import decode
 
 TOLERANCE = 2e-5
 """Largest difference allowed, relative to the largest value, or to 1 where that is smaller; float32."""

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from vit_jax.data.decode import Fit, decode
+from vit_jax.data.image import ResizeMode, decode
 from vit_jax.data.sources.base import Source, Unreadable, valid_captions
 from vit_jax.data.text import Encoder
 from vit_jax.types import UserError
@@ -35,7 +35,7 @@ class Reader:
 
     source: Source
     canvas: int
-    fit: Fit
+    fit: ResizeMode
     replace: bool
     on_error: OnError
 

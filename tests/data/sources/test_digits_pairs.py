@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from vit_jax.data.decode import decode
+from vit_jax.data.image import decode
 from vit_jax.data.sources import open_source
 from vit_jax.data.sources.digits_pairs import (
     EXAMPLES,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.data.helpers import encode, random_image, write_shard
-from vit_jax.data.decode import decode
+from vit_jax.data.image import decode
 from vit_jax.data.loader import train_batches
 from vit_jax.data.sources import open_source, write_tar
 from vit_jax.data.sources.base import Unreadable

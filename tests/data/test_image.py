@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.data.helpers import encode, random_image
-from vit_jax.data import decode as module
-from vit_jax.data.decode import decode
+from vit_jax.data import image as module
+from vit_jax.data.image import decode
 from vit_jax.data.sources.base import Unreadable
 
 BICUBIC = Image.Resampling.BICUBIC

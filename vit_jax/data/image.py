@@ -14,13 +14,13 @@ from vit_jax.data.sources.base import Record, Unreadable
 MAX_PIXELS = 2**26
 """An image with more pixels is refused from its header: 67 megapixels decode to 200 MB."""
 
-Fit = Literal["squash", "center"]
+ResizeMode = Literal["squash", "center"]
 
 _ORIENTATION = 0x0112
 _EXIF = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 
 
-def decode(record: Record, canvas: int, fit: Fit) -> tuple[np.ndarray, tuple[int, int]]:
+def decode(record: Record, canvas: int, fit: ResizeMode) -> tuple[np.ndarray, tuple[int, int]]:
     """The image of ``record`` on a square canvas.
 
     Args:
@@ -127,7 +127,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _fit(image: Image.Image, canvas: int, fit: Fit) -> Image.Image:
+def _fit(image: Image.Image, canvas: int, fit: ResizeMode) -> Image.Image:
     if image.size == (canvas, canvas):
         return image
     if fit == "squash":
