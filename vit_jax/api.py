@@ -26,7 +26,7 @@ from vit_jax.convert.verify import Difference
 from vit_jax.convert.verify import verify as compare
 from vit_jax.convert.zoo import PretrainedTag
 from vit_jax.create import create as create_model
-from vit_jax.decoding import DECODERS, Decoder
+from vit_jax.decoding import DECODERS, SearchStrategy
 from vit_jax.evals import Report
 from vit_jax.export import Exported
 from vit_jax.export import check as check_export
@@ -100,7 +100,7 @@ def predict(
     images: Images,
     *,
     texts: Sequence[str] | None = None,
-    captions: str | Decoder | None = None,
+    captions: str | SearchStrategy | None = None,
     top: int = 5,
     batch_size: int = BATCH,
 ) -> list[Row]:

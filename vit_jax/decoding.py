@@ -50,7 +50,7 @@ class Captions(NamedTuple):
     log_p: jax.Array
 
 
-class Decoder(abc.ABC):
+class SearchStrategy(abc.ABC):
     """A frozen dataclass in :data:`DECODERS`: how captions go on, and which of several is the best."""
 
     width: int = 1
@@ -78,7 +78,7 @@ class Decoder(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class Greedy(Decoder):
+class Greedy(SearchStrategy):
     """The most probable token, each time; of equal ones that of the lowest id."""
 
     def choose(self, log_p: jax.Array, found: Hypotheses, rows: jax.Array, at: jax.Array) -> Any:
@@ -86,7 +86,7 @@ class Greedy(Decoder):
 
 
 @dataclasses.dataclass(frozen=True)
-class Nucleus(Decoder):
+class Nucleus(SearchStrategy):
     """Draws from the smallest set of most probable tokens whose mass is at least ``p`` (Holtzman et al. 2020).
 
     arXiv:1904.09751, section 3.1. A draw depends on the seed, the image's name and the position only: not on the batch.
@@ -121,7 +121,7 @@ class Nucleus(Decoder):
 
 
 @dataclasses.dataclass(frozen=True)
-class Beam(Decoder):
+class Beam(SearchStrategy):
     """The ``width`` best hypotheses, ended ones among them, are kept each time; the best at the end is the caption.
 
     They are ranked by log-probability over ``((5 + n) / 6) ** length_penalty`` for n tokens, the end included (Wu et
@@ -185,7 +185,7 @@ def generate(
     end_id: int,
     pad_id: int,
     length: int,
-    decoder: Decoder,
+    decoder: SearchStrategy,
     rows: jax.Array | None = None,
 ) -> Captions:
     """Captions of prepared images: pure and traceable, one pass over the images and one over each token.
@@ -220,7 +220,7 @@ def generate(
 
 
 def _generate(
-    bound: CoCa, image: jax.Array, tokens: Tokens, length: int, decoder: Decoder, rows: jax.Array | None
+    bound: CoCa, image: jax.Array, tokens: Tokens, length: int, decoder: SearchStrategy, rows: jax.Array | None
 ) -> Captions:
     memory = bound.encode(image)[1]
     model, variables = bound.unbind()
@@ -243,7 +243,7 @@ def _generate(
     return search(read, tokens, length, decoder, rows)
 
 
-def search(read: Read, tokens: Tokens, length: int, decoder: Decoder, rows: jax.Array) -> Captions:
+def search(read: Read, tokens: Tokens, length: int, decoder: SearchStrategy, rows: jax.Array) -> Captions:
     """The loop over the tokens of B captions; it ends when all of them have.
 
     Args:
@@ -330,7 +330,7 @@ def _extend(found: Hypotheses, gain: jax.Array, token: jax.Array, at: Any, token
     )
 
 
-def _decided(found: Hypotheses, decoder: Decoder, length: int) -> jax.Array:
+def _decided(found: Hypotheses, decoder: SearchStrategy, length: int) -> jax.Array:
     """bool ``[B]``: the best has ended, and no other would be better if all it had yet to say were certain."""
     best = decoder.score(found.log_p, found.steps)[:, :1]
     hopeless = decoder.score(found.log_p, length - 1) <= best

@@ -24,7 +24,7 @@ from vit_jax.convert import Pretrained, native, store
 from vit_jax.convert.base import Image, read_image
 from vit_jax.data.sources.folder import IMAGE_SUFFIXES
 from vit_jax.data.text import Encoder
-from vit_jax.decoding import Decoder, generate, special_ids
+from vit_jax.decoding import SearchStrategy, generate, special_ids
 from vit_jax.losses import PROBABILITIES
 from vit_jax.models import TwoTower
 from vit_jax.train.config import TrainConfig
@@ -133,7 +133,7 @@ class Trained:
         """``{"path", "predictions": [{"text", "probability"}, ...]}`` of every image, see :meth:`rows`."""
         raise UserError("a classifier knows its own classes only; leave out --text, or take an image-text model.")
 
-    def captions(self, images: Sequence[Image], decoder: Decoder, *, batch_size: int = BATCH) -> Iterator[Row]:
+    def captions(self, images: Sequence[Image], decoder: SearchStrategy, *, batch_size: int = BATCH) -> Iterator[Row]:
         """``{"path", "caption", "log_p"}`` of every image, see :meth:`rows`."""
         raise UserError("a classifier writes no captions; leave out --captions, or take a CoCa such as coca_vit_b32.")
 
@@ -229,7 +229,7 @@ class ImageText(Trained):
 
         return self.rows(images, run, batch_size)
 
-    def captions(self, images: Sequence[Image], decoder: Decoder, *, batch_size: int = BATCH) -> Iterator[Row]:
+    def captions(self, images: Sequence[Image], decoder: SearchStrategy, *, batch_size: int = BATCH) -> Iterator[Row]:
         codec = self.codec
         ids = special_ids(codec.tokenizer)
 

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from vit_jax.config import Choice
-from vit_jax.decoding import DECODERS, Decoder, Greedy, generate, special_ids
+from vit_jax.decoding import DECODERS, Greedy, SearchStrategy, generate, special_ids
 from vit_jax.evals.base import DataInfo, Report
 from vit_jax.evals.caption_metrics import CAPTION_METRICS
 from vit_jax.evals.gather import concatenate, encoder_of, gather, replicated_like
@@ -74,7 +74,7 @@ class Caption:
 
 
 @functools.lru_cache(maxsize=4)
-def _writer(apply: Apply, decoder: Decoder, encoder: Any, replicated: NamedSharding | None) -> Any:
+def _writer(apply: Apply, decoder: SearchStrategy, encoder: Any, replicated: NamedSharding | None) -> Any:
     """Jitted (params, image, index) -> captions, on every host in full."""
 
     def run(params: Params, image: jax.Array, index: jax.Array) -> dict[str, jax.Array]:

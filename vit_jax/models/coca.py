@@ -24,7 +24,7 @@ from vit_jax.types import UserError
 POOLING = ("shared", "cascade", "parallel")
 
 
-class Decoder(nn.Module):
+class TextDecoder(nn.Module):
     """Causal blocks that also attend to the image, from the text tower's states to a state per next token.
 
     Attributes:
@@ -96,7 +96,7 @@ class CoCa(TwoTower):
     by attentional pooling.
 
     Attributes:
-      decoder: fields of :class:`Decoder`.
+      decoder: fields of :class:`TextDecoder`.
       queries: learned queries of the pooling.
       pool_heads: its attention heads.
       pooling: "shared", one pooling whose first query is the image's embedding and whose others are the decoder's
@@ -104,7 +104,7 @@ class CoCa(TwoTower):
         "parallel", both are pooled from the image tokens (figure 2).
     """
 
-    decoder: Decoder = Decoder()
+    decoder: TextDecoder = TextDecoder()
     queries: int = 256
     pool_heads: int = 8
     pooling: Literal["shared", "cascade", "parallel"] = "shared"
