@@ -14,7 +14,7 @@ from vit_jax import models
 from vit_jax.checkpoint import Checkpoints
 from vit_jax.convert import store
 from vit_jax.convert.text import to_meta
-from vit_jax.data.text import Encoder
+from vit_jax.data.text import TextCodec
 from vit_jax.data.tokenizer import open_tokenizer
 from vit_jax.decoding import Beam, Greedy, Nucleus
 from vit_jax.predict import ImageText, Predictor, expand, load
@@ -162,7 +162,7 @@ def test_no_checkpoint(tmp_path):
 # --- images and texts ---
 
 LENGTH = 12
-CODEC = Encoder(open_tokenizer("bytes"), LENGTH)
+CODEC = TextCodec(open_tokenizer("bytes"), LENGTH)
 TEXTS = ["a cat", "two dogs", "", "a very long sentence that is cut", "tree"]
 TOWERS = {
     "image_tower": {"name": "vit", **FIELDS, "num_classes": 0},

@@ -23,7 +23,7 @@ from vit_jax.config import parse
 from vit_jax.convert import Pretrained, native, store
 from vit_jax.convert.base import Image, read_image
 from vit_jax.data.sources.folder import IMAGE_SUFFIXES
-from vit_jax.data.text import Encoder
+from vit_jax.data.text import TextCodec
 from vit_jax.decoding import SearchStrategy, generate, special_ids
 from vit_jax.losses import PROBABILITIES
 from vit_jax.models import TwoTower
@@ -179,11 +179,11 @@ class ImageText(Trained):
       source: where it comes from (the checkpoint and its provenance), for the record.
     """
 
-    encoder: Encoder | None
+    encoder: TextCodec | None
     source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
-    def codec(self) -> Encoder:
+    def codec(self) -> TextCodec:
         """The encoder.
 
         Raises:

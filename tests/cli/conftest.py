@@ -16,7 +16,7 @@ from vit_jax import models
 from vit_jax.checkpoint import Checkpoints
 from vit_jax.cli import main
 from vit_jax.convert.text import to_meta
-from vit_jax.data.text import Encoder
+from vit_jax.data.text import TextCodec
 from vit_jax.data.tokenizer import open_tokenizer
 
 CONFIG = """
@@ -64,7 +64,7 @@ def coca(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """The workdir of a tiny CoCa of random parameters, for images of 8 x 8 and bytes."""
     root = tmp_path_factory.mktemp("coca")
     tower = {"width": 16, "depth": 1, "heads": 2, "mlp_dim": 32}
-    codec = Encoder(open_tokenizer("bytes"), 10)
+    codec = TextCodec(open_tokenizer("bytes"), 10)
     fields = {
         "image_tower": {"name": "vit", "patch": 4, "num_classes": 0, **tower},
         "text_tower": {"vocab_size": 259, "length": 10, "end_id": 2, "pool": "cls", **tower},

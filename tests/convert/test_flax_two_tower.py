@@ -17,7 +17,7 @@ from vit_jax.convert.flax_read import SIDECAR
 from vit_jax.convert.flax_tree import Layout
 from vit_jax.convert.flax_two_tower import ENDS, TOKENIZER, Towers, prefix_of
 from vit_jax.convert.tensors import Tensor, open_tensors
-from vit_jax.data.text import Encoder
+from vit_jax.data.text import TextCodec
 from vit_jax.data.tokenizer import Bytes
 from vit_jax.types import UserError
 
@@ -266,7 +266,7 @@ WRITTEN = {
 
 
 @pytest.mark.parametrize("case", WRITTEN)
-@pytest.mark.parametrize("encoder", [None, Encoder(Bytes(), LENGTH)])
+@pytest.mark.parametrize("encoder", [None, TextCodec(Bytes(), LENGTH)])
 def test_ours_come_back_bit_for_bit(tmp_path, case, encoder):
     to, model, noted = WRITTEN[case]
     if encoder is not None:

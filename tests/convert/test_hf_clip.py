@@ -12,7 +12,7 @@ from tests.convert.cases import rest_slow
 from vit_jax import models
 from vit_jax.convert import base, hf, hf_tokenizer, store, table
 from vit_jax.convert.tensors import Tensor, open_tensors, write_safetensors
-from vit_jax.data.text import Encoder
+from vit_jax.data.text import TextCodec
 from vit_jax.data.tokenizer import Bytes, Clip
 from vit_jax.layers.embed import resize_positions
 from vit_jax.types import UserError
@@ -47,7 +47,7 @@ FIELDS = {
         "bias": -10.0,
     },
 }
-CLIP = Encoder(Clip("a b\nab c</w>"), 9)
+CLIP = TextCodec(Clip("a b\nab c</w>"), 9)
 PREPROCESS = base.Preprocess(21, 0.75, "bicubic", (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
 
 
@@ -222,7 +222,7 @@ def test_what_is_written_computes_what_transformers_computes(kind):
 
 @pytest.mark.parametrize(
     ("kind", "encoder"),
-    [("clip", None), ("clip", CLIP), ("siglip", None), ("siglip", CLIP), ("siglip", Encoder(Bytes(), 9))],
+    [("clip", None), ("clip", CLIP), ("siglip", None), ("siglip", CLIP), ("siglip", TextCodec(Bytes(), 9))],
 )
 def test_ours_there_and_back(tmp_path, kind, encoder):
     pretrained = drawn(kind, encoder)
@@ -235,7 +235,7 @@ def test_ours_there_and_back(tmp_path, kind, encoder):
 
 def test_the_end_token_that_transformers_takes_for_another_is_refused():
     with pytest.raises(UserError, match="takes the end token 2 for 'the largest of a text'"):
-        hf.FORMAT.write(drawn("clip", Encoder(Bytes(), 9)))
+        hf.FORMAT.write(drawn("clip", TextCodec(Bytes(), 9)))
 
 
 def test_old_files_count_their_positions(peer):
@@ -309,9 +309,9 @@ def test_the_tokenizer_decides_what_ends_and_fills_up(peer):
     with open_tensors(folder / "model.safetensors") as tensors:
         theirs = in_memory(tensors)
     settings = json.loads((folder / "config.json").read_text())
-    own = hf_tokenizer.write(Encoder(Bytes(), 9), "siglip")[0]
+    own = hf_tokenizer.write(TextCodec(Bytes(), 9), "siglip")[0]
     found = hf.FORMAT.read(theirs, {"config.json": settings, **own})
-    assert found.encoder == Encoder(Bytes(), 9)
+    assert found.encoder == TextCodec(Bytes(), 9)
     assert (found.model["text_tower"]["end_id"], found.model["text_tower"]["pad_id"]) == (2, 0)
 
 

@@ -10,7 +10,7 @@ from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from vit_jax.convert import hf_tokenizer
 from vit_jax.convert.hf_tokenizer import FILE, OWN
-from vit_jax.data.text import Encoder
+from vit_jax.data.text import TextCodec
 from vit_jax.data.tokenizer import Bytes, Clip, open_tokenizer
 from vit_jax.data.tokenizer.clip import build_vocabulary
 
@@ -70,11 +70,11 @@ def test_what_is_written_comes_back_equal(tmp_path):
     for name, tokenizer in encoders(tmp_path).items():
         folder = tmp_path / name
         folder.mkdir()
-        files, _ = hf_tokenizer.write(Encoder(tokenizer, 11), "clip")
+        files, _ = hf_tokenizer.write(TextCodec(tokenizer, 11), "clip")
         for family in ("clip", "siglip"):
             again, notes = hf_tokenizer.read(stored(folder, files), family, 7, False)
-            assert again == Encoder(tokenizer, 11) and notes == [], name
-            np.testing.assert_array_equal(again(TEXTS), Encoder(tokenizer, 11)(TEXTS))
+            assert again == TextCodec(tokenizer, 11) and notes == [], name
+            np.testing.assert_array_equal(again(TEXTS), TextCodec(tokenizer, 11)(TEXTS))
 
 
 def test_nothing_is_written_of_nothing():
@@ -85,7 +85,7 @@ def test_nothing_is_written_of_nothing():
 
 
 def test_what_transformers_does_otherwise_is_said(tmp_path):
-    notes = {name: hf_tokenizer.write(Encoder(t, 9), "clip")[1] for name, t in encoders(tmp_path).items()}
+    notes = {name: hf_tokenizer.write(TextCodec(t, 9), "clip")[1] for name, t in encoders(tmp_path).items()}
     assert notes["clip"] == notes["json without start"] == notes["sentencepiece"] == []
     assert notes["bytes"] == ["transformers has no tokenizer like 'bytes': only vit_jax encodes texts for this model"]
     for name, how in (("clip, canonicalize", "canonicalize"), ("json", "lower")):
@@ -94,21 +94,21 @@ def test_what_transformers_does_otherwise_is_said(tmp_path):
     assert notes["sentencepiece with start"][1:] == ["texts begin with token 1 here, which transformers does not add"]
     (tmp_path / "bare.json").write_text(library(post=False))
     bare = open_tokenizer(f"json:{tmp_path}/bare.json")
-    assert hf_tokenizer.write(Encoder(bare, 9), "siglip")[1] == [
+    assert hf_tokenizer.write(TextCodec(bare, 9), "siglip")[1] == [
         "transformers adds no end token to texts with this tokenizer.json; append it there"
     ]
 
 
 def test_what_fills_up_matters_to_siglip(tmp_path):
     """Its features are the last token's."""
-    notes = {name: hf_tokenizer.write(Encoder(t, 9), "siglip")[1] for name, t in encoders(tmp_path).items()}
+    notes = {name: hf_tokenizer.write(TextCodec(t, 9), "siglip")[1] for name, t in encoders(tmp_path).items()}
     assert notes["clip"] == [
         "texts are filled up with token 0 here, which transformers' tokenizer does not do: pad there"
     ]
     assert not any("filled up" in note for name in notes if "clip" not in name for note in notes[name])
     (tmp_path / "given.json").write_text(library(("<bos>", "<eos>", "<pad>")).replace("<pad>", "plain"))
     plain = open_tokenizer(f"json:{tmp_path}/given.json?pad=a")
-    assert "filled up with token 4 here" in hf_tokenizer.write(Encoder(plain, 9), "siglip")[1][0]
+    assert "filled up with token 4 here" in hf_tokenizer.write(TextCodec(plain, 9), "siglip")[1][0]
 
 
 @pytest.mark.parametrize(
@@ -122,10 +122,10 @@ def test_transformers_makes_the_same_ids_of_what_is_written(transformers, tmp_pa
     tokenizer = open_tokenizer(f"json:{tmp_path}/given.json") if "json" in name else made[name]
     folder = tmp_path / "out"
     folder.mkdir()
-    stored(folder, hf_tokenizer.write(Encoder(tokenizer, 8), family)[0])
+    stored(folder, hf_tokenizer.write(TextCodec(tokenizer, 8), family)[0])
     (folder / "config.json").write_text(json.dumps({"model_type": family}))
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
-    ours = Encoder(tokenizer, 8)(TEXTS)
+    ours = TextCodec(tokenizer, 8)(TEXTS)
     found = theirs(TEXTS, padding="max_length", truncation=True)["input_ids"]
     for a, b in zip(ours, found, strict=True):
         end = list(a).index(tokenizer.end_id) + 1
@@ -138,10 +138,10 @@ def test_others_files_of_clip(tmp_path):
     vocabulary = build_vocabulary(MERGES)
     numbers = {**vocabulary, "<start>": len(vocabulary), "<end>": len(vocabulary) + 1}
     files = {"merges.txt": f"#version: 0.2\n{MERGES}\n".encode(), "vocab.json": numbers}
-    assert hf_tokenizer.read(stored(tmp_path, files), "clip", 7, False) == (Encoder(Clip(MERGES), 7), [])
+    assert hf_tokenizer.read(stored(tmp_path, files), "clip", 7, False) == (TextCodec(Clip(MERGES), 7), [])
     merges = [line.split() for line in MERGES.split("\n")]
     files = {"tokenizer.json": {"model": {"type": "BPE", "vocab": numbers, "merges": merges}}}
-    assert hf_tokenizer.read(stored(tmp_path, files), "clip", 7, False) == (Encoder(Clip(MERGES), 7), [])
+    assert hf_tokenizer.read(stored(tmp_path, files), "clip", 7, False) == (TextCodec(Clip(MERGES), 7), [])
 
 
 def test_a_tokenizer_of_another_kind_beside_clip(tmp_path):
@@ -170,5 +170,5 @@ def test_siglip_is_sentencepiece(tmp_path, name):
 
 
 def test_what_is_written_says_how_texts_are_cut():
-    files, _ = hf_tokenizer.write(Encoder(Bytes(), 5), "siglip")
+    files, _ = hf_tokenizer.write(TextCodec(Bytes(), 5), "siglip")
     assert files[FILE] == {OWN: {"kind": "bytes", "length": 5}, "model_max_length": 5}

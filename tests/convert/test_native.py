@@ -12,7 +12,7 @@ from vit_jax.cli import main
 from vit_jax.convert import base, native
 from vit_jax.convert.base import Preprocess, Stored
 from vit_jax.convert.tensors import Tensor
-from vit_jax.data.text import Encoder
+from vit_jax.data.text import TextCodec
 from vit_jax.data.tokenizer import open_tokenizer
 from vit_jax.train.config import TrainConfig
 
@@ -87,7 +87,7 @@ def test_images_and_texts(name, fields, objective, rng, tmp_path):
     model = models.create(name, **towers, **fields)
     shapes = base.shapes(model, 16)
     params = {p: Tensor.of(np.asarray(rng.normal(size=s), np.float32)) for p, s in shapes.items()}
-    there = Stored(model, params, PREPROCESS, resize="bicubic", encoder=Encoder(open_tokenizer("bytes"), 5))
+    there = Stored(model, params, PREPROCESS, resize="bicubic", encoder=TextCodec(open_tokenizer("bytes"), 5))
     native.save(there, tmp_path / "run")
     raw = json.loads((tmp_path / "run/config.json").read_text())
     assert raw["objective"] == objective and raw["data"]["text"] == {"tokenizer": "bytes", "length": 5}

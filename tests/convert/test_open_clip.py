@@ -14,7 +14,7 @@ from vit_jax.cli import main
 from vit_jax.convert import base, open_clip_write, store, verify
 from vit_jax.convert.base import Preprocess, Stored
 from vit_jax.convert.tensors import Tensor
-from vit_jax.data.text import Encoder
+from vit_jax.data.text import TextCodec
 from vit_jax.data.tokenizer import open_tokenizer
 from vit_jax.types import UsageError, UserError
 
@@ -92,7 +92,7 @@ def ours(name, rng, **fields):
     image |= fields.pop("image_tower", {})
     model = models.create(name, image_tower=image, text_tower=text, **{"embed_dim": 32} | fields)
     params = open_clip_models.random_tensors(base.shapes(model, 16))
-    encoder = Encoder(open_tokenizer("bytes"), 9)
+    encoder = TextCodec(open_tokenizer("bytes"), 9)
     preprocess = Preprocess(16, 1.0, "bicubic", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     return Stored(model, {p: Tensor.of(x) for p, x in params.items()}, preprocess, encoder=encoder)
 

@@ -6,7 +6,7 @@ import pytest
 
 from vit_jax.convert import hf_tokenizer
 from vit_jax.convert.open_clip_tokenizer import CLIP_SIZE, read, write
-from vit_jax.data.text import Encoder
+from vit_jax.data.text import TextCodec
 from vit_jax.data.tokenizer import open_tokenizer
 from vit_jax.data.tokenizer.clip import Clip
 from vit_jax.data.tokenizer.train import train
@@ -70,7 +70,7 @@ def test_files_beside(json_file, open_clip, transformers, tmp_path):
 
 
 def test_our_own(tmp_path):
-    for encoder in (Encoder(open_tokenizer("bytes"), 9), Encoder(Clip("t h\nth e</w>"), 9)):
+    for encoder in (TextCodec(open_tokenizer("bytes"), 9), TextCodec(Clip("t h\nth e</w>"), 9)):
         said, files, notes = write(encoder)
         about = {}
         for name, value in files.items():

@@ -15,7 +15,7 @@ from vit_jax import models
 from vit_jax.convert import base, store
 from vit_jax.convert.base import Preprocess, Stored
 from vit_jax.convert.tensors import Tensor
-from vit_jax.data.text import Encoder
+from vit_jax.data.text import TextCodec
 from vit_jax.data.tokenizer.clip import Clip
 from vit_jax.types import UsageError, UserError
 
@@ -84,7 +84,7 @@ def test_out_and_in_again(name, to, rng, tmp_path):
 
 def test_a_tokenizer_beside_the_weights(rng, tmp_path, monkeypatch):
     there = pretrained(models.create("two_tower", **PAIR), rng)
-    there = dataclasses.replace(there, encoder=Encoder(Clip("t h\nth e</w>"), 8))
+    there = dataclasses.replace(there, encoder=TextCodec(Clip("t h\nth e</w>"), 8))
     there = dataclasses.replace(
         there, model=there.model.clone(text_tower=there.model.text_tower.clone(vocab_size=516, end_id=515))
     )

@@ -7,13 +7,13 @@ import pytest
 
 from vit_jax import config, models
 from vit_jax.convert import text
-from vit_jax.data.text import Encoder, TextConfig
+from vit_jax.data.text import TextCodec, TextConfig
 from vit_jax.data.tokenizer import open_tokenizer
 from vit_jax.data.tokenizer.clip import Clip
 from vit_jax.types import UserError
 
-BYTES = Encoder(open_tokenizer("bytes"), 9)
-MERGED = Encoder(Clip("t h\nth e</w>"), 9)
+BYTES = TextCodec(open_tokenizer("bytes"), 9)
+MERGED = TextCodec(Clip("t h\nth e</w>"), 9)
 TOWER = models.TextTransformer(vocab_size=259, length=9, end_id=2, width=8, heads=1)
 
 

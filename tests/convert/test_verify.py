@@ -10,7 +10,7 @@ from vit_jax.augment.policy import Norm
 from vit_jax.convert import base, store, verify
 from vit_jax.convert.base import Preprocess, Stored
 from vit_jax.convert.tensors import Tensor
-from vit_jax.data.text import Encoder
+from vit_jax.data.text import TextCodec
 from vit_jax.data.tokenizer import open_tokenizer
 
 MODEL = models.create("vit", width=64, depth=2, heads=4, mlp_dim=96, patch=8, num_classes=5, activation="gelu_tanh")
@@ -80,7 +80,7 @@ def pair(rng):
         decoder={"depth": 1, "heads": 2, "mlp_dim": 40}, bias=0.5,
     )  # fmt: skip
     params = {p: Tensor.of(rng.normal(size=s, scale=0.3).astype(np.float32)) for p, s in base.shapes(model, 24).items()}
-    return Stored(model, params, PREPROCESS, encoder=Encoder(open_tokenizer("bytes"), 6))
+    return Stored(model, params, PREPROCESS, encoder=TextCodec(open_tokenizer("bytes"), 6))
 
 
 def test_the_texts(pair):

@@ -10,7 +10,7 @@ from vit_jax.data.loader import DataConfig, caption_draws, eval_batches, train_b
 from vit_jax.data.prompts import TEMPLATES
 from vit_jax.data.sources import open_source
 from vit_jax.data.sources.base import Subset
-from vit_jax.data.sources.captioned import Encoded
+from vit_jax.data.sources.captioned import WithTokenizer
 from vit_jax.data.sources.fake import Fake
 from vit_jax.data.text import TextConfig
 from vit_jax.types import UsageError, UserError
@@ -69,7 +69,7 @@ def test_draws_are_uniform_and_new_in_every_epoch():
 
 def test_an_image_gets_other_captions_in_other_epochs():
     small = open_source("mix:1*digits", holdout=0, templates=tuple(f"{k} {{}}" for k in range(9)))
-    few = Encoded(Subset(small, np.arange(40)), TEXT.encoder())
+    few = WithTokenizer(Subset(small, np.arange(40)), TEXT.encoder())
     seen = [set() for _ in range(40)]
     for batch in train(few, batch_size=40, steps=30, canvas=8):
         for index, row in zip(batch["index"], batch["text"], strict=True):
@@ -113,7 +113,7 @@ def test_bad_captions_are_skipped_alike_by_any_number_of_hosts():
 
     plain = Titled(300, 4, 2)
     plain.info = dataclasses.replace(plain.info, captions=2)
-    source, keys = Encoded(plain, TEXT.encoder()), KEYS | {"text"}
+    source, keys = WithTokenizer(plain, TEXT.encoder()), KEYS | {"text"}
     whole_batches = train(source, steps=75, on_error="skip")
     whole = list(whole_batches)
     assert whole_batches.skipped == 2 and whole_batches.truncated == 0

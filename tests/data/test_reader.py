@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from vit_jax.data.reader import Filled, Reader
-from vit_jax.data.sources.captioned import Encoded
+from vit_jax.data.sources.captioned import WithTokenizer
 from vit_jax.data.sources.fake import Fake
 from vit_jax.data.text import TextConfig
 from vit_jax.types import UserError
@@ -22,7 +22,7 @@ class Titled(Fake):
 
 
 def encoded(source, length=12, **options):
-    return Encoded(source, TextConfig(length=length).encoder(), **options)
+    return WithTokenizer(source, TextConfig(length=length).encoder(), **options)
 
 
 def read(source, rows, *, train=False, on_error="raise", draws=None):

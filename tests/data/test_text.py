@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vit_jax.config import parse
-from vit_jax.data.text import Encoder, TextConfig
+from vit_jax.data.text import TextCodec, TextConfig
 from vit_jax.data.tokenizer import open_tokenizer
 from vit_jax.data.tokenizer.byte import Bytes
 from vit_jax.types import UsageError, UserError
@@ -33,7 +33,7 @@ class Words:
 
 @given(texts=st.lists(st.text(max_size=12), max_size=5), length=st.integers(3, 20))
 def test_rows(texts, length):
-    encoder = Encoder(Bytes(), length)
+    encoder = TextCodec(Bytes(), length)
     rows = encoder(texts)
     assert rows.shape == (len(texts), length) and rows.dtype == np.int32
     cut = 0
@@ -48,7 +48,7 @@ def test_rows(texts, length):
 
 
 def test_without_start_the_row_has_room_for_one_more():
-    encoder = Encoder(Words(), 4)
+    encoder = TextCodec(Words(), 4)
     np.testing.assert_array_equal(
         encoder(["", "2", "234", "2345"]), [[1] * 4, [2, 1, 1, 1], [2, 3, 4, 1], [2, 3, 4, 1]]
     )
@@ -57,7 +57,7 @@ def test_without_start_the_row_has_room_for_one_more():
 
 @pytest.mark.parametrize("length", [3, 16, 77])
 def test_equals_open_clip(open_clip, length):
-    encoder = Encoder(open_tokenizer("clip"), length)
+    encoder = TextCodec(open_tokenizer("clip"), length)
     texts = ["", "a photo of a cat.", "the " * 90 + "end", "&lt;É&gt; it's 12!", "word " * 75, "word " * 14]
     np.testing.assert_array_equal(encoder(texts), open_clip.tokenize(texts, length).numpy())
 
@@ -68,14 +68,14 @@ def test_an_id_outside_the_vocabulary_is_a_sentence():
             return [5, 259]
 
     with pytest.raises(UserError, match=r"259.*damaged"):
-        Encoder(Damaged(), 8)(["x"])
+        TextCodec(Damaged(), 8)(["x"])
 
     class Negative(Bytes):
         def ids(self, text):
             return [-1, 5]
 
     with pytest.raises(UserError, match="damaged"):
-        Encoder(Negative(), 8)(["x"])
+        TextCodec(Negative(), 8)(["x"])
 
 
 def test_encoders_are_values():
@@ -88,7 +88,7 @@ def test_config():
     assert parse(TextConfig, {}) == TextConfig("bytes", 77, "random", None)
     assert parse(TextConfig, {"templates": "photo", "choose": "first"}).templates == "photo"
     encoder = parse(TextConfig, {"length": 5}).encoder()
-    assert encoder == Encoder(Bytes(), 5)
+    assert encoder == TextCodec(Bytes(), 5)
 
 
 @pytest.mark.parametrize(

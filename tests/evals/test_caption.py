@@ -10,7 +10,7 @@ import pytest
 
 from vit_jax import sharding
 from vit_jax.config import Choice, parse
-from vit_jax.data.text import Encoder
+from vit_jax.data.text import TextCodec
 from vit_jax.data.tokenizer import open_tokenizer
 from vit_jax.decoding import Beam, Captions, Greedy
 from vit_jax.evals import EVALUATORS, Caption, caption
@@ -18,7 +18,7 @@ from vit_jax.evals.caption_metrics import CAPTION_METRICS
 from vit_jax.types import UserError
 
 L = 24  # = 2 * 4 * 3 pixels
-CODEC = Encoder(open_tokenizer("bytes"), L)
+CODEC = TextCodec(open_tokenizer("bytes"), L)
 INFO = types.SimpleNamespace(num_classes=0, class_names=(), encoder=CODEC)
 WRITTEN = ["a red two", "a cat on a mat", "a cat", "seven", "a dog under a tree", "blue three", "a nine"]
 THEIRS = [

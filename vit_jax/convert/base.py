@@ -20,7 +20,7 @@ from vit_jax.augment.geometry import Interpolation
 from vit_jax.convert.table import Rule
 from vit_jax.convert.tensors import Tensor, Tensors
 from vit_jax.data.image import decode
-from vit_jax.data.text import Encoder
+from vit_jax.data.text import TextCodec
 from vit_jax.layers.linear import Dense
 from vit_jax.layers.mlp import TOPK, TopK
 from vit_jax.layers.specs import LINEARS, name_of
@@ -141,7 +141,7 @@ class Described(Generic[P]):
     notes: tuple[str, ...] = ()
     config: Mapping[str, Any] | None = None
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    encoder: Encoder | None = None
+    encoder: TextCodec | None = None
 
     def _others(self) -> dict[str, Any]:
         """Every field but ``params``."""
@@ -219,7 +219,7 @@ class Reading:
     notes: tuple[str, ...] = ()
     link: str = "softmax"
     resize: str | None = None
-    encoder: Encoder | None = None
+    encoder: TextCodec | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ from vit_jax.convert.flax_read import COMPUTES, PREFIXES, SIDECAR, Sidecar, cont
 from vit_jax.convert.flax_tree import MAP, Layout, pooling, renamed, same
 from vit_jax.convert.table import Rule, Transform, rule
 from vit_jax.convert.tensors import Tensor, Tensors
-from vit_jax.data.text import Encoder
+from vit_jax.data.text import TextCodec
 from vit_jax.layers.linear import Dense
 from vit_jax.models import TextTransformer, TwoTower
 from vit_jax.types import UserError
@@ -126,7 +126,7 @@ def _outputs(own: Tensors) -> int:
     return own[f"head/{MAP[0]}"].shape[-1] if f"head/{MAP[0]}" in own else 0
 
 
-def _assumed(fields: Mapping[str, Any], bias: bool, encoder: Encoder | None) -> dict[str, Any]:
+def _assumed(fields: Mapping[str, Any], bias: bool, encoder: TextCodec | None) -> dict[str, Any]:
     """The model with ``fields``, in the rest as both projects make them."""
     tokenizer = encoder and encoder.tokenizer
     ends = {"end_id": tokenizer.end_id, "pad_id": tokenizer.pad_id} if tokenizer else ENDS

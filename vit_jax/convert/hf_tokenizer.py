@@ -1,4 +1,4 @@
-"""The tokenizer files of transformers' image-text models <-> our :class:`Encoder`.
+"""The tokenizer files of transformers' image-text models <-> our :class:`TextCodec`.
 
 What the files leave open, as which token fills up or how texts are cleaned, is under our own key of
 ``tokenizer_config.json`` in what we write: it comes back equal. Of others' files it is taken from their settings and
@@ -14,7 +14,7 @@ from typing import Any
 
 from vit_jax.convert import text
 from vit_jax.convert.base import About
-from vit_jax.data.text import Encoder
+from vit_jax.data.text import TextCodec
 from vit_jax.data.tokenizer import from_state
 from vit_jax.data.tokenizer.base import pack, unpack
 from vit_jax.data.tokenizer.clip import build_vocabulary, read_merges
@@ -28,7 +28,7 @@ HOMES = {"clip": "merges.txt", "json": "tokenizer.json", "sentencepiece": "spiec
 MERGES_HEADER = "#version: 0.2\n"
 
 
-def read(about: About, family: str, length: int, gemma: bool) -> tuple[Encoder | None, list[str]]:
+def read(about: About, family: str, length: int, gemma: bool) -> tuple[TextCodec | None, list[str]]:
     """The encoder behind the files, None where there is none, and a phrase for each thing that is missing.
 
     Args:
@@ -49,12 +49,12 @@ def read(about: About, family: str, length: int, gemma: bool) -> tuple[Encoder |
     return None, why or ["no tokenizer lies beside the weights: texts have to come as tokens"]
 
 
-def _own(state: Mapping[str, Any], about: About) -> tuple[Encoder, list[str]]:
+def _own(state: Mapping[str, Any], about: About) -> tuple[TextCodec, list[str]]:
     home = HOMES.get(state["kind"])
     if home is None:
-        return Encoder(from_state(state), state["length"]), []
+        return TextCodec(from_state(state), state["length"]), []
     data = read_merges(about[home]).encode() if home == HOMES["clip"] else pathlib.Path(about[home]).read_bytes()
-    return Encoder(from_state({**state, "data": pack(data)}), state["length"]), []
+    return TextCodec(from_state({**state, "data": pack(data)}), state["length"]), []
 
 
 def _candidates(about: About, settings: Mapping[str, Any], family: str, gemma: bool) -> list[str]:
@@ -83,7 +83,7 @@ def _token(value: Any) -> str | None:
     return value.get("content") if isinstance(value, Mapping) else value
 
 
-def write(encoder: Encoder | None, family: str) -> tuple[dict[str, Any], list[str]]:
+def write(encoder: TextCodec | None, family: str) -> tuple[dict[str, Any], list[str]]:
     """The files, and a phrase for each thing that transformers does otherwise.
 
     Args:

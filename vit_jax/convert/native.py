@@ -17,7 +17,7 @@ from vit_jax.config import Choice, change, parse
 from vit_jax.convert.base import Described, Preprocess, Stored, classes, describe, leaves, numbered
 from vit_jax.convert.tensors import Tensors
 from vit_jax.convert.text import from_meta, section, to_meta
-from vit_jax.data.text import Encoder
+from vit_jax.data.text import TextCodec
 from vit_jax.objectives import OBJECTIVES
 from vit_jax.types import UserError
 
@@ -63,7 +63,7 @@ def load(path: pathlib.Path, changes: Mapping[str, Any] | None = None) -> Stored
     )
 
 
-def _fitted(model: Any, params: Tensors, names: tuple[str, ...], encoder: Encoder | None) -> Any:
+def _fitted(model: Any, params: Tensors, names: tuple[str, ...], encoder: TextCodec | None) -> Any:
     """The model of a configuration as it was fitted to its data: to their classes, or to their texts."""
     if isinstance(model, models.ImageModel):
         return model.clone(num_classes=len(names))

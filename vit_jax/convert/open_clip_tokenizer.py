@@ -8,7 +8,7 @@ from typing import Any
 
 from vit_jax.convert import hf_tokenizer, text
 from vit_jax.convert.base import About
-from vit_jax.data.text import Encoder
+from vit_jax.data.text import TextCodec
 from vit_jax.data.tokenizer import open_tokenizer
 from vit_jax.types import UserError
 
@@ -19,7 +19,7 @@ CLEANS = ("canonicalize", "lower", "whitespace")
 """What open_clip can do to texts, in its words and ours."""
 
 
-def read(about: About, said: Mapping[str, Any], length: int, vocab_size: int) -> tuple[Encoder | None, list[str]]:
+def read(about: About, said: Mapping[str, Any], length: int, vocab_size: int) -> tuple[TextCodec | None, list[str]]:
     """The encoder of a model, None and a note where there is none.
 
     Args:
@@ -50,7 +50,7 @@ def read(about: About, said: Mapping[str, Any], length: int, vocab_size: int) ->
 
 def _named(
     about: About, settings: Mapping[str, Any], name: str, said: Mapping[str, Any], length: int
-) -> tuple[Encoder | None, list[str]]:
+) -> tuple[TextCodec | None, list[str]]:
     if odd := next((key for key in ("strip_sep_token", "tokenizer_mode") if said.get(key)), None):
         return None, [f"texts have to come as tokens: {odd}={said[odd]!r} of its tokenizer is not known here"]
     clean = said.get("clean", "whitespace")
@@ -58,11 +58,11 @@ def _named(
         path = about["tokenizer.json"]
         ends = {**_ends(path), "pad": _token(settings.get("pad_token")), "clean": clean}
         options = "&".join(f"{key}={token}" for key, token in ends.items() if token is not None)
-        return Encoder(open_tokenizer(f"json:{path}?{options}"), length), []
+        return TextCodec(open_tokenizer(f"json:{path}?{options}"), length), []
     for file in PIECES:
         if file in about:
             pad = "&pad=<pad>" if _token(settings.get("pad_token")) == "<pad>" else ""
-            return Encoder(open_tokenizer(f"sentencepiece:{about[file]}?clean={clean}{pad}"), length), []
+            return TextCodec(open_tokenizer(f"sentencepiece:{about[file]}?clean={clean}{pad}"), length), []
     return None, [f"texts have to come as tokens: the tokenizer.json of {name!r} is not beside the weights"]
 
 
@@ -85,7 +85,7 @@ def _token(value: Any) -> str | None:
     return value.get("content") if isinstance(value, Mapping) else value
 
 
-def write(encoder: Encoder | None, pool: str = "end") -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+def write(encoder: TextCodec | None, pool: str = "end") -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     """What ``text_cfg`` says of the tokenizer, the files beside the weights, and what open_clip does otherwise.
 
     Args:

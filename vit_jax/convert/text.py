@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vit_jax.data.text import Encoder
+from vit_jax.data.text import TextCodec
 from vit_jax.data.tokenizer import from_state, open_tokenizer
 from vit_jax.types import UserError
 
@@ -13,12 +13,12 @@ NAMED = ("bytes", "clip")
 """Tokenizers that a word names; others are files."""
 
 
-def to_meta(encoder: Encoder) -> dict[str, Any]:
+def to_meta(encoder: TextCodec) -> dict[str, Any]:
     """What a checkpoint's metadata keep under "tokenizer": JSON-able and complete, see :func:`from_meta`."""
     return {"state": encoder.tokenizer.state(), "length": encoder.length}
 
 
-def from_meta(kept: Mapping[str, Any] | None) -> Encoder | None:
+def from_meta(kept: Mapping[str, Any] | None) -> TextCodec | None:
     """The encoder that a checkpoint kept, None where it kept none.
 
     Raises:
@@ -27,12 +27,12 @@ def from_meta(kept: Mapping[str, Any] | None) -> Encoder | None:
     if kept is None:
         return None
     try:
-        return Encoder(from_state(kept["state"]), int(kept["length"]))
+        return TextCodec(from_state(kept["state"]), int(kept["length"]))
     except (KeyError, TypeError, ValueError) as e:
         raise UserError(f"the checkpoint's tokenizer is damaged ({e!r}); take another checkpoint.") from e
 
 
-def section(encoder: Encoder) -> dict[str, Any]:
+def section(encoder: TextCodec) -> dict[str, Any]:
     """As ``data.text`` of a configuration; one that no word names is the checkpoint's own, kept in its metadata."""
     state = encoder.tokenizer.state()
     spec = state["kind"] if state["kind"] in NAMED else f"{state['kind']}:"
@@ -41,7 +41,7 @@ def section(encoder: Encoder) -> dict[str, Any]:
     return {"tokenizer": spec, "length": encoder.length}
 
 
-def find(spec: str, length: int) -> tuple[Encoder | None, list[str]]:
+def find(spec: str, length: int) -> tuple[TextCodec | None, list[str]]:
     """The tokenizer ``spec`` for texts of ``length`` tokens; where it is not on this machine None and a note.
 
     Args:
@@ -49,12 +49,12 @@ def find(spec: str, length: int) -> tuple[Encoder | None, list[str]]:
       length: tokens of a text, start and end included.
     """
     try:
-        return Encoder(open_tokenizer(spec), length), []
+        return TextCodec(open_tokenizer(spec), length), []
     except UserError as e:
         return None, [f"its texts cannot be encoded, as the tokenizer {spec!r} is not there ({e})"]
 
 
-def check_fits(encoder: Encoder, tower: Any, source: str) -> None:
+def check_fits(encoder: TextCodec, tower: Any, source: str) -> None:
     """Raises :class:`UserError` where the tokenizer is not the one of the text tower."""
     t = encoder.tokenizer
     if encoder.length > tower.length:
@@ -74,7 +74,7 @@ def check_fits(encoder: Encoder, tower: Any, source: str) -> None:
         )
 
 
-def check_same(there: Encoder | None, here: Encoder | None, source: str) -> None:
+def check_same(there: TextCodec | None, here: TextCodec | None, source: str) -> None:
     """Raises :class:`UserError` where texts would be encoded otherwise than they were for the weights of ``source``.
 
     Args:

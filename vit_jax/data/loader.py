@@ -23,7 +23,7 @@ from vit_jax.data.prompts import read_templates
 from vit_jax.data.reader import MAX_SKIPPED, OnError, Reader
 from vit_jax.data.sources import Source, open_source
 from vit_jax.data.sources.base import align
-from vit_jax.data.sources.captioned import Encoded
+from vit_jax.data.sources.captioned import WithTokenizer
 from vit_jax.data.text import TextConfig
 from vit_jax.types import UserError
 
@@ -92,7 +92,7 @@ class DataConfig:
                 f"{path!r} has images without captions; set data.text.templates, such as 'photo', to make captions of "
                 "class names, or take data that has them, such as 'csv:', 'jsonl:' or 'digits_pairs'."
             )
-        return Encoded(source, text.encoder(), first=use == "train" and text.choose == "first")
+        return WithTokenizer(source, text.encoder(), first=use == "train" and text.choose == "first")
 
 
 def positions(step: int, *, batch_size: int, process_index: int = 0, process_count: int = 1) -> np.ndarray:

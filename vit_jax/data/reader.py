@@ -9,7 +9,7 @@ import numpy as np
 
 from vit_jax.data.image import ResizeMode, decode
 from vit_jax.data.sources.base import Source, Unreadable, valid_captions
-from vit_jax.data.text import Encoder
+from vit_jax.data.text import TextCodec
 from vit_jax.types import UserError
 
 OnError = Literal["raise", "skip"]
@@ -98,7 +98,7 @@ class Reader:
         return sum(_write(info.encoder, *pair) for pair in zip(captions, batch["text"][row], strict=False))
 
 
-def _write(encoder: Encoder, caption: str, row: np.ndarray) -> bool:
+def _write(encoder: TextCodec, caption: str, row: np.ndarray) -> bool:
     """Writes a caption over padding int32[L]; True if it did not fit."""
     ids, cut = encoder.row(caption)
     row[: len(ids)] = ids

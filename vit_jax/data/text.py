@@ -14,7 +14,7 @@ from vit_jax.types import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Encoder:
+class TextCodec:
     """A text codec: start + content + end, cut so that the end token is kept, filled up with ``pad_id``.
 
     Attributes:
@@ -85,6 +85,6 @@ class TextConfig:
         if self.templates is not None:
             read_templates(self.templates)
 
-    def encoder(self) -> Encoder:
+    def encoder(self) -> TextCodec:
         """Opens the tokenizer."""
-        return Encoder(open_tokenizer(self.tokenizer), self.length)
+        return TextCodec(open_tokenizer(self.tokenizer), self.length)

@@ -62,7 +62,7 @@ def concatenate(parts: Iterable[dict[str, np.ndarray]], what: str = "evaluate") 
 
 
 def encoder_of(info: DataInfo, who: str) -> Any:
-    """The run's text codec (``vit_jax.data.text.Encoder``).
+    """The run's text codec (``vit_jax.data.text.TextCodec``).
 
     Raises:
       UserError: the run has no texts.

@@ -6,7 +6,7 @@ import pytest
 from vit_jax.data.prompts import TEMPLATES
 from vit_jax.data.sources import open_source
 from vit_jax.data.sources.base import align
-from vit_jax.data.sources.captioned import Captioned, Encoded
+from vit_jax.data.sources.captioned import Captioned, WithTokenizer
 from vit_jax.data.sources.fake import Fake
 from vit_jax.data.text import TextConfig
 
@@ -39,11 +39,11 @@ def test_sources_with_captions_keep_them():
 def test_encoded():
     plain = Captioned(Fake(6, 4, 3), ("a {}", "the {}"))
     encoder = TextConfig(length=9).encoder()
-    source = Encoded(plain, encoder)
+    source = WithTokenizer(plain, encoder)
     assert source.info == dataclasses.replace(plain.info, encoder=encoder) and len(source) == 6
     assert source[4]["captions"] == ("a 1", "the 1")
-    first = Encoded(plain, encoder, first=True)
+    first = WithTokenizer(plain, encoder, first=True)
     assert first[4]["captions"] == ("a 1",) and first.info.captions == 1
-    assert Encoded(Fake(6, 4, 3), encoder, first=True)[0]["captions"] == ()
+    assert WithTokenizer(Fake(6, 4, 3), encoder, first=True)[0]["captions"] == ()
     with pytest.raises(IndexError):
         first[6]

@@ -12,7 +12,7 @@ from vit_jax.data.image import decode
 from vit_jax.data.loader import train_batches
 from vit_jax.data.sources import open_source, write_tar
 from vit_jax.data.sources.base import Unreadable
-from vit_jax.data.sources.captioned import Encoded
+from vit_jax.data.sources.captioned import WithTokenizer
 from vit_jax.data.sources.fake import Fake
 from vit_jax.data.text import TextConfig
 from vit_jax.types import UserError
@@ -159,7 +159,7 @@ def test_more_hosts_than_shards(tmp_path, rng):
         files |= {f"{i:02d}.png": encode(random_image(rng, 4, 4), "PNG"), f"{i:02d}.txt": b"a\nb\nc %d" % i}
     for half in range(2):
         write_shard(tmp_path / f"{half}.tar", dict(list(files.items())[20 * half : 20 * half + 20]))
-    source = Encoded(open_source(f"tar:{tmp_path}", holdout=0), TextConfig(length=9).encoder())
+    source = WithTokenizer(open_source(f"tar:{tmp_path}", holdout=0), TextConfig(length=9).encoder())
     options = {"batch_size": 16, "seed": 3, "canvas": 4, "steps": 3}
     parts = [train_batches(source, process_index=p, process_count=8, **options) for p in range(8)]
     for whole, *shares in zip(train_batches(source, **options), *parts, strict=True):
@@ -225,6 +225,8 @@ def test_write_tar_of_the_embedded_pairs(tmp_path):
     packed = open_source(f"tar:{tmp_path}", holdout=0)
     assert packed.info == source.info
     encoder = TextConfig(length=52).encoder()
-    batches = [train_batches(Encoded(s, encoder), batch_size=50, seed=1, steps=2, canvas=16) for s in (source, packed)]
+    batches = [
+        train_batches(WithTokenizer(s, encoder), batch_size=50, seed=1, steps=2, canvas=16) for s in (source, packed)
+    ]
     for one, other in zip(*batches, strict=True):
         assert one.keys() == other.keys() and all(np.array_equal(one[k], other[k]) for k in one)

@@ -10,7 +10,7 @@ import numpy as np
 
 from vit_jax.config import suggest
 from vit_jax.data.permute import hash64, make_key
-from vit_jax.data.text import Encoder
+from vit_jax.data.text import TextCodec
 from vit_jax.types import UserError
 
 MAX_CLASSES = 2**20
@@ -49,7 +49,7 @@ class Info:
     num_examples: int
     notes: tuple[str, ...] = ()
     captions: int = 0
-    encoder: Encoder | None = None
+    encoder: TextCodec | None = None
 
     @property
     def num_classes(self) -> int:

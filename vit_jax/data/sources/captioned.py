@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from vit_jax.data.prompts import ensemble
 from vit_jax.data.sources.base import Record, Source
-from vit_jax.data.text import Encoder
+from vit_jax.data.text import TextCodec
 
 
 class Captioned:
@@ -26,13 +26,13 @@ class Captioned:
         return {**record, "captions": self.captions[record["label"]]}
 
 
-class Encoded:
+class WithTokenizer:
     """A source whose captions are wanted as tokens: the same examples, with ``info.encoder``.
 
     ``first`` keeps an image's first caption only.
     """
 
-    def __init__(self, source: Source, encoder: Encoder, *, first: bool = False):
+    def __init__(self, source: Source, encoder: TextCodec, *, first: bool = False):
         self.source, self.first = source, first
         captions = min(source.info.captions, 1) if first else source.info.captions
         self.info = dataclasses.replace(source.info, encoder=encoder, captions=captions)
