@@ -132,7 +132,7 @@ def test_a_cache_gives_what_causal_attention_gives(rng, parts):
         variables, found, start = {"params": params}, [], 0
         for n in parts:
             piece, start = x[:, start : start + n], start + n
-            cache = A.Cache(jnp.int32(start - n), 8)
+            cache = A.KVCache(jnp.int32(start - n), 8)
             out, kept = module.apply(variables, piece, context=given, cache=cache, mutable=["cache", "memory"])
             variables = {"params": params, **kept}
             found.append(out)

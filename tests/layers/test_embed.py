@@ -12,7 +12,7 @@ import scipy.ndimage
 from vit_jax.layers.embed import (
     RESIZES,
     PatchEmbed,
-    Positions,
+    PositionEmbedding,
     TokenEmbed,
     resize_matrix,
     resize_patches,
@@ -41,14 +41,14 @@ def test_an_indivisible_image_is_a_sentence_at_trace_time(size):
 
 def test_positions_add_and_refuse_another_length(rng):
     x = jnp.asarray(rng.standard_normal((2, 5, 4)), jnp.bfloat16)
-    boxed = Positions().init(jax.random.key(0), x)
+    boxed = PositionEmbedding().init(jax.random.key(0), x)
     assert boxed["params"]["embedding"].names == (None, "tokens", "embed")
     table = jnp.asarray(rng.standard_normal((1, 5, 4)), jnp.bfloat16)
-    got = Positions().apply({"params": {"embedding": table.astype(jnp.float32)}}, x)
+    got = PositionEmbedding().apply({"params": {"embedding": table.astype(jnp.float32)}}, x)
     np.testing.assert_array_equal(got, x + jnp.broadcast_to(table, x.shape))
     for params in (boxed, nn.meta.unbox(boxed)):
         with pytest.raises(UserError, match="for 5 tokens but the image gives 3; keep the image size"):
-            Positions().apply(params, x[:, :3])
+            PositionEmbedding().apply(params, x[:, :3])
 
 
 def test_sincos_is_separable_and_needs_a_multiple_of_four():
@@ -170,11 +170,11 @@ def test_tokens_are_rows_of_the_table_and_positions_start_anywhere(rng):
 
     rows = jnp.asarray(rng.standard_normal((1, 5, 4)), jnp.float32)
     x = jnp.zeros((2, 3, 4))
-    add = jax.jit(lambda start: Positions(length=5).apply({"params": {"embedding": rows}}, x, start))
+    add = jax.jit(lambda start: PositionEmbedding(length=5).apply({"params": {"embedding": rows}}, x, start))
     for start in (0, 2):
         np.testing.assert_array_equal(add(start)[1], rows[0, start : start + 3])
     with pytest.raises(UserError, match="a text of 6 tokens is longer than the 5 positions"):
-        Positions(length=5).apply({"params": {"embedding": rows}}, jnp.zeros((1, 6, 4)))
+        PositionEmbedding(length=5).apply({"params": {"embedding": rows}}, jnp.zeros((1, 6, 4)))
 
 
 def test_patches_without_a_bias(rng):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax.layers.block import Residual
+from vit_jax.layers.block import ResidualBlock
 from vit_jax.models import create
 from vit_jax.objectives import Classify, Distill, Teacher
 from vit_jax.objectives.distill import with_blocks
@@ -217,7 +217,7 @@ def test_blocks_are_heard_without_changing_what_is_computed(model, rng):
     params = nn.unbox(model.init(jax.random.key(0), image)["params"])
     run = lambda p, *x, **o: model.apply({"params": p}, *x, **o)  # noqa: E731
     logits, heard = with_blocks(run, 2, params, image, train=False)
-    is_block = lambda module, name: isinstance(module, Residual) and name == "__call__"  # noqa: E731
+    is_block = lambda module, name: isinstance(module, ResidualBlock) and name == "__call__"  # noqa: E731
     want, state = model.apply({"params": params}, image, capture_intermediates=is_block, mutable=["intermediates"])
     np.testing.assert_allclose(logits, want, atol=1e-6)
     assert len(heard) == 2

@@ -104,7 +104,7 @@ IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {"xla": attention_xla}
 """``(q, k, v, mask of rank 4 or None) -> out``."""
 
 
-class Cache(NamedTuple):
+class KVCache(NamedTuple):
     """Decoding step by step: keys and values are kept in two collections, made by the first call.
 
     Those of the tokens are in ``"cache"`` and grow, those of a context are in ``"memory"`` and stay. There may be W
@@ -153,7 +153,7 @@ class MultiHeadAttention(nn.Module):
         *,
         context: jax.Array | None = None,
         mask: jax.Array | None = None,
-        cache: Cache | None = None,
+        cache: KVCache | None = None,
     ) -> jax.Array:
         """``x [B, N, D]``, ``context [B, M, C]`` or None, ``mask`` as in :func:`attention` -> ``[B, N, D]``.
 
@@ -193,7 +193,7 @@ class MultiHeadAttention(nn.Module):
         _, blocks = self.qkv_linear.blocked(width)
         return 1 if width // self.heads % blocks else blocks
 
-    def _kept(self, name: str, new: jax.Array, cache: Cache) -> jax.Array:
+    def _kept(self, name: str, new: jax.Array, cache: KVCache) -> jax.Array:
         """``[B, cache.length, K, E]``: what was kept, with ``new [B, N, K, E]`` from ``cache.start`` on."""
         shape = (new.shape[0], cache.length, *new.shape[2:])
         kept = self.variable("cache", name, jnp.zeros, shape, new.dtype)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import config, sharding
-from vit_jax.layers.attention import Cache, MultiHeadAttention
+from vit_jax.layers.attention import KVCache, MultiHeadAttention
 from vit_jax.layers.linear import Dense, DType, LinearSpec, logical
 from vit_jax.layers.mlp import MLP, Activation
 from vit_jax.layers.norm import EPSILON, LayerNorm
@@ -27,7 +27,7 @@ REMAT: dict[str, Any] = {
 """What the backward pass of a block may keep: nothing, every product, every product with a weight."""
 
 
-class Residual(nn.Module):
+class ResidualBlock(nn.Module):
     """What all blocks share: ``x + drop_path(layer_scale(dropout(branch(norm(x)))))``.
 
     Attributes:
@@ -68,7 +68,7 @@ class Residual(nn.Module):
         return MLP(self.mlp_dim, self.mlp_linear, self.activation, self.dropout, self.dtype, name=name)(x, key=key)
 
 
-class Block(Residual):
+class Block(ResidualBlock):
     """Self-attention, cross-attention if there is a context, MLP (Vaswani et al. 2017; pre-norm).
 
     Attributes:
@@ -98,7 +98,7 @@ class Block(Residual):
         mask: jax.Array | None = None,
         context: jax.Array | None = None,
         context_mask: jax.Array | None = None,
-        cache: Cache | None = None,
+        cache: KVCache | None = None,
     ) -> jax.Array:
         """``[B, N, D] -> [B, N, D]``.
 

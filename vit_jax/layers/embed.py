@@ -54,7 +54,7 @@ class PatchEmbed(nn.Module):
         return matmul(x, kernel.reshape(-1, self.width), bias)
 
 
-class Positions(nn.Module):
+class PositionEmbedding(nn.Module):
     """Learned position embeddings, added: parameter ``embedding [1, N, D]``.
 
     Attributes:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax import config
-from vit_jax.layers.attention import Cache
+from vit_jax.layers.attention import KVCache
 from vit_jax.layers.block import Block, Encoder, Remat
 from vit_jax.layers.linear import Dense, DType, logical
 from vit_jax.layers.mlp import Activation
@@ -59,7 +59,7 @@ class TextDecoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, context: jax.Array, *, train: bool = False, cache: Cache | None = None
+        self, x: jax.Array, context: jax.Array, *, train: bool = False, cache: KVCache | None = None
     ) -> jax.Array:
         """``[B, N, D]`` and ``[B, M, C]`` -> ``[B, N, D]``."""
         block = functools.partial(
@@ -171,7 +171,7 @@ class CoCa(TwoTower):
           start: position of the first of ``tokens``; may be traced.
           length: most tokens of a caption, static; at most the text tower's.
         """
-        cache = Cache(start, length)
+        cache = KVCache(start, length)
         return self._logits(self.decoder(self.text_tower.step(tokens, cache), memory, cache=cache))
 
     def _logits(self, hidden: jax.Array) -> jax.Array:

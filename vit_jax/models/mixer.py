@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.layers.block import Encoder, Remat, Residual
+from vit_jax.layers.block import Encoder, Remat, ResidualBlock
 from vit_jax.layers.embed import PatchEmbed
 from vit_jax.layers.linear import Dense, DType, LinearSpec
 from vit_jax.layers.mlp import MLP, Activation
@@ -19,7 +19,7 @@ from vit_jax.layers.specs import Spec
 from vit_jax.models.base import Features, ImageModel
 
 
-class MixerBlock(Residual):
+class MixerBlock(ResidualBlock):
     """An MLP across the tokens of each channel, then the block's MLP across the channels of each token.
 
     Attributes:

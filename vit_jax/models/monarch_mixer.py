@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.layers.block import Encoder, Remat, Residual
+from vit_jax.layers.block import Encoder, Remat, ResidualBlock
 from vit_jax.layers.block_diagonal import BlockDiagonal
 from vit_jax.layers.embed import PatchEmbed
 from vit_jax.layers.linear import Dense, DType, LinearSpec, logical
@@ -79,7 +79,7 @@ class SequenceMixer(nn.Module):
         return y + x * skip.reshape(1, 1, -1)
 
 
-class MonarchMixerBlock(Residual):
+class MonarchMixerBlock(ResidualBlock):
     """Long convolutions across the tokens, then the block's MLP across the channels.
 
     Attributes:

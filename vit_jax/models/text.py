@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax import config
-from vit_jax.layers.attention import Cache
+from vit_jax.layers.attention import KVCache
 from vit_jax.layers.block import Block, Encoder, Remat
-from vit_jax.layers.embed import Positions, TokenEmbed
+from vit_jax.layers.embed import PositionEmbedding, TokenEmbed
 from vit_jax.layers.linear import Dense, DType, logical
 from vit_jax.layers.mlp import Activation
 from vit_jax.layers.norm import EPSILON, LayerNorm
@@ -84,7 +84,7 @@ class TextTransformer(nn.Module):
     def setup(self) -> None:
         config.lookup(dict.fromkeys(POOLS), self.pool, "pool of the text tower")
         self.token = TokenEmbed(self.vocab_size, self.width, self.dtype)
-        self.position = Positions(self.dtype, self.length + self._has_cls)
+        self.position = PositionEmbedding(self.dtype, self.length + self._has_cls)
         if self._has_cls:
             self.cls = self.param(
                 "cls", logical(nn.initializers.normal(0.01), (None, None, "embed")), (1, 1, self.width)
@@ -134,7 +134,7 @@ class TextTransformer(nn.Module):
             return Features(x[:, :-1], self.norm(x[:, -1]).astype(jnp.float32))
         return Features(x, self._pool(x, text).astype(jnp.float32))
 
-    def step(self, tokens: jax.Array, cache: Cache) -> jax.Array:
+    def step(self, tokens: jax.Array, cache: KVCache) -> jax.Array:
         """States ``[B, N, D]`` of the tokens int32 ``[B, N]`` at ``cache.start`` on, given those before."""
         return self.encoder(self.position(self.token(tokens), cache.start), cache=cache)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from vit_jax import config
 from vit_jax.layers.block import Block, Encoder, Remat
-from vit_jax.layers.embed import PatchEmbed, Positions, sincos_positions
+from vit_jax.layers.embed import PatchEmbed, PositionEmbedding, sincos_positions
 from vit_jax.layers.linear import Dense, DType, Linear, logical
 from vit_jax.layers.mlp import Activation
 from vit_jax.layers.norm import EPSILON, LayerNorm
@@ -138,7 +138,7 @@ class ViT(ImageModel):
         if self._has_cls():
             x = jnp.concatenate([self._tokens("cls", nn.initializers.zeros, 1, b), x], axis=1)
         if self.positions == "learn":
-            x = Positions(self.dtype, name="position")(x)
+            x = PositionEmbedding(self.dtype, name="position")(x)
         if self.registers:
             extra = self._tokens("registers", nn.initializers.normal(0.02), self.registers, b)
             x = jnp.concatenate([x[:, : -h * w], extra, x[:, -h * w :]], axis=1)
