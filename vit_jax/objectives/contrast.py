@@ -13,7 +13,7 @@ from vit_jax import losses
 from vit_jax.config import Choice
 from vit_jax.metrics import Mean
 from vit_jax.objectives.base import Metrics
-from vit_jax.objectives.pairs import CONTRASTIVE, Pair, Pairs, Shared
+from vit_jax.objectives.pairs import CONTRASTIVE, LogitScaleBias, Pair, Pairs
 from vit_jax.types import Array
 
 
@@ -34,7 +34,7 @@ class Contrast(Pairs):
     def weights(self) -> Mapping[str, float]:
         return {CONTRASTIVE: 1.0}
 
-    def contrast(self, pair: Pair, shared: Shared, mask: Array) -> tuple[jax.Array, Metrics]:
+    def contrast(self, pair: Pair, shared: LogitScaleBias, mask: Array) -> tuple[jax.Array, Metrics]:
         values = self.loss(*pair, *shared, mask, self.form)
         to_text, to_image = losses.top1(*pair, mask, self.form)
         metrics = {"image_to_text": Mean.of(to_text, mask), "text_to_image": Mean.of(to_image, mask)}

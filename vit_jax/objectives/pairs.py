@@ -34,8 +34,8 @@ class Pair(NamedTuple):
     text: jax.Array
 
 
-class Shared(NamedTuple):
-    """What all rows have in common: inverse temperature and bias, ``[]``."""
+class LogitScaleBias(NamedTuple):
+    """Scale (the inverse temperature) and bias of the logits, float32 scalars that all rows share."""
 
     scale: jax.Array
     bias: jax.Array
@@ -48,8 +48,8 @@ class Pairs(abc.ABC):
     :class:`vit_jax.models.two_tower.Embedded`. Of several captions of an image the first is taken.
     """
 
-    least_batch: ClassVar[int] = 2
-    """Pairs that it takes to compare; found out before a run begins."""
+    min_batch_size: ClassVar[int] = 2
+    """Smallest batch that holds two pairs to compare; checked before a run begins."""
 
     @property
     @abc.abstractmethod
@@ -57,7 +57,7 @@ class Pairs(abc.ABC):
         """The loss is the sum of these terms, so weighted; ``"contrastive"`` is one of them."""
 
     @abc.abstractmethod
-    def contrast(self, pair: Pair, shared: Shared, mask: Array) -> tuple[jax.Array, Metrics]:
+    def contrast(self, pair: Pair, shared: LogitScaleBias, mask: Array) -> tuple[jax.Array, Metrics]:
         """The contrastive losses float[B] of a whole batch and its metrics."""
 
     def terms(self, out: Any, batch: Batch, *, train: bool) -> Metrics:
@@ -110,7 +110,9 @@ class Pairs(abc.ABC):
         means, further = self._contrastive(*_pick(out), batch["mask"])[1]
         return self._combine({**means, **self.terms(out, batch, train=train)}, further)
 
-    def _contrastive(self, pair: Pair, shared: Shared, mask: Array) -> tuple[jax.Array, tuple[Metrics, Metrics]]:
+    def _contrastive(
+        self, pair: Pair, shared: LogitScaleBias, mask: Array
+    ) -> tuple[jax.Array, tuple[Metrics, Metrics]]:
         """The contrastive part of the loss; its mean; further metrics."""
         losses, further = self.contrast(pair, shared, mask)
         means = {CONTRASTIVE: mean_of(losses, mask)}
@@ -135,7 +137,14 @@ class Pairs(abc.ABC):
         return slices, jax.tree.map(lambda x: x[0], shared), jax.tree.map(lambda x: jnp.sum(x, 0), counts)
 
     def _second_pass(
-        self, apply: Apply, params: Params, batch: Batch, rngs: Rngs, micro: int, d: tuple[Pair, Shared], counts: Any
+        self,
+        apply: Apply,
+        params: Params,
+        batch: Batch,
+        rngs: Rngs,
+        micro: int,
+        d: tuple[Pair, LogitScaleBias],
+        counts: Any,
     ) -> tuple[Metrics, Params]:
         """The other terms, and the gradient of everything: ``d`` are the derivatives of the contrastive part."""
 
@@ -178,8 +187,8 @@ def first_caption(batch: Batch) -> Array:
     return batch["text"] if batch["text"].ndim == 2 else batch["text"][:, 0]
 
 
-def _pick(out: Any) -> tuple[Pair, Shared]:
-    return Pair(out.image, out.text), Shared(out.scale, out.bias)
+def _pick(out: Any) -> tuple[Pair, LogitScaleBias]:
+    return Pair(out.image, out.text), LogitScaleBias(out.scale, out.bias)
 
 
 def _merge(x: jax.Array) -> jax.Array:

@@ -168,7 +168,7 @@ def build(config: TrainConfig, devices: Any = None) -> Setup:
         raise UsageError(f"best={c.best!r} is no metric of the evaluators{suggest(c.best, metrics)}")
     group = getattr(c.optim.sam, "m", None)
     check_batch(c.batch_size, c.accumulate, group, mesh)
-    least = getattr(c.objective, "least_batch", 1)
+    least = getattr(c.objective, "min_batch_size", 1)
     if min(c.batch_size, group or c.batch_size) < least:
         what = "batch_size" if c.batch_size < least else "the SAM group size m"
         raise UserError(f"{what} is 1, and this objective compares pairs; set it to {least} or more.")
