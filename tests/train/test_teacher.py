@@ -152,19 +152,19 @@ def test_the_teacher_is_an_argument_of_the_program(student, one_device):
     setup = one_device(student(), n=1)
     with jax.set_mesh(setup.mesh):
         lowered = setup.step.lower(setup.shapes, setup.batch_shapes)
-    taught = setup.step.given()
+    taught = setup.step.frozen_inputs()
     leaves = len(jax.tree.leaves((setup.shapes, setup.batch_shapes)))
     assert len(jax.tree.leaves(lowered.args_info)) == leaves + len(jax.tree.leaves(taught.params))
     constants = [line for line in lowered.as_text().splitlines() if "stablehlo.constant" in line]
     assert max(map(len, constants)) < 1500  # the smallest kernel would take 4,096 digits; positions are learned
     wide = one_device(student(model={"mlp_dim": 32}, mesh={"replica": 2, "fsdp": 1, "tensor": 4}), n=8)
-    specs = {str(x.sharding.spec) for x in jax.tree.leaves(wide.step.given().params)}
+    specs = {str(x.sharding.spec) for x in jax.tree.leaves(wide.step.frozen_inputs().params)}
     assert any("tensor" in spec for spec in specs)
 
 
 def test_another_image_size(student, one_device, capsys):
     setup = one_device(student({"feature": 0}, augment={"size": 16}, data={"canvas": 16}, init=None))
-    taught = setup.step.given()
+    taught = setup.step.frozen_inputs()
     assert taught.params["position"]["embedding"].shape == (1, 16, 16)
     said = capsys.readouterr().out
     assert "position/embedding is resized from 2x2 to 4x4" in said and "images of 8 px and sees 16 px" in said
@@ -193,5 +193,5 @@ def test_a_wrong_teacher_is_a_sentence_and_leaves_nothing(student, tmp_path, obj
 
 
 def test_other_classes_and_widths_where_they_do_not_matter(student, one_device):
-    one_device(student({"soft": 0}, init=None, data={"path": "fake:80x8x4", "holdout": 16})).step.given()
-    one_device(student({"feature": 0}, init=None, model={"width": 32})).step.given()
+    one_device(student({"soft": 0}, init=None, data={"path": "fake:80x8x4", "holdout": 16})).step.frozen_inputs()
+    one_device(student({"feature": 0}, init=None, model={"width": 32})).step.frozen_inputs()

@@ -26,7 +26,7 @@ from vit_jax.types import Array, Batch, Params, UserError
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """A model that is looked up to: a pytree, so that its parameters can be an argument of a compiled program.
+    """The frozen teacher: a pytree, so that its parameters can be an argument of a compiled program.
 
     Attributes:
       params: its parameters.
@@ -80,7 +80,7 @@ class Distill(PerExample):
             raise UserError(f"temperature={self.temperature} is not allowed; give a positive number, 1 to 4 is usual.")
         if self.blocks < 1:
             raise UserError(f"blocks={self.blocks} is not allowed; give 1 or more, or feature=0 to mimic none.")
-        _ = self.labels  # its checks
+        _ = self.labels  # made for the checks that Classify makes of link and label_smoothing
 
     @property
     def labels(self) -> Classify:
@@ -95,19 +95,19 @@ class Distill(PerExample):
         """
         return self.labels.fit_model(model, info)
 
-    def bind(self, teacher: Teacher) -> Taught:
-        """The objective that a step differentiates."""
-        return Taught(self, teacher)
+    def with_teacher(self, teacher: Teacher) -> BoundDistill:
+        """This objective with its teacher at hand, as a train step differentiates it."""
+        return BoundDistill(self, teacher)
 
     def per_example(
         self, apply: Apply, params: Params, batch: Batch, rngs: Rngs, *, train: bool
     ) -> tuple[jax.Array, Metrics]:
-        assert not train, "an objective with a teacher is trained as what bind() returns"
+        assert not train, "an objective with a teacher is trained as what with_teacher() returns"
         return self.labels.per_example(apply, params, batch, rngs, train=False)
 
 
 @dataclasses.dataclass(frozen=True)
-class Taught(PerExample):
+class BoundDistill(PerExample):
     """:class:`Distill` with its teacher at hand.
 
     Attributes:

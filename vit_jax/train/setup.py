@@ -192,18 +192,18 @@ def build(config: TrainConfig, devices: Any = None) -> Setup:
         make, shapes, shardings = make_init(model, inputs, tx, seed=c.seed, ema=c.ema is not None, mesh=mesh)
 
     @functools.cache
-    def given() -> Any:
+    def frozen_inputs() -> Any:
         if fixed:
             raise UserError(fixed)
         return teacher.load(c, model, train.info.class_names, mesh) if hasattr(c.objective, "teacher") else None
 
     def init(params: Params | None = None) -> TrainState:
-        given()
+        frozen_inputs()
         return make(params)
 
     step = make_train_step(
         apply, c.objective, tx, augment=c.augment.train_fn(train.info.num_classes), schedule=schedule,
-        seed=c.seed, mesh=mesh, shardings=shardings, accumulate=c.accumulate, ema=c.ema, given=given,
+        seed=c.seed, mesh=mesh, shardings=shardings, accumulate=c.accumulate, ema=c.ema, frozen_inputs=frozen_inputs,
     )  # fmt: skip
     learned = {} if fixed else masks.keep(trainable(c.optim, shapes.params), masks.paths(shapes.params))
     trained = tuple(jax.tree.leaves(learned))

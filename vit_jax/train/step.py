@@ -87,27 +87,28 @@ class Step:
     """``step(state, batch) -> (state, metrics)``, jitted; the state is donated.
 
     Attributes:
-      jitted: the same as a function of a third argument, what the objective is bound to.
-      given: that argument: called at every use, it returns one and the same.
+      jitted: ``(state, batch, frozen) -> (state, metrics)``, compiled; ``frozen`` is what ``frozen_inputs`` returns.
+      frozen_inputs: returns arrays that the objective reads and never changes, a distillation teacher's, or None for
+        none; it is called at every step and must return the same arrays every time.
     """
 
     jitted: jax.stages.Wrapped
-    given: Callable[[], Any]
+    frozen_inputs: Callable[[], Any]
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        return self.jitted(state, batch, self.given())
+        return self.jitted(state, batch, self.frozen_inputs())
 
     def trace(self, state: Any, batch: Any) -> jax.stages.Traced:
-        """As of every jitted function; ``state`` and ``batch`` may be shapes."""
-        return self.jitted.trace(state, batch, self.given())
+        """The step traced by JAX and not compiled; ``state`` and ``batch`` may be shapes."""
+        return self.jitted.trace(state, batch, self.frozen_inputs())
 
     def lower(self, state: Any, batch: Any) -> jax.stages.Lowered:
-        """As :meth:`trace`."""
-        return self.jitted.lower(state, batch, self.given())
+        """The step lowered to StableHLO; ``state`` and ``batch`` may be shapes."""
+        return self.jitted.lower(state, batch, self.frozen_inputs())
 
 
 def nothing() -> None:
-    """What most objectives are bound to."""
+    """No frozen inputs, as for most objectives."""
 
 
 def make_train_step(
@@ -122,7 +123,7 @@ def make_train_step(
     shardings: TrainState,
     accumulate: int = 1,
     ema: float | None = None,
-    given: Callable[[], Any] = nothing,
+    frozen_inputs: Callable[[], Any] = nothing,
 ) -> Step:
     """One jitted ``step(state, batch) -> (state, metrics)``; the state is donated.
 
@@ -137,16 +138,16 @@ def make_train_step(
       shardings: of the state.
       accumulate: number of micro-batches, computed one after the other; the gradient is that of the whole batch.
       ema: decay of the parameters' moving average.
-      given: what the objective is bound to before it is used, by ``objective.bind``: a pytree on the mesh, or None. Its
-        arrays are an argument of the compiled program: jit would write arrays of a closure into it, as text.
+      frozen_inputs: returns the teacher that ``objective.with_teacher`` takes, a pytree on the mesh, or None for none.
+        Its arrays are an argument of the compiled program: jit would write arrays of a closure into it, as text.
 
     Returns:
       The step. Its metrics are float32 scalars: ``loss``, ``lr``, ``grad_norm``, ``update_norm``, what the objective
       measures, and ``finite``, bool[number of trained leaves]: whether each leaf's gradient is.
     """
 
-    def step(state: TrainState, batch: Batch, given: Any) -> tuple[TrainState, StepMetrics]:
-        bound: Objective = objective if given is None else objective.bind(given)  # type: ignore[attr-defined]
+    def step(state: TrainState, batch: Batch, frozen: Any) -> tuple[TrainState, StepMetrics]:
+        bound: Objective = objective if frozen is None else objective.with_teacher(frozen)  # type: ignore[attr-defined]
         batch = augment(rng.stream(seed, "augment", state.step), batch)
         rngs = {"dropout": rng.stream(seed, "dropout", state.step)}
         grad_fn = GradFn(bound, apply, batch, rngs, accumulate)
@@ -164,8 +165,8 @@ def make_train_step(
     replicated = NamedSharding(mesh, P())
     jitted = jax.jit(
         step,
-        in_shardings=(shardings, sharding.data_sharding(mesh), None),  # what is given keeps the layout it has
+        in_shardings=(shardings, sharding.data_sharding(mesh), None),  # frozen inputs keep their layout
         out_shardings=(shardings, replicated),
         donate_argnums=0,
     )
-    return Step(jitted, given)
+    return Step(jitted, frozen_inputs)
