@@ -40,7 +40,7 @@ def test_reduce(rule, diagonal, form, rng):
 
 @pytest.mark.parametrize("rule", [pairs.LOGSUMEXP, pairs.SOFTPLUS])
 def test_rules_agree_with_themselves(rule, rng):
-    """Merging parts gives the whole; nothing merged in changes nothing; the slope is the derivative."""
+    """Merging parts gives the whole; nothing merged in changes nothing; ``derivative`` is that of the whole."""
     z = rng.normal(0, 3, size=(2, 5)).astype(np.float32)
     whole = rule.reduce(z.reshape(-1), 0)
     np.testing.assert_allclose(rule.merge(*rule.reduce(z, 1)), whole, rtol=1e-6)
@@ -49,7 +49,7 @@ def test_rules_agree_with_themselves(rule, rng):
     up[3] += 0.05
     down[3] -= 0.05
     difference = (rule.reduce(up, 0) - rule.reduce(down, 0)) / 0.1
-    np.testing.assert_allclose(rule.slope(z.reshape(-1)[3], whole), difference, rtol=1e-2)
+    np.testing.assert_allclose(rule.derivative(z.reshape(-1)[3], whole), difference, rtol=1e-2)
 
 
 @pytest.mark.parametrize("form", [pairs.Dense(), blockwise.Chunked(3)], ids=str)
@@ -58,7 +58,7 @@ def test_retrieve(form, rng):
     mask = np.array([1, 0, 1, 1, 1, 1, 0], bool)
     p = np.exp(2.5 * query.astype(np.float64) @ memory[mask].T)
     want = p / p.sum(1, keepdims=True) @ memory[mask]
-    np.testing.assert_allclose(form.retrieve(2.5, query, memory, mask), want, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(form.hopfield_retrieve(2.5, query, memory, mask), want, rtol=1e-5, atol=1e-6)
 
 
 def test_retrieve_gradient(rng):
@@ -67,7 +67,7 @@ def test_retrieve_gradient(rng):
     mask = np.array([1, 0, 1, 1, 1, 1, 0], bool)
 
     def gradient(form):
-        return jax.jit(lambda q, m, g: jax.vjp(lambda *a: form.retrieve(2.5, *a, mask), q, m)[1](g))
+        return jax.jit(lambda q, m, g: jax.vjp(lambda *a: form.hopfield_retrieve(2.5, *a, mask), q, m)[1](g))
 
     with jax.enable_x64(True):
         want = gradient(pairs.Dense())(query, memory, cotangent)

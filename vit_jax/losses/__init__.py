@@ -21,4 +21,4 @@ from vit_jax.losses.distill import cosine_distillation as cosine_distillation
 from vit_jax.losses.distill import l2_distillation as l2_distillation
 from vit_jax.losses.distill import logit_distillation as logit_distillation
 from vit_jax.losses.pairs import Dense as Dense
-from vit_jax.losses.pairs import Form as Form
+from vit_jax.losses.pairs import PairwiseBackend as PairwiseBackend

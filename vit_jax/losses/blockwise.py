@@ -60,8 +60,8 @@ class Chunked:
     ) -> tuple[jax.Array, ...]:
         return _reduce(what, self.plan(a.shape[0]), a, c, jnp.asarray(scale), bias, jnp.asarray(mask))
 
-    def retrieve(self, beta: float, query: jax.Array, memory: jax.Array, mask: Array) -> jax.Array:
-        return _retrieve(beta, self.plan(query.shape[0]), query, memory, jnp.asarray(mask))
+    def hopfield_retrieve(self, beta: float, query: jax.Array, memory: jax.Array, mask: Array) -> jax.Array:
+        return _hopfield_retrieve(beta, self.plan(query.shape[0]), query, memory, jnp.asarray(mask))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Ring(Chunked):
 # The machinery: places, chunks and the ring
 
 
-def _everywhere(plan: Plan, f: Callable[..., Any], split: tuple[bool, ...]) -> Callable[..., Any]:
+def _sharded(plan: Plan, f: Callable[..., Any], split: tuple[bool, ...]) -> Callable[..., Any]:
     """``f`` of the local rows, run on every device; ``split[i]``: whether argument i is split over the batch axes.
 
     ``f`` returns (a tree of split arrays, a tree of sums to be added over the devices).
@@ -165,13 +165,13 @@ def _reduce_fwd(what: Reduction, plan: Plan, a: Any, c: Any, scale: Any, bias: A
         rows, (_, columns) = _turn(plan, meet, _cut(plan, empty), there)
         return (_join(rows, n), *([columns] if what.columns else [])), ()
 
-    found, _ = _everywhere(plan, local, (True, True, False, False, True))(a, c, scale, bias, mask)
+    found, _ = _sharded(plan, local, (True, True, False, False, True))(a, c, scale, bias, mask)
     return found, (a, c, scale, bias, mask, found)
 
 
 def _reduce_bwd(what: Reduction, plan: Plan, saved: Any, g: Any) -> Any:
-    slope = what.rule.slope
-    assert slope is not None, "this rule has no gradient"
+    derivative = what.rule.derivative
+    assert derivative is not None, "this rule has no gradient"
 
     def local(a: Any, c: Any, scale: Any, bias: Any, mask: Any, found: Any, g: Any) -> Any:
         n = a.shape[0]
@@ -187,9 +187,9 @@ def _reduce_bwd(what: Reduction, plan: Plan, saved: Any, g: Any) -> Any:
             def chunk(dc: Any, at: Any) -> Any:
                 (own, rows, g_rows), (da, dbias) = at
                 z = pairs.logits(what, own, side, scale, bias)
-                w = g_rows[:, None] * slope(z, rows[:, None])
+                w = g_rows[:, None] * derivative(z, rows[:, None])
                 if what.columns:
-                    w += g_columns[None, :] * slope(z, columns[None, :])
+                    w += g_columns[None, :] * derivative(z, columns[None, :])
                 if bias is not None:
                     dbias += jnp.sum(w, 1)
                 return dc + w.T @ own.x, (da + w @ side.x, dbias)
@@ -204,19 +204,19 @@ def _reduce_bwd(what: Reduction, plan: Plan, saved: Any, g: Any) -> Any:
         return (scale * _join(da, n), scale * dc), sums
 
     split = (True, True, False, False, True, True, True)
-    (da, dc), (dscale, dbias) = _everywhere(plan, local, split)(*saved, g)
+    (da, dc), (dscale, dbias) = _sharded(plan, local, split)(*saved, g)
     return da, dc, dscale, dbias, None
 
 
 _reduce.defvjp(_reduce_fwd, _reduce_bwd)
 
 
-# retrieve
+# hopfield_retrieve
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _retrieve(beta: float, plan: Plan, query: Any, memory: Any, mask: Any) -> Any:
-    return _retrieve_fwd(beta, plan, query, memory, mask)[0]
+def _hopfield_retrieve(beta: float, plan: Plan, query: Any, memory: Any, mask: Any) -> Any:
+    return _hopfield_retrieve_fwd(beta, plan, query, memory, mask)[0]
 
 
 def _scores(beta: float, query: jax.Array, memory: Side) -> jax.Array:
@@ -224,7 +224,7 @@ def _scores(beta: float, query: jax.Array, memory: Side) -> jax.Array:
     return pairs.logits(Reduction(LOGSUMEXP), everyone, memory, beta, None)
 
 
-def _retrieve_fwd(beta: float, plan: Plan, query: Any, memory: Any, mask: Any) -> Any:
+def _hopfield_retrieve_fwd(beta: float, plan: Plan, query: Any, memory: Any, mask: Any) -> Any:
     def local(query: Any, memory: Any, mask: Any) -> Any:
         n = query.shape[0]
 
@@ -244,11 +244,11 @@ def _retrieve_fwd(beta: float, plan: Plan, query: Any, memory: Any, mask: Any) -
         (total, found), _ = _turn(plan, meet, here, Side.of(memory, mask))
         return (_join(total, n), _join(found, n)), ()
 
-    (total, found), _ = _everywhere(plan, local, (True, True, True))(query, memory, mask)
+    (total, found), _ = _sharded(plan, local, (True, True, True))(query, memory, mask)
     return found, (query, memory, mask, total, found)
 
 
-def _retrieve_bwd(beta: float, plan: Plan, saved: Any, g: Any) -> Any:
+def _hopfield_retrieve_bwd(beta: float, plan: Plan, saved: Any, g: Any) -> Any:
     def local(query: Any, memory: Any, mask: Any, total: Any, found: Any, g: Any) -> Any:
         n = query.shape[0]
 
@@ -270,8 +270,8 @@ def _retrieve_bwd(beta: float, plan: Plan, saved: Any, g: Any) -> Any:
         dq, (_, dmemory) = _turn(plan, meet, _cut(plan, jnp.zeros_like(query)), there)
         return (_join(dq, n), dmemory), ()
 
-    (dq, dmemory), _ = _everywhere(plan, local, (True,) * 6)(*saved, g)
+    (dq, dmemory), _ = _sharded(plan, local, (True,) * 6)(*saved, g)
     return dq, dmemory, None
 
 
-_retrieve.defvjp(_retrieve_fwd, _retrieve_bwd)
+_hopfield_retrieve.defvjp(_hopfield_retrieve_fwd, _hopfield_retrieve_bwd)

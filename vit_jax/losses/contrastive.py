@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.losses.blockwise import Chunked, Ring
-from vit_jax.losses.pairs import LOGSUMEXP, MAX, SOFTPLUS, Dense, Form, Reduction
+from vit_jax.losses.pairs import LOGSUMEXP, MAX, SOFTPLUS, Dense, PairwiseBackend, Reduction
 from vit_jax.types import Array, UserError
 
 DENSE = Dense()
-FORMS: dict[str, Callable[..., Form]] = {"dense": Dense, "chunked": Chunked, "ring": Ring}
+FORMS: dict[str, Callable[..., PairwiseBackend]] = {"dense": Dense, "chunked": Chunked, "ring": Ring}
 
 
 class ContrastiveLoss(Protocol):
@@ -29,7 +29,7 @@ class ContrastiveLoss(Protocol):
     biased: ClassVar[bool]
 
     def __call__(
-        self, image: Array, text: Array, scale: Array, bias: Array, mask: Array, form: Form = ...
+        self, image: Array, text: Array, scale: Array, bias: Array, mask: Array, form: PairwiseBackend = ...
     ) -> jax.Array: ...
 
 
@@ -43,7 +43,7 @@ class Softmax:
     biased: ClassVar[bool] = False
 
     def __call__(
-        self, image: Array, text: Array, scale: Array, bias: Array, mask: Array, form: Form = DENSE
+        self, image: Array, text: Array, scale: Array, bias: Array, mask: Array, form: PairwiseBackend = DENSE
     ) -> jax.Array:
         x, y = hide(image, mask), hide(text, mask)
         rows, columns = form.reduce(Reduction(LOGSUMEXP, columns=True), x, y, scale, None, mask)
@@ -61,7 +61,7 @@ class Sigmoid:
     biased: ClassVar[bool] = True
 
     def __call__(
-        self, image: Array, text: Array, scale: Array, bias: Array, mask: Array, form: Form = DENSE
+        self, image: Array, text: Array, scale: Array, bias: Array, mask: Array, form: PairwiseBackend = DENSE
     ) -> jax.Array:
         x, y = hide(image, mask), hide(text, mask)
         (negatives,) = form.reduce(Reduction(SOFTPLUS, diagonal=False), x, y, scale, bias, mask)
@@ -89,12 +89,12 @@ class Cloob:
             raise UserError(f"beta={self.beta} is not allowed; give a positive number, 8 for instance.")
 
     def __call__(
-        self, image: Array, text: Array, scale: Array, bias: Array, mask: Array, form: Form = DENSE
+        self, image: Array, text: Array, scale: Array, bias: Array, mask: Array, form: PairwiseBackend = DENSE
     ) -> jax.Array:
         x, y = hide(image, mask), hide(text, mask)
 
         def term(anchor: jax.Array, other: jax.Array, memory: jax.Array) -> jax.Array:
-            a, c = (_unit(form.retrieve(self.beta, query, memory, mask)) for query in (anchor, other))
+            a, c = (_unit(form.hopfield_retrieve(self.beta, query, memory, mask)) for query in (anchor, other))
             (negatives,) = form.reduce(Reduction(LOGSUMEXP, diagonal=False), a, c, scale, None, mask)
             return negatives / scale - _dots(a, c)
 
@@ -105,7 +105,7 @@ class Cloob:
 CONTRASTIVE: dict[str, Callable[..., ContrastiveLoss]] = {"softmax": Softmax, "sigmoid": Sigmoid, "cloob": Cloob}
 
 
-def top1(image: Array, text: Array, mask: Array, form: Form = DENSE) -> tuple[jax.Array, jax.Array]:
+def top1(image: Array, text: Array, mask: Array, form: PairwiseBackend = DENSE) -> tuple[jax.Array, jax.Array]:
     """Whether each image's nearest text is its own, and each text's nearest image, bool[B].
 
     A tie is a miss, and so is a masked row.

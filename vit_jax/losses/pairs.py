@@ -1,9 +1,10 @@
-"""All pairs of two sets of embeddings, reduced: the two operations that contrastive losses are made of, in three forms.
+"""All pairs of two sets of embeddings, reduced: the two operations of contrastive losses, and their dense backend.
 
-A form is a frozen value with two methods on global arrays. ``reduce`` sums over all columns and rows of the matrix
-``scale * a @ c.T + bias`` and never over anything else of it; ``retrieve`` is attention with one head and without
-parameters. :class:`Dense` writes the matrix down and leaves the gradient to automatic differentiation;
-:class:`Chunked` and :class:`Ring` see one block of it at a time (:mod:`vit_jax.losses.blockwise`).
+A backend is a frozen value with two methods on global arrays. ``reduce`` sums over all columns and rows of the matrix
+``scale * a @ c.T + bias`` and never over anything else of it; ``hopfield_retrieve`` (Ramsauer et al. 2020,
+arXiv:2008.02217) is attention with one head and without parameters. :class:`Dense` writes the matrix down and leaves
+the gradient to automatic differentiation; :class:`Chunked` and :class:`Ring` see one block of it at a time
+(:mod:`vit_jax.losses.blockwise`).
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ def accumulator(x: Array) -> jnp.dtype:
     return jnp.dtype("float64" if x.dtype == "float64" else "float32")
 
 
-class Rule(NamedTuple):
-    """How a set of logits becomes one number.
+class PairReduction(NamedTuple):
+    """How the logits of a row, or of a column, are reduced to one number.
 
     Attributes:
-      reduce: ``(z, axis) -> `` the number of the logits along ``axis``.
-      merge: the numbers of two disjoint sets -> that of both.
-      slope: ``(z, number) -> d number / d z``, elementwise; None where nobody asks.
-      empty: the number of no logits.
+      reduce: ``(z, axis) -> number`` of the logits ``z`` along ``axis``.
+      merge: ``(number, number) -> number``: from the numbers of two disjoint sets of logits, that of their union.
+      derivative: ``(z, number) -> d number / d z``, elementwise; None for a reduction that is never differentiated.
+      empty: the number of an empty set of logits.
     """
 
     reduce: Callable[[jax.Array, int], jax.Array]
     merge: Callable[[jax.Array, jax.Array], jax.Array]
-    slope: Callable[[jax.Array, jax.Array], jax.Array] | None
+    derivative: Callable[[jax.Array, jax.Array], jax.Array] | None
     empty: float
 
 
@@ -54,13 +55,13 @@ def _sigmoid(z: jax.Array, total: jax.Array) -> jax.Array:
     return jax.nn.sigmoid(z)
 
 
-LOGSUMEXP = Rule(jax.nn.logsumexp, jnp.logaddexp, _softmax, NEVER)
-SOFTPLUS = Rule(_sum_softplus, jnp.add, _sigmoid, 0.0)
-MAX = Rule(jnp.max, jnp.maximum, None, NEVER)
+LOGSUMEXP = PairReduction(jax.nn.logsumexp, jnp.logaddexp, _softmax, NEVER)
+SOFTPLUS = PairReduction(_sum_softplus, jnp.add, _sigmoid, 0.0)
+MAX = PairReduction(jnp.max, jnp.maximum, None, NEVER)
 
 
 class Reduction(NamedTuple):
-    """What is asked of all pairs.
+    """Which numbers of the matrix of pairs are wanted.
 
     Attributes:
       rule: how the logits of a row become one number.
@@ -68,7 +69,7 @@ class Reduction(NamedTuple):
       columns: whether the numbers of the columns are wanted too.
     """
 
-    rule: Rule
+    rule: PairReduction
     diagonal: bool = True
     columns: bool = False
 
@@ -100,8 +101,11 @@ def _products(a: jax.Array, c: jax.Array) -> jax.Array:
     return jax.lax.dot_general(a, c, (((1,), (1,)), ((), ())))
 
 
-class Form(Protocol):
-    """A way to go through all pairs. Rows where ``mask`` is False must hold finite embeddings, such as zeros."""
+class PairwiseBackend(Protocol):
+    """How all pairs are gone through: densely, in chunks, or around a ring of devices.
+
+    Rows where ``mask`` is False must hold finite embeddings, such as zeros.
+    """
 
     def reduce(
         self, what: Reduction, a: jax.Array, c: jax.Array, scale: Array, bias: Array | None, mask: Array
@@ -117,12 +121,12 @@ class Form(Protocol):
           mask: bool ``[B]``, which rows count, and which columns.
 
         Returns:
-          float ``[B]`` each, :attr:`Rule.empty` or close to it where no pair counts.
+          float ``[B]`` each, :attr:`PairReduction.empty` or close to it where no pair counts.
         """
         ...
 
-    def retrieve(self, beta: float, query: jax.Array, memory: jax.Array, mask: Array) -> jax.Array:
-        """``softmax(beta * query @ memory.T) @ memory`` over the memories that count, float ``[B, E]``."""
+    def hopfield_retrieve(self, beta: float, query: jax.Array, memory: jax.Array, mask: Array) -> jax.Array:
+        """``softmax(beta * query @ memory.T) @ memory`` over the memories that ``mask`` keeps, float ``[B, E]``."""
         ...
 
 
@@ -136,6 +140,6 @@ class Dense:
         z = logits(what, Side.of(a, mask), Side.of(c, mask), scale, bias)
         return tuple(what.rule.reduce(z, axis) for axis in ((1, 0) if what.columns else (1,)))
 
-    def retrieve(self, beta: float, query: jax.Array, memory: jax.Array, mask: Array) -> jax.Array:
+    def hopfield_retrieve(self, beta: float, query: jax.Array, memory: jax.Array, mask: Array) -> jax.Array:
         z = jnp.where(jnp.asarray(mask)[None, :], beta * _products(query, memory), NEVER)
         return jax.nn.softmax(z, axis=-1) @ memory
