@@ -1,17 +1,17 @@
-"""Who runs: the named implementation, or the first that does not refuse."""
+"""Who runs: the named implementation, or the first that supports the arguments."""
 
 import logging
 
 import pytest
 
 from vit_jax.kernels import dispatch
-from vit_jax.kernels.dispatch import Implementation, choose, unproved
+from vit_jax.kernels.dispatch import Implementation, choose, opt_in
 from vit_jax.types import UsageError, UserError
 
 TABLE = {
-    "fused": Implementation(lambda n: "fused", refuses=lambda n: None if n % 2 == 0 else f"{n} is odd"),
-    "plain": Implementation(lambda n: "plain", unwise=lambda n: "8 rows are too few" if n == 8 else None),
-    "slow": Implementation(lambda n: "slow", refuses=lambda n: "there is none for 7" if n == 7 else None),
+    "fused": Implementation(lambda n: "fused", unsupported_reason=lambda n: None if n % 2 == 0 else f"{n} is odd"),
+    "plain": Implementation(lambda n: "plain", slower_reason=lambda n: "8 rows are too few" if n == 8 else None),
+    "slow": Implementation(lambda n: "slow", unsupported_reason=lambda n: "there is none for 7" if n == 7 else None),
 }
 
 
@@ -61,9 +61,9 @@ def test_other_platforms_are_passed_over_in_silence_unless_named(caplog):
 
 def test_what_has_not_run_on_its_hardware_runs_if_named(caplog):
     odd = lambda n: f"{n} is odd" if n % 2 else None  # noqa: E731
-    table = {"novel": Implementation(lambda n: "novel", unwise=unproved(odd)), **TABLE}
+    table = {"novel": Implementation(lambda n: "novel", slower_reason=opt_in(odd)), **TABLE}
     assert choose("product", table, None, 10)(10) == "fused" and choose("product", table, "novel", 10)(10) == "novel"
     assert caplog.messages == [
         "product runs as 'fused'; not 'novel': it has not run on this hardware yet, name it to use it."
     ]
-    assert unproved(odd)(3) == "3 is odd"
+    assert opt_in(odd)(3) == "3 is odd"

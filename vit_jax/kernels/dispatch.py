@@ -1,4 +1,4 @@
-"""Which implementation of an operation runs: the named one, or the first of its table that does not refuse."""
+"""Which implementation of an operation runs: the named one, or the first of its table that supports the arguments."""
 
 from __future__ import annotations
 
@@ -22,40 +22,43 @@ class Implementation:
 
     Attributes:
       run: the function; all implementations of an operation take the same arguments.
-      refuses: called with what the operation is called with (shapes and types suffice), returns why this way is not
-        taken, as the end of a sentence ("a block has 6 rows, not a multiple of 8"), or None if it may be.
-      unwise: the same for what would run but loses to a later entry; a caller who names the implementation gets it.
+      unsupported_reason: called with what the operation is called with (shapes and types suffice), returns why this way
+        is not taken, as the end of a sentence ("a block has 6 rows, not a multiple of 8"), or None if it may be.
+      slower_reason: called like ``unsupported_reason``, returns why a later entry is faster, or None; a caller who
+        names the implementation gets it.
       platform: "tpu" or "gpu" for what is only considered there, unless named (to be compiled for elsewhere).
     """
 
     run: Callable[..., Any]
-    refuses: Callable[..., str | None] = lambda *args, **kwargs: None
-    unwise: Callable[..., str | None] = lambda *args, **kwargs: None
+    unsupported_reason: Callable[..., str | None] = lambda *args, **kwargs: None
+    slower_reason: Callable[..., str | None] = lambda *args, **kwargs: None
     platform: str | None = None
 
 
-def unproved(unwise: Callable[..., str | None]) -> Callable[..., str | None]:
-    """``unwise`` of an implementation that has never run on its hardware: only who names it gets it."""
-    return lambda *args, **kwargs: unwise(*args, **kwargs) or "it has not run on this hardware yet, name it to use it"
+def opt_in(slower_reason: Callable[..., str | None]) -> Callable[..., str | None]:
+    """``slower_reason`` of an implementation that has not run on its hardware yet: it is chosen only by name."""
+    return lambda *args, **kwargs: (
+        slower_reason(*args, **kwargs) or "it has not run on this hardware yet, name it to use it"
+    )
 
 
 def choose(op: str, table: Mapping[str, Implementation], name: str | None, *args: Any, **kwargs: Any) -> Any:
-    """The ``run`` of the implementation ``name``, or of the first of this platform that neither refuses nor is unwise.
+    """The ``run`` of the implementation ``name``, or of the first of this platform with neither reason against it.
 
     Who runs instead of whom, and why, is said once per reason.
 
     Raises:
-      UserError: ``name`` is unknown or refuses, or all refuse.
+      UserError: ``name`` is unknown or does not support the arguments, or none does.
     """
     if name is not None:
         chosen = config.lookup(table, name, f"implementation of {op}")
-        if reason := chosen.refuses(*args, **kwargs):
+        if reason := chosen.unsupported_reason(*args, **kwargs):
             raise UserError(f"{name!r} does not run this {op}: {reason}; choose another implementation or none.")
         return chosen.run
     against: list[str] = []
     here = {k: c for k, c in table.items() if c.platform in (None, jax.default_backend())}
     for key, candidate in here.items():
-        reason = candidate.refuses(*args, **kwargs) or candidate.unwise(*args, **kwargs)
+        reason = candidate.unsupported_reason(*args, **kwargs) or candidate.slower_reason(*args, **kwargs)
         if reason is None:
             if against:
                 say(f"{op} runs as {key!r}; " + "; ".join(against) + ".")

@@ -9,7 +9,7 @@ import pytest
 
 from vit_jax.kernels import dispatch
 from vit_jax.kernels.block_sparse import block_sparse, mosaic_tpu, patterns
-from vit_jax.kernels.block_sparse.crossover import loses
+from vit_jax.kernels.block_sparse.crossover import dense_is_faster
 
 
 def args(rows, n, m, block, density, dtype="float32", random=False):
@@ -25,27 +25,30 @@ def test_the_measured_shapes(dtype):
     wins = [(32, 0.25, False), (128, 0.25, False), (128, 0.25, True)] + [(64, 0.5, False)] * (dtype == "float32")
     lost = [(32, 0.5, False), (32, 0.25, True)] + [(64, 0.5, False)] * (dtype == "bfloat16")
     for block, density, random in wins + lost:
-        reason = loses(*args(1576, 768, 3072, block, density, dtype, random))
+        reason = dense_is_faster(*args(1576, 768, 3072, block, density, dtype, random))
         assert (reason is None) == ((block, density, random) in wins)
-        assert loses(*args(197, 768, 3072, block, density, dtype, random)) is None
-    assert loses(*args(1576, 3072, 768, 32, 0.25, dtype)) is None
+        assert dense_is_faster(*args(197, 768, 3072, block, density, dtype, random)) is None
+    assert dense_is_faster(*args(1576, 3072, 768, 32, 0.25, dtype)) is None
 
 
 def test_reasons():
-    assert loses(*args(1576, 768, 3072, 32, 0.5)) == (
+    assert dense_is_faster(*args(1576, 768, 3072, 32, 0.5)) == (
         "50% of the weights in blocks of 32 move 3.2 times the activations, which on a CPU is slower than the dense "
         "map from 512 rows on"
     )
     x, kernel, index, _ = args(5, 768, 3072, 32, 0.25)
-    assert "known only at run time" in loses(x, kernel, jax.ShapeDtypeStruct(index.shape, index.dtype), None)
+    assert "known only at run time" in dense_is_faster(x, kernel, jax.ShapeDtypeStruct(index.shape, index.dtype), None)
     whole = args(5, 256, 256, 128, 1.0)
-    assert loses(*whole) == mosaic_tpu.unwise(*whole) == "every block is there"
-    assert mosaic_tpu.unwise(*args(5, 256, 256, 128, 0.5)) is None
+    assert dense_is_faster(*whole) == mosaic_tpu.slower_reason(*whole) == "every block is there"
+    assert mosaic_tpu.slower_reason(*args(5, 256, 256, 128, 0.5)) is None
 
 
 def test_elsewhere_only_whole_maps_are_dense(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert loses(*args(1576, 768, 3072, 32, 0.5)) is None and loses(*args(5, 64, 64, 32, 1.0)) is not None
+    assert (
+        dense_is_faster(*args(1576, 768, 3072, 32, 0.5)) is None
+        and dense_is_faster(*args(5, 64, 64, 32, 1.0)) is not None
+    )
 
 
 def test_it_is_said_once(caplog, rng):

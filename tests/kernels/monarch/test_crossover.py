@@ -15,7 +15,7 @@ def test_as_many_weights_as_the_dense_map_lose_from_many_rows_on(rows, nblocks, 
     size = 64 // nblocks
     shapes = (rows, 64), (nblocks, size, size), (nblocks, size, size)
     args = *(jax.ShapeDtypeStruct(s, "float32") for s in shapes), None
-    found = crossover.loses(*args, input_parts=1, blocked=False)
+    found = crossover.dense_is_faster(*args, input_parts=1, blocked=False)
     assert (found is None) == (runs == "xla")
     assert runs == "xla" or "have 100% of the dense map's weights" in found
 
@@ -23,7 +23,7 @@ def test_as_many_weights_as_the_dense_map_lose_from_many_rows_on(rows, nblocks, 
 def test_what_loses_runs_dense_and_says_so(rng, monkeypatch, caplog):
     from vit_jax.kernels.monarch import IMPLEMENTATIONS
 
-    table = dict(IMPLEMENTATIONS, xla=dispatch.Implementation(xla.run, unwise=lambda *a, **k: "of 3 rows"))
+    table = dict(IMPLEMENTATIONS, xla=dispatch.Implementation(xla.run, slower_reason=lambda *a, **k: "of 3 rows"))
     monkeypatch.setattr("vit_jax.kernels.monarch.IMPLEMENTATIONS", table)
     args = [rng.standard_normal(s).astype("float32") for s in ((3, 8), (2, 6, 4), (3, 5, 4))]
     dispatch.say.cache_clear()

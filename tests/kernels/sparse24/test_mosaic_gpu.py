@@ -90,7 +90,7 @@ def test_devices_share_the_rows(rng):
         for rows in (placed, ragged):
             text = jax.jit(run).trace(rows, *rest).lower(lowering_platforms=("cuda",)).as_text()
             assert "tensor<3x24x64xf32>" in next(line for line in text.splitlines() if "custom_call" in line)
-            assert mosaic_gpu.unwise(rows, *rest) is None
+            assert mosaic_gpu.slower_reason(rows, *rest) is None
 
 
 @pytest.mark.parametrize(
@@ -110,13 +110,13 @@ def test_what_it_cannot_take_is_a_sentence(lead, size, out, dtype, storage, reas
 
 
 def test_what_is_left_to_others_unless_it_is_named(monkeypatch):
-    assert mosaic_gpu.unwise(*shapes((8, 8), 256, 64, "int8")) is None
-    assert "65 rows, above 64" in mosaic_gpu.unwise(*shapes((65,), 256, 64, "int8"))
-    assert "cast first" in mosaic_gpu.unwise(*shapes((8,), 256, 64, "float32"))
+    assert mosaic_gpu.slower_reason(*shapes((8, 8), 256, 64, "int8")) is None
+    assert "65 rows, above 64" in mosaic_gpu.slower_reason(*shapes((65,), 256, 64, "int8"))
+    assert "cast first" in mosaic_gpu.slower_reason(*shapes((8,), 256, 64, "float32"))
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     for capability, found in (("9.0", None), ("10.0", "this GPU has compute capability 10.0, the kernel is for 9.0")):
         monkeypatch.setattr(jax, "devices", lambda c=capability: [types.SimpleNamespace(compute_capability=c)])
-        assert mosaic_gpu.unwise(*shapes((8,), 256, 64, "int8")) == found
+        assert mosaic_gpu.slower_reason(*shapes((8,), 256, 64, "int8")) == found
 
 
 @pytest.mark.parametrize(

@@ -131,8 +131,8 @@ def test_what_it_cannot_take_is_a_sentence(rng, lead, size, dtype, storage, reas
 
 def test_many_rows_are_left_to_others_unless_it_is_named(rng):
     shape = jax.ShapeDtypeStruct((2, 129, 64), jnp.float32)
-    assert "258 rows, above 256" in mosaic_tpu.unwise(shape, None, None, None, None)
-    assert mosaic_tpu.unwise(jax.ShapeDtypeStruct((1, 197, 64), jnp.float32), None, None, None, None) is None
+    assert "258 rows, above 256" in mosaic_tpu.slower_reason(shape, None, None, None, None)
+    assert mosaic_tpu.slower_reason(jax.ShapeDtypeStruct((1, 197, 64), jnp.float32), None, None, None, None) is None
 
 
 @pytest.mark.parametrize(

@@ -13,15 +13,15 @@ def shapes(rows):
 
 
 def test_few_rows_of_few_units():
-    assert gather.unwise(*shapes(8), k=128) is None
-    reason = gather.unwise(*shapes(9), k=128)
+    assert gather.slower_reason(*shapes(8), k=128) is None
+    reason = gather.slower_reason(*shapes(9), k=128)
     assert reason == "128 rows of the kernel for each of 9 tokens are more than a third of its 3072"
 
 
 def test_not_where_the_kernel_is_divided_by_its_rows():
     for tensor, reason in ((1, None), (2, "the hidden units are divided among 2 devices")):
         with jax.set_mesh(sharding.make_mesh(sharding.MeshConfig(-1, 1, tensor))):
-            assert gather.unwise(*shapes(1), k=1) == reason
+            assert gather.slower_reason(*shapes(1), k=1) == reason
 
 
 def test_rows_of_other_units_are_not_read(rng):

@@ -75,14 +75,16 @@ def test_what_it_refuses(args, k, sentence):
 
 
 def test_where_the_tokens_need_most_rows():
-    assert mosaic_tpu.unwise(*shapes(12), k=128) is None
-    assert mosaic_tpu.unwise(*shapes(13), k=128) == "128 units of 13 tokens may need 1664 of 3072 rows, above half"
-    half = mosaic_tpu.unwise(*shapes(2, kernel="bfloat16"), k=128)
+    assert mosaic_tpu.slower_reason(*shapes(12), k=128) is None
+    assert (
+        mosaic_tpu.slower_reason(*shapes(13), k=128) == "128 units of 13 tokens may need 1664 of 3072 rows, above half"
+    )
+    half = mosaic_tpu.slower_reason(*shapes(2, kernel="bfloat16"), k=128)
     assert half == "128 units of 2 tokens may need 2048 of 3072 rows, above half"
     with jax.set_mesh(sharding.make_mesh(sharding.MeshConfig(2, 2, 2))):
-        assert mosaic_tpu.unwise(*shapes(1), k=1) == "the hidden units are divided among 2 devices"
+        assert mosaic_tpu.slower_reason(*shapes(1), k=1) == "the hidden units are divided among 2 devices"
     with jax.set_mesh(sharding.make_mesh(sharding.MeshConfig(4, 2))):
-        assert mosaic_tpu.unwise(*shapes(96), k=128) is None
+        assert mosaic_tpu.slower_reason(*shapes(96), k=128) is None
 
 
 def compiled(mesh, f, rows, dtype, kernel):

@@ -14,8 +14,10 @@ from vit_jax.kernels.dispatch import Implementation, choose
 from vit_jax.types import UserError
 
 IMPLEMENTATIONS = {
-    "mosaic_tpu": Implementation(mosaic_tpu.run, mosaic_tpu.refuses, mosaic_tpu.unwise, platform="tpu"),
-    "xla": Implementation(xla.run, unwise=xla.unwise),
+    "mosaic_tpu": Implementation(
+        mosaic_tpu.run, mosaic_tpu.unsupported_reason, mosaic_tpu.slower_reason, platform="tpu"
+    ),
+    "xla": Implementation(xla.run, slower_reason=xla.slower_reason),
     "dense": Implementation(dense.run),
 }
 """``mosaic_tpu`` reads and writes blocks in place, ``xla`` cuts x into them, ``dense`` fills up with zeros."""

@@ -34,7 +34,7 @@ def run(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
     return jnp.reshape(y, (*x.shape[:-1], y.shape[-1]))
 
 
-def refuses(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> str | None:
+def unsupported_reason(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> str | None:
     """Why the kernel cannot run this product, as the end of a sentence, or None. Arrays or shapes."""
     plan = tiling(*kernel.shape)
     if not isinstance(math.prod(x.shape), int):  # exported for any batch
@@ -51,7 +51,7 @@ def refuses(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> str | No
     return None
 
 
-def unwise(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> str | None:
+def slower_reason(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> str | None:
     """Why another product would be less work, as the end of a sentence, or None. Arrays or shapes."""
     n, size, features = kernel.shape
     dense = -(-n * size // LANES) * -(-n * features // LANES) * LANES**2

@@ -18,7 +18,7 @@ UNROLLED = 128
 """Most blocks, chosen and not measured: each is a product of its own in the program, which takes longer to compile."""
 
 
-def unwise(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> str | None:
+def slower_reason(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> str | None:
     """Why the dense product should run instead, as the end of a sentence, or None. Arrays or shapes."""
     if kernel.shape[0] > UNROLLED:
         return f"{kernel.shape[0]} blocks are more than the {UNROLLED} products it is unrolled for"

@@ -25,8 +25,10 @@ from vit_jax.kernels.dispatch import Implementation, choose
 from vit_jax.types import Array, UserError
 
 IMPLEMENTATIONS = {
-    "mosaic_tpu": Implementation(mosaic_tpu.run, mosaic_tpu.refuses, mosaic_tpu.unwise, platform="tpu"),
-    "xla": Implementation(xla.run, unwise=crossover.loses),
+    "mosaic_tpu": Implementation(
+        mosaic_tpu.run, mosaic_tpu.unsupported_reason, mosaic_tpu.slower_reason, platform="tpu"
+    ),
+    "xla": Implementation(xla.run, slower_reason=crossover.dense_is_faster),
     "dense": Implementation(dense.run),
 }
 """``mosaic_tpu`` reads only the blocks there are, ``xla`` gathers inputs for plain products, ``dense`` writes zeros."""

@@ -1,4 +1,4 @@
-"""When the block-sparse product loses to the dense product with the same weight."""
+"""When the block-sparse product is slower than the dense product with the same weight."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOVING = {"float32": 0.35, "bfloat16": 0.7}
 """What it costs on a CPU to read and write the activations of a map once more, in times of its dense product."""
 
 
-def loses(x: jax.Array, kernel: jax.Array, index: Array, bias: jax.Array | None) -> str | None:
+def dense_is_faster(x: jax.Array, kernel: jax.Array, index: Array, bias: jax.Array | None) -> str | None:
     """Why the dense product would be faster here, as the end of a sentence, or None. Arrays or shapes, but the index.
 
     On a CPU the parts of a pattern cost their share of the arithmetic, and gathering and adding up activations.

@@ -45,7 +45,7 @@ def run(x: jax.Array, kernel: jax.Array, index: Array, bias: jax.Array | None) -
     return _product(x, kernel, jnp.asarray(index, jnp.int32), bias)
 
 
-def refuses(x: jax.Array, kernel: jax.Array, index: Array, bias: jax.Array | None) -> str | None:
+def unsupported_reason(x: jax.Array, kernel: jax.Array, index: Array, bias: jax.Array | None) -> str | None:
     """Why the kernels cannot run this product, as the end of a sentence, or None."""
     if x.shape[0] == 0:
         return "there are no rows"
@@ -59,7 +59,7 @@ def refuses(x: jax.Array, kernel: jax.Array, index: Array, bias: jax.Array | Non
     return None
 
 
-def unwise(x: jax.Array, kernel: jax.Array, index: Array, bias: jax.Array | None) -> str | None:
+def slower_reason(x: jax.Array, kernel: jax.Array, index: Array, bias: jax.Array | None) -> str | None:
     """Why a dense product would be faster, as the end of a sentence, or None."""
     return "every block is there" if kernel.shape[0] * kernel.shape[1] >= x.shape[1] else None
 

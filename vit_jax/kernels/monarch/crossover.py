@@ -1,4 +1,4 @@
-"""When the Monarch product loses to the dense product with the same weight."""
+"""When the Monarch product is slower than the dense product with the same weight."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ ROWS = 1024
 768 x 768 so took 0.7 to 1.0 of the factors' time for 1,576 and 6,304 rows, with gradients or not, in both types)."""
 
 
-def loses(
+def dense_is_faster(
     x: jax.Array, kernel_1: jax.Array, kernel_2: jax.Array, bias: jax.Array | None, *, input_parts: int, blocked: bool
 ) -> str | None:
     """Why the dense product would be faster here, as the end of a sentence, or None. Arrays or shapes.

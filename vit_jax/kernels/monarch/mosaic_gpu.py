@@ -37,7 +37,7 @@ def run(
     return jnp.reshape(jnp.transpose(jnp.reshape(y, (-1, sizes.L, sizes.S)), (0, 2, 1)), (-1, sizes.outputs))
 
 
-def refuses(
+def unsupported_reason(
     x: jax.Array, kernel_1: jax.Array, kernel_2: jax.Array, bias: jax.Array | None, *, input_parts: int, blocked: bool
 ) -> str | None:
     """Why the kernel cannot run this product, as the end of a sentence, or None."""
@@ -50,7 +50,7 @@ def refuses(
     return next((f for f in found if isinstance(f, str)), None)
 
 
-def unwise(
+def slower_reason(
     x: jax.Array, kernel_1: jax.Array, kernel_2: jax.Array, bias: jax.Array | None, *, input_parts: int, blocked: bool
 ) -> str | None:
     """Why another implementation should run unless this one is named, as the end of a sentence, or None."""

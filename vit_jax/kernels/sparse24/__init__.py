@@ -24,10 +24,16 @@ __all__ = ["IMPLEMENTATIONS", "mask24", "pack", "pack_int8", "sparse24", "unpack
 
 IMPLEMENTATIONS = {
     "mosaic_tpu": dispatch.Implementation(
-        mosaic_tpu.forward, refuses=mosaic_tpu.refuses, unwise=mosaic_tpu.unwise, platform="tpu"
+        mosaic_tpu.forward,
+        unsupported_reason=mosaic_tpu.unsupported_reason,
+        slower_reason=mosaic_tpu.slower_reason,
+        platform="tpu",
     ),
     "mosaic_gpu": dispatch.Implementation(
-        mosaic_gpu.forward, refuses=mosaic_gpu.refuses, unwise=dispatch.unproved(mosaic_gpu.unwise), platform="gpu"
+        mosaic_gpu.forward,
+        unsupported_reason=mosaic_gpu.unsupported_reason,
+        slower_reason=dispatch.opt_in(mosaic_gpu.slower_reason),
+        platform="gpu",
     ),
     "xla": dispatch.Implementation(xla.forward),
 }
@@ -52,7 +58,8 @@ def sparse24(
       index: uint8 ``[ceil(in/8), out]``, likewise.
       bias: ``[out]``, or None.
       scale: float32 ``[out]`` of int8 values, or None.
-      implementation: a name in :data:`IMPLEMENTATIONS`; None: the first that does not refuse.
+      implementation: a name in :data:`IMPLEMENTATIONS`; None: the first that supports the arguments and is not slower
+        than a later one.
 
     Returns:
       ``[..., out]`` in the type of ``x``.

@@ -71,7 +71,7 @@ def tiles(rows: int, size: int, out: int) -> Tiles:
     return Tiles(rows, min(rows, ROWS), byte, out, splits, steps // splits)
 
 
-def refuses(x: Any, values: Any, index: Any, bias: Any, scale: Any) -> str | None:
+def unsupported_reason(x: Any, values: Any, index: Any, bias: Any, scale: Any) -> str | None:
     """Why the kernel cannot run on these shapes and types."""
     if x.dtype != jnp.bfloat16:
         return f"x is {x.dtype}, not bfloat16, in which alone the matrix unit of a GPU is exact"
@@ -84,7 +84,7 @@ def refuses(x: Any, values: Any, index: Any, bias: Any, scale: Any) -> str | Non
     return None if x.size else "x has no rows"
 
 
-def unwise(x: Any, values: Any, index: Any, bias: Any, scale: Any) -> str | None:
+def slower_reason(x: Any, values: Any, index: Any, bias: Any, scale: Any) -> str | None:
     """Why another implementation should run unless this one is named."""
     if jax.default_backend() == "gpu":
         found = getattr(jax.devices()[0], "compute_capability", "9.0")

@@ -46,7 +46,7 @@ def tiles(rows: int, size: int, out: int) -> Tiles | None:
     return Tiles(min(rows, ROWS), min(wide, out), fits[0])
 
 
-def refuses(x: Any, values: Any, index: Any, bias: Any, scale: Any) -> str | None:
+def unsupported_reason(x: Any, values: Any, index: Any, bias: Any, scale: Any) -> str | None:
     """Why the kernel cannot run on these shapes and types."""
     if x.dtype not in (jnp.bfloat16, jnp.float32):
         return f"x is {x.dtype}, not bfloat16 or float32"
@@ -57,7 +57,7 @@ def refuses(x: Any, values: Any, index: Any, bias: Any, scale: Any) -> str | Non
     return None if x.size else "x has no rows"
 
 
-def unwise(x: Any, values: Any, index: Any, bias: Any, scale: Any) -> str | None:
+def slower_reason(x: Any, values: Any, index: Any, bias: Any, scale: Any) -> str | None:
     """Why unpacking first is faster."""
     if sharded.rows(x) > ROWS:
         return f"with {sharded.rows(x)} rows, above {ROWS}, arithmetic decides, of which packed weights save none"

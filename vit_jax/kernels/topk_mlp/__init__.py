@@ -15,8 +15,10 @@ from vit_jax.kernels.topk_mlp import dense, gather, mosaic_tpu
 from vit_jax.types import UserError
 
 IMPLEMENTATIONS = {
-    "mosaic_tpu": Implementation(mosaic_tpu.run, mosaic_tpu.refuses, mosaic_tpu.unwise, platform="tpu"),
-    "gather": Implementation(gather.run, unwise=gather.unwise),
+    "mosaic_tpu": Implementation(
+        mosaic_tpu.run, mosaic_tpu.unsupported_reason, mosaic_tpu.slower_reason, platform="tpu"
+    ),
+    "gather": Implementation(gather.run, slower_reason=gather.slower_reason),
     "dense": Implementation(dense.run),
 }
 """``mosaic_tpu`` reads the rows that any token of a tile needs, ``gather`` each token's rows, ``dense`` all."""

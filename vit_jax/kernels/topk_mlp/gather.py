@@ -23,7 +23,7 @@ def run(h: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, k: int) -> j
     return with_its_gradients(_forward, k, h, kernel, bias)
 
 
-def unwise(h: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, k: int) -> str | None:
+def slower_reason(h: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, k: int) -> str | None:
     """Why the dense product would be faster, as the end of a sentence, or None. Arrays or shapes."""
     rows, units = math.prod(h.shape[:-1]), kernel.shape[0]
     if parted := split_units():

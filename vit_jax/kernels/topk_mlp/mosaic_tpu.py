@@ -37,7 +37,7 @@ def run(h: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, k: int) -> j
     return with_its_gradients(_forward, k, h, kernel, bias)
 
 
-def refuses(h: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, k: int) -> str | None:
+def unsupported_reason(h: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, k: int) -> str | None:
     """Why the kernel cannot run this product, as the end of a sentence, or None. Arrays or shapes."""
     if not isinstance(math.prod(h.shape), int):  # exported for any batch
         return "the number of tokens is not known"
@@ -59,7 +59,7 @@ def refuses(h: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, k: int) 
     return None
 
 
-def unwise(h: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, k: int) -> str | None:
+def slower_reason(h: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, k: int) -> str | None:
     """Why reading all rows would be faster, as the end of a sentence, or None. Arrays or shapes.
 
     Counted, not measured: single rows arrive at half the pace of the whole, if no two tokens share a unit.
