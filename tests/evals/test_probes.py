@@ -145,7 +145,7 @@ def test_perfect_collapsed_and_broken_features(probe: Any) -> None:
 
 
 def run(probe: Any, train: Any, held: Any, params: Any = None, info: Any = INFO) -> Any:
-    return probe(apply, params or PARAMS, held, info, None, fit=train)
+    return probe(apply, params or PARAMS, held, info, None, train_batches=train)
 
 
 @pytest.mark.parametrize("probe", [LinearProbe(head="ridge"), KNN(k=3)], ids=["ridge", "knn"])

@@ -85,8 +85,8 @@ class Probe:
     method: Method | None = None
     name: ClassVar[str]
     metrics: ClassVar[tuple[str, ...]]
-    fits: ClassVar[bool] = True
-    """Whoever calls it also passes ``fit``."""
+    needs_train_data: ClassVar[bool] = True
+    """The caller must pass ``train_batches``, the batches that the probe is fitted to."""
 
     def __post_init__(self) -> None:
         if self.shots is not None and self.shots < 1:
@@ -94,7 +94,7 @@ class Probe:
 
     def __call__(
         self, apply: Apply, params: Params, batches: Iterable[Batch], info: DataInfo, objective: Any,
-        *, fit: Iterable[Batch] = (),
+        *, train_batches: Iterable[Batch] = (),
     ) -> Report:  # fmt: skip
         """As :class:`~vit_jax.evals.base.Evaluator`; reads ``image``, ``label`` and ``mask``.
 
@@ -104,7 +104,7 @@ class Probe:
           batches: of the validation part, which is scored.
           info: of that data.
           objective: not used.
-          fit: batches of the training part, prepared as for evaluation, each example once.
+          train_batches: batches of the training part, prepared as for evaluation, each example once.
 
         Raises:
           UserError: the data has no classes; too few examples for ``shots``; nothing to fit to or to evaluate.
@@ -120,7 +120,7 @@ class Probe:
             extract = _extractor(apply, method, replicated_like(batch["image"]))
             return extract(params, batch["image"], batch["label"], batch["mask"])
 
-        train = concatenate((found for _, found in gather(run, fit)), "fit to")
+        train = concatenate((found for _, found in gather(run, train_batches)), "fit to")
         held = concatenate(found for _, found in gather(run, batches))
         chosen = slice(None) if self.shots is None else linear.few_shot(train["label"], self.shots, self.seed)
         fitted = train["features"][chosen], train["label"][chosen]

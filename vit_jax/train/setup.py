@@ -117,8 +117,9 @@ class Setup:
                 info = dataclasses.replace(self.others[own, "val"].info, encoder=info.encoder)
                 batches, device = self._prepared(self.others[own, "val"], stack)
             read, more = [batches], {}
-            if getattr(evaluator, "fits", False):
-                fitted, more["fit"] = self._prepared(self.train if own is None else self.others[own, "train"], stack)
+            if getattr(evaluator, "needs_train_data", False):
+                source = self.train if own is None else self.others[own, "train"]
+                fitted, more["train_batches"] = self._prepared(source, stack)
                 read.append(fitted)
             report = evaluator(self.apply, params, device, info, c.objective, **more)
             if skipped := sum(b.skipped for b in read):
@@ -183,9 +184,9 @@ def build(config: TrainConfig, devices: Any = None) -> Setup:
         boxed = abstract_params(model, inputs)
     # outside of the mesh: its devices may be those of a topology that is not here
     steps_of = functools.partial(_steps, batch_size=c.batch_size, num_examples=len(train), total=total)
-    fixed = _fixed(nn.unbox(boxed))
+    untrainable = untrainable_reason(nn.unbox(boxed))
     tx, schedule = optax.identity(), optax.constant_schedule(0.0)
-    if not fixed:
+    if not untrainable:
         tx, schedule = build_optimizer(c.optim, nn.unbox(boxed), total, steps_of)
     tx = optax.with_extra_args_support(tx)
     with jax.set_mesh(mesh):
@@ -193,8 +194,8 @@ def build(config: TrainConfig, devices: Any = None) -> Setup:
 
     @functools.cache
     def frozen_inputs() -> Any:
-        if fixed:
-            raise UserError(fixed)
+        if untrainable:
+            raise UserError(untrainable)
         return teacher.load(c, model, train.info.class_names, mesh) if hasattr(c.objective, "teacher") else None
 
     def init(params: Params | None = None) -> TrainState:
@@ -205,7 +206,7 @@ def build(config: TrainConfig, devices: Any = None) -> Setup:
         apply, c.objective, tx, augment=c.augment.train_fn(train.info.num_classes), schedule=schedule,
         seed=c.seed, mesh=mesh, shardings=shardings, accumulate=c.accumulate, ema=c.ema, frozen_inputs=frozen_inputs,
     )  # fmt: skip
-    learned = {} if fixed else masks.keep(trainable(c.optim, shapes.params), masks.paths(shapes.params))
+    learned = {} if untrainable else masks.keep(trainable(c.optim, shapes.params), masks.paths(shapes.params))
     trained = tuple(jax.tree.leaves(learned))
     prepare = jax.jit(c.augment.eval_fn())
     return Setup(
@@ -213,7 +214,7 @@ def build(config: TrainConfig, devices: Any = None) -> Setup:
     )
 
 
-def _fixed(shapes: Params) -> str | None:
+def untrainable_reason(shapes: Params) -> str | None:
     """Why a model is there to be evaluated only: it has parameters without gradient; else None."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -227,9 +228,9 @@ def _fixed(shapes: Params) -> str | None:
 
 def _others(c: TrainConfig) -> dict[tuple[str, str], Source]:
     """The data of evaluators that bring their own: opened now, so that a wrong path is found before training."""
-    own = [(e.data, getattr(e, "fits", False)) for e in c.evaluators if getattr(e, "data", None) is not None]
-    parts: list[tuple[str, Literal["train", "val"]]] = [(path, "val") for path, _ in own]
-    parts += [(path, "train") for path, fits in own if fits]
+    own = [e for e in c.evaluators if getattr(e, "data", None) is not None]
+    parts: list[tuple[str, Literal["train", "val"]]] = [(e.data, "val") for e in own]
+    parts += [(e.data, "train") for e in own if getattr(e, "needs_train_data", False)]
     return {(path, part): c.data.open_other(path, part) for path, part in parts}
 
 
