@@ -29,7 +29,7 @@ class Hypotheses(NamedTuple):
       tokens: int32 ``[B, W, L]``, start first, filled up with padding.
       log_p: float32 ``[B, W]``, sum of the tokens' log-probabilities; -inf is no caption at all.
       steps: int32 ``[B, W]``, tokens behind the start, the end included.
-      ended: bool ``[B, W]``.
+      ended: bool ``[B, W]``, whether a caption has its end token.
     """
 
     tokens: jax.Array
@@ -93,8 +93,8 @@ class Nucleus(SearchStrategy):
 
     Attributes:
       p: mass of the nucleus, in (0, 1]; the most probable token is always in it.
-      temperature: logits are divided by it first.
-      seed: of the draws.
+      temperature: divides the logits before the draw; below 1 sharpens, above 1 flattens.
+      seed: random seed of the draws.
     """
 
     p: float = 0.9

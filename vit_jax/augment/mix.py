@@ -91,9 +91,9 @@ class Mixup(_BetaMix):
     """Convex combination of two images and of their labels (Zhang et al. 2018).
 
     Attributes:
-      prob: of mixing a batch.
-      alpha: of Beta(alpha, alpha).
-      per: one weight for the ``"batch"`` or one per ``"example"``.
+      prob: probability that a batch is mixed.
+      alpha: parameter of Beta(alpha, alpha), from which the weight of the first image is drawn.
+      per: whether one weight is drawn for the ``"batch"`` or one per ``"example"``.
     """
 
     alpha: float = 0.2
@@ -110,9 +110,10 @@ class Cutmix(_BetaMix):
     """A random rectangle of the partner's pixels, labels weighted by the pixels kept (Yun et al. 2019, algorithm 1).
 
     Attributes:
-      prob: of mixing a batch.
-      alpha: of Beta(alpha, alpha), the share of the area that is kept before clipping at the border.
-      per: one rectangle for the ``"batch"`` or one per ``"example"``.
+      prob: probability that a batch is mixed.
+      alpha: parameter of Beta(alpha, alpha), from which the share of the area that is kept is drawn, before clipping at
+        the border.
+      per: whether one rectangle is drawn for the ``"batch"`` or one per ``"example"``.
     """
 
     def __call__(

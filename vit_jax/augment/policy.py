@@ -91,7 +91,8 @@ class Augment:
       size: side of the square the model sees, in pixels.
       train: operations in order: at most one :class:`CropResize` first (needed unless the canvas has the output size),
         then image operations, then mixing.
-      crop: evaluation takes this fraction of the canvas' side (the canvas is the image's centre square).
+      crop: side of the central crop in evaluation, as a fraction of the canvas' side (the canvas is the image's centre
+        square).
       norm: normalisation, one of :data:`NORMS`.
       interpolation: filter of every crop and resize.
     """

@@ -70,8 +70,8 @@ class RandAugment(ImageOp):
     sign), solarize from 1 down to 0, posterize from 8 down to 4 bits. Maps are about the centre; ``fill`` comes in.
 
     Attributes:
-      num_ops: operations after each other.
-      magnitude: strength of each, from 0 (none) to 10.
+      num_ops: number of operations applied one after the other.
+      magnitude: strength of every operation, from 0 (none) to 10.
       ops: names of the operations to draw from.
       fill: value in [0, 1] of pixels that come in from outside of the image.
     """

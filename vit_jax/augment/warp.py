@@ -73,7 +73,7 @@ class Affine(ImageOp):
     Attributes:
       rotate: largest angle, degrees.
       translate: largest shift, as a fraction of the side, drawn for each direction.
-      scale: range of the zoom factor.
+      scale: smallest and largest zoom factor.
       shear: largest horizontal shear, pixels per pixel.
       fill: value outside the image, in [0, 1].
     """

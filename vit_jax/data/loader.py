@@ -43,8 +43,8 @@ class DataConfig:
       text: how captions become tokens; None reads images and labels only.
       canvas: side in pixels of the uint8 square that every image becomes on the host.
       on_error: an unreadable image is an error (``"raise"``), or replaced, counted and reported (``"skip"``).
-      workers: threads; None means one per core, at most 32.
-      prefetch: batches made ahead.
+      workers: threads that read and decode; None means one per core, at most 32.
+      prefetch: number of batches made ahead of the device.
     """
 
     path: str

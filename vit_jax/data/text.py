@@ -19,7 +19,7 @@ class TextCodec:
 
     Attributes:
       tokenizer: the mapping between texts and ids.
-      length: tokens a row, start and end included.
+      length: context length: tokens of a row, start and end included.
     """
 
     tokenizer: Tokenizer
@@ -66,7 +66,7 @@ class TextConfig:
     Attributes:
       tokenizer: ``"bytes"``, ``"clip"``, ``"clip:PATH"``, ``"json:PATH"`` or ``"sentencepiece:PATH"``, see
         :func:`vit_jax.data.tokenizer.open_tokenizer`.
-      length: tokens a caption, start and end included; longer captions are cut, keeping the end.
+      length: context length: tokens of a caption, start and end included; longer captions are cut, keeping the end.
       choose: which of an image's captions trains: a ``"random"`` one each time (LaCLIP, Fan et al. 2023), or the
         ``"first"``.
       templates: makes captions of class names: a row of :data:`vit_jax.data.prompts.TEMPLATES`, or a file.

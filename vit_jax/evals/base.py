@@ -33,7 +33,7 @@ class Report:
 
     Attributes:
       metrics: name -> number, such as ``accuracy``; the caller puts the name of the data split in front.
-      arrays: name -> the arrays behind them, float64 or int64.
+      arrays: name -> array from which a metric was computed, float64 or int64.
       checkpoint: folder of the checkpoint that was evaluated; empty where it was a state in memory.
     """
 

@@ -55,9 +55,9 @@ class Temperature:
     """A fitted temperature: divide logits by ``value``.
 
     Attributes:
-      value: T.
+      value: the fitted temperature T.
       nll_before: mean negative log-likelihood at T = 1, nats.
-      nll_after: the same at T = ``value``.
+      nll_after: mean negative log-likelihood at T = ``value``, nats.
       at_bound: the likelihood still rose at ``T_MIN`` (every example is right: no finite optimum) or at ``T_MAX``
         (the logits say nothing about the labels); ``value`` is then that bound and no estimate.
     """

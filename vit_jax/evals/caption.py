@@ -33,7 +33,7 @@ class Caption:
     Attributes:
       decoder: row of ``decoding.DECODERS``: ``"greedy"``, ``"beam(4)"``, ``"nucleus(0.9)"``.
       data: a source to evaluate on instead of the run's own validation part.
-      limit: only so many images, the first ones; None takes all.
+      limit: number of images, the first of the data, that get a caption; None takes all.
     """
 
     decoder: Annotated[Any, Choice(DECODERS)] = Greedy()

@@ -33,7 +33,7 @@ class Classify:
     float64 and int64, in the order of the examples, so that neither the batch size nor the number of devices matters.
 
     Attributes:
-      bins: bins of the calibration error.
+      bins: number of confidence bins of the calibration error.
     """
 
     bins: int = 15
@@ -135,7 +135,7 @@ class ClassificationReport(Report):
     ``bin_edges`` [M+1], ``bin_examples``, ``bin_confidence`` and ``bin_accuracy`` [M].
 
     Attributes:
-      link: what made probabilities of logits for ``loss`` and ``ece``.
+      link: what made probabilities of the logits for ``loss`` and ``ece``: "softmax" or "sigmoid".
     """
 
     link: Link = "softmax"

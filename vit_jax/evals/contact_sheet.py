@@ -38,10 +38,10 @@ class ContactSheet:
 
     Attributes:
       captions: the queries, captions of the first batch.
-      text: their embeddings, float32[Q, E].
+      text: the captions' embeddings, float32[Q, E].
       own: int64[Q], the image that each describes, as counted by ``index``.
       nearest: int64[Q, NEAREST], the best images so far, best first; -1 where there are none yet.
-      score: float32[Q, NEAREST], their similarities.
+      score: float32[Q, NEAREST], similarities of the best images.
       images: index -> picture float32[H, W, 3] as the model sees it.
       rank: float64[Q], the expected rank of the right image; None until :meth:`ranked`.
     """

@@ -74,9 +74,9 @@ class Probe:
     Attributes:
       data: a source instead of the run's own; its training part is fitted to, its validation part scored.
       shots: fit to so many examples of each class; None takes all.
-      seed: of the choice of shots and of what is held out.
-      method: of the model: ``"features"`` (pooled, before any head or projection) or ``"embed_image"``; None takes the
-        first for an image model and the second for an image-text model.
+      seed: random seed of the choice of shots and of the examples held out.
+      method: the model's method that gives the features: ``"features"`` (pooled, before any head or projection) or
+        ``"embed_image"``; None takes the first for an image model and the second for an image-text model.
     """
 
     data: str | None = None
@@ -202,7 +202,7 @@ class KNN(Probe):
 
     Attributes:
       k: neighbours that vote.
-      temperature: of their weights.
+      temperature: divides the similarities before they become the neighbours' weights; smaller favours the nearest.
     """
 
     k: int = 20

@@ -179,7 +179,7 @@ class ZeroShotReport(Report):
 
     Attributes:
       table: all of it per class; its loss and bins are of a softmax over cosines, and mean nothing.
-      class_names: of the data that was classified, which need not be that of training.
+      class_names: names of the classes of the data that was classified, which need not be that of training.
     """
 
     table: ClassificationReport

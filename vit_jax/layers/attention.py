@@ -111,8 +111,8 @@ class KVCache(NamedTuple):
     rows of tokens for each row of the context, one after the other.
 
     Attributes:
-      start: position of the first of the tokens given, int32 scalar.
-      length: tokens there is room for, static.
+      start: position of the first token of this call, int32 scalar.
+      length: number of tokens that the cache has room for, static.
     """
 
     start: jax.Array | int
@@ -132,11 +132,11 @@ class MultiHeadAttention(nn.Module):
 
     Attributes:
       heads: number of heads; divides the width.
-      causal: whether a token sees only those before it.
-      qkv_linear: spec of the projections to queries, keys and values.
-      out_linear: spec of the projection back.
-      dtype: compute type.
-      implementation: of :func:`attention`.
+      causal: whether a token attends only to itself and the tokens before it.
+      qkv_linear: linear map (dense, or a structured one) of the projections to queries, keys and values.
+      out_linear: linear map (dense, or a structured one) of attention's output projection.
+      dtype: compute type; parameters are float32.
+      implementation: how attention is computed, as :func:`attention` takes it; None picks.
     """
 
     heads: int

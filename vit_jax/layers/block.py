@@ -32,12 +32,13 @@ class ResidualBlock(nn.Module):
 
     Attributes:
       mlp_dim: hidden size of the MLP.
-      mlp_linear: spec of its two maps.
-      activation: of the MLP.
-      dropout: rate after every branch and inside the MLP.
-      layer_scale: initial scale of the branches (Touvron et al. 2021, arXiv:2103.17239), None for no scale.
-      dtype: compute type.
-      norm_epsilon: of the layer norms.
+      mlp_linear: linear map (dense, or a structured one) of the MLP's two products.
+      activation: nonlinearity of the MLP, a name such as "gelu" or a spec such as ``topk(24)``.
+      dropout: dropout rate after every residual branch and inside the MLP.
+      layer_scale: initial value of the residual branches' learned scale (Touvron et al. 2021, arXiv:2103.17239); None
+        for no such scale.
+      dtype: compute type; parameters are float32.
+      norm_epsilon: added to the variance in the layer norms.
     """
 
     mlp_dim: int
@@ -73,12 +74,13 @@ class Block(ResidualBlock):
 
     Attributes:
       heads: number of attention heads.
-      causal: whether a token sees only those before it.
+      causal: whether a token attends only to itself and the tokens before it.
       split: with a context, norm it and put a second MLP, ``mlp_self``, before the cross-attention, as open_clip's
         decoders do: two blocks in one.
-      qkv_linear: spec of the projections to queries, keys and values.
-      out_linear: spec of attention's output projection.
-      attention_implementation: of :func:`vit_jax.layers.attention.attention`.
+      qkv_linear: linear map (dense, or a structured one) of the projections to queries, keys and values.
+      out_linear: linear map (dense, or a structured one) of attention's output projection.
+      attention_implementation: how attention is computed, as :func:`vit_jax.layers.attention.attention` takes it; None
+        picks.
     """
 
     heads: int = 1
@@ -146,9 +148,9 @@ class Encoder(nn.Module):
       stochastic: whether blocks need randomness in training.
       scan: run the blocks as one ``lax.scan`` over stacked parameters: compile time independent of depth.
       remat: what the backward pass recomputes, a name in :data:`REMAT` or "none".
-      dtype: compute type.
-      norm_epsilon: of the final norm.
-      final_norm: whether there is one.
+      dtype: compute type; parameters are float32.
+      norm_epsilon: added to the variance in the final layer norm.
+      final_norm: whether a layer norm follows the last block.
     """
 
     depth: int

@@ -90,7 +90,8 @@ class BlockDiagonal(LinearSpec):
 
     Attributes:
       nblocks: number of blocks.
-      implementation: of ``kernels.block_diagonal``; None picks. Parameters do not depend on it.
+      implementation: kernel that computes the product, a name in ``kernels.block_diagonal.IMPLEMENTATIONS``; None
+        picks. Parameters do not depend on it.
     """
 
     nblocks: int = 4

@@ -40,13 +40,14 @@ class BlockSparse(LinearSpec):
     """A map with ``density * in * out`` weights in square blocks, the same number for every output.
 
     Attributes:
-      density: of the weights, in (0, 1]; rounded to whole blocks of the input, at least one.
+      density: share of the weights that is kept, in (0, 1]; rounded to whole blocks of the input, at least one.
       pattern: which blocks. "magnitude" is not for optimizers that mix weights, as Shampoo and Muon do, nor for kernels
         that start as zeros: what is zero stays zero.
       block: rows and columns of a block; divides the sizes of the map. TPUs want a multiple of 128.
-      rank: of the map that is added to the blocks; 0 for none.
-      seed: of the pattern "random".
-      implementation: of ``kernels.block_sparse``; None picks. Parameters do not depend on it.
+      rank: rank of a low-rank map added to the blocks; 0 for none.
+      seed: random seed of the pattern "random".
+      implementation: kernel that computes the product, a name in ``kernels.block_sparse.IMPLEMENTATIONS``; None picks.
+        Parameters do not depend on it.
     """
 
     density: float = 0.25
@@ -200,8 +201,12 @@ class BlockSparseLinear(nn.Module):
 
     Attributes:
       features: size of the output.
-      spec: pattern and sizes.
-      axes, dtype, use_bias, kernel_init, bias_init: as of :class:`vit_jax.layers.linear.Linear`.
+      spec: the map's pattern and sizes.
+      axes: logical axes of input and output, for sharding.
+      dtype: compute type; parameters are float32.
+      use_bias: whether a bias is added.
+      kernel_init: initialiser of the dense kernel ``[in, features]``.
+      bias_init: initialiser of the bias.
     """
 
     features: int

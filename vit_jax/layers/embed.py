@@ -21,9 +21,9 @@ class PatchEmbed(nn.Module):
 
     Attributes:
       patch: side P in pixels.
-      width: D.
+      width: channels D of a token.
       dtype: compute type; parameters are ``kernel [P, P, C, D]`` and ``bias [D]``, as of a convolution.
-      use_bias: whether there is a bias.
+      use_bias: whether a bias is added.
     """
 
     patch: int
@@ -58,8 +58,8 @@ class PositionEmbedding(nn.Module):
     """Learned position embeddings, added: parameter ``embedding [1, N, D]``.
 
     Attributes:
-      dtype: compute type.
-      length: how many there are; None is one for each token.
+      dtype: compute type; parameters are float32.
+      length: number of positions; None is one for each token.
     """
 
     dtype: DType = "float32"
@@ -98,9 +98,9 @@ class TokenEmbed(nn.Module):
     """A vector for each token: parameter ``embedding [V, D]``.
 
     Attributes:
-      vocab_size: V.
-      width: D.
-      dtype: compute type.
+      vocab_size: number of tokens V in the vocabulary.
+      width: channels D of a token.
+      dtype: compute type; parameters are float32.
     """
 
     vocab_size: int

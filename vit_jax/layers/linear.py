@@ -73,7 +73,7 @@ class Linear(nn.Module):
       features: size of the output.
       axes: logical axes of input and output.
       dtype: compute type; parameters are float32.
-      use_bias: whether there is a bias.
+      use_bias: whether a bias is added.
       kernel_init: initialiser of the kernel.
       bias_init: initialiser of the bias.
     """

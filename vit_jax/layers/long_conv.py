@@ -120,10 +120,10 @@ class Filter(nn.Module):
     al. 2023, appendix D.3).
 
     Attributes:
-      channels: D.
-      features: of a position: itself and (features - 1) / 2 waves; odd.
-      hidden: width of the MLP.
-      layers: hidden layers after the first.
+      channels: channels D, one filter each.
+      features: number of features of a position: itself and (features - 1) / 2 waves; odd.
+      hidden: width of the MLP that computes the filter.
+      layers: hidden layers of that MLP after the first.
       frequency: initial frequency of the sines, one trained number a channel of the MLP.
     """
 

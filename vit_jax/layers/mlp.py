@@ -101,7 +101,7 @@ class TopKLinear(Linear):
     """A ``Linear`` whose input has at most ``k`` units per token that are not 0: same parameters, same map.
 
     Attributes:
-      k: of the TopK before it.
+      k: most units per token that are not 0, the ``k`` of the :class:`TopK` before it.
     """
 
     k: int = 1
@@ -126,11 +126,11 @@ class MLP(nn.Module):
     The collection "activity" gets ``active`` float32 ``[...]``: the share of hidden units that are not 0.
 
     Attributes:
-      hidden: size in the middle.
-      linear: spec of both maps.
-      activation: between the maps.
-      dropout: rate after the activation.
-      dtype: compute type.
+      hidden: size of the hidden layer.
+      linear: linear map (dense, or a structured one) of both products.
+      activation: nonlinearity between the two products.
+      dropout: dropout rate after the activation.
+      dtype: compute type; parameters are float32.
     """
 
     hidden: int

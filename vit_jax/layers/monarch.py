@@ -36,12 +36,14 @@ class MonarchLinear(nn.Module):
       nblocks: blocks of each factor.
       axes: logical axes of input and output, of which only the bias has one.
       dtype: compute type; parameters are float32.
-      use_bias: whether there is a bias.
+      use_bias: whether a bias is added.
       kernel_init: initialiser of the dense kernel ``[in, features]`` that the map stands for.
       bias_init: initialiser of the bias.
-      implementation: of ``kernels.monarch``; None picks.
-      input_parts: the input is in the order that ``blocked`` leaves, of that many blocks; 1: in natural order.
-      blocked: leave the output in the order (block, row) instead of (row, block), which saves a permutation.
+      implementation: kernel that computes the product, a name in ``kernels.monarch.IMPLEMENTATIONS``; None picks.
+      input_parts: internal, set by the neighbouring layers: number of blocks in whose order (as ``blocked`` leaves it)
+        the input comes; 1 is natural order.
+      blocked: internal, set by the neighbouring layers: leave the output in the order (block, row) instead of (row,
+        block), which saves a permutation.
     """
 
     features: int
@@ -90,7 +92,8 @@ class Monarch(LinearSpec):
 
     Attributes:
       nblocks: blocks of each factor; divides min(in, out) / nblocks.
-      implementation: of ``kernels.monarch``; None picks. Parameters do not depend on it.
+      implementation: kernel that computes the product, a name in ``kernels.monarch.IMPLEMENTATIONS``; None picks.
+        Parameters do not depend on it.
     """
 
     nblocks: int = 4

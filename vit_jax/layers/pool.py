@@ -18,11 +18,11 @@ class AttentionPool(nn.Module):
     """Multi-head attention pooling: a learned probe attends to the tokens, then an MLP (Zhai et al. 2022).
 
     Attributes:
-      heads: of the attention.
+      heads: number of attention heads.
       mlp_dim: hidden size of the MLP.
-      dtype: compute type.
-      activation: of the MLP.
-      norm_epsilon: of the norm before the MLP.
+      dtype: compute type; parameters are float32.
+      activation: nonlinearity of the MLP, a name such as "gelu" or a spec such as ``topk(24)``.
+      norm_epsilon: added to the variance in the layer norm before the MLP.
     """
 
     heads: int
@@ -49,11 +49,11 @@ class QueryPool(nn.Module):
     """Attentional pooler of CoCa (Yu et al. 2022, arXiv:2205.01917, section 3.2): learned queries attend to tokens.
 
     Attributes:
-      queries: how many.
+      queries: number of learned queries.
       width: D of queries and output.
-      heads: of the attention; divides ``width``.
-      dtype: compute type.
-      norm_epsilon: of the norms of queries and tokens.
+      heads: number of attention heads; divides ``width``.
+      dtype: compute type; parameters are float32.
+      norm_epsilon: added to the variance in the layer norms of queries and tokens.
     """
 
     queries: int

@@ -114,10 +114,11 @@ class Sparse24(LinearSpec):
     inputs before ``from_dense`` (:mod:`vit_jax.layers.permutation24`) is free.
 
     Attributes:
-      lam: pull on pruned weights (``mask="dynamic"`` only). It is part of the gradient: Adam rescales it.
+      lam: strength with which pruned weights are pulled to 0 (``mask="dynamic"`` only). It is part of the gradient:
+        Adam rescales it.
       mask: "dynamic": follows the weights; "frozen": what is zero stays zero, prune with ``from_dense`` or from the
         start of training. Not for optimizers that mix weights, as Shampoo and Muon do.
-      bits: 2 to 8 rounds what the mask leaves as :func:`fake_quant` does, one scale for each output; None does not.
+      bits: 2 to 8 rounds the kept weights to so many bits, one scale for each output; None does not round.
     """
 
     lam: float = 2e-4
@@ -156,8 +157,12 @@ class Sparse24Linear(nn.Module):
 
     Attributes:
       features: size of the output.
-      spec: mask and quantisation.
-      axes, dtype, use_bias, kernel_init, bias_init: as of :class:`vit_jax.layers.linear.Linear`.
+      spec: the map's mask and quantisation.
+      axes: logical axes of input and output, for sharding.
+      dtype: compute type; parameters are float32.
+      use_bias: whether a bias is added.
+      kernel_init: initialiser of the dense kernel ``[in, features]``.
+      bias_init: initialiser of the bias.
     """
 
     features: int
@@ -222,8 +227,12 @@ class Packed24Linear(nn.Module):
 
     Attributes:
       features: size of the output.
-      spec: storage and implementation.
-      axes, dtype, use_bias, kernel_init, bias_init: as of :class:`vit_jax.layers.linear.Linear`.
+      spec: the map's storage and implementation.
+      axes: logical axes of input and output, for sharding.
+      dtype: compute type, into which the stored weights are expanded.
+      use_bias: whether a bias is added.
+      kernel_init: initialiser of the dense kernel ``[in, features]``.
+      bias_init: initialiser of the bias.
     """
 
     features: int

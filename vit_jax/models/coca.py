@@ -31,16 +31,17 @@ class TextDecoder(nn.Module):
       depth: number of blocks; their width is the text tower's.
       heads: number of attention heads.
       mlp_dim: hidden size of the MLPs.
-      split: an MLP before the cross-attention too, see :class:`vit_jax.layers.block.Block`; the paper's has one MLP.
-      dropout: rate after every branch and the MLP's activation.
-      activation: of the MLPs.
-      norm_epsilon: of every layer norm.
-      qkv_linear: spec of the attentions' input projections.
-      out_linear: spec of the attentions' output projections.
-      mlp_linear: spec of the MLPs' maps.
-      dtype: compute type.
-      scan: see :class:`vit_jax.layers.block.Encoder`.
-      remat: see :class:`vit_jax.layers.block.Encoder`.
+      split: whether a block has a second MLP before its cross-attention, as open_clip's have; the paper's have one MLP.
+      dropout: dropout rate after every residual branch and the MLP's activation.
+      activation: nonlinearity of the MLPs, a name such as "gelu" or a spec such as ``topk(24)``.
+      norm_epsilon: added to the variance in every layer norm.
+      qkv_linear: linear map (dense, or a structured one) of the attentions' projections to queries, keys and values.
+      out_linear: linear map (dense, or a structured one) of the attentions' output projections.
+      mlp_linear: linear map (dense, or a structured one) of the MLPs' two products.
+      dtype: compute type; parameters are float32.
+      scan: run the blocks as one ``lax.scan`` over stacked parameters, which compiles one block instead of ``depth``.
+      remat: what the backward pass recomputes instead of keeping: "none" or a name in
+        :data:`vit_jax.layers.block.REMAT`.
     """
 
     depth: int = 12
@@ -96,9 +97,9 @@ class CoCa(TwoTower):
     by attentional pooling.
 
     Attributes:
-      decoder: fields of :class:`TextDecoder`.
-      queries: learned queries of the pooling.
-      pool_heads: its attention heads.
+      decoder: the caption decoder; its depth, heads and the other fields of :class:`TextDecoder`.
+      queries: number of learned queries of the attentional pooling.
+      pool_heads: number of attention heads of the attentional pooling.
       pooling: "shared", one pooling whose first query is the image's embedding and whose others are the decoder's
         memory (open_clip); "cascade", the embedding is pooled from the memory (section 4.3, the paper's default);
         "parallel", both are pooled from the image tokens (figure 2).

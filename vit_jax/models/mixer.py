@@ -24,7 +24,7 @@ class MixerBlock(ResidualBlock):
 
     Attributes:
       token_dim: hidden size of the MLP across tokens.
-      token_linear: spec of its maps.
+      token_linear: linear map (dense, or a structured one) of the MLP across tokens.
     """
 
     token_dim: int = 0
@@ -54,15 +54,16 @@ class Mixer(ImageModel):
       depth: number of blocks.
       token_dim: hidden size of the MLPs across tokens.
       mlp_dim: hidden size of the MLPs across channels.
-      dropout: rate after every branch and activation.
+      dropout: dropout rate after every residual branch and activation.
       drop_path: stochastic depth rate of the last block; grows linearly from 0.
-      activation: of the MLPs.
-      token_linear: spec of the maps across tokens.
-      mlp_linear: spec of the maps across channels.
+      activation: nonlinearity of the MLPs, a name such as "gelu" or a spec such as ``topk(24)``.
+      token_linear: linear map (dense, or a structured one) of the MLPs across tokens.
+      mlp_linear: linear map (dense, or a structured one) of the MLPs across channels.
       dtype: compute type; parameters are float32, logits too.
-      scan: see :class:`vit_jax.layers.block.Encoder`.
-      remat: see :class:`vit_jax.layers.block.Encoder`.
-      norm_epsilon: of every layer norm.
+      scan: run the blocks as one ``lax.scan`` over stacked parameters, which compiles one block instead of ``depth``.
+      remat: what the backward pass recomputes instead of keeping: "none" or a name in
+        :data:`vit_jax.layers.block.REMAT`.
+      norm_epsilon: added to the variance in every layer norm.
     """
 
     patch: int = 16

@@ -28,14 +28,14 @@ class SequenceMixer(nn.Module):
     published code, looks back only, although the long filters look both ways.
 
     Attributes:
-      short: tokens of the short convolution.
-      filter_features: of the long filters, see :class:`vit_jax.layers.long_conv.Filter`.
-      filter_hidden: width of their MLP.
-      residual: whether there is the second filter (the language models' ``residual_long_conv``).
-      qkv_linear: spec of the projection in.
-      out_linear: spec of the projection out.
+      short: length in tokens of the short convolution before the long one.
+      filter_features: features of a position from which the long filters are computed; odd.
+      filter_hidden: width of the MLP that computes the long filters.
+      residual: whether a second long filter of the input is added (the language models' ``residual_long_conv``).
+      qkv_linear: linear map (dense, or a structured one) of the projection to gates and value.
+      out_linear: linear map (dense, or a structured one) of the output projection.
       dtype: compute type; the long convolution is float32.
-      implementation: of :func:`vit_jax.layers.long_conv.long_conv`.
+      implementation: how the long convolution is computed, as :func:`vit_jax.layers.long_conv.long_conv` takes it.
     """
 
     short: int = 3
@@ -108,20 +108,22 @@ class MonarchMixer(ImageModel):
       width: channels D.
       depth: number of blocks.
       mlp_dim: hidden size of the MLPs.
-      short: see :class:`SequenceMixer`.
-      filter_features: see :class:`SequenceMixer`.
-      filter_hidden: see :class:`SequenceMixer`.
-      residual: see :class:`SequenceMixer`.
-      dropout: rate after every branch and inside the MLPs.
+      short: length in tokens of the short convolution before the long one.
+      filter_features: features of a position from which the long filters are computed; odd.
+      filter_hidden: width of the MLP that computes the long filters.
+      residual: whether a second long filter of the input is added (the language models' ``residual_long_conv``).
+      dropout: dropout rate after every residual branch and inside the MLPs.
       drop_path: stochastic depth rate of the last block; grows linearly from 0.
-      activation: of the MLPs.
-      qkv_linear: spec of the mixers' projections in; dense in the published code.
-      out_linear: spec of the mixers' projections out; dense in the published code.
-      mlp_linear: spec of the MLPs' maps; the published code has ``block_diagonal(4)``, the paper Monarch matrices.
+      activation: nonlinearity of the MLPs, a name such as "gelu" or a spec such as ``topk(24)``.
+      qkv_linear: linear map of the sequence mixers' input projections; dense in the published code.
+      out_linear: linear map of the sequence mixers' output projections; dense in the published code.
+      mlp_linear: linear map of the MLPs' two products; the published code has ``block_diagonal(4)``, the paper Monarch
+        matrices.
       dtype: compute type; parameters are float32, logits too.
-      scan: see :class:`vit_jax.layers.block.Encoder`.
-      remat: see :class:`vit_jax.layers.block.Encoder`.
-      norm_epsilon: of every layer norm.
+      scan: run the blocks as one ``lax.scan`` over stacked parameters, which compiles one block instead of ``depth``.
+      remat: what the backward pass recomputes instead of keeping: "none" or a name in
+        :data:`vit_jax.layers.block.REMAT`.
+      norm_epsilon: added to the variance in every layer norm.
       long_conv: implementation of :func:`vit_jax.layers.long_conv.long_conv`, None picks.
     """
 

@@ -44,8 +44,8 @@ class StdConv(nn.Module):
     Attributes:
       features: output channels.
       size: side of the kernel.
-      stride: in both directions.
-      dtype: compute type.
+      stride: step in both directions, in pixels.
+      dtype: compute type; parameters are float32.
       numerics: a name in :data:`NUMERICS`.
     """
 
@@ -124,7 +124,7 @@ class ResNet(nn.Module):
     Attributes:
       stages: bottlenecks per stage; () is the root alone.
       width: channels of the root.
-      dtype: compute type.
+      dtype: compute type; parameters are float32.
       numerics: a name in :data:`NUMERICS`.
     """
 

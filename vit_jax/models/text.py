@@ -29,31 +29,32 @@ class TextTransformer(nn.Module):
     """Tokens to features; the objective sets the first four fields from the tokenizer.
 
     Attributes:
-      vocab_size: V.
+      vocab_size: number of tokens V in the vocabulary.
       length: longest text in tokens.
       end_id: the token that ends a text.
       pad_id: the token that fills up; nothing here depends on it, but other projects ask for it.
-      width: D.
+      width: channels D of a token.
       depth: number of blocks.
       heads: number of attention heads; divides ``width``.
       mlp_dim: hidden size of the MLPs.
-      causal: whether a token sees only those before it.
+      causal: whether a token attends only to itself and the tokens before it.
       pool: the end token's state (Radford et al. 2021, section 2.4), that of a learned "cls" appended to the text,
         which sees no padding (Yu et al. 2022, section 3.2), the "last" or "first" position, "gap" (average of the text)
         or "map" (attention pooling). Nothing masks padding for the others, as in SigLIP.
       cls_mask: what "cls" sees: the "text" and itself, or "shifted" by one position, the mistake that the published
         open_clip CoCa weights were trained with (open_clip issue 549).
-      dropout: rate after the embedding, every branch and the MLP's activation.
+      dropout: dropout rate after the embedding, every residual branch and the MLP's activation.
       drop_path: stochastic depth rate of the last block; grows linearly from 0.
-      layer_scale: initial scale of the branches, None for none.
-      activation: of the MLPs.
-      norm_epsilon: of every layer norm.
-      qkv_linear: spec of the attention's input projections.
-      out_linear: spec of the attention's output projection.
-      mlp_linear: spec of the MLP's maps.
+      layer_scale: initial value of the learned scale of every residual branch (LayerScale); None for no such scale.
+      activation: nonlinearity of the MLPs, a name such as "gelu" or a spec such as ``topk(24)``.
+      norm_epsilon: added to the variance in every layer norm.
+      qkv_linear: linear map (dense, or a structured one) of attention's projections to queries, keys and values.
+      out_linear: linear map (dense, or a structured one) of attention's output projection.
+      mlp_linear: linear map (dense, or a structured one) of the MLPs' two products.
       dtype: compute type; parameters are float32.
-      scan: see :class:`vit_jax.layers.block.Encoder`.
-      remat: see :class:`vit_jax.layers.block.Encoder`.
+      scan: run the blocks as one ``lax.scan`` over stacked parameters, which compiles one block instead of ``depth``.
+      remat: what the backward pass recomputes instead of keeping: "none" or a name in
+        :data:`vit_jax.layers.block.REMAT`.
       attention: implementation of attention, None picks.
     """
 

@@ -49,10 +49,10 @@ class TwoTower(nn.Module):
 
     Attributes:
       image_tower: a row of ``models.IMAGES``; its own head is left out.
-      text_tower: fields of :class:`TextTransformer`.
-      embed_dim: E; with a head "none" it must be that tower's width.
-      image_head: see :data:`Head`.
-      text_head: see :data:`Head`.
+      text_tower: the text tower; its width, depth and the other fields of :class:`TextTransformer`.
+      embed_dim: size E of the embeddings; with a head "none" it must be that tower's width.
+      image_head: map from the image tower's pooled features to the embedding, one of :data:`Head`.
+      text_head: map from the text tower's pooled features to the embedding, one of :data:`Head`.
       temperature: initial inverse temperature; the parameter ``logit_scale`` is its logarithm.
       bias: initial ``logit_bias`` of SigLIP (Zhai et al. 2023, arXiv:2303.15343), None for no such parameter.
       lock: a tower that is not trained (LiT, Zhai et al. 2022, arXiv:2111.07991): it runs in evaluation mode and gets

@@ -30,7 +30,7 @@ class ViT(ImageModel):
 
     Attributes:
       patch: side of a patch, in pixels (of the feature map where there is a ``stem``).
-      width: D.
+      width: channels D of a token.
       depth: number of blocks.
       heads: number of attention heads; divides ``width``.
       mlp_dim: hidden size of the MLPs.
@@ -44,17 +44,19 @@ class ViT(ImageModel):
       pre_logits: size of a tanh layer before the head, None for none.
       stem: bottlenecks per stage of a ResNetV2 before the patches, None for no stem.
       stem_numerics: whose epsilons the stem has, a name in :data:`vit_jax.models.resnet.NUMERICS`.
-      dropout: rate after the embedding, every branch and the MLP's activation.
+      dropout: dropout rate after the embedding, every residual branch and the MLP's activation.
       drop_path: stochastic depth rate of the last block; grows linearly from 0.
-      layer_scale: initial scale of the branches, None for none.
-      activation: of the MLPs, that of attention pooling included.
-      norm_epsilon: of every layer norm.
-      qkv_linear: spec of the attention's input projections.
-      out_linear: spec of the attention's output projection.
-      mlp_linear: spec of the MLP's maps.
+      layer_scale: initial value of the learned scale of every residual branch (LayerScale); None for no such scale.
+      activation: nonlinearity of the MLPs, attention pooling's included: a name such as "gelu" or a spec such as
+        ``topk(24)``.
+      norm_epsilon: added to the variance in every layer norm.
+      qkv_linear: linear map (dense, or a structured one) of attention's projections to queries, keys and values.
+      out_linear: linear map (dense, or a structured one) of attention's output projection.
+      mlp_linear: linear map (dense, or a structured one) of the MLPs' two products.
       dtype: compute type; parameters are float32, logits too.
-      scan: see :class:`vit_jax.layers.block.Encoder`.
-      remat: see :class:`vit_jax.layers.block.Encoder`.
+      scan: run the blocks as one ``lax.scan`` over stacked parameters, which compiles one block instead of ``depth``.
+      remat: what the backward pass recomputes instead of keeping: "none" or a name in
+        :data:`vit_jax.layers.block.REMAT`.
       attention: implementation of attention, None picks.
     """
 

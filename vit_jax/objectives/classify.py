@@ -22,8 +22,9 @@ class Classify(PerExample):
     """Reads ``image`` and ``label`` (int32[B], or soft float32[B,C] after mixing).
 
     Attributes:
-      link: ``"softmax"``, one distribution over the classes, or ``"sigmoid"``, one question per class.
-      label_smoothing: in [0, 1).
+      link: how logits become probabilities: ``"softmax"``, one distribution over the classes, or ``"sigmoid"``, a yes
+        or no for each class.
+      label_smoothing: share of every label's probability spread over all classes, in [0, 1).
       activity: also measure the share of hidden units that are not 0, MLP by MLP, as the metrics ``active`` ...
     """
 

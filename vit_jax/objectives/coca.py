@@ -24,10 +24,10 @@ class CoCa(Contrast):
     first. It is accumulated exactly too.
 
     Attributes:
-      contrastive_weight: 1 in the paper.
-      caption_weight: 2 in the paper.
-      label_smoothing: of the tokens, in [0, 1).
-      z_loss: see :func:`vit_jax.losses.caption_cross_entropy`.
+      contrastive_weight: weight of the contrastive loss; 1 in the paper.
+      caption_weight: weight of the caption loss; 2 in the paper.
+      label_smoothing: share of every target token's probability spread over the vocabulary, in [0, 1).
+      z_loss: weight of the squared logarithm of the softmax's normaliser, added to the caption loss; 0 adds none.
     """
 
     contrastive_weight: float = 1.0

@@ -29,8 +29,8 @@ class Teacher:
     """The frozen teacher: a pytree, so that its parameters can be an argument of a compiled program.
 
     Attributes:
-      params: its parameters.
-      apply: the model as a function of them.
+      params: the teacher's parameters.
+      apply: the teacher as a function of its parameters.
     """
 
     params: Params
@@ -50,15 +50,16 @@ class Distill(PerExample):
     here keeps the weight's meaning whatever their number.
 
     Attributes:
-      teacher: what :func:`vit_jax.convert.load` takes: a run's folder, a file of weights, ``hf://org/name``.
+      teacher: the frozen teacher's weights: a run's folder, a file of weights or ``hf://org/name``.
       hard: weight of the labels' cross-entropy; 0 leaves labels out, the paper's unsupervised form.
       soft: weight of the logits' divergence; 0 takes a teacher of any classes.
       feature: weight of the block outputs' difference, mean over blocks, tokens and channels; 0 takes a teacher of any
         width.
-      temperature: T.
+      temperature: T, by which the logits of teacher and student are divided before they are compared.
       blocks: how many of the last blocks are mimicked.
-      link: as of :class:`Classify`; with "sigmoid" the divergence is that of each class's yes and no, summed.
-      label_smoothing: of the labels, in [0, 1).
+      link: how logits become probabilities: "softmax", one distribution over the classes, or "sigmoid", a yes or no for
+        each class, whose divergences are summed.
+      label_smoothing: share of every label's probability spread over all classes, in [0, 1).
     """
 
     teacher: str
@@ -111,8 +112,8 @@ class BoundDistill(PerExample):
     """:class:`Distill` with its teacher at hand.
 
     Attributes:
-      objective: weights and options.
-      teacher: the teacher.
+      objective: the objective's weights and options.
+      teacher: the frozen teacher.
     """
 
     objective: Distill

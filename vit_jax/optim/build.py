@@ -36,18 +36,18 @@ class OptimConfig:
     """How parameters are updated. Patterns are regular expressions over whole parameter paths (:mod:`.masks`).
 
     Attributes:
-      optimizer: a row of :data:`OPTIMIZERS`.
+      optimizer: update rule, a row of :data:`OPTIMIZERS` such as "adamw".
       lr: peak learning rate.
-      schedule: a row of :data:`SCHEDULES`.
-      warmup: linear, from 0.
-      weight_decay: decoupled, multiplied by the learning rate.
+      schedule: learning rate over time, a row of :data:`SCHEDULES` such as "cosine".
+      warmup: length of the linear rise of the learning rate from 0 to its peak.
+      weight_decay: coefficient of decoupled weight decay, multiplied by the learning rate at every step.
       decay_rules: ``(pattern, factor of weight_decay)``, first match wins, every parameter must be covered; empty means
         kernels only (:data:`KERNELS_ONLY`).
       clip_norm: largest global norm of the gradient of all trained parameters; ``None`` for no clipping.
       freeze: patterns of parameters that stay as they are: no state, no gradient norm, no perturbation.
       lr_mult: ``(pattern, factor of the learning rate)``, first match wins, 1 elsewhere.
-      layer_decay: learning rate times this per layer below the head (BEiT, arXiv:2106.08254; typically 0.65 to 0.9).
-      sam: a row of :data:`SAM`, or ``None``.
+      layer_decay: factor of the learning rate per layer below the head (BEiT, arXiv:2106.08254; typically 0.65 to 0.9).
+      sam: sharpness-aware minimization, a row of :data:`SAM` such as "sam"; ``None`` for the plain gradient.
       bounds: ``(pattern, least, most)``: parameters that are put back between these after every update, as CLIP does
         with its temperature: ``("logit_scale", 0.0, 4.6052)`` (Radford et al. 2021, section 2.5).
     """

@@ -40,8 +40,8 @@ class AdamW:
     Attributes:
       b1: decay of the first moment.
       b2: decay of the second moment; 0.95 is common for large batches and masked autoencoders.
-      eps: added to the root of the second moment.
-      mu_dtype: how the first moment is *stored*; arithmetic is in float32.
+      eps: constant added to the root of the second moment.
+      mu_dtype: type in which the first moment is *stored*; arithmetic is in float32.
     """
 
     b1: float = 0.9
@@ -65,7 +65,7 @@ class Sgd:
     Attributes:
       momentum: decay of the sum of past gradients; 0 keeps no state.
       nesterov: step along ``g + momentum * u`` instead of ``u``.
-      mu_dtype: how the momentum is stored.
+      mu_dtype: type in which the momentum is *stored*; arithmetic is in float32.
     """
 
     momentum: float = 0.9
@@ -94,7 +94,7 @@ class Adafactor:
       b2_max: cap of that decay, so that it never freezes.
       threshold: a tensor's update with a larger root mean square is scaled down to it.
       min_dim: matrices with both dimensions at least this keep a factored second moment.
-      mu_dtype: how the momentum is stored.
+      mu_dtype: type in which the momentum is *stored*; arithmetic is in float32.
     """
 
     b1: float = 0.9
@@ -134,7 +134,7 @@ class Lion:
     Attributes:
       b1: weight of the momentum in the step.
       b2: decay of the momentum.
-      mu_dtype: how the momentum is stored.
+      mu_dtype: type in which the momentum is *stored*; arithmetic is in float32.
     """
 
     b1: float = 0.9

@@ -42,7 +42,10 @@ class GradFn(Protocol):
         """Gradient of the mean loss over the whole batch."""
 
     def over_groups(self, body: Callable[[Grad], Any], m: int) -> Any:
-        """Mean of ``body(group_grad)`` over consecutive groups of ``m`` examples, weighted by their valid examples."""
+        """Mean of ``body(group_grad)`` over groups of ``m`` examples, weighted by their valid examples.
+
+        With G groups, group i has the rows i, i + G, i + 2G, ... of the batch.
+        """
 
 
 class State(NamedTuple):
@@ -113,8 +116,9 @@ class Sam:
     """The gradient at ``w + rho * g / ||g||`` (arXiv:2010.01412, eq. 2; for ViT and Mixer arXiv:2106.01548).
 
     Attributes:
-      rho: radius. Published for ImageNet from scratch: 0.05 to 0.2 for ViT, 0.1 to 0.6 for Mixer.
-      m: examples per group (see the module), ``None`` for the whole batch.
+      rho: radius of the perturbation. Published for ImageNet from scratch: 0.05 to 0.2 for ViT, 0.1 to 0.6 for Mixer.
+      m: examples per group, each group perturbed by its own gradient (m-SAM); ``None`` perturbs once for the whole
+        batch.
     """
 
     rho: float = 0.05
@@ -136,10 +140,11 @@ class Asam:
     calls "weight", which includes the scales of norms, and leaves biases, class token and positions alone.
 
     Attributes:
-      rho: radius, about ten times that of SAM.
-      eta: keeps ``T`` from vanishing with a weight.
-      weights: regular expression over whole parameter paths.
-      m: examples per group, ``None`` for the whole batch.
+      rho: radius of the perturbation, about ten times that of SAM.
+      eta: constant added to the absolute value of every weight in ``T``, which would otherwise vanish with the weight.
+      weights: regular expression over whole parameter paths; the parameters that match are normalised by their size.
+      m: examples per group, each group perturbed by its own gradient (m-SAM); ``None`` perturbs once for the whole
+        batch.
     """
 
     rho: float = 0.5
@@ -185,10 +190,11 @@ class Gsam:
     are the paper's for ViT-B/16 (table 4). ``alpha=0, rho_min=rho_max`` is SAM.
 
     Attributes:
-      rho_max: radius at the peak learning rate.
-      rho_min: radius at the final learning rate.
-      alpha: weight of the orthogonal part (0.01 to 0.1 for Mixer, 0.4 to 1 for ViT).
-      m: examples per group, ``None`` for the whole batch.
+      rho_max: radius of the perturbation at the peak learning rate.
+      rho_min: radius of the perturbation at the final learning rate.
+      alpha: weight of the gradient's orthogonal part (0.01 to 0.1 for Mixer, 0.4 to 1 for ViT).
+      m: examples per group, each group perturbed by its own gradient (m-SAM); ``None`` perturbs once for the whole
+        batch.
     """
 
     rho_max: float = 0.6
@@ -226,10 +232,11 @@ class LookSam:
     and is part of the optimizer state. ``every=1`` is SAM.
 
     Attributes:
-      rho: radius.
-      alpha: length of the reused component relative to ``g``.
+      rho: radius of the perturbation.
+      alpha: length of the reused component relative to the gradient.
       every: steps from one SAM step to the next.
-      m: examples per group, ``None`` for the whole batch.
+      m: examples per group, each group perturbed by its own gradient (m-SAM); ``None`` perturbs once for the whole
+        batch.
     """
 
     rho: float = 0.1

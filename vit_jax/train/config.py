@@ -29,8 +29,8 @@ class TrainConfig:
     """A training run.
 
     Attributes:
-      model: row of ``models.NAMES`` with the fields to change.
-      data: which examples.
+      model: name in ``models.NAMES``, with the fields to change.
+      data: which examples are read, and how the host prepares them.
       augment: what happens to images on the device.
       optim: how parameters are updated.
       objective: row of ``OBJECTIVES``: what is minimised.
@@ -38,16 +38,16 @@ class TrainConfig:
       duration: length of training.
       batch_size: examples per optimizer step, over all devices and hosts.
       eval_batch_size: examples per evaluation step; None means ``batch_size``.
-      accumulate: micro-batches a step is computed in; the gradient is that of the whole batch.
+      accumulate: number of micro-batches that a step is computed in; the gradient is that of the whole batch.
       ema: decay of the parameters' moving average, which is then what is evaluated; None keeps none.
-      seed: of initialisation, order of examples, augmentation and dropout.
+      seed: random seed of initialisation, order of examples, augmentation and dropout.
       mesh: sizes of the device axes.
       init: what to take parameters from: a run, or weights of any format, a path or ``hf://org/name`` (see
         :func:`vit_jax.convert.load`); head, positions and patches are adapted, and it says how.
       resume_from: workdir or checkpoint of another run to continue in full, optimizer and step included.
-      log_every: a row in ``metrics.jsonl``: the values of that step.
-      eval_every: evaluation, and a checkpoint with its metrics.
-      checkpoint_every: a checkpoint.
+      log_every: how often a step's values are written to ``metrics.jsonl``.
+      eval_every: how often the model is evaluated, each time with a checkpoint that carries the metrics.
+      checkpoint_every: how often a checkpoint is written besides those of evaluations.
       keep: number of newest checkpoints kept besides the best.
       best: metric that decides the best checkpoint.
       plots: draw learning curves and the evaluators' figures at the end of the run.
