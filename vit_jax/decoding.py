@@ -198,7 +198,7 @@ def generate(
       end_id: the token that ends it.
       pad_id: the token that fills up; never generated, unless it is the end token.
       length: L, most tokens of a caption, start and end included.
-      decoder: an instance of a row of :data:`DECODERS`.
+      decoder: the search strategy, an instance of a row of :data:`DECODERS`.
       rows: int32 ``[B]``, names of the images that nucleus sampling draws by; by default their numbers in the batch.
 
     Raises:
@@ -251,9 +251,9 @@ def search(read: Read, tokens: Tokens, length: int, decoder: SearchStrategy, row
         what is kept now. At first nothing is, and R is B; then it is B * W. What is kept in "cache" has R rows, which
         follow the hypotheses; what is in "memory" stays as the first call made it.
       tokens: ids that have a meaning.
-      length: see :func:`generate`.
-      decoder: see :func:`generate`.
-      rows: see :func:`generate`.
+      length: L, most tokens of a caption, start and end included.
+      decoder: the search strategy, an instance of a row of :data:`DECODERS`.
+      rows: int32 ``[B]``, names of the images that nucleus sampling draws by.
     """
     b, w = len(rows), decoder.width
 

@@ -46,8 +46,8 @@ class Preprocess:
       size: side of the input in pixels.
       crop: fraction of the image's short side that is kept.
       interpolation: filter, antialiased.
-      mean: per channel, of images in [0, 1].
-      std: per channel, likewise.
+      mean: subtracted from each channel of an image in [0, 1].
+      std: what each channel is then divided by.
       canvas: side of the square that the host makes of an image; None is ``size / crop``, which is cut, not resampled.
     """
 
@@ -81,7 +81,7 @@ class Preprocess:
         return out if several else out[0]
 
     def augment(self) -> dict[str, Any]:
-        """As the ``augment`` section of a training configuration."""
+        """The same preparation as plain data: the ``augment`` section of a training configuration."""
         known = {n: row().mean + row().std for n, row in NORMS.items() if n != "norm"}
         names = [name for name, values in known.items() if np.allclose(values, self.mean + self.std, atol=1e-7)]
         norm: Any = names[0] if names else {"name": "norm", "mean": self.mean, "std": self.std}
@@ -115,20 +115,20 @@ def _prepare(preprocess: Preprocess, canvases: np.ndarray) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Described(Generic[P]):
-    """A model with parameters in some form, and what else is known of it.
+    """A model with its parameters and metadata.
 
     Attributes:
       model: unbound module, an :class:`vit_jax.models.ImageModel` or a :class:`vit_jax.models.TwoTower`.
       params: the model's parameters.
       preprocess: how its images are prepared.
-      class_names: of its outputs, empty where it has no head.
-      link: from logits to probabilities, ``"softmax"`` or ``"sigmoid"``.
-      resize: how its origin resizes positions, a method of ``layers.embed.resize_positions``.
-      source: where it comes from.
-      notes: what was converted, assumed or left out, a phrase each.
-      config: of the run that trained it, plain data; None for weights of others.
-      provenance: of that run or of the conversion.
-      encoder: how its texts become tokens; None where it takes none, or where no tokenizer was found.
+      class_names: names of the head's outputs, empty where it has no head.
+      link: how logits become probabilities, ``"softmax"`` or ``"sigmoid"``.
+      resize: how the model's origin resizes position embeddings, a method of ``layers.embed.resize_positions``.
+      source: path or address that the weights were read from.
+      notes: one human-readable note per thing that was converted, assumed or left out.
+      config: configuration of the run that trained the model, plain data; None for weights of others.
+      provenance: versions, commit and the like of that run or of the conversion.
+      encoder: tokenizer and context length; None where the model takes no texts, or where no tokenizer was found.
     """
 
     model: Any
@@ -201,14 +201,14 @@ class Reading:
 
     Attributes:
       model: fields of the model, plain data with its ``name``.
-      preprocess: where known.
-      class_names: where known.
+      preprocess: how the model's images are prepared, where known.
+      class_names: names of the head's outputs, where known.
       layout: whatever ``Format.rules`` needs to know of this file.
       unused: tensors that may be left out -> why.
-      notes: what was assumed, a phrase each.
-      link: see :class:`Described`.
-      resize: where positions of this model are resized in another way than the format's.
-      encoder: how its texts become tokens, where known.
+      notes: one human-readable note per assumption.
+      link: how logits become probabilities, ``"softmax"`` or ``"sigmoid"``.
+      resize: how position embeddings are resized; None for the format's usual way.
+      encoder: tokenizer and context length, where known.
     """
 
     model: Mapping[str, Any]
@@ -229,7 +229,7 @@ class Writing:
     Attributes:
       layout: for ``Format.rules``.
       about: files beside the weights, bytes for those that are no JSON.
-      notes: what the format cannot say or says otherwise, a phrase each.
+      notes: one human-readable note per thing that the format cannot say or says otherwise.
       extra: tensors that its project expects and that hold nothing of ours.
     """
 

@@ -79,7 +79,7 @@ def fields(theirs: Tensors, family: str, settings: Mapping[str, Any]) -> tuple[d
       settings: content of ``config.json``, {} where there is none.
 
     Raises:
-      UserError: a setting that our model lacks; a tensor that is missing or of no sense.
+      UserError: a setting that our model lacks; a missing tensor or one with an invalid shape.
     """
     width, channels, *patch = shape(theirs, PATCHES, 4)
     if channels != 3 or patch[0] != patch[1]:

@@ -34,7 +34,7 @@ def fields(theirs: Tensors, layout: Layout, settings: Mapping[str, Any]) -> tupl
       settings: content of ``config.json``, {} where there is none.
 
     Raises:
-      UserError: a setting that our model lacks; a tensor that is missing or of no sense.
+      UserError: a setting that our model lacks; a missing tensor or one with an invalid shape.
     """
     prefix, blocks = layout.prefix, layout.prefix + layout.names.blocks
     width, channels, *patch = shape(theirs, prefix + PATCHES, 4)

@@ -61,7 +61,7 @@ def relinear(pretrained: Stored, requests: Sequence[Request]) -> tuple[Stored, l
       requests: what is wanted. Fields that have the spec already stay as they are.
 
     Returns:
-      The model with its new parameters in memory, and what was done, a phrase each.
+      The model with its new parameters in memory, and one human-readable note per change.
 
     Raises:
       UserError: a map cannot take the structure; the model has no such maps.

@@ -124,7 +124,7 @@ def save(pretrained: Stored, target: str | pathlib.Path, to: str) -> list[str]:
       to: ``"vit_jax"`` or a name in :data:`FORMATS`.
 
     Returns:
-      What the format cannot say or says otherwise, a phrase each.
+      One human-readable note per thing that the format cannot say or says otherwise.
 
     Raises:
       UserError: the format cannot express the model; the target exists or cannot be written.

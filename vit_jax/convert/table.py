@@ -155,7 +155,7 @@ def into(
       unused: names that may be there and are not needed -> why.
 
     Returns:
-      Our parameters by path, float32, checked for NaN as they are read; and notes, a phrase each.
+      Our parameters by path, float32, checked for NaN as they are read; and human-readable notes.
 
     Raises:
       UserError: names that are missing or left over, shapes of another model, a type that is no float.

@@ -33,7 +33,10 @@ def from_meta(kept: Mapping[str, Any] | None) -> TextCodec | None:
 
 
 def section(encoder: TextCodec) -> dict[str, Any]:
-    """As ``data.text`` of a configuration; one that no word names is the checkpoint's own, kept in its metadata."""
+    """The codec as the ``data.text`` section of a configuration.
+
+    A tokenizer without a name, such as one read from a file, is the checkpoint's own, kept in its metadata.
+    """
     state = encoder.tokenizer.state()
     spec = state["kind"] if state["kind"] in NAMED else f"{state['kind']}:"
     if state["kind"] == "clip" and state["clean"] != "lower":
@@ -45,7 +48,7 @@ def find(spec: str, length: int) -> tuple[TextCodec | None, list[str]]:
     """The tokenizer ``spec`` for texts of ``length`` tokens; where it is not on this machine None and a note.
 
     Args:
-      spec: see :func:`vit_jax.data.tokenizer.open_tokenizer`.
+      spec: the tokenizer, such as ``"clip"`` or ``"sentencepiece:PATH"``.
       length: tokens of a text, start and end included.
     """
     try:

@@ -113,7 +113,7 @@ def _positions(cls: int, prefix: int) -> Transform:
 
     Args:
       cls: 1 with a class token, else 0.
-      prefix: see :class:`Layout`.
+      prefix: number of rows of ``pos_embed`` before the grid's.
     """
 
     def into(*theirs: np.ndarray) -> Arrays:

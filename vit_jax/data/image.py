@@ -24,7 +24,7 @@ def decode(record: Record, canvas: int, fit: ResizeMode) -> tuple[np.ndarray, tu
     """The image of ``record`` on a square canvas.
 
     Args:
-      record: see :class:`~vit_jax.data.sources.base.Record`.
+      record: an example with its ``image``, encoded bytes or uint8[H,W,3], and its ``name`` for errors.
       canvas: side of the square in pixels.
       fit: ``"squash"`` resizes the whole image to the square (the size returned restores its aspect ratio);
         ``"center"`` resizes the short side to the canvas and takes the central square, equal to PIL's resize and crop.

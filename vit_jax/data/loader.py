@@ -40,7 +40,7 @@ class DataConfig:
       val: validation data, all of it; None takes the data's own validation part or else holds some out.
       holdout: fraction (below 1) or number of examples to hold out where ``path`` has no validation part.
       split_seed: names the split; not the seed of training, so runs with several seeds share their validation set.
-      text: how captions become tokens; None reads images and labels only.
+      text: tokenizer and context length for captions; None reads images and labels only.
       canvas: side in pixels of the uint8 square that every image becomes on the host.
       on_error: an unreadable image is an error (``"raise"``), or replaced, counted and reported (``"skip"``).
       workers: threads that read and decode; None means one per core, at most 32.
@@ -230,13 +230,15 @@ def train_batches(
     Args:
       source: training examples.
       batch_size: rows of the global batch, a multiple of ``process_count``; this host's share is yielded.
-      seed: of the order of examples and of the choice among captions.
+      seed: random seed of the order of examples and of the choice among captions.
       canvas: side of the images; the whole image is squashed onto it.
       start_step: first step, for resuming.
       steps: total number of steps of the run.
-      process_index: this host.
+      process_index: number of this host.
       process_count: number of hosts.
-      on_error: see :class:`DataConfig`, like ``workers`` and ``prefetch``.
+      on_error: an unreadable image is an error (``"raise"``), or replaced, counted and reported (``"skip"``).
+      workers: threads that read and decode; None means one per core, at most 32.
+      prefetch: number of batches made ahead.
 
     Raises:
       UserError: more hosts than examples; while iterating, an unreadable image or too many of them.

@@ -36,7 +36,7 @@ class Exported:
       signature: of the program, a line each.
       usage: how to load and run it, two lines of Python.
       difference: largest difference to the checkpoint's outputs that was measured, None where nothing ran.
-      notes: what is otherwise than in the checkpoint, a phrase each.
+      notes: one human-readable note per difference from the checkpoint.
     """
 
     folder: pathlib.Path
@@ -93,7 +93,7 @@ def compare(run: Callable[[np.ndarray], np.ndarray], predictor: Predictor, notes
     Args:
       run: uint8[B,S,S,3] -> float32[B,C].
       predictor: what it was made of.
-      notes: what is otherwise in the program, a phrase each.
+      notes: one human-readable note per difference in the program.
 
     Returns:
       The largest difference (relative to the largest output where that is above 1, as features may be).

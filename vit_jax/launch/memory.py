@@ -21,9 +21,9 @@ VALUE = ":".join((
 
 
 def restart() -> None:
-    """Starts this process anew, same number and arguments, with these settings; returns where they are for nothing.
+    """Starts this process anew, same number and arguments, with these settings; returns where they would do nothing.
 
-    That is with another C library, or where the user has settings of his own, which stay.
+    That is with another C library than glibc, or if the user set GLIBC_TUNABLES.
     """
     if NAME in os.environ or platform.libc_ver()[0] != "glibc" or not sys.executable:
         return

@@ -111,7 +111,7 @@ class Block(ResidualBlock):
           mask: bool, broadcastable to ``[B, K, N, N]``; True means "may attend".
           context: tokens ``[B, M, C]`` to attend to, or None.
           context_mask: bool, broadcastable to ``[B, K, N, M]``.
-          cache: for decoding step by step, see :class:`MultiHeadAttention`.
+          cache: where this call's tokens stand in the KV cache, for decoding step by step; None attends without one.
         """
         keys = [None] * 4 if key is None else list(jax.random.split(key, 3 + self.split))
         attend = functools.partial(
@@ -212,7 +212,7 @@ class Encoder(nn.Module):
         return x
 
     def _keep(self, collection: str, i: int, value: Any) -> None:
-        """Puts what block ``i`` let out where that block's own variables lie."""
+        """Stores the collections that block ``i`` sowed under ``block_i``."""
         if value is not None and self.is_mutable_collection(collection) and not self.is_initializing():
             self.put_variable(collection, f"block_{i}", value)
 

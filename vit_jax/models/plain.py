@@ -10,7 +10,14 @@ import jax.numpy as jnp
 class PlainViT(nn.Module):
     """ViT with a cls token, from ``nn.Dense``, ``nn.LayerNorm`` and ``nn.MultiHeadDotProductAttention``.
 
-    Attributes: as of :class:`vit_jax.models.vit.ViT`, by the same names.
+    Attributes:
+      num_classes: outputs of the head.
+      patch: side of a patch, in pixels.
+      width: channels D of a token.
+      depth: number of blocks.
+      heads: number of attention heads; divides ``width``.
+      mlp_dim: hidden size of the MLPs.
+      dtype: compute type; parameters are float32.
     """
 
     num_classes: int = 1000

@@ -29,12 +29,12 @@ def adapt(
     Args:
       loaded: nested dictionary of arrays.
       fresh: the model's own parameters; the head is taken from them where shapes differ.
-      name: of the source, for errors.
-      new_head: leave the loaded head out even where it fits: its classes are others.
+      name: name of the source, for errors.
+      new_head: leave the loaded head out even where its shape fits, because its classes are others.
       resize: how positions and patches are resized, a name in :data:`vit_jax.layers.embed.RESIZES`.
 
     Returns:
-      Parameters in the structure and types of ``fresh``, and what was changed, a phrase each.
+      Parameters in the structure and types of ``fresh``, and one human-readable note per change.
 
     Raises:
       UserError: anything else is missing, left over or of another shape; ``resize`` is unknown.
@@ -105,7 +105,7 @@ def _fit(path: str, value: np.ndarray, shape: tuple[int, ...], method: str) -> t
 
 
 def _positions(path: str, value: np.ndarray, count: int, method: str) -> tuple[np.ndarray, str]:
-    """Positions for another grid; a square grid plus one optional prefix token is what models here have."""
+    """Position embeddings resized to another grid; models here have a square grid and at most one prefix token."""
     sides = []
     for n in (value.shape[1], count):
         prefix = next((p for p in range(2) if round((n - p) ** 0.5) ** 2 == n - p), None)

@@ -48,7 +48,7 @@ def open_source(
       split: ``"train"`` or ``"val"``; where the data has no split of its own, a seeded stratified one is made.
       holdout: fraction (below 1) or number of examples for ``"val"``; 0 trains on everything.
       seed: names the seeded split. It is not the seed of training.
-      templates: caption the classes of a source that has no captions, see :class:`.captioned.Captioned`.
+      templates: prompt templates that make captions of class names, for a source that has no captions.
 
     Raises:
       UserError: unknown kind, missing path, no examples, or one class only and no captions.

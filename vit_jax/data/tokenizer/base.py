@@ -85,7 +85,7 @@ class FromFile(Stateful):
 
     Args:
       data: the file.
-      pad_id, end_id, start_id: see :class:`Tokenizer`.
+      pad_id, end_id, start_id: ids of the tokens that fill up, end and start a text.
       clean: a row of :data:`~vit_jax.data.tokenizer.clean.CLEAN`, what is done to a text first.
 
     Raises:

@@ -21,11 +21,11 @@ class Tiling(NamedTuple):
     """The layout of a kernel ``[n, size, features]``.
 
     Attributes:
-      groups: how many.
+      groups: number of groups of blocks.
       size: inputs of a block.
       features: outputs of a block.
       sources: for every block of a group the window of the group's inputs.
-      targets: the same for its outputs; ``row`` has no meaning.
+      targets: for every block of a group the window of the group's outputs; ``row`` has no meaning.
     """
 
     groups: int

@@ -55,7 +55,7 @@ def sparse24(
     Args:
       x: ``[..., in]``; its type is the compute type, to which the values are cast (int8 without loss).
       values: ``[in/2, out]`` from :func:`pack` or :func:`pack_int8`.
-      index: uint8 ``[ceil(in/8), out]``, likewise.
+      index: uint8 ``[ceil(in/8), out]`` from :func:`pack` or :func:`pack_int8`: 2-bit places of the kept weights.
       bias: ``[out]``, or None.
       scale: float32 ``[out]`` of int8 values, or None.
       implementation: a name in :data:`IMPLEMENTATIONS`; None: the first that supports the arguments and is not slower
