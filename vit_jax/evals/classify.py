@@ -59,6 +59,7 @@ class Classify:
         return summarise(whole, info.num_classes, link, bins=self.bins)
 
 
+@functools.partial(jax.jit, static_argnums=2)
 def scores(logits: Array, labels: Array, link: Link) -> dict[str, jax.Array]:
     """What :func:`summarise` needs of each example.
 
