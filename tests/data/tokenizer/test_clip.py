@@ -1,6 +1,7 @@
 """CLIP's pairs: equal to open_clip and transformers id for id, and to a plain implementation on a tiny vocabulary."""
 
 import gzip
+import itertools
 import importlib.util
 import itertools
 import json
@@ -153,6 +154,7 @@ def test_only_the_first_merges_count(monkeypatch, merges_file):
         (b"t h e", "merge 1"),
         (b"{}", "merge 1"),
     ],
+    ids=itertools.count(),  # compressed bytes hold the time, and names of tests must be the same in every worker
 )
 def test_damaged_files_are_sentences(tmp_path, content, match):
     path = tmp_path / "merges.txt"
