@@ -1,7 +1,6 @@
 """CLIP's pairs: equal to open_clip and transformers id for id, and to a plain implementation on a tiny vocabulary."""
 
 import gzip
-import itertools
 import importlib.util
 import itertools
 import json
