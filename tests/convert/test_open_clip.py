@@ -132,7 +132,7 @@ def test_models_of_ours(name, rng, open_clip, tmp_path):
 
 def test_what_is_written_computes_what_open_clip_computes(rng, tmp_path):
     """As open_clip's code does, without open_clip."""
-    there = ours("two_tower", rng)
+    there = ours("two_tower", rng, image_tower={"layer_scale": 0.3, "pre_norm": True})
     store.save(there, tmp_path / "out", "open_clip")
     weights = {n: x.astype(np.float64) for n, x in safetensors.numpy.load_file(tmp_path / "out" / WEIGHTS).items()}
     images, texts = verify.examples(there)["noise"]

@@ -52,6 +52,38 @@ def test_queries_keys_and_values_by_head():
     np.testing.assert_array_equal(both.back(*bias)[0], x[:, 0])
 
 
+TOWER = {"width": 16, "depth": 1, "heads": 2, "mlp_dim": 24}
+PAIR = {
+    "image_tower": {**TOWER, "name": "vit", "num_classes": 0, "patch": 8},
+    "text_tower": {**TOWER, "vocab_size": 9, "length": 5, "end_id": 2},
+}
+COCA = {"image_tower": {"final_norm": False}, "text_tower": {"pool": "cls"}, "queries": 3, "pool_heads": 2}
+PARTS = {
+    "a trunk of timm's": ("two_tower", {"image_head": "biased"}, Layout(trunk=timm_rules.Layout(prefix=1)),
+                          ["visual.head.proj.weight", "visual.head.proj.bias", "visual.trunk.blocks.0.attn.qkv.bias"]),
+    "a trunk's map": ("two_tower", {"image_head": "linear"}, Layout(trunk=timm_rules.Layout(prefix=1)),
+                      ["visual.head.proj.weight"]),
+    "as wide as the embedding": ("coca", {"embed_dim": 16}, Layout("text."), ["visual.attn_pool.attn.in_proj_weight"]),
+    "wider than the embedding": ("coca", {"embed_dim": 8}, Layout("text."),
+                                 [f"visual.attn_pool.attn.{x}_proj_weight" for x in "qkv"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PARTS)
+def test_every_parameter_has_one_rule(case):
+    kind, fields, layout, there = PARTS[case]
+    fields = {"embed_dim": 16, **(COCA if kind == "coca" else {}), **fields}
+    image, text = ({**PAIR[k], **fields.get(k, {})} for k in ("image_tower", "text_tower"))
+    image |= {"patch_bias": layout.trunk is not None}
+    decoder = {"decoder": {"depth": 1, "heads": 2, "mlp_dim": 32}} if kind == "coca" else {}
+    model = models.create(kind, **fields | {"image_tower": image, "text_tower": text} | decoder)
+    found = open_clip_rules.rules(model, layout)
+    assert sorted(path for r in found for path in r.ours) == sorted(base.shapes(model, 16))
+    theirs = [name for r in found for name in r.theirs]
+    assert len(set(theirs)) == len(theirs)
+    assert set(there) <= set(theirs)
+
+
 def test_scalars_of_shape_one():
     model = models.create("siglip_vit_b16", image_tower={"depth": 1}, text_tower={"depth": 1})
     rules = open_clip_rules.rules(model, Layout("text.", timm_rules.Layout(), scalars=(1,)))

@@ -178,7 +178,8 @@ def open_clip_tower(x, w, prefix, heads, eps, act, causal=False):
         b = f"{prefix}resblocks.{i}"
         names = (f"{b}.ln_1", f"{b}.ln_2"), together(w, f"{b}.attn.in_proj_weight", f"{b}.attn.in_proj_bias")
         inner = f"{b}.attn.out_proj", (f"{b}.mlp.c_fc", f"{b}.mlp.c_proj")
-        x = block(x, w, *names, *inner, heads, eps, ACTIVATIONS[act], causal=causal)
+        scales = [w.get(f"{b}.ls_{i}.gamma", 1) for i in (1, 2)]
+        x = block(x, w, *names, *inner, heads, eps, ACTIVATIONS[act], scales, causal)
         i += 1
     return x
 
