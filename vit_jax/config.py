@@ -15,15 +15,16 @@ import functools
 import pathlib
 import re
 import runpy
-import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from ml_collections import ConfigDict
 
 from vit_jax.types import UsageError, UserError
+
+T = TypeVar("T")
 
 
 def suggest(name: str, options: Iterable[str]) -> str:
@@ -85,6 +86,10 @@ class Duration:
         return round(self.value * scale)
 
 
+@overload
+def parse(cls: type[T], value: Any, path: str = "config") -> T: ...
+@overload
+def parse(cls: Any, value: Any, path: str = "config") -> Any: ...
 def parse(cls: Any, value: Any, path: str = "config") -> Any:
     """``value`` as plain data -> an instance of ``cls``: a dataclass, a scalar type, ``tuple[T, ...]``, a choice.
 
@@ -148,13 +153,7 @@ def _parse_tuple(args: tuple, value: Any, path: str) -> tuple:
 
 def hints(cls: type) -> dict[str, Any]:
     """Types of the fields a user may set; of a Linen module all but ``parent`` and ``name``."""
-    own: dict[str, Any] = {}
-    for base in reversed(cls.__mro__):
-        if base.__module__.startswith("flax."):
-            continue
-        scope = vars(sys.modules[base.__module__])
-        for name, hint in vars(base).get("__annotations__", {}).items():
-            own[name] = eval(hint, scope, dict(vars(base))) if isinstance(hint, str) else hint
+    own = typing.get_type_hints(cls, include_extras=True)
     return {
         f.name: own[f.name]
         for f in dataclasses.fields(cls)

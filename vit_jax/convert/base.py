@@ -75,10 +75,11 @@ class Preprocess:
         Raises:
           UserError: one is no readable image.
         """
-        several = isinstance(images, list | tuple) or (isinstance(images, np.ndarray) and images.ndim == 4)
-        canvases = np.stack([read_image(x, self.host_canvas) for x in (images if several else [images])])
-        out = _prepare(self, canvases)
-        return out if several else out[0]
+        if isinstance(images, np.ndarray) and images.ndim == 4:
+            images = list(images)
+        if isinstance(images, Sequence) and not isinstance(images, str | bytes):
+            return _prepare(self, np.stack([read_image(x, self.host_canvas) for x in images]))
+        return _prepare(self, read_image(images, self.host_canvas)[None])[0]
 
     def augment(self) -> dict[str, Any]:
         """The same preparation as plain data: the ``augment`` section of a training configuration."""

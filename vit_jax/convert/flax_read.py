@@ -63,7 +63,7 @@ def read(theirs: Tensors, about: About) -> Reading:
     own = {name.removeprefix(prefix): tensor for name, tensor in theirs.items() if name.startswith(prefix)}
     unused = {name: "state of the training" for name in theirs if not name.startswith(prefix)}
     said = config.parse(Sidecar, about[SIDECAR], SIDECAR) if SIDECAR in about else None
-    fields, size, layout, notes = image_fields(own, prefix, said and said.preprocess.size)
+    fields, size, layout, notes = image_fields(own, prefix, said.preprocess.size if said else None)
     if said is None:
         found = {**computes(fields), **fields}
         notes += [assumed(size, "softmax")]

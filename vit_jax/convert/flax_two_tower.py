@@ -101,7 +101,7 @@ def read(theirs: Tensors, about: About) -> Reading:
     assert prefix is not None, list(theirs)[:3]
     image, txt = (_under(theirs, prefix + tower) for tower in (IMAGE, TEXT))
     said = config.parse(Sidecar, about[SIDECAR], SIDECAR) if SIDECAR in about else None
-    image_fields, size, layout, notes = flax_read.image_fields(image, "", said and said.preprocess.size)
+    image_fields, size, layout, notes = flax_read.image_fields(image, "", said.preprocess.size if said else None)
     text_fields, towers = _text(txt, Towers(prefix, layout, Layout()))
     dims = {side: _outputs(leaves) for side, leaves in (("image", image), ("text", txt))}
     fields: dict[str, Any] = {f"{side}_head": "biased" if dim else "none" for side, dim in dims.items()}
