@@ -219,7 +219,7 @@ def train(
       0.93
     """
     raw = configs.load(config) if isinstance(config, str) else configs.plain(config)
-    return loop.run(configs.change(raw, (changes or {}).items()), workdir, hooks)
+    return loop.run(configs.change(raw, (changes or {}).items()), pathlib.Path(workdir), hooks)
 
 
 def evaluate(run: Place | Result, *, checkpoint: Place | None = None, changes: Changes | None = None) -> Report:
@@ -312,14 +312,15 @@ def convert(
       ()
     """
     path = pathlib.Path(target)
+    places: list[str | pathlib.Path] = [path]
     store.check_target(path, to)
     requests = [relinear.Request.parse(text) for text in linear]
     with contextlib.ExitStack() as stack:
         if isinstance(source, Pretrained):
-            stored, places = source.stored(), [path]
+            stored = source.stored()
         else:
             stored = stack.enter_context(store.load(os.fspath(source), model))
-            places = [path] if requests else [os.fspath(source), path]
+            places = places if requests else [os.fspath(source), path]
         summary, notes = _summary(stored), list(stored.notes)
         if requests:
             stored, changes = relinear.relinear(stored, requests)

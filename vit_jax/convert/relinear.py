@@ -161,7 +161,8 @@ def _with_specs(model: nn.Module, requests: Sequence[Request]) -> Any:
 
 def _maps(model: Any, changed: Any, size: int) -> list[tuple[str, LinearSpec, LinearSpec, tuple[int, int]]]:
     """(path, spec in ``model``, spec in ``changed``, (inputs, outputs)) of every map whose spec differs."""
-    differing, probe = [], model
+    differing: list[tuple[LinearSpec, LinearSpec]] = []
+    probe = model
     for owner, field in _fields(model):
         old, new = (getattr(_at(m, owner), field) for m in (model, changed))
         if old != new:
