@@ -134,7 +134,7 @@ def predict(
             raise UsageError(f"{name}={value} is too small; the least is 1.")
     listed = expand(images)
     if captions is not None:
-        decoder = configs.parse(Annotated[Any, Choice(DECODERS)], captions, "captions")
+        decoder = configs.parse(Annotated[Any, Choice(DECODERS, Decoder)], captions, "captions")
         return list(_predictor(model).captions(listed, decoder, batch_size=batch_size))
     if texts is not None:
         return list(_predictor(model).rank(listed, texts, top=top, batch_size=batch_size))
@@ -335,7 +335,8 @@ def _summary(stored: Stored) -> str:
     parameters = sum(math.prod(t.shape) for t in stored.params.values())
     tower = getattr(model, "text_tower", None)
     what = f"texts of {tower.length} tokens" if tower else f"{base.classes(model)} classes"
-    return f"{base.describe(model)['name']}, {parameters:,} parameters, {what}, {stored.preprocess.size} px"
+    name = base.describe(model).get("name", type(model).__name__)
+    return f"{name}, {parameters:,} parameters, {what}, {stored.preprocess.size} px"
 
 
 def export(model: Pretrained | Place, out: Place, *, to: str) -> Exported:

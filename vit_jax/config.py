@@ -3,7 +3,8 @@
 A user writes plain data: ``configs/x.py`` returns a ``ConfigDict``, the command line overrides its keys. :func:`parse`
 turns that once into the dataclasses that live beside what they configure; their defaults are the only defaults, and an
 unknown or mistyped field is a sentence. Where one of several things is selected, the field is
-``Annotated[T, Choice(TABLE)]`` and the user writes ``"name"``, ``"name(a=1)"`` or ``{"name": "name", "a": 1}``.
+``Annotated[T, Choice(TABLE)]`` and the user writes ``"name"``, ``"name(a=1)"`` or ``{"name": "name", "a": 1}``. Where
+the choice names a ``base``, Python code may also hand in a value of its own; :func:`record` is what files show of it.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ import re
 import runpy
 import types
 import typing
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, overload
 
+import numpy as np
 from ml_collections import ConfigDict
 
-from vit_jax.types import UsageError, UserError
+from vit_jax.types import Array, UsageError, UserError
 
 T = TypeVar("T")
 
@@ -45,9 +48,16 @@ def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """Marks a field whose value is built from one row of ``table``: name -> dataclass, or partial of one."""
+    """Marks a field whose value is built from one row of ``table``: name -> dataclass, or partial of one.
+
+    Attributes:
+      table: what a name stands for.
+      base: class or runtime-checkable protocol of the rows' values, or a union of such; any instance of it is taken as
+        it is. None takes instances of the rows' classes alone.
+    """
 
     table: Mapping[str, Callable[..., Any]]
+    base: type | types.UnionType | None = None
 
     def __hash__(self) -> int:
         return id(self.table)
@@ -101,7 +111,7 @@ def parse(cls: Any, value: Any, path: str = "config") -> Any:
         value = value.to_dict()
     if origin is typing.Annotated:
         choice = next((a for a in args[1:] if isinstance(a, Choice)), None)
-        return parse(args[0], value, path) if choice is None else _parse_choice(args[0], choice.table, value, path)
+        return parse(args[0], value, path) if choice is None else _parse_choice(choice, value, path)
     if cls is Any:
         return value
     if origin in (typing.Union, types.UnionType):
@@ -120,6 +130,8 @@ def parse(cls: Any, value: Any, path: str = "config") -> Any:
 
 
 def _parse_scalar(cls: type, value: Any, path: str) -> Any:
+    if isinstance(value, Mapping) and PYTHON in value:
+        raise _gone(value, path)
     if cls is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if cls is int and isinstance(value, float) and value.is_integer():
@@ -164,6 +176,10 @@ def hints(cls: type) -> dict[str, Any]:
 def _parse_dataclass(cls: type, value: Any, path: str) -> Any:
     if not isinstance(value, Mapping):
         raise UsageError(f"{path}={value!r} is of type {type(value).__name__}, expected the fields of {cls.__name__}.")
+    if PYTHON in value:
+        if value[PYTHON] != _qualified(cls):
+            raise _gone(value, path)
+        value = {k: v for k, v in value.items() if k != PYTHON}
     allowed = hints(cls)
     for key in value:
         if key not in allowed:
@@ -179,12 +195,18 @@ def _parse_dataclass(cls: type, value: Any, path: str) -> Any:
         raise type(e)(f"{path}: {e}") from None
 
 
-def _parse_choice(kind: Any, table: Mapping[str, Any], value: Any, path: str) -> Any:
+def _parse_choice(choice: Choice, value: Any, path: str) -> Any:
+    table, classes = choice.table, {_class_of(row) for row in choice.table.values()}
     if not isinstance(value, str | Mapping):
-        if isinstance(value, tuple(_class_of(row) for row in table.values())):
+        if not isinstance(value, type) and isinstance(value, (*classes, *filter(None, [choice.base]))):
             return value
-        raise UsageError(f"{path}={value!r} is of type {type(value).__name__}{suggest('', table)}")
+        if choice.base and isinstance(value, type):
+            raise UsageError(f"{path} is the class {value.__name__}, not one of its objects; write {value.__name__}().")
+        what = f" and no {_named(choice.base)}" if choice.base else ""
+        raise UsageError(f"{path}={value!r} is of type {type(value).__name__}{what}{suggest('', table)}")
     fields = dict(value) if isinstance(value, Mapping) else spec_fields(value, table, path)
+    if PYTHON in fields:
+        return _parse_dataclass(next((c for c in classes if _qualified(c) == fields[PYTHON]), object), fields, path)
     if "name" not in fields:
         raise UsageError(f"{path} lacks the key 'name'{suggest('', table)}")
     row = lookup(table, fields.pop("name"), path)
@@ -291,6 +313,49 @@ def literal(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError):
         return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+
+
+PYTHON = "python"
+"""Key of a configuration's record of a value of Python."""
+
+
+def record(value: Any) -> Any:
+    """What JSON shows of a value that it has no form for, as ``json.dumps(..., default=record)`` asks.
+
+    Returns:
+      ``{"python": "module.Class", **fields}`` of an object, whose fields may need recording themselves; of an array its
+      shape, type and checksum; numbers and durations as they are written.
+    """
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Array):
+        data = np.ascontiguousarray(value)
+        about = {"shape": list(data.shape), "dtype": str(data.dtype), "crc32": zlib.crc32(data.tobytes())}
+        return {PYTHON: "numpy.ndarray", **about}
+    if isinstance(value, Duration | pathlib.PurePath):
+        return str(value)
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return {PYTHON: _qualified(value if isinstance(value, type | types.FunctionType) else type(value))}
+    own = [f.name for f in dataclasses.fields(value) if f.init and f.name not in ("parent", "name")]
+    return {PYTHON: _qualified(type(value)), **{name: getattr(value, name) for name in own}}
+
+
+def _named(base: type | types.UnionType) -> str:
+    return " or ".join(map(_qualified, typing.get_args(base) or [base]))
+
+
+def _qualified(value: Any) -> str:
+    return f"{value.__module__}.{value.__qualname__}"
+
+
+def _gone(value: Mapping[str, Any], path: str) -> UsageError:
+    """The error where a file has the record of a value, and the value itself is needed."""
+    key = re.sub(r"\[\d+\].*", "", path.removeprefix("config."))
+    fields = ", ".join(f"{k}={v!r}" for k, v in value.items() if k != PYTHON)
+    return UsageError(
+        f"{path} was the Python object {value[PYTHON]}({fields}), which no file can hold; hand it in again from "
+        f"Python: changes={{{key!r}: ...}} of vit_jax.train, evaluate or load."
+    )
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:

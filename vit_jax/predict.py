@@ -268,8 +268,10 @@ _USED: weakref.WeakKeyDictionary[Pretrained, Predictor | ImageText] = weakref.We
 
 def _of(found: Pretrained) -> Predictor | ImageText:
     raw = native.run_config(found)
-    raw["data"] = {**raw["data"], "text": None}  # the tokenizer is in the checkpoint; its files may be gone
-    config = parse(TrainConfig, raw)
+    needed: dict[str, Any] = {key: raw[key] for key in ("model", "objective") if key in raw}
+    needed["data"] = {"path": ""} | ({"canvas": raw["data"]["canvas"]} if "canvas" in raw["data"] else {})
+    needed["augment"] = {**raw["augment"], "train": ()}
+    config = parse(TrainConfig, needed)  # all else may be gone: files of a tokenizer, objects of Python code
     source = {"checkpoint": found.source, **found.provenance}
     if isinstance(found.model, TwoTower):
         return ImageText(config, found.model, found.params, found.encoder, source)

@@ -98,9 +98,9 @@ class Augment:
     """
 
     size: int
-    train: tuple[Annotated[Any, Choice(OPS)], ...] = (InceptionCrop(), Flip())
+    train: tuple[Annotated[Any, Choice(OPS, ImageOp | MixOp | Frame)], ...] = (InceptionCrop(), Flip())
     crop: float = 1.0
-    norm: Annotated[Norm, Choice(NORMS)] = Norm()
+    norm: Annotated[Norm, Choice(NORMS, Norm)] = Norm()
     interpolation: Interpolation = "bilinear"
 
     def __post_init__(self) -> None:

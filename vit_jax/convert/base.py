@@ -21,9 +21,9 @@ from vit_jax.convert.table import Rule
 from vit_jax.convert.tensors import Tensor, Tensors
 from vit_jax.data.image import decode
 from vit_jax.data.text import TextCodec
-from vit_jax.layers.linear import Dense
+from vit_jax.layers.linear import Dense, LinearSpec
 from vit_jax.layers.mlp import TOPK, TopK
-from vit_jax.layers.specs import LINEARS, name_of
+from vit_jax.layers.specs import name_of
 from vit_jax.types import Params, UsageError, UserError
 
 P = TypeVar("P")
@@ -278,13 +278,16 @@ def classes(model: nn.Module) -> int:
 
 def check_known(model: nn.Module, title: str) -> None:
     """Raises a :class:`UserError` for what only this project has, in ``model`` or in a module among its fields."""
+    known = [getattr(row, "func", row) for row in models.MODELS.values()]
+    if type(model) not in (*known, models.TextTransformer, models.coca.Decoder):
+        raise UserError(f"{title} has no {type(model).__name__}; write --to vit_jax.")
     if isinstance(model, models.MonarchMixer):
         raise UserError(f"{title} has no Monarch Mixers; write --to vit_jax.")
     for field in dataclasses.fields(model):
         value: Any = getattr(model, field.name) if field.name not in ("parent", "name") else None
         if isinstance(value, TopK):
             raise UserError(f"{title} has no {field.name}='topk({value.k})'; write --to vit_jax.")
-        if type(value) in LINEARS.values() and value != Dense():
+        if isinstance(value, LinearSpec) and value != Dense():
             raise UserError(
                 f"{title} has dense maps alone, not {field.name}='{name_of(value)}'; add --linear dense, which "
                 "multiplies them out, or write --to vit_jax."
@@ -300,6 +303,8 @@ def describe(model: nn.Module) -> dict[str, Any]:
     back.
     """
     rows = {n: _row_fields(r) for n, r in models.MODELS.items() if getattr(r, "func", r) is type(model)}
+    if not rows:
+        return config.record(model)
     name = max((n for n, fields in rows.items() if _has(model, fields)), key=lambda n: len(rows[n]))
     return {"name": name, **_besides(model, rows[name])}
 
@@ -346,7 +351,9 @@ def _plain(value: Any, hint: Any) -> Any:
     if not dataclasses.is_dataclass(value):
         return value
     table = next((a.table for a in typing.get_args(hint) if isinstance(a, config.Choice)), TOPK)
-    name = next(name for name, row in table.items() if row is type(value))
+    name = next((name for name, row in table.items() if row is type(value)), None)
+    if name is None:
+        return config.record(value)
     return {"name": name, **{f.name: getattr(value, f.name) for f in dataclasses.fields(value)}}
 
 

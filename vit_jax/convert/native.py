@@ -7,18 +7,19 @@ import pathlib
 from collections.abc import Mapping
 from typing import Annotated, Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 import vit_jax
 from vit_jax import checkpoint, models
 from vit_jax.augment import Augment
-from vit_jax.config import Choice, change, parse
+from vit_jax.config import Choice, change, parse, record
 from vit_jax.convert.base import Described, Preprocess, Stored, classes, describe, leaves, numbered
 from vit_jax.convert.tensors import Tensors
 from vit_jax.convert.text import from_meta, section, to_meta
 from vit_jax.data.text import TextCodec
-from vit_jax.objectives import OBJECTIVES
+from vit_jax.objectives import OBJECTIVES, Objective
 from vit_jax.types import UserError
 
 NAME = "vit_jax"
@@ -43,9 +44,9 @@ def load(path: pathlib.Path, changes: Mapping[str, Any] | None = None) -> Stored
     """
     tree, meta, folder = checkpoint.load_params(path)
     raw = change(meta["config"], (changes or {}).items())
-    model = parse(Annotated[Any, Choice(models.NAMES)], raw["model"], "model")
-    augment = parse(Augment, raw["augment"], "augment")
-    objective = parse(Annotated[Any, Choice(OBJECTIVES)], raw.get("objective", "classify"), "objective")
+    model = parse(Annotated[Any, Choice(models.NAMES, nn.Module)], raw["model"], "model")
+    augment = parse(Augment, {**raw["augment"], "train": ()}, "augment")  # what training did to images matters no more
+    objective = parse(Annotated[Any, Choice(OBJECTIVES, Objective)], raw.get("objective", "classify"), "objective")
     canvas = raw["data"].get("canvas", 256)
     names = tuple(meta["class_names"])
     params, encoder = leaves(tree), from_meta(meta.get("tokenizer"))
@@ -82,7 +83,7 @@ def run_config(pretrained: Described) -> dict[str, Any]:
     p, encoder = pretrained.preprocess, pretrained.encoder
     data = {"path": "", "canvas": p.host_canvas} | ({"text": section(encoder)} if encoder else {})
     raw = {"model": fields, "data": data, "augment": p.augment(), "objective": _objective(pretrained)}
-    return json.loads(json.dumps(raw))
+    return json.loads(json.dumps(raw, default=record))
 
 
 def _objective(pretrained: Described) -> dict[str, Any]:
@@ -112,6 +113,6 @@ def save(pretrained: Stored, folder: pathlib.Path) -> None:
     writer.save(0, {"params": tree}, meta, {})
     writer.close()
     try:
-        (folder / "config.json").write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
+        (folder / "config.json").write_text(json.dumps(raw, indent=1, default=record) + "\n", encoding="utf-8")
     except OSError as e:
         raise UserError(f"{folder} cannot be written ({e.strerror}); choose another place.") from e

@@ -21,7 +21,7 @@ import numpy as np
 from vit_jax.data.permute import hash64, make_key, permute
 from vit_jax.data.prompts import read_templates
 from vit_jax.data.reader import MAX_SKIPPED, OnError, Reader
-from vit_jax.data.sources import Source, open_source
+from vit_jax.data.sources import Source, named, open_source
 from vit_jax.data.sources.base import align
 from vit_jax.data.sources.captioned import WithTokenizer
 from vit_jax.data.text import TextConfig
@@ -36,7 +36,7 @@ class DataConfig:
     """Which examples, and how the host prepares them.
 
     Attributes:
-      path: training data, ``kind:rest`` (see :func:`vit_jax.data.sources.open_source`).
+      path: training data, ``kind:rest`` (see :func:`vit_jax.data.sources.open_source`), or from Python a source.
       val: validation data, all of it; None takes the data's own validation part or else holds some out.
       holdout: fraction (below 1) or number of examples to hold out where ``path`` has no validation part.
       split_seed: names the split; not the seed of training, so runs with several seeds share their validation set.
@@ -47,8 +47,8 @@ class DataConfig:
       prefetch: number of batches made ahead of the device.
     """
 
-    path: str
-    val: str | None = None
+    path: Source | str
+    val: Source | str | None = None
     holdout: int | float = 0.1
     split_seed: int = 0
     text: TextConfig | None = None
@@ -74,13 +74,15 @@ class DataConfig:
         train = self._open(self.path, "train", split, holdout=0)
         if split == "train":
             return train
-        return align(self._open(self.val, "train", split, holdout=0), train.info.class_names, f"data.val={self.val!r}")
+        return align(
+            self._open(self.val, "train", split, holdout=0), train.info.class_names, f"data.val={named(self.val)}"
+        )
 
     def open_other(self, path: str, part: Literal["train", "val"] = "val") -> Source:
         """A part of other data to evaluate with, prepared alike; its captions become tokens if it has any."""
         return self._open(path, part, "val", required=False, holdout=self.holdout, seed=self.split_seed)
 
-    def _open(self, path: str, part: str, use: str, *, required: bool = True, **options: Any) -> Source:
+    def _open(self, path: Source | str, part: str, use: str, *, required: bool = True, **options: Any) -> Source:
         """The ``part`` of the data at ``path``, for ``use`` in training or validation."""
         text = self.text
         templates = read_templates(text.templates) if text and text.templates else ()
@@ -89,8 +91,8 @@ class DataConfig:
             return source
         if not source.info.captions:
             raise UserError(
-                f"{path!r} has images without captions; set data.text.templates, such as 'photo', to make captions of "
-                "class names, or take data that has them, such as 'csv:', 'jsonl:' or 'digits_pairs'."
+                f"{named(path)} has images without captions; set data.text.templates, such as 'photo', to caption them "
+                "by class, or take data that has captions, such as 'csv:', 'jsonl:' or 'digits_pairs'."
             )
         return WithTokenizer(source, text.encoder(), first=use == "train" and text.choose == "first")
 

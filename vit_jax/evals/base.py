@@ -8,7 +8,7 @@ import math
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -96,6 +96,7 @@ def combine(reports: Sequence[Report]) -> Report:
     return Combined(metrics, arrays, tuple(reports))
 
 
+@runtime_checkable
 class Evaluator(Protocol):
     """A frozen dataclass in ``EVALUATORS``; it scores every example whose mask is True, once."""
 

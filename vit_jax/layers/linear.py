@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -23,6 +23,7 @@ def logical(init: Init, axes: tuple[str | None, ...]) -> Init:
     return boxed
 
 
+@runtime_checkable
 class LinearSpec(Protocol):
     """A frozen value that builds linear layers: ``[..., in] -> [..., features]``, ``in`` known at the first call.
 

@@ -23,7 +23,7 @@ LINEARS: dict[str, Callable[..., LinearSpec]] = {
     "packed24": Packed24,
     "block_sparse": BlockSparse,
 }
-Spec = Annotated[Any, config.Choice(LINEARS)]
+Spec = Annotated[Any, config.Choice(LINEARS, LinearSpec)]
 """Type of a module's field that holds a :class:`~vit_jax.layers.linear.LinearSpec`."""
 
 FIELDS = ("qkv_linear", "out_linear", "mlp_linear")
@@ -32,7 +32,9 @@ FIELDS = ("qkv_linear", "out_linear", "mlp_linear")
 
 def name_of(spec: LinearSpec) -> str:
     """As a user writes it: ``"monarch(4)"``, ``"sparse24(mask=frozen, bits=8)"``."""
-    name = next(name for name, row in LINEARS.items() if row is type(spec))
+    name = next((name for name, row in LINEARS.items() if row is type(spec)), None)
+    if name is None:
+        return repr(spec)
     values = [(f.name, getattr(spec, f.name), f.default) for f in dataclasses.fields(spec)]  # type: ignore[arg-type]
     shown = [(key, value) for key, value, default in values if value != default] or [v[:2] for v in values[:1]]
     texts = [f"{value}" if key == values[0][0] else f"{key}={value}" for key, value in shown]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ DENSE = Dense()
 FORMS: dict[str, Callable[..., PairwiseBackend]] = {"dense": Dense, "chunked": Chunked, "ring": Ring}
 
 
+@runtime_checkable
 class ContrastiveLoss(Protocol):
     """``biased``: whether ``bias`` has an influence."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -101,6 +101,7 @@ def _products(a: jax.Array, c: jax.Array) -> jax.Array:
     return jax.lax.dot_general(a, c, (((1,), (1,)), ((), ())))
 
 
+@runtime_checkable
 class PairwiseBackend(Protocol):
     """How all pairs are gone through: densely, in chunks, or around a ring of devices.
 

@@ -56,7 +56,7 @@ ALIASES: dict[str, str] = images.ALIASES | OPEN_CLIP
 NAMES: dict[str, Callable[..., nn.Module]] = MODELS | {alias: MODELS[name] for alias, name in ALIASES.items()}
 """Everything that is accepted as a name: the ``Choice`` table for a configuration's model field."""
 
-_CHOICE = Annotated[Any, config.Choice(NAMES)]
+_CHOICE = Annotated[Any, config.Choice(NAMES, nn.Module)]
 
 
 def create(name: str, **overrides: Any) -> Any:

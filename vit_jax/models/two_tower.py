@@ -59,7 +59,7 @@ class TwoTower(nn.Module):
         no gradient; leave it out of the optimizer by ``optim.freeze`` as well.
     """
 
-    image_tower: Annotated[Any, config.Choice(IMAGES)]
+    image_tower: Annotated[Any, config.Choice(IMAGES, nn.Module)]
     text_tower: TextTransformer
     embed_dim: int = 512
     image_head: Head = "linear"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -25,6 +25,7 @@ Metrics = dict[str, Mean]
 Rngs = Mapping[str, PRNGKey]
 
 
+@runtime_checkable
 class Objective(Protocol):
     """A frozen dataclass with these methods; put it into ``OBJECTIVES`` and no other line changes."""
 

@@ -27,8 +27,8 @@ class Contrast(Pairs):
         suits batches up to some thousand pairs per device; "chunked" and "ring" do not, on one device and on several.
     """
 
-    loss: Annotated[Any, Choice(losses.CONTRASTIVE)] = losses.Softmax()
-    form: Annotated[Any, Choice(losses.FORMS)] = losses.Dense()
+    loss: Annotated[Any, Choice(losses.CONTRASTIVE, losses.ContrastiveLoss)] = losses.Softmax()
+    form: Annotated[Any, Choice(losses.FORMS, losses.PairwiseBackend)] = losses.Dense()
 
     @property
     def weights(self) -> Mapping[str, float]:

@@ -19,8 +19,8 @@ import optax
 from vit_jax.config import Choice, Duration
 from vit_jax.optim import masks, schedules
 from vit_jax.optim.health import track_grad_stats
-from vit_jax.optim.optimizers import OPTIMIZERS, AdamW, positive, within
-from vit_jax.optim.sam import EPS, SAM, RelativeLr, norm
+from vit_jax.optim.optimizers import OPTIMIZERS, AdamW, Optimizer, positive, within
+from vit_jax.optim.sam import EPS, SAM, RelativeLr, SharpnessAware, norm
 from vit_jax.types import Params, UserError
 
 KERNELS_ONLY: masks.Rules = (
@@ -52,9 +52,11 @@ class OptimConfig:
         with its temperature: ``("logit_scale", 0.0, 4.6052)`` (Radford et al. 2021, section 2.5).
     """
 
-    optimizer: Annotated[Any, Choice(OPTIMIZERS)] = dataclasses.field(default=AdamW())
+    optimizer: Annotated[Any, Choice(OPTIMIZERS, Optimizer)] = dataclasses.field(default=AdamW())
     lr: float = 1e-3
-    schedule: Annotated[Any, Choice(schedules.SCHEDULES)] = dataclasses.field(default=schedules.Cosine())
+    schedule: Annotated[Any, Choice(schedules.SCHEDULES, schedules.Schedule)] = dataclasses.field(
+        default=schedules.Cosine()
+    )
     warmup: Duration = dataclasses.field(default=Duration(0))
     weight_decay: float = 0.0
     decay_rules: tuple[tuple[str, float], ...] = ()
@@ -62,7 +64,7 @@ class OptimConfig:
     freeze: tuple[str, ...] = ()
     lr_mult: tuple[tuple[str, float], ...] = ()
     layer_decay: float | None = None
-    sam: Annotated[Any, Choice(SAM)] | None = None
+    sam: Annotated[Any, Choice(SAM, SharpnessAware)] | None = None
     bounds: tuple[tuple[str, float, float], ...] = ()
 
     def __post_init__(self) -> None:

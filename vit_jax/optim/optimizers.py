@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ def positive(what: str, value: float) -> None:
         raise UserError(f"{what}={value} is not allowed; give a positive number.")
 
 
+@runtime_checkable
 class Optimizer(Protocol):
     """What a row of :data:`OPTIMIZERS` builds."""
 

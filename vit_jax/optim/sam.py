@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,21 @@ class GradFn(Protocol):
 
         With G groups, group i has the rows i, i + G, i + 2G, ... of the batch.
         """
+
+
+@runtime_checkable
+class SharpnessAware(Protocol):
+    """What a row of :data:`SAM` builds.
+
+    Attributes:
+      m: examples per group, None for the whole batch.
+    """
+
+    m: int | None
+
+    def transform(self, relative_lr: RelativeLr) -> optax.GradientTransformationExtraArgs:
+        """Clean gradient -> the direction that replaces it."""
+        ...
 
 
 class State(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ ScheduleFn = Callable[[Array | int], jax.Array]
 """Optimizer step (int or int32[], traced or not) -> learning rate, float32[]."""
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """What a row of :data:`SCHEDULES` builds."""
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Any
 
+import flax.linen as nn
+
 from vit_jax.augment import Augment
 from vit_jax.config import Choice, Duration
 from vit_jax.data.loader import DataConfig
-from vit_jax.evals import EVALUATORS, Classify
+from vit_jax.evals import EVALUATORS, Classify, Evaluator
 from vit_jax.models import NAMES
-from vit_jax.objectives import OBJECTIVES
+from vit_jax.objectives import OBJECTIVES, Objective
 from vit_jax.objectives import Classify as ClassifyObjective
 from vit_jax.optim import OptimConfig
 from vit_jax.sharding import MeshConfig
@@ -53,12 +55,12 @@ class TrainConfig:
       plots: draw learning curves and the evaluators' figures at the end of the run.
     """
 
-    model: Annotated[Any, Choice(NAMES)]
+    model: Annotated[Any, Choice(NAMES, nn.Module)]
     data: DataConfig
     augment: Augment
     optim: OptimConfig = OptimConfig()
-    objective: Annotated[Any, Choice(OBJECTIVES)] = ClassifyObjective()
-    evaluators: tuple[Annotated[Any, Choice(EVALUATORS)], ...] = (Classify(),)
+    objective: Annotated[Any, Choice(OBJECTIVES, Objective)] = ClassifyObjective()
+    evaluators: tuple[Annotated[Any, Choice(EVALUATORS, Evaluator)], ...] = (Classify(),)
     duration: Duration = Duration(10, "epochs")
     batch_size: int = 128
     eval_batch_size: int | None = None

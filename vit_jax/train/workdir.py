@@ -12,7 +12,8 @@ from typing import Any
 import jax
 
 import vit_jax
-from vit_jax.config import difference
+from vit_jax.config import difference, record
+from vit_jax.data.sources import Source
 from vit_jax.train.config import MAY_CHANGE
 from vit_jax.types import UsageError, UserError
 
@@ -20,8 +21,14 @@ FILE = "config.json"
 
 
 def plain(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration as JSON would give it back."""
-    return json.loads(json.dumps(raw, default=str))
+    """A configuration as JSON would give it back; of Python objects it holds a record."""
+
+    def default(value: Any) -> Any:
+        if isinstance(value, Source):
+            return {"num_examples": len(value), "class_names": list(value.info.class_names), **record(value)}
+        return record(value)
+
+    return json.loads(json.dumps(raw, default=default))
 
 
 def check(workdir: pathlib.Path, raw: Mapping[str, Any]) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
+import numpy as np
+
 from vit_jax.config import lookup
-from vit_jax.data.sources.base import Info, Record, Source
+from vit_jax.data.sources.base import Info, Record, Source, take_split
 from vit_jax.data.sources.captioned import Captioned
 from vit_jax.data.sources.digits import open_digits
 from vit_jax.data.sources.digits_pairs import open_digits_pairs
@@ -34,7 +36,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
 
 
 def open_source(
-    path: str,
+    path: Source | str,
     split: str = "train",
     *,
     holdout: float | int = 0.1,
@@ -44,7 +46,7 @@ def open_source(
     """Opens ``kind:rest``, for example ``"folder:/my/images"`` or ``"digits"``.
 
     Args:
-      path: kind and place; see the module of each kind.
+      path: kind and place, see the module of each kind; or a source of one's own, whose seeded split is not stratified.
       split: ``"train"`` or ``"val"``; where the data has no split of its own, a seeded stratified one is made.
       holdout: fraction (below 1) or number of examples for ``"val"``; 0 trains on everything.
       seed: names the seeded split. It is not the seed of training.
@@ -54,6 +56,18 @@ def open_source(
       UserError: unknown kind, missing path, no examples, or one class only and no captions.
     """
     assert split in ("train", "val"), split
+    if isinstance(path, Source):
+        labels = np.zeros(len(path), np.int32)  # what they are would take reading every example
+        source = take_split(path, labels, split, holdout, seed, named(path))
+    else:
+        source = _opened(path, split, holdout, seed, templates)
+    names, captions = source.info.class_names, source.info.captions
+    if len(names) == 1 and not captions:
+        raise UserError(f"{named(path)} has one class only ({names[0]}); to classify takes two.")
+    return Captioned(source, templates) if templates and not captions else source
+
+
+def _opened(path: str, split: str, holdout: float | int, seed: int, templates: tuple[str, ...]) -> Source:
     if not path:
         raise UserError("data.path is empty; name the images, for example --config.data.path=folder:/my/images")
     kind, _, rest = path.partition(":")
@@ -62,11 +76,12 @@ def open_source(
     opener = lookup(SOURCES, kind, "source")
     if kind == "mix" and templates:
         opener = functools.partial(opener, templates=templates)
-    source: Source = opener(rest, split, holdout=holdout, seed=seed)
-    names, captions = source.info.class_names, source.info.captions
-    if len(names) == 1 and not captions:
-        raise UserError(f"{path!r} has one class only ({names[0]}); to classify takes two.")
-    return Captioned(source, templates) if templates and not captions else source
+    return opener(rest, split, holdout=holdout, seed=seed)
 
 
-__all__ = ["SOURCES", "Info", "Record", "Source", "open_source", "write_tar"]
+def named(path: Source | str) -> str:
+    """The data at ``path`` in a sentence."""
+    return repr(path) if isinstance(path, str) else f"the {type(path).__name__} of Python"
+
+
+__all__ = ["SOURCES", "Info", "Record", "Source", "named", "open_source", "write_tar"]
