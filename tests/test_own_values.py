@@ -18,7 +18,7 @@ from vit_jax.augment.base import ImageOp
 from vit_jax.cli import main
 from vit_jax.config import Choice
 from vit_jax.data.sources import Info
-from vit_jax.decoding import DECODERS, Decoder, Greedy
+from vit_jax.decoding import DECODERS, Greedy, SearchStrategy
 from vit_jax.layers.linear import Dense, Linear
 from vit_jax.models import Features, ImageModel
 from vit_jax.objectives import PerExample
@@ -238,10 +238,10 @@ def test_an_own_model(tmp_path):
         vj.convert(loaded, tmp_path / "x", to="timm")
 
 
-CHOICE = Annotated[Any, Choice(DECODERS, Decoder)]
+CHOICE = Annotated[Any, Choice(DECODERS, SearchStrategy)]
 
 
-class Letters(Decoder):
+class Letters(SearchStrategy):
     def choose(self, log_p, found, rows, at):
         return None, jnp.zeros((1, 1), jnp.int32)
 
@@ -250,7 +250,7 @@ def test_the_protocol_decides():
     own = Letters()
     assert config.parse(CHOICE, own) is own and config.parse(CHOICE, "greedy") == Greedy()
     for wrong, text in (
-        (3, "x=3 is of type int and no vit_jax.decoding.Decoder; allowed: beam, greedy, nucleus."),
+        (3, "x=3 is of type int and no vit_jax.decoding.SearchStrategy; allowed: beam, greedy, nucleus."),
         (Letters, "x is the class Letters, not one of its objects; write Letters()."),
     ):
         with pytest.raises(vj.UsageError) as e:

@@ -134,7 +134,7 @@ def predict(
             raise UsageError(f"{name}={value} is too small; the least is 1.")
     listed = expand(images)
     if captions is not None:
-        decoder = configs.parse(Annotated[Any, Choice(DECODERS, Decoder)], captions, "captions")
+        decoder = configs.parse(Annotated[Any, Choice(DECODERS, SearchStrategy)], captions, "captions")
         return list(_predictor(model).captions(listed, decoder, batch_size=batch_size))
     if texts is not None:
         return list(_predictor(model).rank(listed, texts, top=top, batch_size=batch_size))

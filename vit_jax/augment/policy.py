@@ -98,7 +98,7 @@ class Augment:
     """
 
     size: int
-    train: tuple[Annotated[Any, Choice(OPS, ImageOp | MixOp | Frame)], ...] = (InceptionCrop(), Flip())
+    train: tuple[Annotated[Any, Choice(OPS, ImageOp | MixOp | CropResize)], ...] = (InceptionCrop(), Flip())
     crop: float = 1.0
     norm: Annotated[Norm, Choice(NORMS, Norm)] = Norm()
     interpolation: Interpolation = "bilinear"
