@@ -278,9 +278,12 @@ def classes(model: nn.Module) -> int:
 
 def check_known(model: nn.Module, title: str) -> None:
     """Raises a :class:`UserError` for what only this project has, in ``model`` or in a module among its fields."""
-    known = [getattr(row, "func", row) for row in models.MODELS.values()]
-    if type(model) not in (*known, models.TextTransformer, models.coca.Decoder):
+    if "name" not in describe(model):
         raise UserError(f"{title} has no {type(model).__name__}; write --to vit_jax.")
+    _check_parts(model, title)
+
+
+def _check_parts(model: nn.Module, title: str) -> None:
     if isinstance(model, models.MonarchMixer):
         raise UserError(f"{title} has no Monarch Mixers; write --to vit_jax.")
     for field in dataclasses.fields(model):
@@ -293,7 +296,7 @@ def check_known(model: nn.Module, title: str) -> None:
                 "multiplies them out, or write --to vit_jax."
             )
         if isinstance(value, nn.Module):
-            check_known(value, title)
+            _check_parts(value, title)
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
