@@ -11,6 +11,7 @@ import importlib.util
 import pathlib
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,6 +32,7 @@ from vit_jax.train.config import TrainConfig
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXTEND = ROOT / "docs" / "extend.md"
 NOT_RUN = re.compile(r"<!-- not run: (.+) -->\s*\Z")
 MOST_NOT_RUN = 12
 PROGRAMS = ("vit_jax", "pip", "pytest", "python", "pre-commit", "ruff", "mypy", "mkdocs")
@@ -160,27 +162,50 @@ def test_few_blocks_are_not_run():
 
 
 @pytest.fixture
-def place(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
-    """The folder that a page's blocks run in: the configurations, a few images and captions."""
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
+def place(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pathlib.Path]:
+    """The folder that a page's blocks run in, with configurations, images and captions, under JAX's usual promotion."""
+    fill(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    shorten(monkeypatch)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield tmp_path
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The workdir of the first command, made short."""
+    folder = tmp_path_factory.mktemp("digits") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        shorten(patch)
+        assert cli.main(small(["train", "--config", "configs/digits.py", "--workdir", str(folder)])) == 0
+    return folder
+
+
+def fill(folder: pathlib.Path) -> None:
+    """Writes what the pages take for granted."""
+    (folder / "configs").symlink_to(ROOT / "configs")
     rng = np.random.default_rng(0)
-    for folder in ("my", "other"):
+    for whose in ("my", "other"):
         for label, name in enumerate(("ant", "bee", "cat")):
-            (tmp_path / folder / "images" / name).mkdir(parents=True)
+            (folder / whose / "images" / name).mkdir(parents=True)
             for i in range(10):
                 pixels = rng.integers(0, 128, (16, 16, 3)) + 60 * label
-                Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / folder / "images" / name / f"{i}.png")
-    files = sorted((tmp_path / "my" / "images").rglob("*.png"))
-    (tmp_path / "my" / "pairs.csv").write_text("path,caption\n" + "".join(f"{p},a {p.parent.name}\n" for p in files))
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / whose / "images" / name / f"{i}.png")
+    files = sorted((folder / "my" / "images").rglob("*.png"))
+    (folder / "my" / "pairs.csv").write_text("path,caption\n" + "".join(f"{p},a {p.parent.name}\n" for p in files))
     for name, path in zip(("a.png", "b.png", "a.jpg"), files, strict=False):
-        Image.open(path).save(tmp_path / name)
-    monkeypatch.chdir(tmp_path)
+        Image.open(path).save(folder / name)
+
+
+def shorten(patch: pytest.MonkeyPatch) -> None:
+    """Runs take one device unless their mesh asks for more, and those started from Python are short, too."""
 
     def few(mesh: Any, devices: Any = None) -> Any:
         sizes = (mesh.replica, mesh.fsdp, mesh.tensor)
         return make_mesh(mesh, devices or jax.devices()[: abs(int(np.prod(sizes)))])
 
-    monkeypatch.setattr(setup, "make_mesh", few)
+    patch.setattr(setup, "make_mesh", few)
     real = api.train
 
     def train(config_: Any, workdir: Any, hooks: Any = (), *, changes: Any = None) -> Any:
@@ -188,16 +213,21 @@ def place(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Pa
         raw = config.change(raw, (changes or {}).items())
         return real(raw, workdir, hooks, changes=shrunk(config.parse(TrainConfig, raw)))
 
-    monkeypatch.setattr(vit_jax, "train", train)
-    return tmp_path
+    patch.setattr(vit_jax, "train", train)
 
 
-def run(page: pathlib.Path, place: pathlib.Path) -> None:
-    """Runs the blocks of a page in ``place``, under JAX's own rules of promotion, as a user's program does."""
+def run(page: pathlib.Path, place: pathlib.Path, section: str | None = None) -> None:
+    """Runs the blocks of a page in ``place``, as a user does.
+
+    Args:
+      page: README or one of ``docs/``.
+      place: the working directory.
+      section: run those before the first heading and those below this one; None runs all.
+    """
     python = PythonEvaluator()
 
     def evaluate(example: Example) -> None:
-        if reason(example):
+        if reason(example) or (section and heading(example) not in (None, section)):
             return
         if example.region.lexemes["arguments"] == "python":
             python(example)
@@ -208,15 +238,28 @@ def run(page: pathlib.Path, place: pathlib.Path) -> None:
 
     there = place / page.name
     there.write_text(re.sub(r"(?<![\w/])/(?=(my|other)/)", f"{place}/", page.read_text(encoding="utf-8")))
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        for example in examples(there, evaluate):
-            example.evaluate()
+    for example in examples(there, evaluate):
+        example.evaluate()
+
+
+def heading(example: Example) -> str | None:
+    """The section that a block is in."""
+    found = re.findall(r"^## (.+)$", example.document.text[: example.start], re.MULTILINE)
+    return found[-1] if found else None
+
+
+@pytest.mark.parametrize("section", [s for s in dict.fromkeys(map(heading, examples(EXTEND))) if s])
+def test_own_parts_run(section, place, digits, monkeypatch):
+    monkeypatch.setitem(SIZES, "depth", 1)
+    shutil.copytree(digits, place / "runs" / "digits")
+    run(EXTEND, place, section)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [p for p in PAGES if p.stem != "extend"], ids=lambda p: p.stem)
-def test_every_block_runs(page, place):
-    assert cli.main(small(["train", "--config", "configs/digits.py", "--workdir", "runs/digits"])) == 0
+@pytest.mark.parametrize("page", [p for p in PAGES if p != EXTEND], ids=lambda p: p.stem)
+def test_every_block_runs(page, place, digits):
+    if page.stem == "convert":
+        shutil.copytree(digits, place / "runs" / "digits")
     run(page, place)
     for words in wanted() if page.stem == "README" else ():
         words = [word.replace("/my/", f"{place}/my/").replace("/other/", f"{place}/other/") for word in words]
