@@ -111,7 +111,13 @@ def test_a_beam_as_wide_as_the_tree_finds_the_best_caption(alpha):
 
 
 @pytest.mark.parametrize(
-    ("seed", "width", "alpha", "end"), [(1, 4, 2.0, -2.0), (11, 4, 0.6, -2.0), (5, 3, 0.0, 0.0), (8, 2, 1.0, -2.0)]
+    ("seed", "width", "alpha", "end"),
+    [
+        (1, 4, 2.0, -2.0),
+        (5, 3, 0.0, 0.0),
+        pytest.param(11, 4, 0.6, -2.0, marks=pytest.mark.slow),
+        pytest.param(8, 2, 1.0, -2.0, marks=pytest.mark.slow),
+    ],
 )
 def test_narrow_beams_against_python_lists(seed, width, alpha, end):
     model, length = language_model(seed, b=7, end=end), 9
@@ -166,16 +172,16 @@ def test_ties_go_to_the_lowest_id():
     assert set(tokens[:, 1:].ravel()) == {3}
 
 
-def test_nothing_depends_on_the_other_images_of_a_batch():
+@pytest.mark.parametrize("rows", [[6, 2, 3], pytest.param([1], marks=pytest.mark.slow)], ids=str)
+def test_nothing_depends_on_the_other_images_of_a_batch(rows):
     """Neither on which they are, nor on how long theirs take."""
     model = language_model(1, b=8, end=-2.0)
     for decoder in (Beam(4, 2.0), Nucleus(0.8, seed=3)):
         tokens, log_p = run(model, decoder, 10)
-        for rows in ([6, 2, 3], [1]):
-            part = (*model[:3], model[3][rows], model[4])
-            some = run(part, decoder, 10, rows=rows)
-            np.testing.assert_array_equal(some[0], tokens[rows])
-            np.testing.assert_allclose(some[1], log_p[rows], rtol=1e-5)
+        part = (*model[:3], model[3][rows], model[4])
+        some = run(part, decoder, 10, rows=rows)
+        np.testing.assert_array_equal(some[0], tokens[rows])
+        np.testing.assert_allclose(some[1], log_p[rows], rtol=1e-5)
 
 
 @pytest.mark.parametrize(("p", "temperature"), [(0.7, 1.0), (0.95, 0.6), (1.0, 1.5), (1e-6, 1.0)])
@@ -282,12 +288,19 @@ def log_softmax(logits):
     return logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
 
 
-def test_a_coca_decodes_as_without_a_cache(params, image, logits):
+@functools.partial(jax.jit, static_argnums=2)
+def captions(params, image, decoder):
+    return generate(apply, params, image, **CAPTION, decoder=decoder)
+
+
+@pytest.fixture(scope="module")
+def searched(params, image):
+    return captions(params, image, Beam(3))
+
+
+def test_a_coca_decodes_as_without_a_cache(params, image, logits, searched):
     """Greedy decoding token by token through the whole model; the log-probability of a beam's caption likewise."""
-    greedy, beam = (
-        jax.jit(lambda p, x, d=d: generate(apply, p, x, **CAPTION, decoder=d))(params, image)
-        for d in (Greedy(), Beam(3))
-    )
+    greedy, beam = captions(params, image, Greedy()), searched
     text = np.zeros((16, 10), np.int32)
     text[:, 0] = 1
     for at in range(1, 10):
@@ -304,14 +317,12 @@ def test_a_coca_decodes_as_without_a_cache(params, image, logits):
     assert (np.asarray(beam.tokens) != text).any() and better.max() > 0.01
 
 
-def test_eight_devices_write_the_same(params, image):
+def test_eight_devices_write_the_same(params, image, searched):
     mesh = sharding.make_mesh(sharding.MeshConfig(replica=2, fsdp=2, tensor=2))
-    run = jax.jit(lambda p, x: generate(apply, p, x, **CAPTION, decoder=Beam(3)))
-    alone = run(params, image)
     with jax.set_mesh(mesh):
-        split = run(params, sharding.put({"image": np.asarray(image)}, mesh)["image"])
-    np.testing.assert_array_equal(split.tokens, alone.tokens)
-    np.testing.assert_allclose(split.log_p, alone.log_p, rtol=1e-4)
+        split = captions(params, sharding.put({"image": np.asarray(image)}, mesh)["image"], Beam(3))
+    np.testing.assert_array_equal(split.tokens, searched.tokens)
+    np.testing.assert_allclose(split.log_p, searched.log_p, rtol=1e-4)
     assert split.tokens.sharding.shard_shape((16, 10))[0] == 4
 
 

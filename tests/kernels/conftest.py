@@ -1,15 +1,12 @@
 """Kernels for TPUs and GPUs off them: interpreted."""
 
 import functools
+import importlib
 import threading
+from typing import Any
 
 import jax
 import pytest
-from jax._src.interpreters import mlir
-from jax._src.pallas.mosaic.interpret import thread_map
-from jax._src.pallas.mosaic_gpu import core
-from jax._src.pallas.mosaic_gpu.interpret import params
-from jax._src.pallas.mosaic_gpu.interpret.interpret_pallas_call import reset_gpu_interpret_mode_state
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
@@ -30,6 +27,14 @@ def interpreted_simply(monkeypatch):
     monkeypatch.setattr(pl, "pallas_call", functools.partial(pl.pallas_call, interpret=True))
 
 
+def _private(module: str, name: str) -> Any:
+    """A part of JAX without a public name: the simulator of GPUs has none yet."""
+    try:
+        return getattr(importlib.import_module(f"jax._src.{module}"), name)
+    except (ImportError, AttributeError):
+        pytest.skip(f"jax {jax.__version__} has no jax._src.{module}.{name}, with which GPU kernels are interpreted")
+
+
 @pytest.fixture
 def gpu_interpreted(monkeypatch):
     """Mosaic GPU kernels run in the simulator of shared memory, groups of warps, barriers and copies.
@@ -37,8 +42,11 @@ def gpu_interpreted(monkeypatch):
     Waits for copies out of shared memory and for the matrix unit are no-ops there. It lacks the cast of a layout, on
     its own values the identity, and compiles the program once for every thread and point of the grid instead of once.
     """
+    simulator = "pallas.mosaic_gpu.interpret"
+    reset = _private(f"{simulator}.interpret_pallas_call", "reset_gpu_interpret_mode_state")
+    params, mlir = _private(simulator, "params"), _private("interpreters", "mlir")
     same = mlir.lower_fun(lambda x, new_layout: x, multiple_results=False)
-    mlir.register_lowering(core.layout_cast_p, same, platform="cpu")
+    mlir.register_lowering(_private("pallas.mosaic_gpu.core", "layout_cast_p"), same, platform="cpu")
     lock, compiled = threading.Lock(), {}
 
     def run(jaxpr, consts, *args):
@@ -48,7 +56,7 @@ def gpu_interpreted(monkeypatch):
                 compiled[jaxpr] = f.lower(consts, *args).compile()
         compiled[jaxpr](consts, *args)
 
-    monkeypatch.setattr(thread_map, "_run_jaxpr", run)
+    monkeypatch.setattr(_private("pallas.mosaic.interpret", "thread_map"), "_run_jaxpr", run)
     with params.force_gpu_interpret_mode(params.InterpretGPUParams()):
         yield
-    reset_gpu_interpret_mode_state()
+    reset()

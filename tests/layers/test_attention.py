@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -31,10 +33,10 @@ def reference(q, k, v, mask=None):
 @pytest.mark.parametrize(("n", "m"), [(5, 7), (1, 3), (7, 7)])
 def test_equals_float64(rng, dtype, atol, n, m):
     q, k, v = draw(rng, n, m, dtype)
-    out = attention(q, k, v)
+    out = jax.jit(attention)(q, k, v)
     assert out.dtype == dtype
     np.testing.assert_allclose(np.asarray(out, np.float64), reference(q, k, v)[0], atol=atol)
-    np.testing.assert_allclose(attention_weights(q, k), reference(q, k, v)[1], atol=atol)
+    np.testing.assert_allclose(jax.jit(attention_weights)(q, k), reference(q, k, v)[1], atol=atol)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 5, 7), (2, 1, 1, 7), (5, 7)])
@@ -44,8 +46,8 @@ def test_masks_broadcast_and_empty_rows_are_zero_without_nan(rng, shape):
     mask.reshape(-1, shape[-1])[0] = False
     wide = np.broadcast_to(mask, (2, 3, 5, 7))
     fn = lambda q, k, v: attention(q, k, v, mask=jnp.asarray(mask))  # noqa: E731
-    np.testing.assert_allclose(fn(q, k, v), reference(q, k, v, wide)[0], atol=1e-6)
-    grads = jax.grad(lambda *a: jnp.sum(jnp.sin(fn(*a))), (0, 1, 2))(q, k, v)
+    np.testing.assert_allclose(jax.jit(fn)(q, k, v), reference(q, k, v, wide)[0], atol=1e-6)
+    grads = jax.jit(jax.grad(lambda *a: jnp.sum(jnp.sin(fn(*a))), (0, 1, 2)))(q, k, v)
     assert all(bool(jnp.all(jnp.isfinite(g))) for g in grads)
 
 
@@ -53,8 +55,9 @@ def test_masks_broadcast_and_empty_rows_are_zero_without_nan(rng, shape):
 def test_causal_sees_the_past_only(rng, n, m):
     q, k, v = draw(rng, n, m)
     triangle = np.arange(m)[None] <= np.arange(n)[:, None] + (m - n)
-    np.testing.assert_allclose(attention(q, k, v, causal=True), reference(q, k, v, triangle)[0], atol=1e-6)
-    first = attention(q, k, v, causal=True, mask=jnp.zeros((1, 1, 1, m), bool).at[..., 0].set(True))
+    causal = jax.jit(functools.partial(attention, causal=True))
+    np.testing.assert_allclose(causal(q, k, v), reference(q, k, v, triangle)[0], atol=1e-6)
+    first = causal(q, k, v, mask=jnp.zeros((1, 1, 1, m), bool).at[..., 0].set(True))
     np.testing.assert_allclose(first, jnp.broadcast_to(v[:, :1], first.shape), atol=1e-6)
 
 
@@ -72,7 +75,7 @@ def test_gradient_equals_automatic_differentiation(rng, masked, dtype, atol):
         return jnp.sum(jnp.sin(jnp.einsum("bknm,bmke->bnke", weights, v)))
 
     got = jax.jit(jax.grad(ours, (0, 1, 2)))(q, k, v)
-    want = jax.grad(auto, (0, 1, 2))(*(a.astype(jnp.float32) for a in (q, k, v)))
+    want = jax.jit(jax.grad(auto, (0, 1, 2)))(*(a.astype(jnp.float32) for a in (q, k, v)))
     for a, b in zip(got, want, strict=True):
         assert a.dtype == dtype
         np.testing.assert_allclose(np.asarray(a, np.float32), b, atol=atol)
@@ -99,17 +102,18 @@ def test_module_equals_flax(rng):
         },
         "out": {"kernel": theirs["out"]["kernel"].reshape(12, 12), "bias": theirs["out"]["bias"]},
     }
-    got = MultiHeadAttention(3).apply({"params": ours}, x)
-    np.testing.assert_allclose(got, flax_module.apply({"params": theirs}, x), atol=1e-5)
+    got = jax.jit(MultiHeadAttention(3).apply)({"params": ours}, x)
+    np.testing.assert_allclose(got, jax.jit(flax_module.apply)({"params": theirs}, x), atol=1e-5)
 
 
 def test_module_cross_attention_and_weights_on_request(rng):
     x, context = (jnp.asarray(rng.standard_normal((2, n, d)), jnp.float32) for n, d in ((3, 8), (5, 6)))
     module = MultiHeadAttention(2)
-    boxed = module.init(jax.random.key(0), x, context=context)
+    boxed = jax.jit(module.init)(jax.random.key(0), x, context=context)
     shapes = {k: v["kernel"].value.shape for k, v in boxed["params"].items()}
     assert shapes == {"q": (8, 8), "kv": (6, 16), "out": (8, 8)} and set(boxed) == {"params"}
-    out, state = module.apply({"params": boxed["params"]}, x, context=context, mutable=["intermediates"])
+    apply = functools.partial(module.apply, mutable=["intermediates"])
+    out, state = jax.jit(apply)({"params": boxed["params"]}, x, context=context)
     (weights,) = state["intermediates"]["attention"]
     assert out.shape == x.shape and weights.shape == (2, 2, 3, 5)
     np.testing.assert_allclose(jnp.sum(weights, -1), 1.0, atol=1e-6)
@@ -117,23 +121,30 @@ def test_module_cross_attention_and_weights_on_request(rng):
 
 def test_heads_must_divide_the_width():
     with pytest.raises(UserError, match="width 10 is not divisible by 3 heads"):
-        MultiHeadAttention(3).init(jax.random.key(0), jnp.ones((1, 2, 10)))
+        jax.jit(MultiHeadAttention(3).init)(jax.random.key(0), jnp.ones((1, 2, 10)))
 
 
-@pytest.mark.parametrize("parts", [(5,), (1, 1, 1, 1, 1), (2, 3), (3, 1, 1)])
+@pytest.mark.parametrize(
+    "parts", [(1, 1, 1, 1, 1), (2, 3), *(pytest.param(p, marks=pytest.mark.slow) for p in ((5,), (3, 1, 1)))]
+)
 def test_a_cache_gives_what_causal_attention_gives(rng, parts):
     """Keys and values of earlier calls are kept, in pieces of any size; those of a context are computed once."""
     x = jnp.asarray(rng.standard_normal((2, 5, 12)), jnp.float32)
     context = jnp.asarray(rng.standard_normal((2, 4, 7)), jnp.float32)
     for given in (None, context):
         module = MultiHeadAttention(3, causal=given is None)
-        params = nn.meta.unbox(module.init(jax.random.key(0), x, context=given)["params"])
-        expected = module.apply({"params": params}, x, context=given)
+        params = nn.meta.unbox(jax.jit(module.init)(jax.random.key(0), x, context=given)["params"])
+        expected = jax.jit(module.apply)({"params": params}, x, context=given)
         variables, found, start = {"params": params}, [], 0
+
+        @jax.jit
+        def step(variables, piece, context, start, module=module):
+            cache = A.KVCache(start, 8)
+            return module.apply(variables, piece, context=context, cache=cache, mutable=["cache", "memory"])
+
         for n in parts:
             piece, start = x[:, start : start + n], start + n
-            cache = A.KVCache(jnp.int32(start - n), 8)
-            out, kept = module.apply(variables, piece, context=given, cache=cache, mutable=["cache", "memory"])
+            out, kept = step(variables, piece, context=given, start=jnp.int32(start - n))
             variables = {"params": params, **kept}
             found.append(out)
             given = None if given is None else jnp.full_like(given, jnp.nan)  # not looked at again

@@ -41,17 +41,17 @@ def run(params, tokens, train=True, grad=True, **options):
         out = encoder.apply({"params": p}, tokens, train=train, rngs={"dropout": jax.random.key(7)})
         return jnp.sum(jnp.sin(out)), out
 
-    return jax.jit(jax.grad(loss, has_aux=True))(params) if grad else loss(params)
+    return jax.jit(jax.grad(loss, has_aux=True) if grad else loss)(params)
 
 
 def test_block_is_pre_norm_residual(tokens):
     block = Block(heads=2, mlp_dim=12)
-    p = nn.meta.unbox(block.init(jax.random.key(1), tokens)["params"])
+    p = nn.meta.unbox(jax.jit(block.init)(jax.random.key(1), tokens)["params"])
     assert set(p) == {"norm_attention", "attention", "norm_mlp", "mlp"}
-    y = LayerNorm().apply({"params": p["norm_attention"]}, tokens)
-    x = tokens + MultiHeadAttention(2).apply({"params": p["attention"]}, y)
-    want = x + MLP(12).apply({"params": p["mlp"]}, LayerNorm().apply({"params": p["norm_mlp"]}, x))
-    np.testing.assert_allclose(block.apply({"params": p}, tokens), want, atol=1e-6)
+    y = jax.jit(LayerNorm().apply)({"params": p["norm_attention"]}, tokens)
+    x = tokens + jax.jit(MultiHeadAttention(2).apply)({"params": p["attention"]}, y)
+    want = x + jax.jit(MLP(12).apply)({"params": p["mlp"]}, jax.jit(LayerNorm().apply)({"params": p["norm_mlp"]}, x))
+    np.testing.assert_allclose(jax.jit(block.apply)({"params": p}, tokens), want, atol=1e-6)
 
 
 def test_the_epsilon_reaches_every_norm(tokens):
@@ -60,30 +60,32 @@ def test_the_epsilon_reaches_every_norm(tokens):
     encoder = Encoder(2, block, norm_epsilon=1e30)
     shapes = nn.meta.unbox(jax.eval_shape(encoder.init, jax.random.key(0), tokens)["params"])
     params = jax.tree.map(lambda s: jnp.full(s.shape, 0.5), shapes)
-    _, found = encoder.apply({"params": params}, tokens, capture_intermediates=lambda m, _: isinstance(m, LayerNorm))
+    norms = {"capture_intermediates": lambda m, _: isinstance(m, LayerNorm)}
+    _, found = jax.jit(functools.partial(encoder.apply, **norms))({"params": params}, tokens)
     norms = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(found) if path[-2].key == "__call__"]
     assert len(norms) == 5
     for norm in norms:
         np.testing.assert_array_equal(norm, np.full((3, 5, 8), 0.5))
-    np.testing.assert_array_equal(encoder.apply({"params": params}, tokens), np.full((3, 5, 8), 0.5))
+    np.testing.assert_array_equal(jax.jit(encoder.apply)({"params": params}, tokens), np.full((3, 5, 8), 0.5))
 
 
 def test_causal_and_cross_attention_without_a_fork(tokens):
     block = Block(heads=2, mlp_dim=12, causal=True)
-    p = nn.meta.unbox(block.init(jax.random.key(1), tokens, context=tokens[:, :2])["params"])
+    p = nn.meta.unbox(jax.jit(block.init)(jax.random.key(1), tokens, context=tokens[:, :2])["params"])
     assert {"norm_cross_attention", "cross_attention"} <= set(p)
-    out = block.apply({"params": p}, tokens, context=tokens[:, :2])
+    apply = jax.jit(block.apply)
+    out = apply({"params": p}, tokens, context=tokens[:, :2])
     later = tokens.at[:, 3:].set(0.0)
-    np.testing.assert_allclose(block.apply({"params": p}, later, context=tokens[:, :2])[:, :3], out[:, :3], atol=1e-6)
-    other = block.apply({"params": p}, tokens, context=tokens[:, 2:])
+    np.testing.assert_allclose(apply({"params": p}, later, context=tokens[:, :2])[:, :3], out[:, :3], atol=1e-6)
+    other = apply({"params": p}, tokens, context=tokens[:, 2:])
     assert float(jnp.max(jnp.abs(other - out))) > 1e-3
 
 
 def test_layer_scale_of_zero_is_the_identity(tokens):
     block = Block(heads=2, mlp_dim=12, layer_scale=0.0)
-    boxed = block.init(jax.random.key(1), tokens)
+    boxed = jax.jit(block.init)(jax.random.key(1), tokens)
     assert boxed["params"]["scale_mlp"].names == ("embed",)
-    np.testing.assert_array_equal(block.apply(boxed, tokens), tokens)
+    np.testing.assert_array_equal(jax.jit(block.apply)(boxed, tokens), tokens)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +109,9 @@ def test_parameters_are_per_block_whatever_the_options(params, tokens):
 def test_boxed_parameters_are_accepted_by_scan(tokens):
     encoder = Encoder(2, STOCHASTIC, scan=True)
     boxed = jax.jit(encoder.init)(jax.random.key(0), tokens)
-    np.testing.assert_array_equal(encoder.apply(boxed, tokens), encoder.apply(nn.meta.unbox(boxed), tokens))
+    np.testing.assert_array_equal(
+        jax.jit(encoder.apply)(boxed, tokens), jax.jit(encoder.apply)(nn.meta.unbox(boxed), tokens)
+    )
 
 
 def test_evaluation_is_deterministic_and_training_is_not(reference, params, tokens):
@@ -119,9 +123,10 @@ def test_evaluation_is_deterministic_and_training_is_not(reference, params, toke
 
 def test_attention_maps_on_request(params, tokens):
     encoder = Encoder(2, STOCHASTIC, scan=True)
-    out, state = encoder.apply({"params": params}, tokens, mutable=["intermediates"])
+    apply = functools.partial(encoder.apply, mutable=["intermediates"])
+    out, state = jax.jit(apply)({"params": params}, tokens)
     assert state["intermediates"]["block_1"]["attention"]["attention"][0].shape == (3, 2, 5, 5)
-    np.testing.assert_allclose(out, encoder.apply({"params": params}, tokens), atol=1e-6)
+    np.testing.assert_allclose(out, jax.jit(encoder.apply)({"params": params}, tokens), atol=1e-6)
 
 
 def test_unknown_remat_policy(params, tokens):
@@ -133,27 +138,27 @@ def test_a_split_block_is_two_blocks_in_one(tokens):
     """Self-attention and an MLP, then attention to the normed context and another MLP."""
     context = jnp.concatenate([tokens, tokens + 1], axis=1)
     block = Block(mlp_dim=24, heads=2, split=True, norm_epsilon=1e-3)
-    params = nn.meta.unbox(block.init(jax.random.key(1), tokens, context=context)["params"])
+    params = nn.meta.unbox(jax.jit(block.init)(jax.random.key(1), tokens, context=context)["params"])
     params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params)
     first = {"norm_mlp": params["norm_mlp_self"], "mlp": params["mlp_self"]}
     first |= {k: params[k] for k in ("norm_attention", "attention")}
-    y = Block(mlp_dim=24, heads=2, norm_epsilon=1e-3).apply({"params": first}, tokens)
-    normed = LayerNorm(epsilon=1e-3).apply({"params": params["norm_context"]}, context)
-    q = LayerNorm(epsilon=1e-3).apply({"params": params["norm_cross_attention"]}, y)
-    y += MultiHeadAttention(2).apply({"params": params["cross_attention"]}, q, context=normed)
-    h = LayerNorm(epsilon=1e-3).apply({"params": params["norm_mlp"]}, y)
-    y += MLP(24).apply({"params": params["mlp"]}, h)
-    np.testing.assert_allclose(block.apply({"params": params}, tokens, context=context), y, atol=1e-5)
-    noisy = block.clone(dropout=0.5)
-    one, two = (noisy.apply({"params": params}, tokens, context=context, key=jax.random.key(k)) for k in (0, 1))
+    y = jax.jit(Block(mlp_dim=24, heads=2, norm_epsilon=1e-3).apply)({"params": first}, tokens)
+    normed = jax.jit(LayerNorm(epsilon=1e-3).apply)({"params": params["norm_context"]}, context)
+    q = jax.jit(LayerNorm(epsilon=1e-3).apply)({"params": params["norm_cross_attention"]}, y)
+    y += jax.jit(MultiHeadAttention(2).apply)({"params": params["cross_attention"]}, q, context=normed)
+    h = jax.jit(LayerNorm(epsilon=1e-3).apply)({"params": params["norm_mlp"]}, y)
+    y += jax.jit(MLP(24).apply)({"params": params["mlp"]}, h)
+    np.testing.assert_allclose(jax.jit(block.apply)({"params": params}, tokens, context=context), y, atol=1e-5)
+    noisy = jax.jit(block.clone(dropout=0.5).apply)
+    one, two = (noisy({"params": params}, tokens, context=context, key=jax.random.key(k)) for k in (0, 1))
     assert float(jnp.max(jnp.abs(one - two))) > 1e-2
 
 
 def test_an_encoder_without_a_final_norm(params, tokens):
     bare = {k: v for k, v in params.items() if k != "norm"}
-    x = Encoder(2, STOCHASTIC, final_norm=False).apply({"params": bare}, tokens)
-    normed = LayerNorm().apply({"params": params["norm"]}, x)
-    np.testing.assert_allclose(Encoder(2, STOCHASTIC).apply({"params": params}, tokens), normed, atol=1e-5)
+    x = jax.jit(Encoder(2, STOCHASTIC, final_norm=False).apply)({"params": bare}, tokens)
+    normed = jax.jit(LayerNorm().apply)({"params": params["norm"]}, x)
+    np.testing.assert_allclose(jax.jit(Encoder(2, STOCHASTIC).apply)({"params": params}, tokens), normed, atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [{}, {"scan": True}, {"remat": "full"}, {"scan": True, "remat": "dots"}])
@@ -169,14 +174,14 @@ def test_outputs_of_blocks_on_request_in_training_too(params, tokens, options):
     grads, found = jax.jit(jax.grad(first, has_aux=True))(params)
     whole = Encoder(2, STOCHASTIC, stochastic=True, final_norm=False, **options)
     body = {k: v for k, v in params.items() if k != "norm"}
-    want = whole.apply({"params": body}, tokens, train=True, rngs=rngs)
+    want = jax.jit(functools.partial(whole.apply, train=True))({"params": body}, tokens, rngs=rngs)
     np.testing.assert_allclose(found["block_1"], want, atol=1e-5)
     key = jax.random.split(encoder.apply({"params": params}, rngs=rngs, method=lambda m: m.make_rng("dropout")), 2)[0]
-    want = STOCHASTIC().apply({"params": params["block_0"]}, tokens, key=key)
+    want = jax.jit(STOCHASTIC().apply)({"params": params["block_0"]}, tokens, key=key)
     np.testing.assert_allclose(found["block_0"], want, atol=1e-5)
     assert all(jnp.any(g != 0) for g in jax.tree.leaves(grads["block_0"]["mlp"]))
     assert not any(jnp.any(g != 0) for g in jax.tree.leaves([grads["block_1"], grads["norm"]]))
 
 
 def test_what_is_let_out_on_request_is_no_part_of_a_fresh_model(tokens):
-    assert set(Encoder(2, STOCHASTIC).init(jax.random.key(0), tokens)) == {"params"}
+    assert set(jax.eval_shape(Encoder(2, STOCHASTIC).init, jax.random.key(0), tokens)) == {"params"}

@@ -25,12 +25,12 @@ from vit_jax.types import UserError
 @pytest.mark.parametrize(("size", "channels", "patch"), [((6, 9), 3, 3), ((4, 4), 1, 1), ((8, 4), 5, 4)])
 def test_patches_equal_a_convolution(rng, size, channels, patch):
     x = jnp.asarray(rng.standard_normal((2, *size, channels)), jnp.float32)
-    boxed = PatchEmbed(patch, 6).init(jax.random.key(0), x)["params"]
+    boxed = jax.jit(PatchEmbed(patch, 6).init)(jax.random.key(0), x)["params"]
     assert boxed["kernel"].names == (None, None, "patch", "embed")
     params = {**nn.meta.unbox(boxed), "bias": jnp.arange(6.0)}
     conv = nn.Conv(6, (patch, patch), (patch, patch), padding="VALID")
-    got = PatchEmbed(patch, 6).apply({"params": params}, x)
-    np.testing.assert_allclose(got, conv.apply({"params": params}, x), atol=1e-5)
+    got = jax.jit(PatchEmbed(patch, 6).apply)({"params": params}, x)
+    np.testing.assert_allclose(got, jax.jit(conv.apply)({"params": params}, x), atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(10, 8), (8, 3)])
@@ -41,14 +41,14 @@ def test_an_indivisible_image_is_a_sentence_at_trace_time(size):
 
 def test_positions_add_and_refuse_another_length(rng):
     x = jnp.asarray(rng.standard_normal((2, 5, 4)), jnp.bfloat16)
-    boxed = PositionEmbedding().init(jax.random.key(0), x)
+    boxed = jax.jit(PositionEmbedding().init)(jax.random.key(0), x)
     assert boxed["params"]["embedding"].names == (None, "tokens", "embed")
     table = jnp.asarray(rng.standard_normal((1, 5, 4)), jnp.bfloat16)
-    got = PositionEmbedding().apply({"params": {"embedding": table.astype(jnp.float32)}}, x)
+    got = jax.jit(PositionEmbedding().apply)({"params": {"embedding": table.astype(jnp.float32)}}, x)
     np.testing.assert_array_equal(got, x + jnp.broadcast_to(table, x.shape))
     for params in (boxed, nn.meta.unbox(boxed)):
         with pytest.raises(UserError, match="for 5 tokens but the image gives 3; keep the image size"):
-            PositionEmbedding().apply(params, x[:, :3])
+            jax.jit(PositionEmbedding().apply)(params, x[:, :3])
 
 
 def test_sincos_is_separable_and_needs_a_multiple_of_four():
@@ -162,10 +162,10 @@ def test_tokens_are_rows_of_the_table_and_positions_start_anywhere(rng):
     tokens = jnp.asarray([[3, 0, 6], [1, 1, 5]], jnp.int32)
     module = TokenEmbed(7, 4)
     variables = {"params": {"embedding": table}}
-    np.testing.assert_array_equal(module.apply(variables, tokens), np.asarray(table)[np.asarray(tokens)])
-    outside = np.isnan(module.apply(variables, tokens.at[0, 1].set(7))).any(axis=-1)
+    np.testing.assert_array_equal(jax.jit(module.apply)(variables, tokens), np.asarray(table)[np.asarray(tokens)])
+    outside = np.isnan(jax.jit(module.apply)(variables, tokens.at[0, 1].set(7))).any(axis=-1)
     assert outside.tolist() == [[False, True, False], [False] * 3]
-    low = TokenEmbed(7, 4, "bfloat16").apply(variables, tokens)
+    low = jax.jit(TokenEmbed(7, 4, "bfloat16").apply)(variables, tokens)
     assert low.dtype == jnp.bfloat16
 
     rows = jnp.asarray(rng.standard_normal((1, 5, 4)), jnp.float32)
@@ -174,13 +174,15 @@ def test_tokens_are_rows_of_the_table_and_positions_start_anywhere(rng):
     for start in (0, 2):
         np.testing.assert_array_equal(add(start)[1], rows[0, start : start + 3])
     with pytest.raises(UserError, match="a text of 6 tokens is longer than the 5 positions"):
-        PositionEmbedding(length=5).apply({"params": {"embedding": rows}}, jnp.zeros((1, 6, 4)))
+        jax.jit(PositionEmbedding(length=5).apply)({"params": {"embedding": rows}}, jnp.zeros((1, 6, 4)))
 
 
 def test_patches_without_a_bias(rng):
     image = jnp.asarray(rng.standard_normal((1, 4, 4, 3)), jnp.float32)
     module = PatchEmbed(2, 5, use_bias=False)
-    variables = nn.meta.unbox(module.init(jax.random.key(0), image))
+    variables = nn.meta.unbox(jax.jit(module.init)(jax.random.key(0), image))
     assert set(variables["params"]) == {"kernel"}
     with_bias = {"params": {**variables["params"], "bias": jnp.zeros(5)}}
-    np.testing.assert_array_equal(module.apply(variables, image), PatchEmbed(2, 5).apply(with_bias, image))
+    np.testing.assert_array_equal(
+        jax.jit(module.apply)(variables, image), jax.jit(PatchEmbed(2, 5).apply)(with_bias, image)
+    )

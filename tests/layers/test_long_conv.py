@@ -1,5 +1,7 @@
 """The long convolution against loops and NumPy's FFT in float64; the filter's parameters and decay."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -25,13 +27,14 @@ def by_numpy_fft(x, forward, backward):
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
-@pytest.mark.parametrize("n", [1, 2, 3, 7, 16, 37, 196])
+@pytest.mark.parametrize("n", [1, 2, 7, 16, 37, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 196))])
 def test_value_equals_loops_and_fft(rng, name, n):
     x, forward, backward = rng.normal(size=(2, n, 3)), rng.normal(size=(n, 3)), rng.normal(size=(n, 3))
     want = by_numpy_fft(x, forward, backward)
     if n < 40:
         np.testing.assert_allclose(by_loops(x, forward, backward), want, atol=1e-10)
-    got = long_conv(*(jnp.asarray(a, jnp.float32) for a in (x, forward, backward)), implementation=name)
+    run = jax.jit(functools.partial(long_conv, implementation=name))
+    got = run(*(jnp.asarray(a, jnp.float32) for a in (x, forward, backward)))
     np.testing.assert_allclose(got, want, atol=1e-5 * max(1, np.abs(want).max()))
 
 
@@ -47,17 +50,19 @@ def test_gradients_equal_the_closed_form(rng, name):
             want[0][:, m] += g[:, i] * (forward if m <= i else backward)[lag]
             want[1 if m <= i else 2][lag] += (g[:, i] * x[:, m]).sum(0)
     wide = [jnp.asarray(a, jnp.float32) for a in (x, forward, backward)]
-    _, pull = jax.vjp(lambda *a: long_conv(*a, implementation=name), *wide)
-    for got, expected in zip(pull(jnp.asarray(g, jnp.float32)), want, strict=True):
+    run = functools.partial(long_conv, implementation=name)
+    gradients = jax.jit(lambda g, *args: jax.vjp(run, *args)[1](g))(jnp.asarray(g, jnp.float32), *wide)
+    for got, expected in zip(gradients, want, strict=True):
         np.testing.assert_allclose(got, expected, atol=2e-5)
 
 
 def test_low_precision_is_rounded_once(rng):
     x = jnp.asarray(rng.normal(size=(2, 9, 4)), jnp.bfloat16)
     forward, backward = jnp.asarray(rng.normal(size=(2, 9, 4)), jnp.float32)
-    y = long_conv(x, forward, backward)
+    run = jax.jit(long_conv)
+    y = run(x, forward, backward)
     assert y.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(y, long_conv(x.astype(jnp.float32), forward, backward).astype(jnp.bfloat16))
+    np.testing.assert_array_equal(y, run(x.astype(jnp.float32), forward, backward).astype(jnp.bfloat16))
 
 
 @pytest.mark.parametrize("n", [196, 1024, 16384])
@@ -74,10 +79,10 @@ def test_an_unknown_implementation_is_a_sentence():
 
 def test_a_filter_fits_any_number_of_tokens_and_fades():
     module = Filter(6, features=5, hidden=8)
-    p = nn.meta.unbox(module.init(jax.random.key(0), 4)["params"])
+    p = nn.meta.unbox(jax.jit(module.init, static_argnums=1)(jax.random.key(0), 4)["params"])
     assert sorted(p) == ["frequency", "hidden_0", "hidden_1", "out"]
     assert p["hidden_0"]["kernel"].shape == (5, 8) and set(p["out"]) == {"kernel"}
-    long = module.apply({"params": p}, 64)
+    long = jax.jit(module.apply, static_argnums=1)({"params": p}, 64)
     assert long.shape == (64, 6) and long.dtype == jnp.float32
     # the slowest channel falls to 0.01^(1/1.5) of the MLP's output at the end, the fastest to 0.01^(1/0.3)
     bound = float(jnp.sum(jnp.abs(p["out"]["kernel"]), axis=0)[-1])

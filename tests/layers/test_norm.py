@@ -16,7 +16,7 @@ def test_equals_float64(rng, offset):
     x, scale, bias = rng.standard_normal((3, 5, 7)) + offset, rng.standard_normal(7), rng.standard_normal(7)
     x = np.asarray(x, np.float32).astype(np.float64)
     want = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * scale + bias
-    got = layer_norm(*(jnp.asarray(a, jnp.float32) for a in (x, scale, bias)))
+    got = jax.jit(layer_norm)(*(jnp.asarray(a, jnp.float32) for a in (x, scale, bias)))
     np.testing.assert_allclose(got, want, atol=2e-6 if not offset else 2e-4)
 
 
@@ -29,15 +29,15 @@ def test_module_equals_flax_in_value_and_gradient(rng):
         def loss(p, x, module=module):
             return jnp.sum(jnp.sin(module.apply({"params": p}, x)))
 
-        both.append(jax.grad(loss, (0, 1))(params, x))
+        both.append(jax.jit(jax.grad(loss, (0, 1)))(params, x))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *both)
 
 
 def test_bfloat16_is_the_rounded_float32_result_and_params_stay_float32(rng):
     x = jnp.asarray(rng.standard_normal((4, 9)), jnp.bfloat16)
-    boxed = LayerNorm("bfloat16").init(jax.random.key(0), x)
+    boxed = jax.jit(LayerNorm("bfloat16").init)(jax.random.key(0), x)
     assert boxed["params"]["scale"].names == ("embed",)
-    got = LayerNorm("bfloat16").apply(boxed, x)
-    wide = LayerNorm().apply(boxed, x.astype(jnp.float32))
+    got = jax.jit(LayerNorm("bfloat16").apply)(boxed, x)
+    wide = jax.jit(LayerNorm().apply)(boxed, x.astype(jnp.float32))
     assert got.dtype == jnp.bfloat16 and nn.meta.unbox(boxed)["params"]["scale"].dtype == jnp.float32
     np.testing.assert_array_equal(got, wide.astype(jnp.bfloat16))

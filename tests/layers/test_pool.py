@@ -58,7 +58,7 @@ def test_attention_pool_is_timms(rng, torch, timm, activation, approximate):
     peer.load_state_dict({k: torch.tensor(np.asarray(v)) for k, v in theirs.items()})
     with torch.no_grad():
         want = peer(torch.tensor(np.asarray(x))).numpy()
-    np.testing.assert_allclose(module.apply({"params": p}, x), want, atol=2e-5)
+    np.testing.assert_allclose(jax.jit(module.apply)({"params": p}, x), want, atol=2e-5)
 
 
 def test_query_pool_is_attention_of_normed_queries_to_normed_tokens(rng):
@@ -66,7 +66,7 @@ def test_query_pool_is_attention_of_normed_queries_to_normed_tokens(rng):
     module = QueryPool(3, 8, 2, norm_epsilon=1e-3)
     shapes = nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), x)["params"])
     params = jax.tree.map(lambda s: jnp.asarray(rng.standard_normal(s.shape), jnp.float32), shapes)
-    found = module.apply({"params": params}, x)
+    found = jax.jit(module.apply)({"params": params}, x)
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
 
     def norm(a, w):
@@ -82,4 +82,4 @@ def test_query_pool_is_attention_of_normed_queries_to_normed_tokens(rng):
             heads.append(weights / weights.sum(-1, keepdims=True) @ kv[:, h, 1])
         expected = np.concatenate(heads, -1) @ p["attention"]["out"]["kernel"] + p["attention"]["out"]["bias"]
         np.testing.assert_allclose(row, expected, atol=1e-5)
-    np.testing.assert_allclose(module.apply({"params": params}, x[:, ::-1]), found, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(module.apply)({"params": params}, x[:, ::-1]), found, atol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated, Any
 
 import flax.linen as nn
@@ -34,9 +35,13 @@ def test_sr_ste_is_the_masked_product_and_the_papers_gradient(rng, dtype, lead, 
     x, g = normal(rng, *lead, 12, dtype=dtype), normal(rng, *lead, features, dtype=dtype)
     kernel, bias = normal(rng, 12, features), normal(rng, features)
     module = Sparse24(lam=0.3)(features, dtype=dtype)
-    apply = jax.jit(lambda p, x: jax.vjp(lambda p, x: module.apply({"params": p}, x), p, x)[1](g))
-    y = module.apply({"params": {"kernel": kernel, "bias": bias}}, x)
-    grads, dx = apply({"kernel": kernel, "bias": bias}, x)
+
+    @jax.jit
+    def both(p, x):
+        y, pull = jax.vjp(lambda p, x: module.apply({"params": p}, x), p, x)
+        return y, pull(g)
+
+    y, (grads, dx) = both({"kernel": kernel, "bias": bias}, x)
     mask = np.asarray(mask24(kernel))
     x64, w64, g64 = (np.asarray(a.astype(dtype), np.float64) for a in (x, kernel, g))
     assert y.dtype == dx.dtype == dtype and grads["kernel"].dtype == grads["bias"].dtype == jnp.float32
@@ -49,7 +54,7 @@ def test_sr_ste_is_the_masked_product_and_the_papers_gradient(rng, dtype, lead, 
 
 def test_plain_straight_through_and_frozen_gradients(rng):
     kernel, g = normal(rng, 8, 5), normal(rng, 8, 5)
-    pulled = lambda kernel, *how: jax.vjp(lambda w: masked(w, *how), kernel)[1](g)[0]  # noqa: E731
+    pulled = lambda kernel, *how: jax.jit(lambda w: jax.vjp(lambda w: masked(w, *how), w)[1](g)[0])(kernel)  # noqa: E731
     np.testing.assert_array_equal(pulled(kernel, 0.0, "dynamic"), g)
     np.testing.assert_array_equal(pulled(kernel, 0.1, "frozen"), jnp.where(mask24(kernel), g, 0.0))
     few = prune(kernel).at[:4, 0].set(jnp.asarray([0, 0, 0, 2.0]))
@@ -100,23 +105,29 @@ def test_fake_quantisation_equals_numpy_and_counts_its_levels(rng, bits):
     w = np.asarray(rng.permuted(np.linspace(-1, 1, 999))[:, None] * np.array([1, 50, 1e-3]), np.float32)
     top = 2 ** (bits - 1) - 1
     scale = np.abs(w).max(0, keepdims=True) / np.float32(top)
-    got = np.asarray(fake_quant(jnp.asarray(w), bits, 0))
+    quantised = jax.jit(lambda w: fake_quant(w, bits, 0))
+    got = np.asarray(quantised(w))
     np.testing.assert_allclose(got, np.round(w / scale) * scale, rtol=1e-6)
     assert np.all(np.abs(got - w) <= 0.5001 * scale)
     assert [len(np.unique(column)) for column in got.T] == [2**bits - 1] * 3
     np.testing.assert_allclose(np.abs(got).max(0), np.abs(w).max(0), rtol=1e-6)
     whole = np.arange(-top, top + 1, dtype=np.float32)[:, None]  # its own levels: nothing to round
-    np.testing.assert_array_equal(fake_quant(jnp.asarray(whole), bits, 0), whole)
+    np.testing.assert_array_equal(quantised(whole), whole)
 
 
 def test_fake_quantisation_is_straight_through_up_to_the_clip(rng):
     w, g = jnp.asarray([[-9.0, -1.6, -0.2, 0, 1.4, 1.51, 9]]), normal(rng, 1, 7)
     scale = jnp.ones((1, 1))
-    y, pull = jax.vjp(lambda w: fake_quant(w, 2, 1, scale), w)
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def both(w, g, bits, *scale):
+        y, pull = jax.vjp(lambda w: fake_quant(w, bits, 1, *scale), w)
+        return y, pull(g)[0]
+
+    y, slope = both(w, g, 2, scale)
     np.testing.assert_array_equal(y, [[-1, -1, 0, 0, 1, 1, 1]])
-    np.testing.assert_array_equal(pull(g)[0], g * jnp.asarray([[0.0, 0, 1, 1, 1, 0, 0]]))
-    y, pull = jax.vjp(lambda w: fake_quant(w, 4, 1), w)
-    np.testing.assert_array_equal(pull(g)[0], g)  # its own scale clips nothing
+    np.testing.assert_array_equal(slope, g * jnp.asarray([[0.0, 0, 1, 1, 1, 0, 0]]))
+    np.testing.assert_array_equal(both(w, g, 4)[1], g)  # its own scale clips nothing
     zero = jnp.zeros((4, 2), jnp.bfloat16)
     assert fake_quant(zero, 4, 0).dtype == jnp.bfloat16 and not jnp.any(fake_quant(zero, 4, 0))
     for bits in (1, 9):
@@ -135,7 +146,7 @@ def test_weights_are_pruned_then_rounded_with_both_gradients(rng, mask):
     np.testing.assert_allclose(effective, np.round(pruned / scale) * scale, rtol=1e-5)
     assert np.all(np.asarray(effective)[pruned == 0] == 0)
     g = normal(rng, 16, 4)
-    got = jax.vjp(spec.effective, params["kernel"])[1](g)[0]
+    got = jax.jit(lambda w: jax.vjp(spec.effective, w)[1](g)[0])(params["kernel"])
     want = np.where(pruned != 0, g, 0) if mask == "frozen" else g + 0.5 * (kernel - pruned)
     np.testing.assert_allclose(got, want, rtol=1e-6)
 
@@ -147,7 +158,9 @@ def test_dense_and_back_is_the_same_map_as_the_layer(rng, spec):
     dense, same = spec.to_dense(params)
     np.testing.assert_array_equal(same, bias)
     assert np.all(np.asarray(dense != 0).reshape(5, 4, 6).sum(1) <= 2)
-    close(spec(6).apply({"params": params}, x), np.asarray(x, np.float64) @ np.asarray(dense) + np.asarray(bias))
+    close(
+        jax.jit(spec(6).apply)({"params": params}, x), np.asarray(x, np.float64) @ np.asarray(dense) + np.asarray(bias)
+    )
     again = spec.to_dense(spec.from_dense(dense, None))
     np.testing.assert_allclose(again[0], dense, rtol=1e-6)
     assert again[1] is None and (getattr(spec, "bits", None) or np.array_equal(dense, prune(kernel)))
@@ -168,7 +181,9 @@ def test_a_trained_layer_is_packed(rng, storage, rounding):
     assert dense.dtype == jnp.float32
     assert np.all(np.abs(dense - kernel) <= rounding * 1.001 * np.abs(kernel).max(0))
     x = normal(rng, 2, 7, 24)
-    close(spec(5).apply({"params": params}, x), np.asarray(x, np.float64) @ np.asarray(dense) + np.asarray(bias))
+    close(
+        jax.jit(spec(5).apply)({"params": params}, x), np.asarray(x, np.float64) @ np.asarray(dense) + np.asarray(bias)
+    )
 
 
 def test_eight_bit_training_and_int8_storage_are_one_grid(rng):
@@ -182,7 +197,7 @@ def test_eight_bit_training_and_int8_storage_are_one_grid(rng):
 def test_layers_start_sparse_named_and_boxed(spec):
     x = jnp.ones((2, 16))
     module = spec(8, name="map", axes=("mlp", "embed"), dtype="bfloat16", use_bias=False)
-    boxed = module.init(jax.random.key(3), x)["params"]
+    boxed = jax.jit(module.init)(jax.random.key(3), x)["params"]
     axes = ("mlp", "embed") if isinstance(spec, Sparse24) else None
     for name, leaf in boxed.items():
         assert name.startswith("kernel") and leaf.names == (axes or (None,) * leaf.value.ndim)
@@ -190,8 +205,8 @@ def test_layers_start_sparse_named_and_boxed(spec):
     dense = Dense()(8, use_bias=False).init(jax.random.key(3), x)["params"]
     want, _ = spec.to_dense(spec.from_dense(nn.meta.unbox(dense)["kernel"], None))
     np.testing.assert_array_equal(spec.to_dense(params)[0], want)  # as a dense layer starts, pruned
-    assert module.apply({"params": params}, x).dtype == jnp.bfloat16
-    assert "bias" in spec(8).init(jax.random.key(0), x)["params"]
+    assert jax.jit(module.apply)({"params": params}, x).dtype == jnp.bfloat16
+    assert "bias" in jax.jit(spec(8).init)(jax.random.key(0), x)["params"]
     if spec == Sparse24(mask="frozen"):
         assert int(jnp.sum(params["kernel"] == 0)) == 64
 
@@ -202,10 +217,10 @@ def test_specs_are_values_and_build_an_mlp(rng):
     assert hash(config.parse(table, "packed24('int8')")) == hash(Packed24("int8"))
     x = normal(rng, 2, 5, 8)
     sparse, packed = MLP(12, linear=Sparse24()), MLP(12, linear=Packed24("float32"))
-    params = nn.meta.unbox(sparse.init(jax.random.key(0), x)["params"])
+    params = nn.meta.unbox(jax.jit(sparse.init)(jax.random.key(0), x)["params"])
     assert {k: sorted(v) for k, v in params.items()} == {n: ["bias", "kernel"] for n in ("mlp_in", "mlp_out")}
     small = {k: packed.linear.from_dense(*sparse.linear.to_dense(v)) for k, v in params.items()}
-    close(packed.apply({"params": small}, x), np.asarray(sparse.apply({"params": params}, x)))
+    close(jax.jit(packed.apply)({"params": small}, x), np.asarray(jax.jit(sparse.apply)({"params": params}, x)))
 
 
 @pytest.mark.parametrize(
@@ -227,4 +242,4 @@ def test_inputs_without_groups_are_a_sentence(rng):
         with pytest.raises(UserError, match="no groups of 4 along its input"):
             spec.from_dense(normal(rng, 49, 8), None)
         with pytest.raises(UserError, match="no groups of 4 along its input"):
-            spec(8).init(jax.random.key(0), jnp.ones((1, 49)))
+            jax.jit(spec(8).init)(jax.random.key(0), jnp.ones((1, 49)))

@@ -19,6 +19,10 @@ LOSSES = sorted(losses.CONTRASTIVE)
 DENSE = losses.Dense()
 
 
+def slow(*case):
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
 def make(n, e=6, seed=0):
     rng = np.random.default_rng(seed)
     image, text = rng.normal(size=(2, n, e))
@@ -59,20 +63,28 @@ def dense(name, n, dtype):
         return run(name, DENSE, make(n), dtype)
 
 
-@pytest.mark.parametrize(("n", "size"), [(13, 4), (13, 13), (16, 100), (1, 3)], ids=str)
+@pytest.mark.parametrize(("n", "size"), [(13, 4), (1, 3), slow(13, 13), slow(16, 100)], ids=str)
 @pytest.mark.parametrize("name", LOSSES)
 def test_chunks(name, n, size):
     with jax.enable_x64(True):
         compare(run(name, losses.Chunked(size), make(n), "float64"), dense(name, n, "float64"), 1e-12)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", ["softmax", slow("cloob"), slow("sigmoid")])
 def test_chunks_in_float32(name):
     compare(run(name, losses.Chunked(5), make(24), "float32"), dense(name, 24, "float32"), 1e-6)
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 4, 1), (1, 2, 4), (1, 1, 8)], ids=str)
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        *((name, (2, 4, 1)) for name in LOSSES),
+        ("softmax", (1, 2, 4)),
+        *(slow("softmax", shape) for shape in ((8, 1, 1), (1, 1, 8))),
+        *(slow(name, shape) for name in ("cloob", "sigmoid") for shape in ((8, 1, 1), (1, 2, 4), (1, 1, 8))),
+    ],
+    ids=str,
+)
 def test_ring(name, shape):
     """24 rows: 3 a device in chunks of 2, then 12 and 24 on few."""
     mesh = sharding.make_mesh(sharding.MeshConfig(*shape))
@@ -84,11 +96,10 @@ def test_ring(name, shape):
         assert got[1].sharding.is_equivalent_to(rows, 2)
 
 
-def test_ring_in_float32():
-    mesh = sharding.make_mesh(sharding.MeshConfig(2, 4, 1))
-    for name in LOSSES:
-        with jax.set_mesh(mesh):
-            compare(run(name, losses.Ring(2), make(24), "float32"), dense(name, 24, "float32"), 1e-6)
+@pytest.mark.parametrize("name", ["softmax", slow("cloob"), slow("sigmoid")])
+def test_ring_in_float32(name):
+    with jax.set_mesh(sharding.make_mesh(sharding.MeshConfig(2, 4, 1))):
+        compare(run(name, losses.Ring(2), make(24), "float32"), dense(name, 24, "float32"), 1e-6)
 
 
 def test_a_ring_of_one_device_is_chunked():
@@ -113,7 +124,7 @@ def memory(name, form, n, mesh=None):
     return compiled(name, form, mesh).lower(*args).compile().memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", ["softmax", slow("cloob"), slow("sigmoid")])
 def test_memory_grows_with_the_batch_not_its_square(name):
     few, many = (memory(name, losses.Chunked(16), n) for n in (1024, 4096))
     assert many < 4.5 * few

@@ -40,8 +40,18 @@ def compiled(chunk, e=0.0, c=0.0):
     return jax.jit(both)
 
 
-@pytest.mark.parametrize(("e", "c"), [(0.0, 0.0), (0.1, 0.0), (0.2, 0.03)])
-@pytest.mark.parametrize("chunk", [1, 6, 9, 1000])
+OPTIONS = [(0.0, 0.0), (0.1, 0.0), (0.2, 0.03)]
+
+
+@pytest.mark.parametrize(
+    ("chunk", "e", "c"),
+    [
+        *((9, *options) for options in OPTIONS),
+        (1000, 0.2, 0.03),
+        *(pytest.param(1000, *options, marks=pytest.mark.slow) for options in OPTIONS[:2]),
+        *(pytest.param(chunk, *options, marks=pytest.mark.slow) for chunk in (1, 6) for options in OPTIONS),
+    ],
+)
 def test_value_and_gradients(chunk, e, c, rng):
     """Chunks of 1, 2, 3 and 7 of 7 positions: ragged ones too."""
     args = make(rng)
@@ -60,9 +70,8 @@ def test_float32(rng):
 
 
 def test_uniform_logits():
-    values = caption.caption_cross_entropy(
-        jnp.zeros((2, 3, 4)), jnp.ones((4, 10)), jnp.zeros((2, 3), jnp.int32), jnp.ones((2, 3), bool)
-    )
+    args = np.zeros((2, 3, 4)), np.ones((4, 10)), np.zeros((2, 3), np.int32), np.ones((2, 3), bool)
+    values = jax.jit(caption.caption_cross_entropy)(*(a.astype("float32") if a.dtype == float else a for a in args))
     np.testing.assert_allclose(values, np.log(10), rtol=1e-6)
 
 

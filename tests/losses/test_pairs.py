@@ -42,13 +42,14 @@ def test_reduce(rule, diagonal, form, rng):
 def test_rules_agree_with_themselves(rule, rng):
     """Merging parts gives the whole; nothing merged in changes nothing; ``derivative`` is that of the whole."""
     z = rng.normal(0, 3, size=(2, 5)).astype(np.float32)
-    whole = rule.reduce(z.reshape(-1), 0)
-    np.testing.assert_allclose(rule.merge(*rule.reduce(z, 1)), whole, rtol=1e-6)
-    np.testing.assert_array_equal(rule.merge(whole, np.float32(rule.empty)), whole)
+    reduce, merge = jax.jit(rule.reduce, static_argnums=1), jax.jit(rule.merge)
+    whole = reduce(z.reshape(-1), 0)
+    np.testing.assert_allclose(merge(*reduce(z, 1)), whole, rtol=1e-6)
+    np.testing.assert_array_equal(merge(whole, np.float32(rule.empty)), whole)
     up, down = z.reshape(-1).copy(), z.reshape(-1).copy()
     up[3] += 0.05
     down[3] -= 0.05
-    difference = (rule.reduce(up, 0) - rule.reduce(down, 0)) / 0.1
+    difference = (reduce(up, 0) - reduce(down, 0)) / 0.1
     np.testing.assert_allclose(rule.derivative(z.reshape(-1)[3], whole), difference, rtol=1e-2)
 
 
@@ -58,7 +59,8 @@ def test_retrieve(form, rng):
     mask = np.array([1, 0, 1, 1, 1, 1, 0], bool)
     p = np.exp(2.5 * query.astype(np.float64) @ memory[mask].T)
     want = p / p.sum(1, keepdims=True) @ memory[mask]
-    np.testing.assert_allclose(form.hopfield_retrieve(2.5, query, memory, mask), want, rtol=1e-5, atol=1e-6)
+    got = jax.jit(lambda *a: form.hopfield_retrieve(2.5, *a))(query, memory, mask)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
 def test_retrieve_gradient(rng):

@@ -39,9 +39,20 @@ def shapes(name, **overrides):
     return jax.eval_shape(lambda *x: model.init(jax.random.key(0), *x)["params"], *model.inputs(224))
 
 
+def count(name, **overrides):
+    return sum(x.size for x in jax.tree.leaves(nn.meta.unbox(shapes(name, **overrides))))
+
+
 @pytest.mark.parametrize("name", COUNTS)
 def test_parameter_counts_are_the_published_ones(name):
-    assert sum(x.size for x in jax.tree.leaves(nn.meta.unbox(shapes(name)))) == COUNTS[name]
+    """All blocks of a stack are alike: one and two of them tell what the model's own number has."""
+    one, two = (count(name, depth=depth) for depth in (1, 2))
+    assert one + (models.create(name).depth - 1) * (two - one) == COUNTS[name]
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "vit_ti16")) for n in COUNTS])
+def test_parameters_of_whole_models_are_counted_alike(name):
+    assert count(name) == COUNTS[name]
 
 
 IMAGE = {"depth": 1}

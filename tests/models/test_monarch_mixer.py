@@ -71,13 +71,13 @@ def reference(p, image, residual):
 
 
 @pytest.mark.parametrize(("residual", "how"), [(True, "monarch"), (False, "monarch"), (True, "fft"), (True, None)])
-def test_equals_the_formulas_in_float64(rng, residual, how):
+def test_equals_the_formulas_in_float64(rng, run, residual, how):
     image = rng.standard_normal((3, 8, 20, 2))
     model = models.create("monarch_mixer", **TINY, residual=residual, long_conv=how)
     params = random_params(model, image)
     wide = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     want = reference(wide, image, residual)
-    got = model.apply({"params": params}, jnp.asarray(image, jnp.float32))
+    got = run(model, params, jnp.asarray(image, jnp.float32))
     np.testing.assert_allclose(got, want, atol=2e-5 * np.abs(want).max())
 
 
@@ -92,18 +92,21 @@ def test_how_it_is_run_does_not_change_what_it_is(rng, options):
     image = jnp.asarray(rng.standard_normal((2, 12, 12, 3)), jnp.float32)
     model = models.create("monarch_mixer", **TINY)
     params = random_params(model, image)
-    loss = lambda m: jax.value_and_grad(lambda p: jnp.sum(m.apply({"params": p}, image) ** 2))(params)  # noqa: E731
+
+    def loss(m):
+        return jax.jit(jax.value_and_grad(lambda p: jnp.sum(m.apply({"params": p}, image) ** 2)))(params)
+
     for a, b in zip(jax.tree.leaves(loss(model)), jax.tree.leaves(loss(model.clone(**options))), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-4 * max(1e-3, float(jnp.max(jnp.abs(a)))))
 
 
-def test_stochastic_depth_and_dropout_need_randomness_in_training_only(rng):
+def test_stochastic_depth_and_dropout_need_randomness_in_training_only(rng, run):
     image = jnp.asarray(rng.standard_normal((2, 8, 8, 3)), jnp.float32)
     model = models.create("monarch_mixer", **TINY, dropout=0.3, drop_path=0.3)
     params = random_params(model, image)
-    calm = model.apply({"params": params}, image)
-    np.testing.assert_array_equal(calm, models.create("monarch_mixer", **TINY).apply({"params": params}, image))
-    moved = model.apply({"params": params}, image, train=True, rngs={"dropout": jax.random.key(3)})
+    calm = run(model, params, image)
+    np.testing.assert_array_equal(calm, run(models.create("monarch_mixer", **TINY), params, image))
+    moved = run(model, params, image, train=True, rngs={"dropout": jax.random.key(3)})
     assert float(jnp.max(jnp.abs(moved - calm))) > 1e-3
 
 

@@ -15,12 +15,12 @@ from vit_jax.types import UserError
 @pytest.mark.parametrize(("size", "stride"), [(3, 2), (1, 1), (7, 2)])
 def test_conv_standardises_its_kernel(rng, size, stride):
     x = jnp.asarray(rng.standard_normal((2, 9, 6, 4)), jnp.float32)
-    params = nn.meta.unbox(StdConv(5, size, stride).init(jax.random.key(0), x)["params"])
+    params = nn.meta.unbox(jax.jit(StdConv(5, size, stride).init)(jax.random.key(0), x)["params"])
     kernel = np.asarray(params["kernel"], np.float64)
     kernel = (kernel - kernel.mean((0, 1, 2))) / (kernel.std((0, 1, 2)) + 1e-5)
     conv = nn.Conv(5, (size, size), (stride, stride), use_bias=False)
-    want = conv.apply({"params": {"kernel": jnp.asarray(kernel, jnp.float32)}}, x)
-    np.testing.assert_allclose(StdConv(5, size, stride).apply({"params": params}, x), want, atol=1e-4)
+    want = jax.jit(conv.apply)({"params": {"kernel": jnp.asarray(kernel, jnp.float32)}}, x)
+    np.testing.assert_allclose(jax.jit(StdConv(5, size, stride).apply)({"params": params}, x), want, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -31,8 +31,8 @@ def test_small_kernels_tell_the_numerics_apart(rng, numerics, deviation):
     kernel = (rng.standard_normal((3, 3, 4, 6)) * 1e-4).astype(np.float32)
     wide = np.asarray(kernel, np.float64)
     wide = (wide - wide.mean((0, 1, 2))) / deviation(wide.var((0, 1, 2)))
-    want = nn.Conv(6, (3, 3), use_bias=False).apply({"params": {"kernel": jnp.asarray(wide, jnp.float32)}}, x)
-    got = StdConv(6, 3, numerics=numerics).apply({"params": {"kernel": jnp.asarray(kernel)}}, x)
+    want = jax.jit(nn.Conv(6, (3, 3), use_bias=False).apply)({"params": {"kernel": jnp.asarray(wide, jnp.float32)}}, x)
+    got = jax.jit(StdConv(6, 3, numerics=numerics).apply)({"params": {"kernel": jnp.asarray(kernel)}}, x)
     np.testing.assert_allclose(got, want, atol=1e-4)
 
 
@@ -86,10 +86,10 @@ def test_numerics_are_a_closed_set():
 def test_group_norm_equals_flax(rng):
     x = jnp.asarray(rng.standard_normal((2, 3, 5, 64)) + 2, jnp.float32)
     params = {"scale": jnp.linspace(0, 2, 64), "bias": jnp.linspace(-1, 1, 64)}
-    want = nn.GroupNorm(32).apply({"params": params}, x)
-    np.testing.assert_allclose(GroupNorm().apply({"params": params}, x), want, atol=1e-5)
-    want = nn.GroupNorm(32, epsilon=0.3).apply({"params": params}, x)
-    np.testing.assert_allclose(GroupNorm(epsilon=0.3).apply({"params": params}, x), want, atol=1e-5)
+    want = jax.jit(nn.GroupNorm(32).apply)({"params": params}, x)
+    np.testing.assert_allclose(jax.jit(GroupNorm().apply)({"params": params}, x), want, atol=1e-5)
+    want = jax.jit(nn.GroupNorm(32, epsilon=0.3).apply)({"params": params}, x)
+    np.testing.assert_allclose(jax.jit(GroupNorm(epsilon=0.3).apply)({"params": params}, x), want, atol=1e-5)
 
 
 def test_bottleneck_starts_as_its_shortcut(rng):

@@ -76,10 +76,10 @@ def reference(params, text, *, causal, heads=3):
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_equals_a_float64_transformer(causal):
+def test_equals_a_float64_transformer(run, causal):
     model = tower(causal=causal)
     params = init(model)
-    found = model.apply({"params": params}, TEXT)
+    found = run(model, params, TEXT)
     expected = reference(params, TEXT, causal=causal)
     np.testing.assert_allclose(found.tokens, expected, atol=2e-5)
     ends = expected[np.arange(3), np.asarray(LENGTHS) - 1]
@@ -87,25 +87,23 @@ def test_equals_a_float64_transformer(causal):
     rows = {"last": expected[:, -1], "first": expected[:, 0]}
     rows["gap"] = np.stack([x[:n].mean(0) for x, n in zip(expected, LENGTHS, strict=True)])
     for pool, pooled in rows.items():
-        np.testing.assert_allclose(
-            tower(causal=causal, pool=pool).apply({"params": params}, TEXT).pooled, pooled, atol=2e-5
-        )
+        np.testing.assert_allclose(run(tower(causal=causal, pool=pool), params, TEXT).pooled, pooled, atol=2e-5)
 
 
-def test_what_follows_the_end_changes_nothing_that_is_pooled():
+def test_what_follows_the_end_changes_nothing_that_is_pooled(run):
     for pool in ("end", "cls"):
         model = tower(pool=pool)
         params = init(model)
-        one = model.apply({"params": params}, TEXT).pooled
-        other = model.apply({"params": params}, TEXT.at[0, 4:].set(7).at[1, 3:].set(2)).pooled
+        one = run(model, params, TEXT).pooled
+        other = run(model, params, TEXT.at[0, 4:].set(7).at[1, 3:].set(2)).pooled
         np.testing.assert_allclose(one, other, atol=1e-6)
-        assert np.abs(one - model.apply({"params": params}, TEXT.at[:, 1].set(10)).pooled).max() > 1e-2
+        assert np.abs(one - run(model, params, TEXT.at[:, 1].set(10)).pooled).max() > 1e-2
 
 
-def test_cls_sees_the_text_and_itself_and_its_states_are_not_normed():
+def test_cls_sees_the_text_and_itself_and_its_states_are_not_normed(run):
     model = tower(pool="cls", depth=1)
     params = init(model)
-    found = model.apply({"params": params}, TEXT)
+    found = run(model, params, TEXT)
     assert (
         found.tokens.shape == (3, 7, 12)
         and "norm" not in params["encoder"]
@@ -113,50 +111,48 @@ def test_cls_sees_the_text_and_itself_and_its_states_are_not_normed():
     )
     n = LENGTHS[0]  # the same text without padding, its cls at the same position
     short = {**params, "position": {"embedding": jnp.delete(params["position"]["embedding"], slice(n, 7), axis=1)}}
-    alone = tower(pool="cls", depth=1, length=n).apply({"params": short}, TEXT[:1, :n])
+    alone = run(tower(pool="cls", depth=1, length=n), short, TEXT[:1, :n])
     np.testing.assert_allclose(found.pooled[:1], alone.pooled, atol=1e-5)
     np.testing.assert_allclose(found.tokens[:1, :n], alone.tokens, atol=1e-5)
 
 
-def test_the_shifted_mask_of_the_published_weights():
+def test_the_shifted_mask_of_the_published_weights(run):
     """It hides cls from itself and shows the first padding token; without padding both masks are the same."""
     right, shifted = tower(pool="cls"), tower(pool="cls", cls_mask="shifted")
     params = init(right)
-    a, b = (m.apply({"params": params}, TEXT).pooled for m in (right, shifted))
+    a, b = (run(m, params, TEXT).pooled for m in (right, shifted))
     assert np.abs(a - b)[:2].max() > 1e-3
     np.testing.assert_allclose(a[2], b[2], atol=1e-6)
-    changed = shifted.apply({"params": params}, TEXT.at[0, 4].set(7)).pooled
+    changed = run(shifted, params, TEXT.at[0, 4].set(7)).pooled
     assert np.abs(changed - b)[0].max() > 1e-3
-    unseen = shifted.apply({"params": params}, TEXT.at[0, 5].set(7)).pooled
+    unseen = run(shifted, params, TEXT.at[0, 5].set(7)).pooled
     np.testing.assert_allclose(unseen[0], b[0], atol=1e-6)
 
 
-def test_options_train_and_shorter_texts():
+def test_options_train_and_shorter_texts(run):
     model = tower(pool="map", dropout=0.3, drop_path=0.2, layer_scale=0.1)
     params = init(model)
-    one, two = (
-        model.apply({"params": params}, TEXT, train=True, rngs={"dropout": jax.random.key(k)}).pooled for k in (0, 1)
-    )
+    one, two = (run(model, params, TEXT, train=True, rngs={"dropout": jax.random.key(k)}).pooled for k in (0, 1))
     assert np.abs(one - two).max() > 1e-3
-    assert model.apply({"params": params}, TEXT).pooled.shape == (3, 12)
-    short = tower().apply({"params": init(tower())}, TEXT[:, :4])
-    np.testing.assert_allclose(short.tokens, tower().apply({"params": init(tower())}, TEXT).tokens[:, :4], atol=1e-6)
+    assert run(model, params, TEXT).pooled.shape == (3, 12)
+    short = run(tower(), init(tower()), TEXT[:, :4])
+    np.testing.assert_allclose(short.tokens, run(tower(), init(tower()), TEXT).tokens[:, :4], atol=1e-6)
 
 
-def test_scan_remat_and_bfloat16():
+def test_scan_remat_and_bfloat16(run):
     params = init(tower())
-    expected = tower().apply({"params": params}, TEXT).pooled
-    found = tower(scan=True, remat="full").apply({"params": params}, TEXT).pooled
+    expected = run(tower(), params, TEXT).pooled
+    found = run(tower(scan=True, remat="full"), params, TEXT).pooled
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    low = tower(dtype="bfloat16").apply({"params": params}, TEXT)
+    low = run(tower(dtype="bfloat16"), params, TEXT)
     assert low.tokens.dtype == jnp.bfloat16 and low.pooled.dtype == jnp.float32
     np.testing.assert_allclose(low.pooled, expected, atol=0.3)
 
 
-def test_mistakes():
+def test_mistakes(run):
     with pytest.raises(UserError, match="a text of 8 tokens is longer than the 7 positions"):
-        tower().apply({"params": init(tower())}, jnp.zeros((1, 8), jnp.int32))
+        run(tower(), init(tower()), jnp.zeros((1, 8), jnp.int32))
     with pytest.raises(UsageError, match="unknown pool of the text tower 'ends'; did you mean 'end'"):
         init(tower(pool="ends"))
-    outside = tower().apply({"params": init(tower())}, TEXT.at[0, 0].set(11)).pooled
+    outside = run(tower(), init(tower()), TEXT.at[0, 0].set(11)).pooled
     assert np.isnan(outside[0]).all() and np.isfinite(outside[1:]).all()

@@ -24,6 +24,7 @@ COUNTS = {
     "siglip_vit_b16": 203_155_970,
 }
 """At 224 px, of open_clip's models with these names."""
+STACKS = ("image_tower", "text_tower", "decoder")
 IMAGE = {"name": "vit", "patch": 4, "width": 16, "depth": 1, "heads": 2, "mlp_dim": 24}
 TEXT = {"vocab_size": 17, "length": 6, "end_id": 16, "width": 12, "depth": 1, "heads": 2, "mlp_dim": 20}
 
@@ -45,39 +46,54 @@ def init(model, pairs, seed=0):
     return jax.tree.map(lambda s: jnp.asarray(rng.standard_normal(s.shape) * 0.3, jnp.float32), shapes)
 
 
+def count(model):
+    shapes = jax.eval_shape(lambda *x: model.init(jax.random.key(0), *x)["params"], *model.inputs(224))
+    return sum(x.size for x in jax.tree.leaves(nn.unbox(shapes)))
+
+
 @pytest.mark.parametrize("name", COUNTS)
 def test_parameter_counts_are_open_clips(name):
+    """All blocks of a stack are alike: one and two of them tell what the model's own number has."""
     model = models.create(name)
-    shapes = jax.eval_shape(lambda *x: model.init(jax.random.key(0), *x)["params"], *model.inputs(224))
-    assert sum(x.size for x in jax.tree.leaves(nn.unbox(shapes))) == COUNTS[name]
+    stacks = {k: v.depth for k, v in ((k, getattr(model, k, None)) for k in STACKS) if v is not None}
+    flat = {k: getattr(model, k).clone(depth=1) for k in stacks}
+    one = count(model.clone(**flat))
+    more = {k: count(model.clone(**flat | {k: flat[k].clone(depth=2)})) - one for k in stacks}
+    assert one + sum(more[k] * (depth - 1) for k, depth in stacks.items()) == COUNTS[name]
 
 
-def test_embeddings_are_heads_of_the_towers_of_unit_length(pairs):
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COUNTS)
+def test_parameters_of_whole_models_are_counted_alike(name):
+    assert count(models.create(name)) == COUNTS[name]
+
+
+def test_embeddings_are_heads_of_the_towers_of_unit_length(pairs, run):
     image, text = pairs
     model = tiny(bias=-3.0, text_head="biased")
     params = init(model, pairs)
-    found = model.apply({"params": params}, image, text)
-    pooled = models.create(**IMAGE, num_classes=0).apply({"params": params["image_tower"]}, image)
+    found = run(model, params, image, text)
+    pooled = run(models.create(**IMAGE, num_classes=0), params["image_tower"], image)
     expected = np.asarray(pooled, np.float64) @ np.asarray(params["image_head"]["kernel"], np.float64)
     np.testing.assert_allclose(found.image, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5)
-    pooled = model.text_tower.apply({"params": params["text_tower"]}, text).pooled
+    pooled = run(model.text_tower, params["text_tower"], text).pooled
     expected = np.asarray(pooled, np.float64) @ np.asarray(params["text_head"]["kernel"]) + np.asarray(
         params["text_head"]["bias"]
     )
     np.testing.assert_allclose(found.text, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5)
     np.testing.assert_allclose(found.scale, np.exp(params["logit_scale"]), rtol=1e-6)
     assert found.bias == params["logit_bias"] and found.hidden is None
-    np.testing.assert_array_equal(model.apply({"params": params}, image, method="embed_image"), found.image)
-    np.testing.assert_array_equal(model.apply({"params": params}, text, method="embed_text"), found.text)
+    np.testing.assert_array_equal(run(model, params, image, method="embed_image"), found.image)
+    np.testing.assert_array_equal(run(model, params, text, method="embed_text"), found.text)
 
 
-def test_initial_temperature_and_bias(pairs):
+def test_initial_temperature_and_bias(pairs, run):
     model = tiny(temperature=10.0, bias=-10.0)
-    params = nn.unbox(model.init(jax.random.key(0), *pairs)["params"])
+    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), *pairs)["params"])
     assert params["logit_scale"] == np.float32(math.log(10)) and params["logit_bias"] == -10
     assert params["logit_scale"].shape == params["logit_bias"].shape == ()
-    plain = nn.unbox(tiny().init(jax.random.key(0), *pairs)["params"])
-    assert "logit_bias" not in plain and tiny().apply({"params": plain}, *pairs).bias == 0
+    plain = nn.unbox(jax.jit(tiny().init)(jax.random.key(0), *pairs)["params"])
+    assert "logit_bias" not in plain and run(tiny(), plain, *pairs).bias == 0
     np.testing.assert_allclose(plain["logit_scale"], 2.6593, atol=1e-4)  # Radford et al. 2021, section 2.5
 
 
@@ -91,8 +107,8 @@ def test_a_locked_tower_gets_no_gradient_and_no_dropout(side, pairs):
         found = model.apply({"params": p}, *pairs, train=True, rngs={"dropout": key})
         return jnp.sum(found.image * found.text * found.scale), found
 
-    grads, one = jax.grad(loss, has_aux=True)(params, jax.random.key(0))
-    _, two = loss(params, jax.random.key(1))
+    step = jax.jit(jax.grad(loss, has_aux=True))
+    (grads, one), (_, two) = (step(params, jax.random.key(seed)) for seed in (0, 1))
     other = "text" if side == "image" else "image"
     assert not any(np.any(g) for g in jax.tree.leaves(grads[f"{side}_tower"]))
     assert all(np.any(g) for g in jax.tree.leaves(grads[f"{other}_head"])) and np.any(grads[f"{side}_head"]["kernel"])
@@ -108,17 +124,17 @@ TOWERS = {
 
 
 @pytest.mark.parametrize("tower", TOWERS.values(), ids=TOWERS)
-def test_any_image_tower(tower, pairs):
+def test_any_image_tower(tower, pairs, run):
     image = jnp.zeros((2, 32, 32, 3)) if "stem" in tower else pairs[0][:2]
     model = tiny(image_tower=tower)
-    found = model.apply({"params": init(model, (image, pairs[1][:2]))}, image, pairs[1][:2])
+    found = run(model, init(model, (image, pairs[1][:2])), image, pairs[1][:2])
     assert found.image.shape == (2, 10)
 
 
 def test_unit_of_zero_is_zero_with_a_finite_gradient():
     x = jnp.asarray([[0.0, 0.0], [3.0, 4.0]])
     np.testing.assert_allclose(unit(x), [[0, 0], [0.6, 0.8]], atol=1e-7)
-    grad = jax.grad(lambda x: jnp.sum(jnp.sin(unit(x))))(x)
+    grad = jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(unit(x)))))(x)
     assert np.isfinite(grad).all()
 
 
@@ -153,10 +169,10 @@ def test_mistakes(pairs):
         tiny(image_head="linea")
 
 
-def test_the_same_over_a_mesh(pairs):
+def test_the_same_over_a_mesh(pairs, run):
     model = tiny()
     params = init(model, pairs)
-    expected = model.apply({"params": params}, *pairs)
+    expected = run(model, params, *pairs)
     mesh = sharding.make_mesh(sharding.MeshConfig(replica=2, fsdp=2, tensor=2))
     boxed = jax.eval_shape(lambda *x: model.init(jax.random.key(0), *x)["params"], *pairs)
     layout = sharding.param_shardings(boxed, mesh)

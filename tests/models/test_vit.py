@@ -77,16 +77,16 @@ def test_bfloat16_is_close_and_its_kernels_may_be_cast_once(image):
     np.testing.assert_array_equal(jax.jit(low.apply)({"params": cast}, image), got)
 
 
-def test_head_starts_at_zero_with_its_bias_and_features_are_what_it_sees(image):
+def test_head_starts_at_zero_with_its_bias_and_features_are_what_it_sees(image, run):
     model = models.create("vit", **TINY, head_bias_init=-3.0)
     params = nn.meta.unbox(jax.jit(model.init)(jax.random.key(0), image))
-    np.testing.assert_array_equal(model.apply(params, image), jnp.full((4, 5), -3.0))
-    found = model.apply(params, image, method="features")
+    np.testing.assert_array_equal(run(model, params["params"], image), np.full((4, 5), -3.0))
+    found = run(model, params["params"], image, method="features")
     assert found.tokens.shape == (4, 7, 16) and found.pooled.dtype == jnp.float32
     np.testing.assert_array_equal(found.pooled, found.tokens[:, 0])
     no_head = models.create("vit", **{**TINY, "num_classes": 0})
-    rest = {"params": {k: v for k, v in params["params"].items() if k != "head"}}
-    np.testing.assert_allclose(no_head.apply(rest, image), found.pooled, atol=1e-6)
+    rest = {k: v for k, v in params["params"].items() if k != "head"}
+    np.testing.assert_allclose(run(no_head, rest, image), found.pooled, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -116,29 +116,29 @@ def test_gap_averages_the_grid_without_the_registers(image):
 
 
 @pytest.mark.parametrize("registers", [0, 2])
-def test_cls_gap_is_cls_beside_the_average_of_the_grid(image, registers):
+def test_cls_gap_is_cls_beside_the_average_of_the_grid(image, run, registers):
     options = TINY | {"pool": "cls_gap", "registers": registers}
     model = models.create("vit", **options)
     params = init(model, image)
     assert params["position"]["embedding"].shape == (1, 1 + 6, 16) and params["head"]["kernel"].shape == (32, 5)
-    found = model.apply({"params": params}, image, method="features")
+    found = run(model, params, image, method="features")
     tokens = np.asarray(found.tokens, np.float64)
     want = np.concatenate([tokens[:, 0], tokens[:, 1 + registers :].mean(1)], axis=1)
     np.testing.assert_allclose(found.pooled, want, atol=1e-6)
     logits = want @ np.asarray(params["head"]["kernel"], np.float64) + np.asarray(params["head"]["bias"], np.float64)
-    np.testing.assert_allclose(model.apply({"params": params}, image), logits, atol=1e-5)
+    np.testing.assert_allclose(run(model, params, image), logits, atol=1e-5)
     cls = models.create("vit", **{**options, "pool": "cls", "num_classes": 0})
     rest = {k: v for k, v in params.items() if k != "head"}
-    np.testing.assert_array_equal(cls.apply({"params": rest}, image, method="features").tokens, found.tokens)
-    low = model.clone(dtype="bfloat16").apply({"params": params}, image, method="features")
+    np.testing.assert_array_equal(run(cls, rest, image, method="features").tokens, found.tokens)
+    low = run(model.clone(dtype="bfloat16"), params, image, method="features")
     assert low.pooled.dtype == jnp.float32 and low.tokens.dtype == jnp.bfloat16
 
 
-def test_the_epsilon_reaches_every_norm(image):
+def test_the_epsilon_reaches_every_norm(image, run):
     """Under a huge epsilon nothing but the bias is left of a norm."""
     model = models.create("vit", **TINY, pool="map", norm_epsilon=1e30)
     params = init(model, image)
-    _, found = model.apply({"params": params}, image, capture_intermediates=lambda m, _: isinstance(m, LayerNorm))
+    _, found = run(model, params, image, capture_intermediates=lambda m, _: isinstance(m, LayerNorm))
     leaves = jax.tree_util.tree_leaves_with_path(found["intermediates"])
     found = [(path, leaf) for path, leaf in leaves if path[-2].key == "__call__"]
     assert len(found) == 2 * TINY["depth"] + 2
@@ -149,7 +149,7 @@ def test_the_epsilon_reaches_every_norm(image):
         np.testing.assert_allclose(leaf, np.broadcast_to(norm["bias"], leaf.shape), atol=1e-12)
 
 
-def test_the_activation_is_that_of_the_pool_too(image):
+def test_the_activation_is_that_of_the_pool_too(image, run):
     model = models.create("vit", **TINY, pool="map", activation="quick_gelu")
     params = init(model, image)
     into = {"kernel": jnp.zeros((16, 24)), "bias": jnp.full(24, 0.7)}
@@ -157,20 +157,20 @@ def test_the_activation_is_that_of_the_pool_too(image):
     def pooled(kernel):
         mlp = {"mlp_in": into, "mlp_out": {"kernel": jnp.full((24, 16), kernel), "bias": jnp.zeros(16)}}
         changed = {**params, "pool": {**params["pool"], "mlp": mlp}}
-        return model.apply({"params": changed}, image, method="features").pooled
+        return run(model, changed, image, method="features").pooled
 
     want = 0.7 / (1 + np.exp(-1.702 * 0.7))
     np.testing.assert_allclose(pooled(1 / 24) - pooled(0.0), np.full((4, 16), want), atol=1e-5)
 
 
 @pytest.mark.parametrize("numerics", ["original", "timm"])
-def test_the_stem_has_the_models_numerics(image, numerics):
+def test_the_stem_has_the_models_numerics(image, run, numerics):
     options = {} if numerics == "original" else {"stem_numerics": numerics}
     model = models.create("vit", **{**TINY, "patch": 1, "stem": ()}, **options)
     params = init(model, image)
     params["stem"] = jax.tree.map(lambda x: x * 1e-3, params["stem"])
-    _, found = model.apply({"params": params}, image, capture_intermediates=lambda m, _: isinstance(m, ResNet))
-    stem = {n: ResNet((), numerics=n).apply({"params": params["stem"]}, image) for n in ("original", "timm")}
+    _, found = run(model, params, image, capture_intermediates=lambda m, _: isinstance(m, ResNet))
+    stem = {n: run(ResNet((), numerics=n), params["stem"], image) for n in ("original", "timm")}
     np.testing.assert_array_equal(found["intermediates"]["stem"]["__call__"][0], stem[numerics])
     assert float(jnp.max(jnp.abs(stem["original"] - stem["timm"]))) > 1e-6
 
@@ -199,7 +199,7 @@ def test_mistakes_are_sentences_at_trace_time(image, options, message):
         jax.eval_shape(model.init, jax.random.key(0), image)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_sharded_over_2x2x2_equals_one_device(image, dtype):
     model = models.create("vit", **TINY, dtype=dtype)
     params = init(model, image)

@@ -26,21 +26,25 @@ def apply_of(**fields):
     return lambda params, *inputs, **options: model.apply({"params": params}, *inputs, **options)
 
 
+@jax.jit
+def captured(params, images):
+    return apply_of()(params, images, train=False, capture_intermediates=True, mutable=["intermediates"])[1]
+
+
 def counted(params, images, block):
     """The definition: units above 0 of all tokens of an image."""
-    apply = apply_of()
-    _, state = apply(params, images, train=False, capture_intermediates=True, mutable=["intermediates"])
-    x = state["intermediates"]["encoder"][block]["norm_mlp"]["__call__"][0]
+    state = captured(params, images)
+    x = np.asarray(state["intermediates"]["encoder"][block]["norm_mlp"]["__call__"][0])
     p = params["encoder"][block]["mlp"]["mlp_in"]
-    return np.mean(np.asarray(x @ p["kernel"]) + np.asarray(p["bias"]) > 0, axis=(1, 2))
+    return np.mean(x @ np.asarray(p["kernel"]) + np.asarray(p["bias"]) > 0, axis=(1, 2))
 
 
 @pytest.mark.parametrize("options", [{}, {"scan": True}, {"remat": "full"}])
 def test_shares_are_those_counted_by_hand(setting, options):
     params, images = setting
     mask = jnp.asarray([True, True, False, True])
-    logits, found = activity.shares(apply_of(**options), mask, params, images, train=True)
-    np.testing.assert_allclose(logits, apply_of()(params, images, train=False), atol=1e-5)
+    logits, found = jax.jit(lambda p, x: activity.shares(apply_of(**options), mask, p, x, train=True))(params, images)
+    np.testing.assert_allclose(logits, jax.jit(functools.partial(apply_of(), train=False))(params, images), atol=1e-5)
     assert list(found) == ["block_0/mlp", "block_1/mlp"]
     want = {name: counted(params, images, name.split("/")[0]) for name in found}
     for name, share in found.items():
@@ -56,9 +60,10 @@ def test_a_training_step_measures_them_in_any_number_of_slices(setting):
     params, images = setting
     batch = {"image": images, "label": jnp.asarray([0, 1, 2, 1]), "mask": jnp.asarray([True, True, False, True])}
     plain, watched = Classify(), Classify(activity=True)
-    (loss, without), grads = plain.value_and_grad(apply_of(), params, batch, {}, 1)
+    (loss, without), grads = jax.jit(lambda p: plain.value_and_grad(apply_of(), p, batch, {}, 1))(params)
     for micro in (1, 2):
-        (same, metrics), g = watched.value_and_grad(apply_of(remat="dots"), params, batch, {}, micro)
+        step = jax.jit(lambda p, n=micro: watched.value_and_grad(apply_of(remat="dots"), p, batch, {}, n))
+        (same, metrics), g = step(params)
         np.testing.assert_allclose(same, loss, rtol=1e-5)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), g, grads)
         assert set(metrics) == set(without) | {"active", "active/block_0/mlp", "active/block_1/mlp"}

@@ -1,5 +1,6 @@
 """Distillation: terms by their definition, gradients of the student alone, block outputs, exact accumulation."""
 
+import functools
 import types
 
 import chex
@@ -214,11 +215,12 @@ MODELS = [
 @pytest.mark.parametrize("model", MODELS, ids=lambda m: type(m).__name__)
 def test_blocks_are_heard_without_changing_what_is_computed(model, rng):
     image = rng.normal(size=(2, 8, 8, 3)).astype(np.float32)
-    params = nn.unbox(model.init(jax.random.key(0), image)["params"])
+    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), image)["params"])
     run = lambda p, *x, **o: model.apply({"params": p}, *x, **o)  # noqa: E731
-    logits, heard = with_blocks(run, 2, params, image, train=False)
+    logits, heard = jax.jit(lambda p, x: with_blocks(run, 2, p, x, train=False))(params, image)
     is_block = lambda module, name: isinstance(module, ResidualBlock) and name == "__call__"  # noqa: E731
-    want, state = model.apply({"params": params}, image, capture_intermediates=is_block, mutable=["intermediates"])
+    capture = {"capture_intermediates": is_block, "mutable": ["intermediates"]}
+    want, state = jax.jit(functools.partial(run, **capture))(params, image)
     np.testing.assert_allclose(logits, want, atol=1e-6)
     assert len(heard) == 2
     for i, out in zip((1, 2), heard, strict=True):
@@ -238,9 +240,11 @@ def test_the_head_is_fitted():
 @pytest.mark.parametrize("options", [{"scan": True}, {"remat": "dots"}])
 def test_blocks_within_scan_and_remat_are_heard(options, rng):
     image = rng.normal(size=(2, 8, 8, 3)).astype(np.float32)
-    params = nn.unbox(MODELS[0].init(jax.random.key(0), image)["params"])
+    params = nn.unbox(jax.jit(MODELS[0].init)(jax.random.key(0), image)["params"])
     want, got = (
-        with_blocks(lambda p, *x, m=m, **o: m.apply({"params": p}, *x, **o), 2, params, image, train=True)
+        jax.jit(lambda p, x, m=m: with_blocks(lambda p, *x, **o: m.apply({"params": p}, *x, **o), 2, p, x, train=True))(
+            params, image
+        )
         for m in (MODELS[0], MODELS[0].clone(**options))
     )
     chex.assert_trees_all_close(got, want, atol=1e-5)

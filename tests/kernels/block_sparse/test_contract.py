@@ -39,8 +39,10 @@ def draw(rng, case, dtype):
     return [np.asarray(jnp.asarray(rng.standard_normal(s), dtype), np.float32) for s in shapes]
 
 
+FAST = {"narrower", "free"}
+"""What bfloat16 is tried on but in the slow tests."""
 RUNS = [
-    (name, case, dtype, known)
+    pytest.param(name, case, dtype, known, marks=[pytest.mark.slow] if dtype == "bfloat16" and case not in FAST else [])
     for name, (case, (b, *_)), dtype, known in itertools.product(
         IMPLEMENTATIONS, CASES.items(), TOLERANCE, (True, False)
     )
@@ -78,7 +80,7 @@ def test_vmap_remat_and_no_bias(rng, name):
     x, kernel, _, _ = draw(rng, "free", "float32")
     f = functools.partial(block_sparse, index=index, implementation=name)
     want = reference.product(x, kernel, index)
-    np.testing.assert_allclose(jax.vmap(f, (0, None))(x[:, None], kernel)[:, 0], want, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(jax.jit(jax.vmap(f, (0, None)))(x[:, None], kernel)[:, 0], want, rtol=1e-4, atol=1e-4)
     loss = lambda k: jnp.sum(jnp.square(f(x, k)))  # noqa: E731
     plain = jax.jit(jax.grad(loss))(kernel)
     np.testing.assert_allclose(jax.jit(jax.grad(jax.checkpoint(loss)))(kernel), plain, rtol=1e-6)
@@ -88,8 +90,12 @@ def test_vmap_remat_and_no_bias(rng, name):
 def test_parameters_in_half_precision(rng, name):
     x, kernel, bias, g = (jnp.asarray(a, jnp.bfloat16) for a in draw(rng, "free", "bfloat16"))
     run = lambda x, kernel, bias: block_sparse(x, kernel, FREE, bias, implementation=name)  # noqa: E731
-    y, pull = jax.vjp(run, x, kernel, bias)
-    assert {v.dtype for v in (y, *pull(g))} == {jnp.dtype("bfloat16")}
+
+    def both(g, *args):
+        y, pull = jax.vjp(run, *args)
+        return y, *pull(g)
+
+    assert {v.dtype for v in jax.eval_shape(both, g, x, kernel, bias)} == {jnp.dtype("bfloat16")}
 
 
 @named
@@ -118,7 +124,8 @@ def test_on_a_mesh_equals_one_device(rng, name, rows, known):
 def test_to_dense(rng):
     _, kernel, _, _ = draw(rng, "narrower", "float32")
     _, index, in_blocks, _ = CASES["narrower"]
-    np.testing.assert_array_equal(to_dense(kernel, index, 128 * in_blocks), reference.dense(kernel, index, 640))
+    got = jax.jit(lambda kernel: to_dense(kernel, index, 128 * in_blocks))(kernel)
+    np.testing.assert_array_equal(got, reference.dense(kernel, index, 640))
 
 
 @pytest.mark.parametrize(
@@ -146,5 +153,6 @@ def test_what_does_not_fit_is_a_sentence(shapes, index, sentence):
 
 @pytest.mark.parametrize("name", ["xla", "dense"])
 def test_no_rows(name):
-    y = block_sparse(np.zeros((0, 8), np.float32), np.zeros((1, 2, 4), np.float32), [[0], [1]], implementation=name)
+    x, kernel = np.zeros((0, 8), np.float32), np.zeros((1, 2, 4), np.float32)
+    y = jax.jit(lambda x, kernel: block_sparse(x, kernel, [[0], [1]], implementation=name))(x, kernel)
     assert y.shape == (0, 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import types
 
 import jax
@@ -15,11 +16,16 @@ from vit_jax.kernels.sparse24.packed import compress, quantise
 from vit_jax.types import UserError
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def packed(kernel, storage):
+    """The packed kernel in ``storage`` and its scale, None but for integers."""
+    return quantise(*compress(kernel)) if storage == "int8" else (*compress(kernel, storage), None)
+
+
 def problem(rng, lead, size, out, storage, dtype="bfloat16"):
     x = jnp.asarray(rng.standard_normal((*lead, size)), dtype)
     bias = jnp.asarray(rng.standard_normal(out), jnp.float32)
-    packed = compress(rng.standard_normal((size, out)).astype(np.float32) / size**0.5)
-    values, index, scale = quantise(*packed) if storage == "int8" else (packed[0].astype(storage), packed[1], None)
+    values, index, scale = packed(rng.standard_normal((size, out)).astype(np.float32) / size**0.5, storage)
     return x, values, index, bias, scale
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,11 +22,16 @@ CASES = [((2, 19), 40, 13, *types) for types in TYPES] + [
 ]
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def packed(kernel, storage):
+    """The packed kernel in ``storage`` and its scale, None but for integers."""
+    return quantise(*compress(kernel)) if storage == "int8" else (*compress(kernel, storage), None)
+
+
 def problem(rng, lead, size, out, dtype, storage):
     x, g = (jnp.asarray(rng.standard_normal((*lead, n)), dtype) for n in (size, out))
     bias = jnp.asarray(rng.standard_normal(out), jnp.float32)
-    packed = compress(rng.standard_normal((size, out)).astype(np.float32) / size**0.5)
-    values, index, scale = quantise(*packed) if storage == "int8" else (packed[0].astype(storage), packed[1], None)
+    values, index, scale = packed(rng.standard_normal((size, out)).astype(np.float32) / size**0.5, storage)
     return x, values, index, bias, scale, g
 
 
@@ -66,17 +73,22 @@ def test_value_and_gradients_equal_float64(rng, lead, size, out, dtype, storage)
 def test_scale_and_float_values_together(rng):
     x, values, index, bias, _, g = problem(rng, (6,), 16, 5, "float32", "float32")
     scale = jnp.asarray(rng.random(5) + 0.5, jnp.float32)
-    _, pull = jax.vjp(lambda v, s: sparse24(x, v, index, bias, scale=s), values, scale)
-    dvalues, dscale = pull(g)
-    _, direct = jax.vjp(lambda w: sparse24(x, w, index, bias), values * scale[None])
-    np.testing.assert_allclose(dvalues, direct(g)[0] * scale[None], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(dscale, (direct(g)[0] * values).sum(0), rtol=1e-5, atol=1e-5)
+
+    @jax.jit
+    def run(values, scale):
+        both = jax.vjp(lambda v, s: sparse24(x, v, index, bias, scale=s), values, scale)[1](g)
+        (direct,) = jax.vjp(lambda w: sparse24(x, w, index, bias), values * scale[None])[1](g)
+        return *both, direct
+
+    dvalues, dscale, direct = map(np.asarray, run(values, scale))
+    np.testing.assert_allclose(dvalues, direct * np.asarray(scale), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(dscale, (direct * np.asarray(values)).sum(0), rtol=1e-5, atol=1e-5)
 
 
 def test_integers_without_scale_still_give_a_gradient_of_x(rng):
     x, values, index, _, _, g = problem(rng, (3,), 16, 5, "float32", "int8")
-    dx = jax.grad(lambda x: jnp.sum(sparse24(x, values, index) * g))(x)
-    close(dx, np.asarray(g, np.float64) @ reference.unpack(values, index).T, "float32")
+    dx = jax.jit(jax.grad(lambda x: jnp.sum(sparse24(x, values, index) * g)))(x)
+    close(dx, np.asarray(g, np.float64) @ reference.unpack(np.asarray(values), np.asarray(index)).T, "float32")
 
 
 def test_products_take_low_precision_operands_and_sum_in_float32(rng):
@@ -91,7 +103,8 @@ def test_products_take_low_precision_operands_and_sum_in_float32(rng):
 def test_vmap_and_jit(rng):
     x, values, index, bias, _, _ = problem(rng, (4, 3), 16, 5, "float32", "float32")
     want = sparse24(x, values, index, bias)
-    np.testing.assert_allclose(jax.vmap(lambda x: sparse24(x, values, index, bias))(x), want, rtol=1e-6, atol=1e-6)
+    rows = jax.jit(jax.vmap(lambda x: sparse24(x, values, index, bias)))(x)
+    np.testing.assert_allclose(rows, want, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(jax.jit(sparse24)(x, values, index, bias), want, rtol=1e-6, atol=1e-6)
 
 

@@ -8,6 +8,7 @@ comparing and selecting, without a gather.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 from vit_jax.types import Array, UserError
 
 
+@jax.jit
 def mask24(kernel: Array) -> jax.Array:
     """The two largest magnitudes of every four consecutive inputs.
 
@@ -74,8 +76,9 @@ def pack(kernel: Array, dtype: Any = None) -> tuple[jax.Array, jax.Array]:
     return compress(kernel, dtype)
 
 
+@functools.partial(jax.jit, static_argnames="dtype")
 def compress(kernel: Array, dtype: Any = None) -> tuple[jax.Array, jax.Array]:
-    """:func:`pack` of any kernel, pruned by :func:`mask24`; runs under ``jit``."""
+    """:func:`pack` of any kernel, pruned by :func:`mask24`; runs under ``jit`` too."""
     kernel = jnp.asarray(kernel)
     groups, keep = _groups(kernel), _groups(mask24(kernel))
     first = jnp.argmax(keep, 1).astype(jnp.uint8)
@@ -104,6 +107,7 @@ def pack_int8(kernel: Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     return quantise(*pack(kernel, jnp.float32))
 
 
+@jax.jit
 def quantise(values: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """float32 packed values -> ``(values int8, index, scale float32 [out])``."""
     top = jnp.max(jnp.abs(values), 0)
@@ -112,6 +116,7 @@ def quantise(values: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array,
     return jnp.clip(steps, -127, 127).astype(jnp.int8), index, scale
 
 
+@jax.jit
 def unpack(values: Array, index: Array, scale: Array | None = None) -> jax.Array:
     """The dense ``[in, out]`` of a packed kernel, in the type of ``values``; float32 if there is a ``scale [out]``."""
     values, (first, second) = jnp.asarray(values), codes(index, values.shape[0] // 2)
@@ -122,6 +127,7 @@ def unpack(values: Array, index: Array, scale: Array | None = None) -> jax.Array
     return kernel if scale is None else kernel.astype(jnp.float32) * jnp.asarray(scale)[None]
 
 
+@jax.jit
 def select(kernel: jax.Array, index: jax.Array) -> jax.Array:
     """What a dense ``[in, out]`` holds at the places of the packed values, ``[in/2, out]``."""
     groups = _groups(kernel)
