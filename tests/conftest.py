@@ -16,7 +16,6 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -25,8 +24,6 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_force_host_platform_device_count=8"
     # Eight devices meet in threads of few cores: on a busy machine later than 40 s, after which XLA ends the process.
     + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
-    # The older of two code generators compiles tiny programs in a third of the time; later releases have one only.
-    + (" --xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else "")
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Workers and later runs compile an equal program once, and none goes to the user's own cache.
