@@ -197,6 +197,19 @@ def test_wrong_fields(values, text):
     assert text in message(Tree, {"path": "p", **values})
 
 
+@dataclasses.dataclass(frozen=True)
+class Renamed:
+    output_activation: str = dataclasses.field(default="softmax", metadata={"formerly": "link"})
+
+
+def test_a_stored_configuration_may_use_the_former_name_of_a_field():
+    assert parse(Renamed, {"link": "sigmoid"}) == Renamed("sigmoid") == parse(Renamed, {"output_activation": "sigmoid"})
+    assert parse(Annotated[Any, Choice({"r": Renamed})], "r(link='sigmoid')") == Renamed("sigmoid")
+    assert "unknown key 'config.formerly'" in message(Renamed, {"formerly": "x"})
+    both = message(Renamed, {"link": "sigmoid", "output_activation": "softmax"})
+    assert both == "'config.link' is now called 'output_activation', which is also set; leave it out."
+
+
 def test_a_missing_field_names_its_option():
     assert message(Tree, {}) == "missing key 'config.path'; set it with --config.path=..."
 

@@ -29,7 +29,7 @@ HERE = __name__
 @dataclasses.dataclass(frozen=True)
 class Focal(PerExample):
     gamma: float = 2.0
-    link: ClassVar[str] = "softmax"
+    output_activation: ClassVar[str] = "softmax"
 
     def fit_model(self, model, info):
         return model.clone(num_classes=info.num_classes)

@@ -25,12 +25,12 @@ FIELDS = {"patch": 4, "width": 16, "depth": 1, "heads": 2, "mlp_dim": 32}
 MODEL = models.create("vit", **FIELDS, num_classes=7)
 
 
-def raw(link):
+def raw(output_activation):
     return {
         "model": {"name": "vit", **FIELDS},
         "data": {"path": "folder:/gone", "canvas": 8},  # it is nowhere, and nobody misses it
         "augment": {"size": 8, "norm": "imagenet"},
-        "objective": {"name": "classify", "link": link},
+        "objective": {"name": "classify", "output_activation": output_activation},
     }
 
 
@@ -43,11 +43,11 @@ def params():
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory, params):
-    """Link -> a workdir with one checkpoint of random parameters."""
+    """OutputActivation -> a workdir with one checkpoint of random parameters."""
     root = tmp_path_factory.mktemp("predict")
-    for link in ("softmax", "sigmoid"):
-        checkpoints = Checkpoints(root / link)
-        checkpoints.save(1, {"params": params}, {"config": raw(link), "class_names": list(NAMES)}, {})
+    for output_activation in ("softmax", "sigmoid"):
+        checkpoints = Checkpoints(root / output_activation)
+        checkpoints.save(1, {"params": params}, {"config": raw(output_activation), "class_names": list(NAMES)}, {})
         checkpoints.close()
     return root
 
@@ -74,22 +74,22 @@ def images(tmp_path_factory):
 APPLY = jax.jit(MODEL.apply)
 
 
-def by_hand(params, path, link):
+def by_hand(params, path, output_activation):
     """float64 normalisation and probabilities of the model's logits."""
     pixels = np.asarray(Image.open(path), np.float64) / 255
     x = (pixels - (0.485, 0.456, 0.406)) / np.array((0.229, 0.224, 0.225))
     logits = np.asarray(APPLY({"params": params}, jnp.asarray(x[None], jnp.float32))[0], np.float64)
-    return 1 / (1 + np.exp(-logits)) if link == "sigmoid" else np.exp(logits) / np.exp(logits).sum()
+    return 1 / (1 + np.exp(-logits)) if output_activation == "sigmoid" else np.exp(logits) / np.exp(logits).sum()
 
 
-@pytest.mark.parametrize("link", ["softmax", "sigmoid"])
-def test_top_k_is_the_model_by_hand(folders, images, params, link):
-    predictor = Predictor.load(folders / link)
+@pytest.mark.parametrize("output_activation", ["softmax", "sigmoid"])
+def test_top_k_is_the_model_by_hand(folders, images, params, output_activation):
+    predictor = Predictor.load(folders / output_activation)
     files = expand([str(images)])
     rows = list(predictor(files, top=3, batch_size=2))
     assert [r["path"] for r in rows] == files and len(rows) == 5
     for row in rows:
-        p = by_hand(params, row["path"], link)
+        p = by_hand(params, row["path"], output_activation)
         best = np.argsort(-p)[:3]
         assert [x["class"] for x in row["predictions"]] == [NAMES[i] for i in best]
         np.testing.assert_allclose([x["probability"] for x in row["predictions"]], p[best], rtol=1e-4, atol=1e-6)

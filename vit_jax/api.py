@@ -134,7 +134,7 @@ def predict(
             raise UsageError(f"{name}={value} is too small; the least is 1.")
     listed = expand(images)
     if captions is not None:
-        decoder = configs.parse(Annotated[Any, Choice(DECODERS, SearchStrategy)], captions, "captions")
+        decoder = configs.parse(Annotated[SearchStrategy, Choice(DECODERS, SearchStrategy)], captions, "captions")
         return list(_predictor(model).captions(listed, decoder, batch_size=batch_size))
     if texts is not None:
         return list(_predictor(model).rank(listed, texts, top=top, batch_size=batch_size))
@@ -265,7 +265,7 @@ class Conversion:
       target: the folder or file that was written.
       to: its format.
       summary: of the model: its name, number of parameters, classes or length of texts, size of images.
-      notes: what was assumed, changed, or cannot be said in that format, a phrase each.
+      notes: what was assumed, changed, or cannot be said in that format, one note each.
       differences: to the other projects' own models with these weights; empty where it was not verified.
     """
 

@@ -181,9 +181,13 @@ def _parse_dataclass(cls: type, value: Any, path: str) -> Any:
             raise _gone(value, path)
         value = {k: v for k, v in value.items() if k != PYTHON}
     allowed = hints(cls)
+    renamed = {f.metadata["formerly"]: f.name for f in dataclasses.fields(cls) if "formerly" in f.metadata}
     for key in value:
-        if key not in allowed:
+        if renamed.get(key) in value:
+            raise UsageError(f"'{path}.{key}' is now called {renamed[key]!r}, which is also set; leave it out.")
+        if key not in allowed and key not in renamed:
             raise UsageError(f"unknown key '{path}.{key}'{suggest(key, allowed)}")
+    value = {renamed.get(k, k): v for k, v in value.items()}
     kwargs = {k: parse(allowed[k], v, f"{path}.{k}") for k, v in value.items()}
     for field in dataclasses.fields(cls):
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING

@@ -43,7 +43,7 @@ def create(
         both = isinstance(model, TwoTower) and isinstance(found.model, TwoTower)
         return Pretrained(
             model, jax.tree.map(jnp.asarray, params), preprocess,
-            base.numbered(found.class_names, base.classes(model)), found.link, found.resize, found.source,
+            base.numbered(found.class_names, base.classes(model)), found.output_activation, found.resize, found.source,
             (*found.notes, *notes), provenance=found.provenance, encoder=found.encoder if both else None,
         )  # fmt: skip
 

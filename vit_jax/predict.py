@@ -161,7 +161,7 @@ class Predictor(Trained):
     def forward(self, params: Params, images: jax.Array) -> jax.Array:
         """What :meth:`probabilities` computes, preprocessing included: pure, traceable, for a batch of any size."""
         outputs = self.apply(params, self.prepared(images)).astype(jnp.float32)
-        return PROBABILITIES[self.config.objective.link](outputs) if self.model.num_classes else outputs
+        return PROBABILITIES[self.config.objective.output_activation](outputs) if self.model.num_classes else outputs
 
     def __call__(self, images: Sequence[Image], *, top: int = 5, batch_size: int = BATCH) -> Iterator[Row]:
         def run(canvases: np.ndarray, _: np.ndarray) -> Iterator[Row]:

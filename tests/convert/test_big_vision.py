@@ -34,7 +34,7 @@ def load(path, about=None):
         rules = big_vision.FORMAT.rules(model, found.layout)
         params, notes = table.into(rules, theirs, shapes, source="file", unused=found.unused)
         params = {name: Tensor.of(tensor.read()) for name, tensor in params.items()}
-    return Stored(model, params, found.preprocess, found.class_names, found.link), found, notes
+    return Stored(model, params, found.preprocess, found.class_names, found.output_activation), found, notes
 
 
 def pretrained(rng, model, size=SIZE, cls_position=False):

@@ -88,10 +88,10 @@ def test_without_positions_a_size_that_patches_divide_is_assumed(patch, size):
     ],
 )
 def test_the_sidecar_says_what_shapes_leave_open(model):
-    found = read(file(model), beside(model, class_names=("a", "b"), link="sigmoid"))
+    found = read(file(model), beside(model, class_names=("a", "b"), output_activation="sigmoid"))
     assert build(found) == model
     assert found.preprocess == Preprocess(32, 0.5, mean=(0.1, 0.2, 0.3))
-    assert (found.class_names, found.link, found.notes) == (("a", "b"), "sigmoid", ())
+    assert (found.class_names, found.output_activation, found.notes) == (("a", "b"), "sigmoid", ())
 
 
 def test_a_field_that_the_sidecar_leaves_out_has_our_default_not_the_originals():
@@ -119,7 +119,10 @@ def test_where_the_sidecar_contradicts_them_the_tensors_are_right():
         ({"model": "vit", "preprocess": {"size": 32}}, "model='vit' is of type str, expected dict"),
         ({"model": {"name": "vit"}}, "missing key 'vit_jax.json.preprocess'"),
         ({"model": {"name": "vit"}, "preprocess": {"size": "32"}}, "size='32' is of type str"),
-        ({"model": {"name": "vit"}, "preprocess": {"size": 32}, "link": "probit"}, "'probit' is not allowed"),
+        (
+            {"model": {"name": "vit"}, "preprocess": {"size": 32}, "output_activation": "probit"},
+            "'probit' is not allowed",
+        ),
         ([], "vit_jax.json=\\[\\] is of type list"),
     ],
 )

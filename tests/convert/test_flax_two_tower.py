@@ -65,7 +65,12 @@ def load(path, about=None):
         rules = fmt.rules(model, found.layout)
         params, notes = table.into(rules, theirs, shapes, source="file", unused=found.unused)
         params = {name: Tensor.of(tensor.read()) for name, tensor in params.items()}
-    return Stored(model, params, found.preprocess, link=found.link, encoder=found.encoder), found, fmt, notes
+    return (
+        Stored(model, params, found.preprocess, output_activation=found.output_activation, encoder=found.encoder),
+        found,
+        fmt,
+        notes,
+    )
 
 
 def drawn(model, size=SIZE):
@@ -209,7 +214,7 @@ def test_a_file_is_read_and_comes_back(tmp_path, case):
         assert any("chrono is left out (state of the training)" in note for note in notes)
     assert fmt.name == ("npz" if "lit" in case else "big_vision")
     assert (ours.model, found.layout) == (model, towers)
-    assert found.link == ("sigmoid" if case == "siglip" else "softmax")
+    assert found.output_activation == ("sigmoid" if case == "siglip" else "softmax")
     assert any("texts are assumed to end in token 1" in note for note in found.notes)
     if not towers.twice:
         same_bits(theirs_of(ours, found.layout), weights)
@@ -273,11 +278,11 @@ def test_ours_come_back_bit_for_bit(tmp_path, case, encoder):
         t = encoder.tokenizer
         tower = model.text_tower.clone(vocab_size=t.vocab_size, end_id=t.end_id, pad_id=t.pad_id)
         model = model.clone(text_tower=tower)
-    ours = dataclasses.replace(drawn(model), encoder=encoder, link="sigmoid")
+    ours = dataclasses.replace(drawn(model), encoder=encoder, output_activation="sigmoid")
     notes = store.save(ours, tmp_path / "model.npz", to)
     assert len(notes) == len(noted) and all(a in b for a, b in zip(noted, notes, strict=True)), notes
     with store.load(tmp_path / "model.npz") as again:
-        assert (again.model, again.preprocess, again.link) == (model, ours.preprocess, "sigmoid")
+        assert (again.model, again.preprocess, again.output_activation) == (model, ours.preprocess, "sigmoid")
         assert again.encoder == encoder
         same_bits(read_all(again.params), read_all(ours.params))
 

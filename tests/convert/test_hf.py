@@ -78,7 +78,12 @@ def convert(theirs, about, name=None):
     shapes = base.shapes(model, reading.preprocess.size)
     params, notes = table.into(hf.rules(model, reading.layout), theirs, shapes, source="theirs", unused=reading.unused)
     found = base.Stored(
-        model, params, reading.preprocess, reading.class_names, reading.link, notes=(*reading.notes, *notes)
+        model,
+        params,
+        reading.preprocess,
+        reading.class_names,
+        reading.output_activation,
+        notes=(*reading.notes, *notes),
     )
     return found, reading.layout
 
@@ -236,7 +241,7 @@ def test_ours_there_and_back(tmp_path, case):
     changed = {"bare registers": {"layer_scale": 1.0}, "fixed positions": {"positions": "learn"}}.get(case, {})
     assert again.model == pretrained.model.clone(**changed)
     assert (again.preprocess, again.class_names) == (pretrained.preprocess, pretrained.class_names)
-    assert again.link == "sigmoid"
+    assert again.output_activation == "sigmoid"
     assert any("mask_token" in name for name in theirs) == ("registers" in case or "dinov2" in case)
 
 

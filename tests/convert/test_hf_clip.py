@@ -104,7 +104,9 @@ def converted(theirs, about):
     shapes = base.shapes(model, found.preprocess.size)
     rules = hf.FORMAT.rules(model, found.layout)
     params, _ = table.into(rules, theirs, shapes, source="theirs", unused=found.unused)
-    return base.Stored(model, params, found.preprocess, link=found.link, encoder=found.encoder), found
+    return base.Stored(
+        model, params, found.preprocess, output_activation=found.output_activation, encoder=found.encoder
+    ), found
 
 
 def same(a, b):
@@ -168,7 +170,7 @@ def test_the_way_back_is_the_file(peer, case):
     _, folder = peer(case)
     pretrained, found, theirs = load(folder)
     same(table.back(hf.FORMAT.rules(pretrained.model, found.layout), pretrained.params, name="hf"), theirs)
-    assert found.link == ("sigmoid" if "siglip" in case else "softmax")
+    assert found.output_activation == ("sigmoid" if "siglip" in case else "softmax")
     assert pretrained.params["logit_scale"].shape == ()
 
 
@@ -186,7 +188,9 @@ def drawn(kind, encoder=None):
     for path, shape in base.shapes(model, 21).items():
         centre = 1.0 if path.endswith("/scale") else 0.0
         params[path] = Tensor.of((centre + 0.3 * rng.standard_normal(shape)).astype(np.float32))
-    return base.Stored(model, params, PREPROCESS, link="softmax" if kind == "clip" else "sigmoid", encoder=encoder)
+    return base.Stored(
+        model, params, PREPROCESS, output_activation="softmax" if kind == "clip" else "sigmoid", encoder=encoder
+    )
 
 
 @pytest.mark.parametrize("kind", FIELDS)
@@ -228,7 +232,11 @@ def test_ours_there_and_back(tmp_path, kind, encoder):
     pretrained = drawn(kind, encoder)
     store.save(pretrained, tmp_path / "out", "hf")
     with store.load(tmp_path / "out") as again:
-        assert (again.model, again.preprocess, again.link) == (pretrained.model, PREPROCESS, pretrained.link)
+        assert (again.model, again.preprocess, again.output_activation) == (
+            pretrained.model,
+            PREPROCESS,
+            pretrained.output_activation,
+        )
         assert again.encoder == encoder
         same(again.params, pretrained.params)
 

@@ -34,7 +34,7 @@ def test_everything_comes_back(pretrained, tmp_path):
     assert not native.matches(tmp_path) and not native.matches(tmp_path / "run/config.json")
     again = native.load(tmp_path / "run")
     assert again.model == MODEL and again.class_names == ("ant", "bee", "cat")
-    assert again.link == "sigmoid" and again.resize == "bicubic" and again.preprocess.host_canvas == 20
+    assert again.output_activation == "sigmoid" and again.resize == "bicubic" and again.preprocess.host_canvas == 20
     assert again.preprocess == dataclasses.replace(PREPROCESS, canvas=20)
     assert again.params.keys() == pretrained.params.keys()
     for path, tensor in pretrained.params.items():
@@ -53,7 +53,7 @@ def test_a_model_without_a_head(rng, tmp_path):
 def test_it_is_a_training_configuration(pretrained):
     raw = native.run_config(pretrained)
     typed = config.parse(TrainConfig, raw)
-    assert typed.model.clone(num_classes=3) == MODEL and typed.objective.link == "sigmoid"
+    assert typed.model.clone(num_classes=3) == MODEL and typed.objective.output_activation == "sigmoid"
     assert Preprocess.of(typed.augment, typed.data.canvas) == dataclasses.replace(PREPROCESS, canvas=20)
 
 

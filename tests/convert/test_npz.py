@@ -31,7 +31,7 @@ def load(path, about=None):
             rules, theirs, base.shapes(model, found.preprocess.size), source="file", unused=found.unused
         )
         params = {name: Tensor.of(tensor.read()) for name, tensor in params.items()}
-    return Stored(model, params, found.preprocess, found.class_names, found.link), found
+    return Stored(model, params, found.preprocess, found.class_names, found.output_activation), found
 
 
 def pretrained(rng, model, size, **fields):
@@ -216,15 +216,15 @@ MODELS = {
 @pytest.mark.parametrize("kind", MODELS)
 def test_ours_come_back_bit_for_bit(rng, tmp_path, kind):
     name, fields, size = MODELS[kind]
-    ours = pretrained(rng, models.create(name, **fields), size, class_names=tuple("abcde"), link="sigmoid")
+    ours = pretrained(rng, models.create(name, **fields), size, class_names=tuple("abcde"), output_activation="sigmoid")
     ours = dataclasses.replace(ours, preprocess=Preprocess(size, 0.9, "bicubic", (0.4, 0.5, 0.6), (0.2, 0.3, 0.1), 50))
     about = written(tmp_path / "model.npz", ours)
     again, found = load(tmp_path / "model.npz", about)
-    assert (again.model, again.preprocess, again.class_names, again.link) == (
+    assert (again.model, again.preprocess, again.class_names, again.output_activation) == (
         ours.model,
         ours.preprocess,
         ours.class_names,
-        ours.link,
+        ours.output_activation,
     )
     assert "assumed" not in " ".join(found.notes).replace("average pooling is assumed", "")
     same_bits(read_all(again.params), read_all(ours.params))
@@ -323,4 +323,4 @@ def test_the_sidecar_is_json_of_our_own():
     ours = Stored(models.create("vit_b16", num_classes=2), {}, Preprocess(224), ("a", "b"))
     content = npz.FORMAT.write(ours).about[SIDECAR]
     assert content["model"] == {"name": "vit_b16", "num_classes": 2} and content["class_names"] == ["a", "b"]
-    assert content["preprocess"]["size"] == 224 and content["link"] == "softmax"
+    assert content["preprocess"]["size"] == 224 and content["output_activation"] == "softmax"

@@ -72,7 +72,7 @@ def test_out_and_in_again(name, to, rng, tmp_path):
     assert store.format_of(path)[0] is store.TARGETS[to]
     with store.load(path) as again:
         assert again.model == there.model, (again.model, again.notes)
-        assert again.class_names == there.class_names and again.link == there.link
+        assert again.class_names == there.class_names and again.output_activation == there.output_activation
         for field in ("size", "interpolation", "mean", "std"):
             assert getattr(again.preprocess, field) == getattr(there.preprocess, field)
         assert again.preprocess.crop == pytest.approx(0.875, abs=0.02)

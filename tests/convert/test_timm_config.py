@@ -14,11 +14,11 @@ from vit_jax.convert.timm_config import MIXERS, PLAIN, STEMS, preprocess, ratio,
 from vit_jax.types import UserError
 
 
-def named(name: str, size: int = 32, link: str = "softmax", **fields: Any) -> Stored:
+def named(name: str, size: int = 32, output_activation: str = "softmax", **fields: Any) -> Stored:
     """A model without weights, but for a position of its class token."""
     position = Tensor.of(np.ones((1, 17, 4), np.float32))
     model = models.create(name, **fields)
-    return Stored(model, {"position/embedding": position}, Preprocess(size), link=link)
+    return Stored(model, {"position/embedding": position}, Preprocess(size), output_activation=output_activation)
 
 
 def written(*args: Any, **fields: Any) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def test_linear_maps_of_another_kind():
     [
         (named("vit_r_ti16"), "other epsilons"),
         (named("vit", norm_epsilon=1e-12), "1e-12"),
-        (named("vit", link="sigmoid"), "sigmoid"),
+        (named("vit", output_activation="sigmoid"), "sigmoid"),
         (named("vit", positions="sincos2d"), "count as learned"),
         (Stored(named("vit").model, named("vit").params, Preprocess(224, 0.875, canvas=300)), "300 pixels"),
     ],

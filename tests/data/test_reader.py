@@ -26,7 +26,7 @@ def encoded(source, length=12, **options):
 
 
 def read(source, rows, *, train=False, on_error="raise", draws=None):
-    reader = Reader(source, 4, "squash", train, on_error)
+    reader = Reader(source, 4, "squash", "train" if train else "eval", on_error)
     batch = reader.empty(np.array(rows))
     return batch, reader.fill(batch, slice(None), None if draws is None else np.array(draws, np.uint64))
 

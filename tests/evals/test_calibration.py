@@ -40,34 +40,34 @@ def test_bins_are_open_below_and_closed_above() -> None:
     np.testing.assert_allclose(diagram.confidence, [0.125, 0.37500005, np.nan, 1.0])
 
 
-def make(rng: np.random.Generator, link: str, scale: float) -> tuple[np.ndarray, np.ndarray]:
+def make(rng: np.random.Generator, output_activation: str, scale: float) -> tuple[np.ndarray, np.ndarray]:
     """Logits and labels drawn from them, then the logits scaled: the best temperature is near ``scale``."""
     logits = rng.normal(0, 2, (2000, 7))
     p = scipy.special.softmax(logits, 1)
     labels = np.array([rng.choice(7, p=q) for q in p])
-    return (logits * scale - (2.0 if link == "sigmoid" else 0.0)).astype(np.float32), labels
+    return (logits * scale - (2.0 if output_activation == "sigmoid" else 0.0)).astype(np.float32), labels
 
 
 @pytest.mark.parametrize("scale", [0.2, 1.0, 4.0])
-@pytest.mark.parametrize("link", ["softmax", "sigmoid"])
-def test_temperature_minimises_the_likelihood(link: str, scale: float, rng: np.random.Generator) -> None:
-    logits, labels = make(rng, link, scale)
+@pytest.mark.parametrize("output_activation", ["softmax", "sigmoid"])
+def test_temperature_minimises_the_likelihood(output_activation: str, scale: float, rng: np.random.Generator) -> None:
+    logits, labels = make(rng, output_activation, scale)
     target = np.eye(7)[labels]
 
     def nll(log_t: float) -> float:
         z = logits.astype(np.float64) / np.exp(log_t)
-        if link == "softmax":
+        if output_activation == "softmax":
             return sklearn.metrics.log_loss(labels, scipy.special.softmax(z, 1))
         return -np.mean(np.sum(target * scipy.special.log_expit(z) + (1 - target) * scipy.special.log_expit(-z), 1))
 
     want = scipy.optimize.minimize_scalar(nll, bounds=(-3, 3), method="bounded", options={"xatol": 1e-8})
-    got = fit_temperature(logits, labels, link)
+    got = fit_temperature(logits, labels, output_activation)
     assert not got.at_bound
     np.testing.assert_allclose(got.value, np.exp(want.x), rtol=1e-5)
     np.testing.assert_allclose([got.nll_before, got.nll_after], [nll(0.0), want.fun], rtol=1e-9)
-    if link == "softmax":
+    if output_activation == "softmax":
         np.testing.assert_allclose(got.value, scale, rtol=0.1)
-    np.testing.assert_allclose(got.nll_before, np.mean(CROSS_ENTROPIES[link](logits, labels)), rtol=1e-5)
+    np.testing.assert_allclose(got.nll_before, np.mean(CROSS_ENTROPIES[output_activation](logits, labels)), rtol=1e-5)
 
 
 def test_temperature_calibrates_other_data(rng: np.random.Generator) -> None:
@@ -88,15 +88,15 @@ def test_blocks_of_rows_do_not_matter(rng: np.random.Generator, monkeypatch: pyt
     np.testing.assert_allclose(fit_temperature(logits, labels).value, whole, rtol=1e-9)
 
 
-@pytest.mark.parametrize("link", ["softmax", "sigmoid"])
-def test_no_finite_optimum_is_said(link: str, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("output_activation", ["softmax", "sigmoid"])
+def test_no_finite_optimum_is_said(output_activation: str, rng: np.random.Generator) -> None:
     labels = rng.integers(0, 4, 50)
     right = np.eye(4)[labels] * 6.0 - 3.0 + rng.normal(0, 0.1, (50, 4))
-    best = fit_temperature(right, labels, link)
+    best = fit_temperature(right, labels, output_activation)
     assert best.at_bound and best.value == calibration.T_MIN and best.nll_after <= best.nll_before
-    worst = fit_temperature(-right, labels, link)
+    worst = fit_temperature(-right, labels, output_activation)
     assert worst.at_bound and np.isclose(worst.value, calibration.T_MAX) and worst.nll_after <= worst.nll_before
-    assert fit_temperature(np.zeros((5, 4)), labels[:5], link).at_bound
+    assert fit_temperature(np.zeros((5, 4)), labels[:5], output_activation).at_bound
 
 
 @pytest.mark.parametrize("logits", [np.zeros((0, 3)), np.array([[0.0, np.nan]])])

@@ -34,8 +34,8 @@ def apply(params: dict[str, jax.Array], image: jax.Array, *, train: bool) -> jax
 PARAMS = {"scale": jnp.float32(1)}
 
 
-def evaluate(batches: Any, c: int, link: str = "softmax", **options: Any) -> Any:
-    return Classify(**options)(apply, PARAMS, batches, info(c), Objective(link))
+def evaluate(batches: Any, c: int, output_activation: str = "softmax", **options: Any) -> Any:
+    return Classify(**options)(apply, PARAMS, batches, info(c), Objective(output_activation))
 
 
 def batches(logits: np.ndarray, labels: np.ndarray, size: int) -> Iterator[dict[str, np.ndarray]]:
@@ -77,8 +77,11 @@ def test_against_sklearn(n: int, c: int, size: int, rng: np.random.Generator) ->
 
 def test_sigmoid_link_changes_loss_and_confidence_only(rng: np.random.Generator) -> None:
     logits, labels = data(rng, 30, 4)
-    soft, sig = (evaluate(batches(logits, labels, 8), 4, link, bins=10) for link in ("softmax", "sigmoid"))
-    assert sig.metrics["accuracy"] == soft.metrics["accuracy"] and sig.link == "sigmoid"
+    soft, sig = (
+        evaluate(batches(logits, labels, 8), 4, output_activation, bins=10)
+        for output_activation in ("softmax", "sigmoid")
+    )
+    assert sig.metrics["accuracy"] == soft.metrics["accuracy"] and sig.output_activation == "sigmoid"
     p, t = scipy.special.expit(logits.astype(np.float64)), np.eye(4)[labels]
     np.testing.assert_allclose(
         sig.metrics["loss"], -np.mean((t * np.log(p) + (1 - t) * np.log(1 - p)).sum(1)), rtol=1e-6
@@ -151,7 +154,7 @@ def test_no_example_is_an_error() -> None:
 
 
 def test_an_objective_without_a_link() -> None:
-    with pytest.raises(UserError, match="needs an objective with a link"):
+    with pytest.raises(UserError, match="needs an objective with an output_activation"):
         Classify()(apply, PARAMS, [], info(3), object())
 
 
@@ -161,7 +164,7 @@ def test_save_writes_results_and_pictures(tmp_path: pathlib.Path) -> None:
     report = evaluate(batches(logits, labels, 3), 3, bins=2)
     report.save(tmp_path, ("a", "b", "c"), step=9)
     results = json.loads((tmp_path / "results.json").read_text())
-    assert results["step"] == 9 and results["link"] == "softmax" and results["metrics"]["accuracy"] == 0.5
+    assert results["step"] == 9 and results["output_activation"] == "softmax" and results["metrics"]["accuracy"] == 0.5
     assert results["confusions"] == [{"true": "b", "predicted": "a", "count": 2}]
     assert results["per_class"][1] == {"class": "b", "examples": 3, "correct": 1, "accuracy": 1 / 3}
     assert results["per_class"][2] == {"class": "c", "examples": 0, "correct": 0, "accuracy": None}

@@ -90,7 +90,7 @@ def test_a_low_precision_model_without_a_head(packages, predictor, tmp_path):
     assert written.signature[1].startswith("features float32[batch, 32]") and written.difference < 1e-5
 
 
-@pytest.mark.parametrize("link", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("output_activation", ["softmax", "sigmoid"])
 @pytest.mark.parametrize(
     "augment",
     [
@@ -100,8 +100,10 @@ def test_a_low_precision_model_without_a_head(packages, predictor, tmp_path):
     ],
     ids=["resized", "cut", "enlarged"],
 )
-def test_the_wrapper_prepares_as_we_do(timm, torch, predictor, canvases, tmp_path, augment, link):
-    ours = predictor(model={"depth": 1}, augment=augment, objective={"name": "classify", "link": link})
+def test_the_wrapper_prepares_as_we_do(timm, torch, predictor, canvases, tmp_path, augment, output_activation):
+    ours = predictor(
+        model={"depth": 1}, augment=augment, objective={"name": "classify", "output_activation": output_activation}
+    )
     twin, notes = export_onnx.timm_twin(ours, tmp_path)
     wrapped = export_onnx._classifier(ours, twin)
     extreme = np.where(canvases > 127, np.uint8(255), np.uint8(0))

@@ -66,7 +66,7 @@ def test_another_process_runs_it_without_us(written, canvases):
 
 
 def test_what_it_says_of_itself(predictor, tmp_path):
-    ours = predictor(objective={"name": "classify", "link": "sigmoid"})
+    ours = predictor(objective={"name": "classify", "output_activation": "sigmoid"})
     written = stablehlo.write(ours, tmp_path / "deep" / "out")
     about = json.loads((tmp_path / "deep" / "out" / "model.json").read_text(encoding="utf-8"))
     assert about["class_names"] == list(ours.class_names)
@@ -92,7 +92,9 @@ def test_kernels_are_stored_in_the_compute_type(predictor):
 
 
 def test_without_a_head_the_features_come_out(predictor, canvases, tmp_path):
-    ours = predictor((), model={"pool": "gap", "depth": 1}, objective={"name": "classify", "link": "sigmoid"})
+    ours = predictor(
+        (), model={"pool": "gap", "depth": 1}, objective={"name": "classify", "output_activation": "sigmoid"}
+    )
     written = stablehlo.write(ours, tmp_path / "out")
     assert written.signature[1] == "features float32[batch, 32]: pooled features of a model without a head"
 

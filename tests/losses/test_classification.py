@@ -27,10 +27,10 @@ def softmax64(z: np.ndarray) -> np.ndarray:
     return e / e.sum(-1, keepdims=True)
 
 
-def reference(link: str, z: np.ndarray, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def reference(output_activation: str, z: np.ndarray, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Loss [B] and d sum(loss) / dz [B,C] in float64, from the probabilities."""
     z = z.astype(np.float64)
-    if link == "softmax":
+    if output_activation == "softmax":
         p = softmax64(z)
         return -(t * np.log(p)).sum(-1), p * t.sum(-1, keepdims=True) - t
     p = 1 / (1 + np.exp(-z))
@@ -46,21 +46,23 @@ def problem(request: pytest.FixtureRequest, rng: np.random.Generator) -> tuple[n
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def value_and_gradient(link, smoothing, logits, labels):
+def value_and_gradient(output_activation, smoothing, logits, labels):
     """The losses [B], and the gradient of their sum."""
-    value, back = jax.vjp(lambda z: classification.CROSS_ENTROPIES[link](z, labels, label_smoothing=smoothing), logits)
+    value, back = jax.vjp(
+        lambda z: classification.CROSS_ENTROPIES[output_activation](z, labels, label_smoothing=smoothing), logits
+    )
     return value, back(jnp.ones_like(value))[0]
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("soft", [False, True])
-@pytest.mark.parametrize("link", LOSSES)
-def test_value_and_gradient(link: str, soft: bool, smoothing: float, problem: tuple) -> None:
+@pytest.mark.parametrize("output_activation", LOSSES)
+def test_value_and_gradient(output_activation: str, soft: bool, smoothing: float, problem: tuple) -> None:
     logits, labels, targets = problem
     given = targets if soft else labels
-    value, gradient = value_and_gradient(link, smoothing, logits, given)
+    value, gradient = value_and_gradient(output_activation, smoothing, logits, given)
     t = soften(targets.astype(np.float64) if soft else one_hot(labels, logits.shape[1]), smoothing)
-    want, want_gradient = reference(link, logits, t)
+    want, want_gradient = reference(output_activation, logits, t)
     assert value.dtype == jnp.float32 and value.shape == labels.shape
     np.testing.assert_allclose(value, want, rtol=3e-6, atol=3e-6)
     np.testing.assert_allclose(gradient, want_gradient, rtol=1e-5, atol=2e-6)
@@ -73,33 +75,33 @@ def test_softmax_against_sklearn(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(np.mean(value), want, rtol=1e-6)
 
 
-@pytest.mark.parametrize("link", LOSSES)
-def test_bfloat16_logits_are_computed_in_float32(link: str, rng: np.random.Generator) -> None:
-    loss = jax.jit(classification.CROSS_ENTROPIES[link], static_argnames="label_smoothing")
+@pytest.mark.parametrize("output_activation", LOSSES)
+def test_bfloat16_logits_are_computed_in_float32(output_activation: str, rng: np.random.Generator) -> None:
+    loss = jax.jit(classification.CROSS_ENTROPIES[output_activation], static_argnames="label_smoothing")
     logits = jnp.asarray(rng.normal(size=(5, 9)), jnp.bfloat16)
     labels = jnp.asarray(rng.integers(0, 9, 5), jnp.int32)
     value = loss(logits, labels, label_smoothing=0.1)
     assert value.dtype == jnp.float32
     np.testing.assert_array_equal(value, loss(logits.astype(jnp.float32), labels, label_smoothing=0.1))
-    assert value_and_gradient(link, 0.0, logits, labels)[1].dtype == jnp.bfloat16
+    assert value_and_gradient(output_activation, 0.0, logits, labels)[1].dtype == jnp.bfloat16
     soft = jax.nn.one_hot(labels, 9, dtype=jnp.bfloat16)
     np.testing.assert_array_equal(loss(logits, soft), loss(logits, labels))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("link", LOSSES)
-def test_extreme_logits_stay_finite(link: str, smoothing: float) -> None:
+@pytest.mark.parametrize("output_activation", LOSSES)
+def test_extreme_logits_stay_finite(output_activation: str, smoothing: float) -> None:
     big = np.float32(1e37)
     logits = jnp.asarray([[big, -big, 0], [-big, big, big], [200, -200, 0], [0, 0, 0]], jnp.float32)
     labels = jnp.asarray([1, 1, 0, 2], jnp.int32)
-    value, gradient = value_and_gradient(link, smoothing, logits, labels)
+    value, gradient = value_and_gradient(output_activation, smoothing, logits, labels)
     assert np.isfinite(value).all() and np.isfinite(gradient).all()
     if not smoothing:
         expected = {
             "softmax": [2 * big, np.log(2), 0, np.log(3)],
             "sigmoid": [2 * big + np.log(2), big, np.log(2), 3 * np.log(2)],
         }
-        np.testing.assert_allclose(value, expected[link], rtol=1e-6)
+        np.testing.assert_allclose(value, expected[output_activation], rtol=1e-6)
 
 
 def test_a_confident_loss_keeps_its_digits() -> None:

@@ -24,13 +24,13 @@ def make(rng):
     return batch, rng.normal(size=(4, 3)).astype(np.float32)
 
 
-@pytest.mark.parametrize("link", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("output_activation", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("soft", [False, True])
-def test_loss_and_accuracy(rng, link, soft):
+def test_loss_and_accuracy(rng, output_activation, soft):
     batch, params = make(rng)
     z = batch["image"].astype(np.float64) @ params
     target = 0.9 * np.eye(3)[batch["label"]] + 0.1 / 3
-    if link == "softmax":
+    if output_activation == "softmax":
         each = -(target * (z - np.log(np.exp(z).sum(1, keepdims=True)))).sum(1)
     else:
         each = (target * np.log1p(np.exp(-z)) + (1 - target) * np.log1p(np.exp(z))).sum(1)
@@ -38,7 +38,7 @@ def test_loss_and_accuracy(rng, link, soft):
     hits = (z.argmax(1) == batch["label"])[m].mean()
     if soft:
         batch = {**batch, "label": np.eye(3, dtype=np.float32)[batch["label"]]}
-    loss, metrics = Classify(link, label_smoothing=0.1)(apply, params, batch, {}, train=True)
+    loss, metrics = Classify(output_activation, label_smoothing=0.1)(apply, params, batch, {}, train=True)
     np.testing.assert_allclose(loss, each[m].mean(), rtol=1e-5)
     np.testing.assert_allclose(metrics["accuracy"].value(), hits, rtol=1e-6)
 

@@ -69,7 +69,7 @@ def terms(o, student, teacher, batch):
     label = np.eye(CLASSES)[batch["label"]] if batch["label"].ndim == 1 else batch["label"]
     target = (1 - o.label_smoothing) * label + o.label_smoothing / CLASSES
     T = o.temperature
-    if o.link == "softmax":
+    if o.output_activation == "softmax":
         hard = -(target * log_softmax(s)).sum(1)
         p = np.exp(log_softmax(t / T))
         soft = T**2 * (p * (log_softmax(t / T) - log_softmax(s / T))).sum(1)
@@ -99,7 +99,7 @@ def make(rng, size=12, soft=False):
 
 CASES = [
     Distill("x", hard=0.5, soft=2.0, feature=3.0, temperature=2.5, blocks=2, label_smoothing=0.1),
-    Distill("x", hard=1.5, soft=0.3, feature=0.2, temperature=0.7, blocks=3, link="sigmoid"),
+    Distill("x", hard=1.5, soft=0.3, feature=0.2, temperature=0.7, blocks=3, output_activation="sigmoid"),
     Distill("x", hard=0.0, soft=1.0, feature=0.0),
     Distill("x", hard=1.0, soft=0.0, feature=2.0, blocks=1),
 ]
@@ -167,10 +167,10 @@ def test_the_student_runs_in_training_and_its_teacher_in_evaluation(rng):
     assert sorted(seen) == [(False, True, True), (True, False, False)]  # each once, on the same images
 
 
-@pytest.mark.parametrize("link", ["softmax", "sigmoid"])
-def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it(rng, link):
+@pytest.mark.parametrize("output_activation", ["softmax", "sigmoid"])
+def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it(rng, output_activation):
     batch, student, _ = make(rng)
-    o = Distill("x", hard=0.0, temperature=2.0, link=link)
+    o = Distill("x", hard=0.0, temperature=2.0, output_activation=output_activation)
     (loss, metrics), grads = o.with_teacher(Teacher(student, apply)).value_and_grad(apply, student, batch, RNGS)
     found = [loss, *(metrics[k].value() for k in ("soft", "feature", "agreement"))]
     np.testing.assert_allclose(found, [0, 0, 0, 1], atol=1e-6)
@@ -198,7 +198,7 @@ def test_without_labels_they_do_not_matter(rng):
 
 def test_evaluated_it_is_classification_without_a_teacher(rng):
     batch, student, _ = make(rng)
-    o = Distill("gone", label_smoothing=0.3, link="sigmoid")
+    o = Distill("gone", label_smoothing=0.3, output_activation="sigmoid")
     wanted = Classify("sigmoid")(apply, student, batch, {}, train=False)
     for objective in (o, o.with_teacher(None)):
         chex.assert_trees_all_equal(objective(apply, student, batch, {}, train=False), wanted)

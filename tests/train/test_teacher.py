@@ -177,10 +177,18 @@ def test_another_image_size(student, one_device, capsys):
     [
         ({"teacher": "/no/run"}, {}, r"the teacher of objective='distill': .*/no/run"),
         ({}, {"data": {"path": "fake:80x8x4", "holdout": 16}}, r"has the classes 0, 1, 2, .*--config.objective.soft=0"),
-        ({}, {"model": {"width": 32}}, r"4 tokens of 16 channels, the model's 4 of 32; .*--config.objective.feature=0"),
-        ({}, {"model": {"pool": "cls"}}, r"4 tokens of 16 channels, the model's 5 of 16"),
+        (
+            {},
+            {"model": {"width": 32}},
+            r"\[tokens=4, channels=16\], the student's \[4, 32\]; .*--config.objective.feature=0",
+        ),
+        ({}, {"model": {"pool": "cls"}}, r"\[tokens=4, channels=16\], the student's \[5, 16\]"),
         ({}, {"augment": {"norm": "imagenet"}}, r"normalised otherwise .* --config.augment.norm='inception'"),
-        ({"link": "sigmoid"}, {}, r"'softmax', this run for 'sigmoid'; add --config.objective.link=softmax"),
+        (
+            {"output_activation": "sigmoid"},
+            {},
+            r"'softmax', this run for 'sigmoid'; add --config.objective.output_activation=softmax",
+        ),
         ({"blocks": 3}, {}, r"blocks=3 are more than there are; set --config.objective.blocks=2"),
     ],
 )

@@ -98,7 +98,10 @@ class Augment:
     """
 
     size: int
-    train: tuple[Annotated[Any, Choice(OPS, ImageOp | MixOp | CropResize)], ...] = (InceptionCrop(), Flip())
+    train: tuple[Annotated[ImageOp | MixOp | CropResize, Choice(OPS, ImageOp | MixOp | CropResize)], ...] = (
+        InceptionCrop(),
+        Flip(),
+    )
     crop: float = 1.0
     norm: Annotated[Norm, Choice(NORMS, Norm)] = Norm()
     interpolation: Interpolation = "bilinear"

@@ -123,7 +123,7 @@ class Described(Generic[P]):
       params: the model's parameters.
       preprocess: how its images are prepared.
       class_names: names of the head's outputs, empty where it has no head.
-      link: how logits become probabilities, ``"softmax"`` or ``"sigmoid"``.
+      output_activation: how logits become probabilities, ``"softmax"`` or ``"sigmoid"``.
       resize: how the model's origin resizes position embeddings, a method of ``layers.embed.resize_positions``.
       source: path or address that the weights were read from.
       notes: one human-readable note per thing that was converted, assumed or left out.
@@ -136,7 +136,7 @@ class Described(Generic[P]):
     params: P
     preprocess: Preprocess
     class_names: tuple[str, ...] = ()
-    link: str = "softmax"
+    output_activation: str = "softmax"
     resize: str = "bilinear"
     source: str = ""
     notes: tuple[str, ...] = ()
@@ -207,7 +207,7 @@ class Reading:
       layout: whatever ``Format.rules`` needs to know of this file.
       unused: tensors that may be left out -> why.
       notes: one human-readable note per assumption.
-      link: how logits become probabilities, ``"softmax"`` or ``"sigmoid"``.
+      output_activation: how logits become probabilities, ``"softmax"`` or ``"sigmoid"``.
       resize: how position embeddings are resized; None for the format's usual way.
       encoder: tokenizer and context length, where known.
     """
@@ -218,7 +218,7 @@ class Reading:
     layout: Any = None
     unused: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    link: str = "softmax"
+    output_activation: str = "softmax"
     resize: str | None = None
     encoder: TextCodec | None = None
 
@@ -430,7 +430,7 @@ def square(tokens: int, what: str) -> int:
 
 
 def heads_of(width: int, depth: int, mlp_dim: int) -> tuple[int, str | None]:
-    """Number of heads of a published ViT of this size, else one per 64 channels and a phrase that says so."""
+    """Number of heads of a published ViT of this size, else one per 64 channels and a note that says so."""
     for fields in models.vit.SIZES.values():
         if (fields["width"], fields["depth"], fields["mlp_dim"]) == (width, depth, mlp_dim):
             return fields["heads"], None

@@ -45,7 +45,7 @@ def write(pretrained: Stored) -> Writing:
 
 
 def _image(model: ImageModel, params: Tensors, where: str = "") -> Iterator[str]:
-    """What is otherwise in big_vision's models of images, a phrase each; raises where it has no such model."""
+    """What is otherwise in big_vision's models of images, one note each; raises where it has no such model."""
     npz.check(model, TITLE, TITLE)
     position = params.get(f"{where}position/embedding")
     if position is not None and getattr(model, "pool", None) == "cls" and position.read()[:, 0].any():

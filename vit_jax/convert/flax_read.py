@@ -6,13 +6,14 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 from vit_jax import config
 from vit_jax.convert import base
 from vit_jax.convert.base import About, Preprocess, Reading, Stored
 from vit_jax.convert.flax_tree import MAP, POSITIONS, Layout
 from vit_jax.convert.tensors import Tensors
+from vit_jax.losses import OutputActivation
 from vit_jax.models import Mixer
 from vit_jax.types import UserError
 
@@ -30,7 +31,7 @@ class Sidecar:
     model: dict[str, Any]
     preprocess: Preprocess
     class_names: tuple[str, ...] = ()
-    link: Literal["softmax", "sigmoid"] = "softmax"
+    output_activation: OutputActivation = dataclasses.field(default="softmax", metadata={"formerly": "link"})
 
 
 def about(pretrained: Stored) -> About:
@@ -39,7 +40,7 @@ def about(pretrained: Stored) -> About:
         "model": base.describe(pretrained.model),
         "preprocess": dataclasses.asdict(pretrained.preprocess),
         "class_names": list(pretrained.class_names),
-        "link": pretrained.link,
+        "output_activation": pretrained.output_activation,
     }
     return {SIDECAR: content}
 
@@ -74,7 +75,7 @@ def read(theirs: Tensors, about: About) -> Reading:
     notes += [*contradictions(model, fields), *contradictions(said.preprocess, {"size": size})]
     preprocess = dataclasses.replace(said.preprocess, size=size)
     found = {**base.own_fields(said.model), **fields}
-    return Reading(found, preprocess, said.class_names, layout, unused, tuple(notes), said.link)
+    return Reading(found, preprocess, said.class_names, layout, unused, tuple(notes), said.output_activation)
 
 
 def computes(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,11 +83,11 @@ def computes(fields: Mapping[str, Any]) -> dict[str, Any]:
     return COMPUTES if fields["name"] == "mixer" else {**COMPUTES, "stem_numerics": "original"}
 
 
-def assumed(size: int, link: str) -> str:
+def assumed(size: int, output_activation: str) -> str:
     """The phrase for what is assumed where no sidecar says it."""
     return (
         f"no {SIDECAR} describes it: GELU by tanh, the whole centre square resized to {size} px (bilinear), mean "
-        f"and std 0.5, and {link} are assumed"
+        f"and std 0.5, and {output_activation} are assumed"
     )
 
 

@@ -114,12 +114,12 @@ def read(theirs: Tensors, about: About) -> Reading:
     if said is not None:
         model, more = _described(said, fields, bias)
         more += contradictions(said.preprocess, {"size": size})
-        preprocess, link = dataclasses.replace(said.preprocess, size=size), said.link
+        preprocess, output_activation = dataclasses.replace(said.preprocess, size=size), said.output_activation
     else:
-        preprocess, link = Preprocess(size), "sigmoid" if bias else "softmax"
-        model, more = _assumed(fields, bias, found), [flax_read.assumed(size, link)]
+        preprocess, output_activation = Preprocess(size), "sigmoid" if bias else "softmax"
+        model, more = _assumed(fields, bias, found), [flax_read.assumed(size, output_activation)]
         more += [] if found else [f"texts are assumed to end in token {ENDS['end_id']}, which also fills them up"]
-    return Reading(model, preprocess, (), towers, unused, (*notes, *more), link, encoder=found)
+    return Reading(model, preprocess, (), towers, unused, (*notes, *more), output_activation, encoder=found)
 
 
 def _outputs(own: Tensors) -> int:

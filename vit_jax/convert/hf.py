@@ -56,9 +56,9 @@ def read(theirs: Tensors, about: About) -> Reading:
     unused = {layout.prefix + MASK: "only training on masked images uses it"}
     if layout.headed:
         unused |= {f"{layout.prefix}{POOLER}.{part}": "the classifier does not use it" for part in ("weight", "bias")}
-    link = "sigmoid" if settings.get("problem_type") == "multi_label_classification" else "softmax"
+    output_activation = "sigmoid" if settings.get("problem_type") == "multi_label_classification" else "softmax"
     resize = "bicubic" if layout.family == "dinov2_with_registers" else None  # they alone are smoothed
-    return Reading(model, preprocess, names, layout, unused, (*notes, *more, *unnamed), link, resize)
+    return Reading(model, preprocess, names, layout, unused, (*notes, *more, *unnamed), output_activation, resize)
 
 
 def write(pretrained: Stored) -> Writing:
@@ -92,7 +92,7 @@ def write(pretrained: Stored) -> Writing:
             "load this bare ViT by AutoModel.from_pretrained(..., add_pooling_layer=False), or it gets a random pooler"
         )
     config = hf_config.content(
-        model, layout, size, numbered(pretrained.class_names, model.num_classes), pretrained.link
+        model, layout, size, numbered(pretrained.class_names, model.num_classes), pretrained.output_activation
     )
     return Writing(layout, {hf_config.FILE: config, hf_processor.FILE: processor}, tuple(notes), extra)
 

@@ -71,7 +71,7 @@ FAMILIES = {
 
 
 def fields(theirs: Tensors, family: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The model of these tensors as plain data, and a phrase for each thing that is assumed.
+    """The model of these tensors as plain data, and one note for each thing that is assumed.
 
     Args:
       theirs: tensors, for their shapes.

@@ -26,7 +26,7 @@ CLASSES = {"vit": "ViT", "dinov2": "Dinov2", "dinov2_with_registers": "Dinov2Wit
 
 
 def fields(theirs: Tensors, layout: Layout, settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The model of these tensors as plain data, and a phrase for each thing that is assumed.
+    """The model of these tensors as plain data, and one note for each thing that is assumed.
 
     Args:
       theirs: tensors, for their shapes.
@@ -75,7 +75,7 @@ def fields(theirs: Tensors, layout: Layout, settings: Mapping[str, Any]) -> tupl
 
 
 def class_names(id2label: Any, num_classes: int) -> tuple[tuple[str, ...], list[str]]:
-    """The classes' names in order, numbers for placeholders; () where there are none, a phrase where they don't fit."""
+    """The classes' names in order, numbers for placeholders; () where there are none, a note where they don't fit."""
     if not num_classes or not id2label:
         return (), []
     named = {str(key): str(name) for key, name in id2label.items()}
@@ -119,7 +119,9 @@ def needs_dino(model: ViT) -> bool:
     return bool(model.registers) or model.layer_scale is not None or model.pool == "cls_gap"
 
 
-def content(model: ViT, layout: Layout, image_size: int, names: tuple[str, ...], link: str) -> dict[str, Any]:
+def content(
+    model: ViT, layout: Layout, image_size: int, names: tuple[str, ...], output_activation: str
+) -> dict[str, Any]:
     """What ``config.json`` says of ``model``; ``names`` are those of the classes."""
     config: dict[str, Any] = {
         "architectures": [CLASSES[layout.family] + ("ForImageClassification" if layout.headed else "Model")],
@@ -145,6 +147,6 @@ def content(model: ViT, layout: Layout, image_size: int, names: tuple[str, ...],
     if layout.headed:
         config["id2label"] = {str(i): name for i, name in enumerate(names)}
         config["label2id"] = {name: i for i, name in reversed(list(enumerate(names)))}  # of equal names the first
-    if link == "sigmoid":
+    if output_activation == "sigmoid":
         config["problem_type"] = "multi_label_classification"
     return config

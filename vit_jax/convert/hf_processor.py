@@ -37,7 +37,7 @@ FILTERS: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}
 
 
 def read(content: Mapping[str, Any] | None, family: str, size: int) -> tuple[Preprocess, list[str]]:
-    """How images are prepared, and a phrase for each thing that is assumed or done differently here.
+    """How images are prepared, and one note for each thing that is assumed or done differently here.
 
     Args:
       content: of the file, None where there is none.
@@ -121,7 +121,7 @@ def _rgb(values: Any, top: float) -> RGB:
 
 
 def write(preprocess: Preprocess, kind: str = "Bit") -> tuple[dict[str, Any], list[str]]:
-    """The file's content, and a phrase for what it says differently.
+    """The file's content, and a note of what it says differently.
 
     The processor is one that cuts the centre out in every version of transformers, BiT's or CLIP's.
     """

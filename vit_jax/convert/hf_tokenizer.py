@@ -29,7 +29,7 @@ MERGES_HEADER = "#version: 0.2\n"
 
 
 def read(about: About, family: str, length: int, gemma: bool) -> tuple[TextCodec | None, list[str]]:
-    """The encoder behind the files, None where there is none, and a phrase for each thing that is missing.
+    """The encoder behind the files, None where there is none, and one note for each thing that is missing.
 
     Args:
       about: what lies beside the weights; tokenizer files are paths.
@@ -84,7 +84,7 @@ def _token(value: Any) -> str | None:
 
 
 def write(encoder: TextCodec | None, family: str) -> tuple[dict[str, Any], list[str]]:
-    """The files, and a phrase for each thing that transformers does otherwise.
+    """The files, and one note for each thing that transformers does otherwise.
 
     Args:
       encoder: None where there is none.

@@ -55,7 +55,7 @@ def load(path: pathlib.Path, changes: Mapping[str, Any] | None = None) -> Stored
         params,
         Preprocess.of(augment, canvas),
         names,
-        getattr(objective, "link", "softmax"),
+        getattr(objective, "output_activation", "softmax"),
         meta.get("resize", "bilinear"),
         str(folder),
         config=raw,
@@ -90,7 +90,7 @@ def _objective(pretrained: Described) -> dict[str, Any]:
     """What the model was trained with, as far as it shows."""
     model = pretrained.model
     if not isinstance(model, models.TwoTower):
-        return {"name": "classify", "link": pretrained.link}
+        return {"name": "classify", "output_activation": pretrained.output_activation}
     loss = {} if model.bias is None else {"loss": "sigmoid"}
     return {"name": "coca" if isinstance(model, models.CoCa) else "contrast", **loss}
 

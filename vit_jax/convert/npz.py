@@ -115,7 +115,7 @@ def check(model: ImageModel, name: str, title: str) -> None:
 
 
 def differences(model: Any, theirs: Mapping[str, Any], title: str) -> Iterator[str]:
-    """What ``title`` computes otherwise than ``model``, as its files do not say: a phrase each."""
+    """What ``title`` computes otherwise than ``model``, as its files do not say: one note each."""
     for field, value in theirs.items():
         if (ours := getattr(model, field)) != value:
             yield f"{title} computes with {field} {value!r}, this model with {ours!r}: its outputs there differ"

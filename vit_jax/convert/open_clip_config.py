@@ -249,7 +249,7 @@ def _temperature(config: Config) -> float:
 
 
 def preprocess(config: Config, size: int) -> tuple[Preprocess, list[str]]:
-    """How images of ``size`` pixels are prepared, and a phrase for each thing that is done differently here.
+    """How images of ``size`` pixels are prepared, and one note for each thing that is done differently here.
 
     Raises:
       UserError: mean or deviation are not three numbers.

@@ -94,7 +94,7 @@ def _text_prefix(layout: Layout, custom: bool) -> Layout:
 
 
 def _refused(model: TwoTower) -> Iterator[str]:
-    """What open_clip has not, a phrase each."""
+    """What open_clip has not, one note each."""
     text, decoder = model.text_tower, getattr(model, "decoder", None)
     yield from (f"text tower with {k}={getattr(text, k)}" for k, v in DENSE.items() if getattr(text, k) != v)
     if text.pool in ("gap", "map"):

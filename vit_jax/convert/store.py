@@ -73,7 +73,15 @@ def _foreign(path: pathlib.Path, theirs: Tensors, source: str, model: str | None
     if found.encoder is not None:
         text.check_fits(found.encoder, module.text_tower, source)
     return Stored(
-        module, params, found.preprocess, names, found.link, resize, source, tuple(notes), encoder=found.encoder
+        module,
+        params,
+        found.preprocess,
+        names,
+        found.output_activation,
+        resize,
+        source,
+        tuple(notes),
+        encoder=found.encoder,
     )
 
 

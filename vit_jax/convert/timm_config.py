@@ -151,8 +151,8 @@ def write_config(pretrained: Stored, layout: Layout) -> tuple[dict[str, Any], li
     model, images = pretrained.model, pretrained.preprocess
     architecture, args, notes = _mixer(model) if isinstance(model, Mixer) else _vit(model, layout)
     args |= {"img_size": images.size, "in_chans": 3, "num_classes": model.num_classes}
-    if pretrained.link != "softmax":
-        notes.append(f"timm cannot say that the outputs are {pretrained.link}s")
+    if pretrained.output_activation != "softmax":
+        notes.append(f"timm cannot say that the outputs are {pretrained.output_activation}s")
     if images.host_canvas != round(images.size / images.crop):
         notes.append(f"timm cannot say that images become {images.host_canvas} pixels before they are cropped")
     labelled = len(pretrained.class_names) == model.num_classes > 0

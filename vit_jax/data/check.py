@@ -68,7 +68,7 @@ def check(source: Source, *, workers: int | None = None) -> Report:
 
     def read(start: int) -> Report:
         judged = _Judged(source)
-        reader = Reader(judged, canvas=8, fit="center", replace=False, on_error="skip")
+        reader = Reader(judged, canvas=8, resize_mode="center", mode="eval", on_error="skip")
         batch = reader.empty(np.arange(start, min(start + _PART, len(source))))
         unreadable = reader.fill(batch, slice(None)).unreadable
         counts = np.bincount(batch["label"][batch["mask"]], minlength=classes)[:classes]

@@ -20,13 +20,13 @@ _ORIENTATION = 0x0112
 _EXIF = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 
 
-def decode(record: Record, canvas: int, fit: ResizeMode) -> tuple[np.ndarray, tuple[int, int]]:
+def decode(record: Record, canvas: int, resize_mode: ResizeMode) -> tuple[np.ndarray, tuple[int, int]]:
     """The image of ``record`` on a square canvas.
 
     Args:
       record: an example with its ``image``, encoded bytes or uint8[H,W,3], and its ``name`` for errors.
       canvas: side of the square in pixels.
-      fit: ``"squash"`` resizes the whole image to the square (the size returned restores its aspect ratio);
+      resize_mode: ``"squash"`` resizes the whole image to the square (the size returned restores its aspect ratio);
         ``"center"`` resizes the short side to the canvas and takes the central square, equal to PIL's resize and crop.
         Both are antialiased bicubic; an image that already fits is not resampled.
 
@@ -36,9 +36,9 @@ def decode(record: Record, canvas: int, fit: ResizeMode) -> tuple[np.ndarray, tu
     Raises:
       Unreadable: (a UserError) the image is truncated, of an unknown format or larger than :data:`MAX_PIXELS`.
     """
-    draft = 2 * canvas if fit == "squash" else None  # twice: what remains to be resized is antialiased as usual
+    draft = 2 * canvas if resize_mode == "squash" else None  # twice: what remains to be resized is antialiased as usual
     image, size = _open(record, draft)
-    return np.asarray(_fit(image, canvas, fit)), size
+    return np.asarray(_fit(image, canvas, resize_mode)), size
 
 
 def _open(record: Record, draft: int | None) -> tuple[Image.Image, tuple[int, int]]:
@@ -127,10 +127,10 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _fit(image: Image.Image, canvas: int, fit: ResizeMode) -> Image.Image:
+def _fit(image: Image.Image, canvas: int, resize_mode: ResizeMode) -> Image.Image:
     if image.size == (canvas, canvas):
         return image
-    if fit == "squash":
+    if resize_mode == "squash":
         return image.resize((canvas, canvas), Image.Resampling.BICUBIC)
     width, height = image.size
     short = min(width, height)

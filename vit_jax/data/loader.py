@@ -250,7 +250,7 @@ def train_batches(
     rows = functools.partial(train_rows, n=len(source), seed=seed, **here)
     draws = functools.partial(caption_draws, seed=seed, **here) if source.info.encoder else None
     order = itertools.count(start_step) if steps is None else range(start_step, steps)
-    return Batches(Reader(source, canvas, "squash", True, on_error), rows, order, workers, prefetch, draws)
+    return Batches(Reader(source, canvas, "squash", "train", on_error), rows, order, workers, prefetch, draws)
 
 
 def eval_batches(
@@ -273,7 +273,7 @@ def eval_batches(
     hosts = {"process_index": process_index, "process_count": process_count}
     rows = functools.partial(eval_rows, n=len(source), batch_size=batch_size, **hosts)
     order = range(-(-len(source) // batch_size))
-    return Batches(Reader(source, canvas, "center", False, on_error), rows, order, workers, prefetch)
+    return Batches(Reader(source, canvas, "center", "eval", on_error), rows, order, workers, prefetch)
 
 
 def _check_hosts(source: Source, batch_size: int, process_count: int) -> None:

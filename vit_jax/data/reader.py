@@ -13,6 +13,7 @@ from vit_jax.data.text import TextCodec
 from vit_jax.types import UserError
 
 OnError = Literal["raise", "skip"]
+Mode = Literal["train", "eval"]
 MAX_SKIPPED = 0.01
 """Share of a source's examples that ``on_error="skip"`` may leave out (one of them always may)."""
 
@@ -29,14 +30,14 @@ class Reader:
     """How rows of a batch are filled from a source.
 
     An unreadable example raises with ``on_error="raise"``. With ``"skip"`` the next readable one takes its place in
-    training (``replace``), which is a pure function of the data; in evaluation its row is masked. Training takes one
+    ``mode="train"``, which is a pure function of the data; with ``"eval"`` its row is masked. Training takes one
     caption of an image, evaluation all.
     """
 
     source: Source
     canvas: int
-    fit: ResizeMode
-    replace: bool
+    resize_mode: ResizeMode
+    mode: Mode
     on_error: OnError
 
     @property
@@ -54,9 +55,9 @@ class Reader:
             "index": np.where(mask, rows, 0).astype(np.uint32),
         }
         if (encoder := self.source.info.encoder) is not None:
-            shape = (encoder.length,) if self.replace else (self.source.info.captions, encoder.length)
+            shape = (encoder.length,) if self.mode == "train" else (self.source.info.captions, encoder.length)
             batch["text"] = np.full((len(rows), *shape), encoder.tokenizer.pad_id, np.int32)
-            if not self.replace:
+            if self.mode == "eval":
                 batch["captions"] = np.zeros(len(rows), np.int32)
         return batch
 
@@ -74,7 +75,7 @@ class Reader:
                     if self.on_error == "raise":
                         raise UserError(f"{e}; repair or remove it, or set data.on_error='skip'.") from None
                     unreadable[index] = str(e)
-                if self.replace and len(unreadable) <= self.may_skip:  # beyond that the consumer raises
+                if self.mode == "train" and len(unreadable) <= self.may_skip:  # beyond that the consumer raises
                     batch["index"][row] = (index + 1) % len(self.source)
                 else:
                     batch["mask"][row] = False
@@ -87,11 +88,11 @@ class Reader:
             top = max(info.num_classes, 1) - 1
             raise UserError(f"the label {record['label']} of {record['name']} is outside 0..{top}.")
         captions = valid_captions(record) if info.encoder else ()  # before anything is written
-        batch["image"][row], batch["size"][row] = decode(record, self.canvas, self.fit)
+        batch["image"][row], batch["size"][row] = decode(record, self.canvas, self.resize_mode)
         batch["label"][row] = record["label"]
         if info.encoder is None:
             return 0
-        if self.replace:
+        if self.mode == "train":
             return _write(info.encoder, captions[draw % len(captions)], batch["text"][row])
         assert len(captions) <= info.captions, (record["name"], len(captions), info.captions)
         batch["captions"][row] = len(captions)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vit_jax.losses import Link
+from vit_jax.losses import OutputActivation
 from vit_jax.types import UserError
 
 T_MIN, T_MAX = 0.01, 100.0
@@ -68,7 +68,9 @@ class Temperature:
     at_bound: bool
 
 
-def fit_temperature(logits: np.ndarray, labels: np.ndarray, link: Link = "softmax") -> Temperature:
+def fit_temperature(
+    logits: np.ndarray, labels: np.ndarray, output_activation: OutputActivation = "softmax"
+) -> Temperature:
     """The temperature that minimises the negative log-likelihood of the labels under logits / T (section 4.2).
 
     Fit T on VALIDATION logits, made without dropout, and report calibration on other data: an ECE measured on the
@@ -79,7 +81,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, link: Link = "softma
     Args:
       logits: float[N,C], not probabilities.
       labels: int[N].
-      link: what the model was trained with: "softmax", or "sigmoid" for one logistic function per class.
+      output_activation: what the model was trained with: "softmax", or "sigmoid" for one logistic function per class.
 
     Raises:
       UserError: no examples, or logits that are not finite.
@@ -90,33 +92,37 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, link: Link = "softma
             f"cannot fit a temperature to logits of shape {logits.shape}; give finite logits, one row each."
         )
     low, high, beta = 1 / T_MAX, 1 / T_MIN, 1.0
-    if _derivatives(logits, labels, low, link)[1] >= 0:
-        return _temperature(logits, labels, low, link, at_bound=True)
-    if _derivatives(logits, labels, high, link)[1] <= 0:
-        return _temperature(logits, labels, high, link, at_bound=True)
+    if _derivatives(logits, labels, low, output_activation)[1] >= 0:
+        return _temperature(logits, labels, low, output_activation, at_bound=True)
+    if _derivatives(logits, labels, high, output_activation)[1] <= 0:
+        return _temperature(logits, labels, high, output_activation, at_bound=True)
     for _ in range(100):
-        _, slope, curvature = _derivatives(logits, labels, beta, link)
+        _, slope, curvature = _derivatives(logits, labels, beta, output_activation)
         low, high = (beta, high) if slope < 0 else (low, beta)
         new = beta - slope / curvature if curvature > 0 else low
         new = new if low < new < high else np.sqrt(low * high)
         if abs(new - beta) <= 1e-9 * beta:
             break
         beta = float(new)
-    return _temperature(logits, labels, beta, link, at_bound=False)
+    return _temperature(logits, labels, beta, output_activation, at_bound=False)
 
 
-def _temperature(logits: np.ndarray, labels: np.ndarray, beta: float, link: Link, *, at_bound: bool) -> Temperature:
-    before, after = (_derivatives(logits, labels, b, link)[0] for b in (1.0, beta))
+def _temperature(
+    logits: np.ndarray, labels: np.ndarray, beta: float, output_activation: OutputActivation, *, at_bound: bool
+) -> Temperature:
+    before, after = (_derivatives(logits, labels, b, output_activation)[0] for b in (1.0, beta))
     return Temperature(1 / beta, before, after, at_bound)
 
 
-def _derivatives(logits: np.ndarray, labels: np.ndarray, beta: float, link: Link) -> np.ndarray:
+def _derivatives(
+    logits: np.ndarray, labels: np.ndarray, beta: float, output_activation: OutputActivation
+) -> np.ndarray:
     """Mean NLL of ``beta * logits`` and its first two derivatives in beta, in float64, a block of rows at a time."""
     sums = np.zeros(3)
     for i in range(0, len(logits), _CHUNK):
         z = np.asarray(logits[i : i + _CHUNK], np.float64)
         target = np.arange(z.shape[1]) == labels[i : i + _CHUNK, None]
-        if link == "softmax":
+        if output_activation == "softmax":
             z = z - z[target][:, None]  # the true class at 0: slopes keep their sign however confident
             peak = beta * z.max(1, keepdims=True)
             e = np.exp(beta * z - peak)

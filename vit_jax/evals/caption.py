@@ -36,7 +36,7 @@ class Caption:
       limit: number of images, the first of the data, that get a caption; None takes all.
     """
 
-    decoder: Annotated[Any, Choice(DECODERS, SearchStrategy)] = Greedy()
+    decoder: Annotated[SearchStrategy, Choice(DECODERS, SearchStrategy)] = Greedy()
     data: str | None = None
     limit: int | None = None
     metrics: ClassVar[tuple[str, ...]] = (*CAPTION_METRICS, "caption_images")

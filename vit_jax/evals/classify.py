@@ -17,7 +17,7 @@ from vit_jax import plots
 from vit_jax.evals.base import DataInfo, Report
 from vit_jax.evals.calibration import Reliability, reliability
 from vit_jax.evals.gather import concatenate, gather, replicated_like
-from vit_jax.losses import CROSS_ENTROPIES, PROBABILITIES, Link
+from vit_jax.losses import CROSS_ENTROPIES, PROBABILITIES, OutputActivation
 from vit_jax.objectives.base import Apply
 from vit_jax.types import Array, Batch, Params, UserError
 
@@ -45,28 +45,30 @@ class Classify:
         """As :class:`~vit_jax.evals.base.Evaluator`; reads ``image``, ``label`` int32[B] and ``mask`` bool[B].
 
         Raises:
-          UserError: no batch holds a valid example; ``objective`` has no ``link``.
+          UserError: no batch holds a valid example; ``objective`` has no ``output_activation``.
         """
-        link = getattr(objective, "link", None)
-        if link is None:
-            raise UserError(f"the evaluator 'classify' needs an objective with a link; {objective!r} has none.")
+        output_activation = getattr(objective, "output_activation", None)
+        if output_activation is None:
+            raise UserError(
+                f"the evaluator 'classify' needs an objective with an output_activation; {objective!r} has none."
+            )
 
         def run(batch: Batch) -> dict[str, jax.Array]:
-            score = _scorer(apply, link, info.num_classes, replicated_like(batch["image"]))
+            score = _scorer(apply, output_activation, info.num_classes, replicated_like(batch["image"]))
             return score(params, batch["image"], batch["label"], batch["mask"])
 
         whole = concatenate(found for _, found in gather(run, batches))
-        return summarise(whole, info.num_classes, link, bins=self.bins)
+        return summarise(whole, info.num_classes, output_activation, bins=self.bins)
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def scores(logits: Array, labels: Array, link: Link) -> dict[str, jax.Array]:
+def scores(logits: Array, labels: Array, output_activation: OutputActivation) -> dict[str, jax.Array]:
     """What :func:`summarise` needs of each example.
 
     Args:
       logits: float[B,C].
       labels: int32[B].
-      link: how logits become probabilities.
+      output_activation: how logits become probabilities.
 
     Returns:
       ``label`` and ``prediction`` int32[B]; ``rank`` int32[B], how many classes come before the true one (C if a logit
@@ -81,24 +83,28 @@ def scores(logits: Array, labels: Array, link: Link) -> dict[str, jax.Array]:
         "label": labels,
         "prediction": jnp.argmax(logits, axis=1).astype(jnp.int32),
         "rank": jnp.where(broken, logits.shape[1], before.sum(axis=1, dtype=jnp.int32)),
-        "confidence": PROBABILITIES[link](logits).max(axis=1),
-        "loss": CROSS_ENTROPIES[link](logits, labels),
+        "confidence": PROBABILITIES[output_activation](logits).max(axis=1),
+        "loss": CROSS_ENTROPIES[output_activation](logits, labels),
     }
 
 
 @functools.lru_cache(maxsize=4)
-def _scorer(apply: Apply, link: Link, num_classes: int, replicated: NamedSharding | None) -> Any:
+def _scorer(
+    apply: Apply, output_activation: OutputActivation, num_classes: int, replicated: NamedSharding | None
+) -> Any:
     """Jitted (params, image, label, mask) -> scores and mask, on every host in full."""
 
     def run(params: Params, image: jax.Array, label: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
         logits = apply(params, image, train=False)
         assert logits.shape == (len(label), num_classes), (logits.shape, num_classes)
-        return {**scores(logits, label, link), "mask": mask}
+        return {**scores(logits, label, output_activation), "mask": mask}
 
     return jax.jit(run, out_shardings=replicated)
 
 
-def summarise(examples: Mapping[str, Array], num_classes: int, link: Link, *, bins: int = 15) -> ClassificationReport:
+def summarise(
+    examples: Mapping[str, Array], num_classes: int, output_activation: OutputActivation, *, bins: int = 15
+) -> ClassificationReport:
     """From the :func:`scores` of all N examples to the report.
 
     A row whose logits hold NaN counts as wrong, makes ``loss`` NaN and is counted in ``nonfinite``.
@@ -124,7 +130,7 @@ def summarise(examples: Mapping[str, Array], num_classes: int, link: Link, *, bi
         pairs = np.bincount(label * num_classes + examples["prediction"], minlength=num_classes**2)
         arrays["confusion"] = pairs.reshape(num_classes, num_classes)
     arrays |= {f"bin_{k}": v for k, v in diagram._asdict().items()}
-    return ClassificationReport(metrics | ({"nonfinite": float(broken)} if broken else {}), arrays, link)
+    return ClassificationReport(metrics | ({"nonfinite": float(broken)} if broken else {}), arrays, output_activation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,10 +142,10 @@ class ClassificationReport(Report):
     ``bin_edges`` [M+1], ``bin_examples``, ``bin_confidence`` and ``bin_accuracy`` [M].
 
     Attributes:
-      link: what made probabilities of the logits for ``loss`` and ``ece``: "softmax" or "sigmoid".
+      output_activation: what made probabilities of the logits for ``loss`` and ``ece``: "softmax" or "sigmoid".
     """
 
-    link: Link = "softmax"
+    output_activation: OutputActivation = "softmax"
 
     def reliability(self) -> Reliability:
         """The reliability diagram."""
@@ -153,14 +159,14 @@ class ClassificationReport(Report):
         return [(int(t), int(p), int(wrong[t, p])) for t, p in pairs if wrong[t, p]]
 
     def results(self, class_names: tuple[str, ...]) -> dict[str, Any]:
-        """Metrics, link, per-class table, most frequent confusions (None if not counted) and reliability bins."""
+        """Metrics, output activation, per-class table, most frequent confusions (or None) and reliability bins."""
         a, bins, confusions = self.arrays, self.reliability(), None
         if "confusion" in a:
             confusions = [(class_names[t], class_names[p], n) for t, p, n in self.confusions()]
         classes = (class_names, a["class_examples"], a["class_correct"], a["per_class_accuracy"])
         return {
             **super().results(class_names),
-            "link": self.link,
+            "output_activation": self.output_activation,
             "per_class": _records(("class", "examples", "correct", "accuracy"), zip(*classes, strict=True)),
             "confusions": confusions and _records(("true", "predicted", "count"), confusions),
             "reliability": _records(

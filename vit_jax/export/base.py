@@ -52,7 +52,7 @@ def describe(predictor: Predictor) -> dict[str, Any]:
     image = jax.ShapeDtypeStruct((1, side, side, 3), "uint8")
     width = jax.eval_shape(predictor.forward, predictor.params, image).shape[1]
     meaning = {"softmax": "softmax over class_names", "sigmoid": "sigmoid of each of class_names"}
-    output = {"name": "probabilities", "meaning": meaning[predictor.config.objective.link]}
+    output = {"name": "probabilities", "meaning": meaning[predictor.config.objective.output_activation]}
     if not predictor.model.num_classes:
         output = {"name": "features", "meaning": "pooled features of a model without a head"}
     square = f"RGB, the short side resized to {side} (antialiased bicubic), the central square; all else is inside"

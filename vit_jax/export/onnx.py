@@ -62,40 +62,41 @@ def _check_packages() -> None:
 
 
 def timm_twin(predictor: Predictor, scratch: pathlib.Path) -> tuple[Any, list[str]]:
-    """timm's model with the checkpoint's weights, and where it differs, a phrase each; files go to ``scratch``.
+    """timm's model with the checkpoint's weights, and where it differs, one note each; files go to ``scratch``.
 
     Raises:
       UserError: timm has no such model.
     """
     model = weights.pretrained(predictor)
-    bare = dataclasses.replace(model, link="softmax", preprocess=Preprocess(model.preprocess.size))
-    notes = store.save(bare, scratch / "twin", "timm")  # of preprocessing and link, which follow, it need not tell
+    bare = dataclasses.replace(model, output_activation="softmax", preprocess=Preprocess(model.preprocess.size))
+    notes = store.save(bare, scratch / "twin", "timm")  # need not tell preprocessing and activation, which follow
     return timm.build_peer(scratch / "twin" / "model.safetensors"), notes
 
 
 def _classifier(predictor: Predictor, twin: Any) -> Any:
-    """``twin`` with preprocessing and link, a module uint8[B,S,S,3] -> float32[B,C]."""
+    """``twin`` with preprocessing and output activation, a module uint8[B,S,S,3] -> float32[B,C]."""
     import torch
 
     augment, canvas = predictor.config.augment, predictor.config.data.canvas
     start, _, stop, _ = center_box(canvas, augment.crop)
     matrix = np.asarray(resize_matrix(start, stop, canvas, augment.size, augment.interpolation))
     mean, std = (np.array(v, np.float32).reshape(3, 1, 1) for v in (augment.norm.mean, augment.norm.std))
-    links = {"softmax": lambda x: torch.softmax(x, -1), "sigmoid": torch.sigmoid}
-    link = lookup(links, predictor.config.objective.link, "link") if predictor.model.num_classes else lambda x: x
+    activations = {"softmax": lambda x: torch.softmax(x, -1), "sigmoid": torch.sigmoid}
+    name = predictor.config.objective.output_activation if predictor.model.num_classes else None
+    activation = lookup(activations, name, "output_activation") if name else lambda x: x
 
     class Classifier(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.model = twin
-            for name, value in {"matrix": matrix, "scale": 1 / std, "offset": -mean / std}.items():
-                self.register_buffer(name, torch.from_numpy(np.array(value)))
+            for key, value in {"matrix": matrix, "scale": 1 / std, "offset": -mean / std}.items():
+                self.register_buffer(key, torch.from_numpy(np.array(value)))
 
         def forward(self, images: Any) -> Any:
             x = images.permute(0, 3, 1, 2).to(torch.float32) * (1 / 255)
             x = self.matrix @ x @ self.matrix.T
             x = x.clamp(0, 1) if augment.interpolation == "bicubic" else x
-            return link(self.model(x * self.scale + self.offset))
+            return activation(self.model(x * self.scale + self.offset))
 
     return Classifier().eval()
 

@@ -18,7 +18,7 @@ def pretrained(predictor: Predictor) -> Stored:
         leaves(predictor.params),
         Preprocess.of(config.augment, config.data.canvas),
         predictor.class_names,
-        config.objective.link,
+        config.objective.output_activation,
         source=str(predictor.source.get("checkpoint", "")),
     )
 
@@ -32,7 +32,9 @@ def write(predictor: Predictor, out: pathlib.Path) -> base.Exported:
     notes = store.save(pretrained(predictor), base.destination(out), "timm")
     about, size = base.describe(predictor), predictor.config.augment.size
     _, width = about["output"]["shape"]
-    meaning = "features" if not predictor.model.num_classes else f"logits ({predictor.config.objective.link})"
+    meaning = (
+        "features" if not predictor.model.num_classes else f"logits ({predictor.config.objective.output_activation})"
+    )
     signature = (
         f"images float32[batch, 3, {size}, {size}]: cropped, resized and normalised as config.json says",
         f"{meaning} float32[batch, {width}]",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 from vit_jax import config
 from vit_jax.layers.block_diagonal import BlockDiagonal
@@ -23,7 +23,7 @@ LINEARS: dict[str, Callable[..., LinearSpec]] = {
     "packed24": Packed24,
     "block_sparse": BlockSparse,
 }
-Spec = Annotated[Any, config.Choice(LINEARS, LinearSpec)]
+Spec = Annotated[LinearSpec, config.Choice(LINEARS, LinearSpec)]
 """Type of a module's field that holds a :class:`~vit_jax.layers.linear.LinearSpec`."""
 
 FIELDS = ("qkv_linear", "out_linear", "mlp_linear")

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from vit_jax.types import Array, UserError
 
-Link = Literal["softmax", "sigmoid"]
+OutputActivation = Literal["softmax", "sigmoid"]
 """What turns logits into probabilities: one distribution over the classes, or one yes/no question per class."""
 
 

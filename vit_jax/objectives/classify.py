@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from vit_jax import losses
+from vit_jax.losses import OutputActivation
 from vit_jax.metrics import Mean
 from vit_jax.objectives import activity
 from vit_jax.objectives.base import Apply, Metrics, PerExample, Rngs
@@ -22,13 +23,13 @@ class Classify(PerExample):
     """Reads ``image`` and ``label`` (int32[B], or soft float32[B,C] after mixing).
 
     Attributes:
-      link: how logits become probabilities: ``"softmax"``, one distribution over the classes, or ``"sigmoid"``, a yes
-        or no for each class.
+      output_activation: how logits become probabilities: ``"softmax"``, one distribution over the classes, or
+        ``"sigmoid"``, a yes or no for each class.
       label_smoothing: share of every label's probability spread over all classes, in [0, 1).
       activity: also measure the share of hidden units that are not 0, MLP by MLP, as the metrics ``active`` ...
     """
 
-    link: Literal["softmax", "sigmoid"] = "softmax"
+    output_activation: OutputActivation = dataclasses.field(default="softmax", metadata={"formerly": "link"})
     label_smoothing: float = 0.0
     activity: bool = False
 
@@ -57,7 +58,7 @@ class Classify(PerExample):
         out = forward(params, batch["image"], train=train, rngs=rngs if train else None)
         logits, shares = out if self.activity else (out, None)
         smoothing = self.label_smoothing if train else 0.0
-        values = losses.CROSS_ENTROPIES[self.link](logits, batch["label"], label_smoothing=smoothing)
+        values = losses.CROSS_ENTROPIES[self.output_activation](logits, batch["label"], label_smoothing=smoothing)
         label = batch["label"] if batch["label"].ndim == 1 else jnp.argmax(batch["label"], -1)
         hits = jnp.argmax(logits, -1).astype(jnp.int32) == label.astype(jnp.int32)
         found = {"accuracy": Mean.of(hits, batch["mask"])}

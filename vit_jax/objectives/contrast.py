@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +27,8 @@ class Contrast(Pairs):
         suits batches up to some thousand pairs per device; "chunked" and "ring" do not, on one device and on several.
     """
 
-    loss: Annotated[Any, Choice(losses.CONTRASTIVE, losses.ContrastiveLoss)] = losses.Softmax()
-    form: Annotated[Any, Choice(losses.FORMS, losses.PairwiseBackend)] = losses.Dense()
+    loss: Annotated[losses.ContrastiveLoss, Choice(losses.CONTRASTIVE, losses.ContrastiveLoss)] = losses.Softmax()
+    form: Annotated[losses.PairwiseBackend, Choice(losses.FORMS, losses.PairwiseBackend)] = losses.Dense()
 
     @property
     def weights(self) -> Mapping[str, float]:

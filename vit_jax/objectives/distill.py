@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
 from vit_jax import losses
-from vit_jax.losses import Link
+from vit_jax.losses import OutputActivation
 from vit_jax.metrics import Mean
 from vit_jax.objectives.base import Apply, Metrics, PerExample, Rngs
 from vit_jax.objectives.classify import Classify
@@ -57,8 +57,8 @@ class Distill(PerExample):
         width.
       temperature: T, by which the logits of teacher and student are divided before they are compared.
       blocks: how many of the last blocks are mimicked.
-      link: how logits become probabilities: "softmax", one distribution over the classes, or "sigmoid", a yes or no for
-        each class, whose divergences are summed.
+      output_activation: how logits become probabilities: "softmax", one distribution over the classes, or "sigmoid",
+        a yes or no for each class, whose divergences are summed.
       label_smoothing: share of every label's probability spread over all classes, in [0, 1).
     """
 
@@ -68,7 +68,7 @@ class Distill(PerExample):
     feature: float = 1.0
     temperature: float = 1.0
     blocks: int = 3
-    link: Link = "softmax"
+    output_activation: OutputActivation = dataclasses.field(default="softmax", metadata={"formerly": "link"})
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
@@ -81,12 +81,12 @@ class Distill(PerExample):
             raise UserError(f"temperature={self.temperature} is not allowed; give a positive number, 1 to 4 is usual.")
         if self.blocks < 1:
             raise UserError(f"blocks={self.blocks} is not allowed; give 1 or more, or feature=0 to mimic none.")
-        _ = self.labels  # made for the checks that Classify makes of link and label_smoothing
+        _ = self.labels  # made for the checks that Classify makes of output_activation and label_smoothing
 
     @property
     def labels(self) -> Classify:
         """What is left without the teacher."""
-        return Classify(link=self.link, label_smoothing=self.label_smoothing)
+        return Classify(output_activation=self.output_activation, label_smoothing=self.label_smoothing)
 
     def fit_model(self, model: nn.Module, info: Any) -> nn.Module:
         """A head with one output per class of the data.
@@ -135,7 +135,7 @@ class BoundDistill(PerExample):
         if o.hard:
             terms["hard"] = o.hard, hard
         if o.soft:
-            terms["soft"] = o.soft, divergence(ours, theirs, o.temperature, o.link)
+            terms["soft"] = o.soft, divergence(ours, theirs, o.temperature, o.output_activation)
             metrics["agreement"] = Mean.of(jnp.argmax(ours, -1) == jnp.argmax(theirs, -1), mask)
         if o.feature:
             terms["feature"] = o.feature, distance(found, wanted)
@@ -154,12 +154,12 @@ def with_blocks(
     return out, [found[i] for i in sorted(found)][-last:]
 
 
-def divergence(student: Array, teacher: Array, temperature: float, link: Link) -> jax.Array:
+def divergence(student: Array, teacher: Array, temperature: float, output_activation: OutputActivation) -> jax.Array:
     """``T^2 KL(teacher || student)`` of logits ``[B, C]`` at temperature T, float32 ``[B]``.
 
     With "sigmoid" every class is a distribution of its own, over yes and no: logits z and 0.
     """
-    if link == "softmax":
+    if output_activation == "softmax":
         return losses.logit_distillation(student, teacher, temperature=temperature)
     yes_no = [jnp.stack([z, jnp.zeros_like(z)], -1) for z in map(jnp.asarray, (student, teacher))]
     return jnp.sum(losses.logit_distillation(*yes_no, temperature=temperature), -1)

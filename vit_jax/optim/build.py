@@ -52,9 +52,9 @@ class OptimConfig:
         with its temperature: ``("logit_scale", 0.0, 4.6052)`` (Radford et al. 2021, section 2.5).
     """
 
-    optimizer: Annotated[Any, Choice(OPTIMIZERS, Optimizer)] = dataclasses.field(default=AdamW())
+    optimizer: Annotated[Optimizer, Choice(OPTIMIZERS, Optimizer)] = dataclasses.field(default=AdamW())
     lr: float = 1e-3
-    schedule: Annotated[Any, Choice(schedules.SCHEDULES, schedules.Schedule)] = dataclasses.field(
+    schedule: Annotated[schedules.Schedule, Choice(schedules.SCHEDULES, schedules.Schedule)] = dataclasses.field(
         default=schedules.Cosine()
     )
     warmup: Duration = dataclasses.field(default=Duration(0))
@@ -64,7 +64,7 @@ class OptimConfig:
     freeze: tuple[str, ...] = ()
     lr_mult: tuple[tuple[str, float], ...] = ()
     layer_decay: float | None = None
-    sam: Annotated[Any, Choice(SAM, SharpnessAware)] | None = None
+    sam: Annotated[SharpnessAware, Choice(SAM, SharpnessAware)] | None = None
     bounds: tuple[tuple[str, float, float], ...] = ()
 
     def __post_init__(self) -> None:

@@ -55,7 +55,7 @@ class TrainConfig:
       plots: draw learning curves and the evaluators' figures at the end of the run.
     """
 
-    model: Annotated[Any, Choice(NAMES, nn.Module)]
+    model: Annotated[nn.Module, Choice(NAMES, nn.Module)]
     data: DataConfig
     augment: Augment
     optim: OptimConfig = OptimConfig()

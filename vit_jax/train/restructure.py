@@ -31,7 +31,7 @@ def restructure(have: Mapping[str, Any], want: Mapping[str, Any]) -> tuple[Flat,
       want: path -> array or shape, of the model that is to take them.
 
     Returns:
-      A copy of ``have``, and a phrase for each way of restructuring: how many maps, how far from what they were (the
+      A copy of ``have``, and one note for each way of restructuring: how many maps, how far from what they were (the
       Frobenius norm of the difference over that of the kernel). Maps that cannot be brought there stay as they are.
     """
     out, errors = dict(have), collections.defaultdict[str, list[float]](list)

@@ -51,7 +51,7 @@ class Setup:
       schedule: step -> learning rate.
       trained: paths of the parameters that are not frozen, in the order of ``metrics["finite"]``.
       prepare: jitted host batch -> evaluation batch.
-      others: data that evaluators bring: (path, "train" or "val") -> source.
+      eval_sources: data of evaluators that bring their own: (path, "train" or "val") -> source.
     """
 
     config: TrainConfig
@@ -68,7 +68,7 @@ class Setup:
     schedule: Callable[[Any], Any]
     trained: tuple[str, ...]
     prepare: Callable[[Batch], Batch]
-    others: Mapping[tuple[str, str], Source]
+    eval_sources: Mapping[tuple[str, str], Source]
 
     def steps_of(self, duration: Duration) -> int:
         """``duration`` in steps of this run."""
@@ -78,7 +78,7 @@ class Setup:
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of a global batch as the step takes it."""
         c = self.config
-        one = Reader(self.train, c.data.canvas, "squash", True, c.data.on_error).empty(np.zeros(1, np.int64))
+        one = Reader(self.train, c.data.canvas, "squash", "train", c.data.on_error).empty(np.zeros(1, np.int64))
         return {k: jax.ShapeDtypeStruct((c.batch_size, *v.shape[1:]), v.dtype) for k, v in one.items()}
 
     @property
@@ -114,11 +114,11 @@ class Setup:
             if own is None:
                 batches, device = self._prepared(source or self.val, stack)
             else:  # a benchmark of its own, described by its own classes
-                info = dataclasses.replace(self.others[own, "val"].info, encoder=info.encoder)
-                batches, device = self._prepared(self.others[own, "val"], stack)
+                info = dataclasses.replace(self.eval_sources[own, "val"].info, encoder=info.encoder)
+                batches, device = self._prepared(self.eval_sources[own, "val"], stack)
             read, more = [batches], {}
             if getattr(evaluator, "needs_train_data", False):
-                source = self.train if own is None else self.others[own, "train"]
+                source = self.train if own is None else self.eval_sources[own, "train"]
                 fitted, more["train_batches"] = self._prepared(source, stack)
                 read.append(fitted)
             report = evaluator(self.apply, params, device, info, c.objective, **more)
@@ -173,7 +173,7 @@ def build(config: TrainConfig, devices: Any = None) -> Setup:
     if min(c.batch_size, group or c.batch_size) < least:
         what = "batch_size" if c.batch_size < least else "the SAM group size m"
         raise UserError(f"{what} is 1, and this objective compares pairs; set it to {least} or more.")
-    train, val, others = c.data.open("train"), c.data.open("val"), _others(c)
+    train, val, eval_sources = c.data.open("train"), c.data.open("val"), _eval_sources(c)  # before anything is compiled
     total = _steps(c.duration, c.batch_size, len(train), None)
     if total < 1:
         raise UserError(f"duration={str(c.duration)!r} is less than one step of {c.batch_size} examples.")
@@ -208,10 +208,10 @@ def build(config: TrainConfig, devices: Any = None) -> Setup:
     )  # fmt: skip
     learned = {} if untrainable else masks.keep(trainable(c.optim, shapes.params), masks.paths(shapes.params))
     trained = tuple(jax.tree.leaves(learned))
-    prepare = jax.jit(c.augment.eval_fn())
     return Setup(
-        c, mesh, train, val, model, apply, total, init, shapes, shardings, step, schedule, trained, prepare, others
-    )
+        c, mesh, train, val, model, apply, total, init, shapes, shardings, step, schedule, trained,
+        jax.jit(c.augment.eval_fn()), eval_sources,
+    )  # fmt: skip
 
 
 def untrainable_reason(shapes: Params) -> str | None:
@@ -226,7 +226,7 @@ def untrainable_reason(shapes: Params) -> str | None:
     return None
 
 
-def _others(c: TrainConfig) -> dict[tuple[str, str], Source]:
+def _eval_sources(c: TrainConfig) -> dict[tuple[str, str], Source]:
     """The data of evaluators that bring their own: opened now, so that a wrong path is found before training."""
     own = [e for e in c.evaluators if getattr(e, "data", None) is not None]
     parts: list[tuple[str, Literal["train", "val"]]] = [(e.data, "val") for e in own]

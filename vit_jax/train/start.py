@@ -81,7 +81,7 @@ def _initial(setup: Setup, source: str) -> tuple[Params, str, list[str]]:
 
 
 def fitted(found: Stored, ours: Any, fresh: Params, *, new_head: bool = False) -> tuple[Params, list[str]]:
-    """The parameters of ``found`` for the model ``ours``, and what was changed, a phrase each.
+    """The parameters of ``found`` for the model ``ours``, and what was changed, one note each.
 
     An image model becomes the image tower of an image-text model, and the other way round.
 
@@ -121,7 +121,7 @@ def _headless(tree: Params) -> Params:
 
 
 def _numerics(there: Any, here: Any, source: str, path: str) -> list[str]:
-    """Where two models compute differently with the same parameters, a phrase each; the towers of both as well.
+    """Where two models compute differently with the same parameters, one note each; the towers of both as well.
 
     Raises:
       UserError: they have other numbers of heads, which is no small difference.
@@ -159,13 +159,13 @@ def eval_params(setup: Setup, path: str | pathlib.Path) -> tuple[Params, pathlib
     )
     params, about, folder = checkpoint.load_params(path, like)
     text.check_same(text.from_meta(about.get("tokenizer")), setup.train.info.encoder, str(folder))
-    there, here = about["class_names"], list(setup.train.info.class_names)
-    numbered = there == [str(i) for i in range(len(there))]
-    if there != here and not numbered:
-        odd = [name for name, other in zip(there, here, strict=False) if name != other]
+    stored, given = about["class_names"], list(setup.train.info.class_names)
+    numbered = stored == [str(i) for i in range(len(stored))]
+    if stored != given and not numbered:
+        new = [name for name, other in zip(stored, given, strict=False) if name != other]
         raise UserError(
-            f"{folder} has the classes {_some(there)}, the data {_some(here)}"
-            f"{f' (first difference: {odd[0]})' if odd else ''}; give data.path the classes of training, in that order."
+            f"{folder} has the classes {_some(stored)}, the data {_some(given)}"
+            f"{f' (first difference: {new[0]})' if new else ''}; give data.path the classes of training, in that order."
         )
     return params, folder
 

@@ -75,18 +75,19 @@ def _check(found: Stored, config: TrainConfig, class_names: Sequence[str]) -> No
 
 
 def _check_classes(found: Stored, objective: Distill, here: list[str]) -> None:
-    there = list(found.class_names)
-    if there != here and there != [str(i) for i in range(len(here))]:
-        odd = [name for name, other in zip(there, here, strict=False) if name != other]
+    stored = list(found.class_names)
+    if stored != here and stored != [str(i) for i in range(len(here))]:
+        new = [name for name, other in zip(stored, here, strict=False) if name != other]
         raise UserError(
-            f"{found.source} has the classes {_some(there)}, the data {_some(here)}"
-            f"{f' (first difference: {odd[0]})' if odd else ''}; give a teacher of the data's classes, in that order, "
+            f"{found.source} has the classes {_some(stored)}, the data {_some(here)}"
+            f"{f' (first difference: {new[0]})' if new else ''}; give a teacher of the data's classes, in that order, "
             "or set --config.objective.soft=0."
         )
-    if found.link != objective.link:
+    theirs, ours = found.output_activation, objective.output_activation
+    if theirs != ours:
         raise UserError(
-            f"{found.source} means its logits for {found.link!r}, this run for {objective.link!r}; add "
-            f"--config.objective.link={found.link}."
+            f"{found.source} means its logits for {theirs!r}, this run for {ours!r}; add "
+            f"--config.objective.output_activation={theirs}."
         )
 
 
@@ -102,8 +103,8 @@ def _check_blocks(objective: Distill, theirs: nn.Module, shapes: Params, model: 
     if wanted != given:
         (a, b), (c, d) = next((g, w) for g, w in zip(given, wanted, strict=True) if g != w)
         raise UserError(
-            f"its blocks put out {a} tokens of {b} channels, the model's {c} of {d}; give a teacher of the model's "
-            "width and tokens, or set --config.objective.feature=0."
+            f"the teacher's features are [tokens={a}, channels={b}], the student's [{c}, {d}]; give a teacher of the "
+            "student's width and tokens, or set --config.objective.feature=0."
         )
 
 
