@@ -49,5 +49,11 @@ _ASSIGNED = "".join(
 assigned = st.text(st.one_of(st.characters(codec="ascii"), st.sampled_from(_ASSIGNED)), max_size=60)
 """Strings of characters that every library's Unicode tables know."""
 
+
+def known(text: str) -> bool:
+    """Whether every library's Unicode tables know all of ``text``; what mends encodings can turn known into unknown."""
+    return all(c.isascii() or unicodedata.ucd_3_2_0.category(c) not in ("Cn", "Cs") for c in text)
+
+
 anything = st.text(st.characters(), max_size=60) | st.text(st.characters(categories=["Cs", "Ll"]), max_size=8)
 """Every string Python can make, lone surrogates included."""
