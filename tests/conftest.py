@@ -106,7 +106,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """Spares the garbage collector what stays to the end, modules and tests, and most of its rounds: an eighth of a run."""
+    """Spares the garbage collector what stays to the end, modules and tests, and most of its rounds."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
