@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "vit_jax"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 TIERS = (
-    ("types",), ("config",), ("sharding", "metrics"), ("data", "augment", "kernels"), ("layers",), ("models",),
+    ("types",), ("config",), ("io",), ("sharding", "metrics"), ("data", "augment", "kernels"), ("layers",), ("models",),
     ("losses",), ("objectives",), ("optim",), ("checkpoint", "plots", "decoding"), ("evals", "convert"), ("train",),
     ("predict", "benchmark", "explain", "create"), ("export",), ("launch", "api"), ("cli",), ("__main__",),
 )  # fmt: skip

@@ -12,12 +12,13 @@ import logging
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from vit_jax.io import atomic
 from vit_jax.types import Array, UserError
 
 FILE = "metrics.jsonl"
@@ -92,7 +93,7 @@ class MetricsWriter:
     def _open(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if not _ends_clean(self._path):
-            _replace(self._path, read(self._path.parent))
+            atomic.write_text(self._path, "".join(map(_line, read(self._path.parent))))
         self._file = self._path.open("a", encoding="utf-8")
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
@@ -124,7 +125,7 @@ class MetricsWriter:
         self._purge_step = after_step + 1
         if len(kept) < len(rows):
             self._file.close()
-            _replace(self._path, kept)
+            atomic.write_text(self._path, "".join(map(_line, kept)))
             self._open()
         return len(rows) - len(kept)
 
@@ -184,16 +185,6 @@ def _ends_clean(path: pathlib.Path) -> bool:
     with path.open("rb") as f:
         f.seek(-1, os.SEEK_END)
         return f.read(1) == b"\n"
-
-
-def _replace(path: pathlib.Path, rows: Iterable[Mapping[str, float]]) -> None:
-    """Writes beside the file, then renames: a kill leaves the old rows or the new ones."""
-    temporary = path.with_name(path.name + ".new")
-    with temporary.open("w", encoding="utf-8") as f:
-        f.writelines(map(_line, rows))
-        f.flush()
-        os.fsync(f.fileno())
-    temporary.replace(path)
 
 
 def _summary_writer() -> Any:

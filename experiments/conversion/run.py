@@ -19,7 +19,7 @@ import numpy as np
 from vit_jax import models
 from vit_jax.convert import base, store, verify
 from vit_jax.convert.base import Preprocess, Stored
-from vit_jax.convert.tensors import Tensor
+from vit_jax.io.tensors import Tensor
 from vit_jax.train.workdir import provenance
 
 DINO = {"registers": 4, "layer_scale": 1e-5}

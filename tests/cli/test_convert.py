@@ -10,7 +10,7 @@ from vit_jax import models
 from vit_jax.cli import main
 from vit_jax.convert import base, store
 from vit_jax.convert.base import Preprocess, Stored
-from vit_jax.convert.tensors import Tensor
+from vit_jax.io.tensors import Tensor
 from vit_jax.predict import Predictor
 
 MODEL = models.create("vit", width=64, depth=1, heads=4, mlp_dim=96, patch=8, num_classes=3)

@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from vit_jax.convert.tensors import Tensor
+from vit_jax.io.tensors import Tensor
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 

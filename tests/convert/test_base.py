@@ -10,7 +10,7 @@ from vit_jax import config, models
 from vit_jax.augment import Augment
 from vit_jax.convert import base
 from vit_jax.convert.base import Preprocess, Stored
-from vit_jax.convert.tensors import Tensor
+from vit_jax.io.tensors import Tensor
 from vit_jax.types import UsageError, UserError
 
 IMAGES = [n for n in models.IMAGE_MODELS if n not in ("vit", "mixer")]

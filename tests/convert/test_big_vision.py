@@ -15,7 +15,7 @@ from vit_jax import models
 from vit_jax.convert import base, big_vision, npz, table
 from vit_jax.convert.base import Preprocess, Stored
 from vit_jax.convert.big_vision import LAYOUT
-from vit_jax.convert.tensors import Tensor, open_tensors, write_npz
+from vit_jax.io.tensors import Tensor, open_tensors, write_npz
 from vit_jax.types import UserError
 
 P, D, K, F, DEPTH, CLASSES, SIZE = 8, 16, 2, 24, 2, 5, 32

@@ -11,7 +11,7 @@ from vit_jax.convert import base, table
 from vit_jax.convert.base import Preprocess, Stored
 from vit_jax.convert.flax_read import SIDECAR, about, read, stride
 from vit_jax.convert.flax_tree import POSITIONS, Layout, rules
-from vit_jax.convert.tensors import Tensor
+from vit_jax.io.tensors import Tensor
 from vit_jax.types import UsageError, UserError
 
 VIT = {"patch": 8, "width": 16, "depth": 2, "heads": 2, "mlp_dim": 24, "num_classes": 5, "activation": "gelu_tanh"}

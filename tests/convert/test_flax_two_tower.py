@@ -16,9 +16,9 @@ from vit_jax.convert.base import Preprocess, Stored
 from vit_jax.convert.flax_read import SIDECAR
 from vit_jax.convert.flax_tree import Layout
 from vit_jax.convert.flax_two_tower import ENDS, TOKENIZER, Towers, prefix_of
-from vit_jax.convert.tensors import Tensor, open_tensors
 from vit_jax.data.text import TextCodec
 from vit_jax.data.tokenizer import Bytes
+from vit_jax.io.tensors import Tensor, open_tensors
 from vit_jax.types import UserError
 
 SIZE, P, LENGTH = 21, 7, 6

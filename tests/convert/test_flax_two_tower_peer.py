@@ -11,7 +11,7 @@ from vit_jax.convert import base, big_vision, npz, table, verify
 from vit_jax.convert.base import Preprocess, Stored
 from vit_jax.convert.flax_tree import Layout
 from vit_jax.convert.flax_two_tower import Towers
-from vit_jax.convert.tensors import Tensor, write_npz
+from vit_jax.io.tensors import Tensor, write_npz
 from vit_jax.types import UserError
 
 IMAGE = {"name": "vit", "num_classes": 0, "patch": 7, "width": 20, "depth": 2, "heads": 2, "mlp_dim": 33, "pool": "map"}

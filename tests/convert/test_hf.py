@@ -11,7 +11,7 @@ from tests.convert.cases import rest_slow
 from tests.convert.outputs import captured
 from vit_jax import models
 from vit_jax.convert import base, hf, hf_config, table
-from vit_jax.convert.tensors import Tensor, open_tensors, write_safetensors
+from vit_jax.io.tensors import Tensor, open_tensors, write_safetensors
 from vit_jax.layers.embed import resize_positions
 
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}

@@ -11,9 +11,9 @@ from tests.convert import torch_reference
 from tests.convert.cases import rest_slow
 from vit_jax import models
 from vit_jax.convert import base, hf, hf_tokenizer, store, table
-from vit_jax.convert.tensors import Tensor, open_tensors, write_safetensors
 from vit_jax.data.text import TextCodec
 from vit_jax.data.tokenizer import Bytes, Clip
+from vit_jax.io.tensors import Tensor, open_tensors, write_safetensors
 from vit_jax.layers.embed import resize_positions
 from vit_jax.types import UserError
 

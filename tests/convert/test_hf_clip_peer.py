@@ -7,7 +7,7 @@ import pytest
 
 from vit_jax.convert import base, hf_clip_peer, store, table, verify
 from vit_jax.convert.hf_clip_names import rules
-from vit_jax.convert.tensors import Tensor, write_safetensors
+from vit_jax.io.tensors import Tensor, write_safetensors
 from vit_jax.models import create
 from vit_jax.types import UserError
 

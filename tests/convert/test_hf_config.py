@@ -6,7 +6,7 @@ import pytest
 from vit_jax import models
 from vit_jax.convert import base, hf_config
 from vit_jax.convert.hf_names import PATCHES, Layout
-from vit_jax.convert.tensors import Tensor
+from vit_jax.io.tensors import Tensor
 from vit_jax.types import UserError
 
 VIT = Layout("vit", False, "")

@@ -6,7 +6,7 @@ import pytest
 from vit_jax import models
 from vit_jax.convert import base, table
 from vit_jax.convert.hf_names import PATCHES, Layout, layout_of, matches, rules, shape
-from vit_jax.convert.tensors import Tensor
+from vit_jax.io.tensors import Tensor
 from vit_jax.types import UserError
 
 

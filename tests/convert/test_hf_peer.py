@@ -9,7 +9,7 @@ import pytest
 from tests.convert.cases import rest_slow
 from vit_jax import models
 from vit_jax.convert import base, hf, hf_peer, table
-from vit_jax.convert.tensors import Tensor, write_safetensors
+from vit_jax.io.tensors import Tensor, write_safetensors
 from vit_jax.types import UserError
 
 CASES = {

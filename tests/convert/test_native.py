@@ -11,9 +11,9 @@ from vit_jax import config, models
 from vit_jax.cli import main
 from vit_jax.convert import base, native
 from vit_jax.convert.base import Preprocess, Stored
-from vit_jax.convert.tensors import Tensor
 from vit_jax.data.text import TextCodec
 from vit_jax.data.tokenizer import open_tokenizer
+from vit_jax.io.tensors import Tensor
 from vit_jax.train.config import TrainConfig
 
 MODEL = models.create(

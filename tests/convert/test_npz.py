@@ -13,7 +13,7 @@ from vit_jax.convert import base, npz, table
 from vit_jax.convert.base import Preprocess, Stored
 from vit_jax.convert.flax_read import SIDECAR
 from vit_jax.convert.flax_tree import Layout
-from vit_jax.convert.tensors import Tensor, open_tensors, write_npz
+from vit_jax.io.tensors import Tensor, open_tensors, write_npz
 from vit_jax.types import UserError
 
 P, D, K, F, DEPTH, CLASSES, SIZE = 8, 16, 2, 24, 2, 5, 32

@@ -14,7 +14,7 @@ from vit_jax.convert import base, big_vision, npz, table
 from vit_jax.convert.base import Preprocess, Stored
 from vit_jax.convert.flax_tree import POSITIONS, Layout
 from vit_jax.convert.npz_peer import build_peer, peer
-from vit_jax.convert.tensors import Tensor, open_tensors, write_npz
+from vit_jax.io.tensors import Tensor, open_tensors, write_npz
 from vit_jax.types import UserError
 
 VIT = {"patch": 8, "width": 22, "depth": 2, "heads": 2, "mlp_dim": 49, "num_classes": 7, "activation": "gelu_tanh"}

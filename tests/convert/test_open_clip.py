@@ -13,9 +13,9 @@ from vit_jax import models
 from vit_jax.cli import main
 from vit_jax.convert import base, open_clip_write, store, verify
 from vit_jax.convert.base import Preprocess, Stored
-from vit_jax.convert.tensors import Tensor
 from vit_jax.data.text import TextCodec
 from vit_jax.data.tokenizer import open_tokenizer
+from vit_jax.io.tensors import Tensor
 from vit_jax.types import UsageError, UserError
 
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"

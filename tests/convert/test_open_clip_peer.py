@@ -9,7 +9,7 @@ import safetensors.numpy
 from tests.convert.open_clip_models import CONFIGS, changed, random_tensors
 from vit_jax.convert import base, open_clip_config, open_clip_peer
 from vit_jax.convert.open_clip_config import FILE, Config
-from vit_jax.convert.tensors import Tensor
+from vit_jax.io.tensors import Tensor
 from vit_jax.types import UserError
 
 

@@ -9,7 +9,7 @@ from tests.convert.open_clip_models import random_tensors
 from vit_jax import models
 from vit_jax.convert import base, open_clip_rules, table, timm_rules
 from vit_jax.convert.open_clip_rules import Layout
-from vit_jax.convert.tensors import Tensor
+from vit_jax.io.tensors import Tensor
 
 NAMES = {
     "ViT-B-32": Layout(),

@@ -9,7 +9,7 @@ from vit_jax import models
 from vit_jax.convert import base, store
 from vit_jax.convert.base import Preprocess, Stored
 from vit_jax.convert.relinear import Request, relinear
-from vit_jax.convert.tensors import Tensor
+from vit_jax.io.tensors import Tensor
 from vit_jax.layers.sparse24 import Sparse24, prune
 from vit_jax.types import UsageError, UserError
 

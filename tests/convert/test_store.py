@@ -14,9 +14,9 @@ import safetensors.numpy
 from vit_jax import models
 from vit_jax.convert import base, store
 from vit_jax.convert.base import Preprocess, Stored
-from vit_jax.convert.tensors import Tensor
 from vit_jax.data.text import TextCodec
 from vit_jax.data.tokenizer.clip import Clip
+from vit_jax.io.tensors import Tensor
 from vit_jax.types import UsageError, UserError
 
 NAMES = ("ant", "bee", "cat")
@@ -201,9 +201,9 @@ def test_sources_that_are_nothing(rng, tmp_path):
     fails(r"blocks.2.norm1.weight, .* are missing; .* --model", tmp_path / "good.safetensors", "vit_b16")
     fails(r"does not fit .* of the model.*--model", tmp_path / "good.safetensors", "vit(mlp_dim=95)")
     (tmp_path / "good.json").write_text("[1]")
-    fails("holds a list, expected an object", tmp_path / "good.safetensors")
+    fails("holds a JSON list; expected an object", tmp_path / "good.safetensors")
     (tmp_path / "good.json").write_text("{")
-    fails("is no readable JSON", tmp_path / "good.safetensors")
+    fails("is no JSON", tmp_path / "good.safetensors")
     (tmp_path / "good.json").write_text(json.dumps({"config.json": {"architecture": "x", "model_args": 3}}))
     fails("the JSON files beside .*good.safetensors do not describe a model of timm", tmp_path / "good.safetensors")
     fails("holds several weights; name one of them: good.safetensors, odd.safetensors", tmp_path)

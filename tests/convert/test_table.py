@@ -6,7 +6,7 @@ import pytest
 
 from vit_jax.convert import table
 from vit_jax.convert.table import rule
-from vit_jax.convert.tensors import Tensor
+from vit_jax.io.tensors import Tensor
 from vit_jax.types import UserError
 
 K, E, D = 3, 4, 10

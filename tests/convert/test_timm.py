@@ -19,9 +19,9 @@ from tests.convert.timm_models import create, mixer, randomise, tensors_of
 from vit_jax import models
 from vit_jax.convert import base, table
 from vit_jax.convert.base import Preprocess, Stored
-from vit_jax.convert.tensors import Tensor, open_tensors, write_safetensors
 from vit_jax.convert.timm import FORMAT, build_peer, peer
 from vit_jax.convert.timm_rules import Layout
+from vit_jax.io.tensors import Tensor, open_tensors, write_safetensors
 from vit_jax.layers.embed import resize_positions
 from vit_jax.types import UserError
 

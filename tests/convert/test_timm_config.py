@@ -8,9 +8,9 @@ import pytest
 
 from vit_jax import models
 from vit_jax.convert.base import Preprocess, Stored
-from vit_jax.convert.tensors import Tensor
 from vit_jax.convert.timm import FORMAT
 from vit_jax.convert.timm_config import MIXERS, PLAIN, STEMS, preprocess, ratio, read_config
+from vit_jax.io.tensors import Tensor
 from vit_jax.types import UserError
 
 

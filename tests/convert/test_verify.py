@@ -9,9 +9,9 @@ from vit_jax import models
 from vit_jax.augment.policy import Norm
 from vit_jax.convert import base, store, verify
 from vit_jax.convert.base import Preprocess, Stored
-from vit_jax.convert.tensors import Tensor
 from vit_jax.data.text import TextCodec
 from vit_jax.data.tokenizer import open_tokenizer
+from vit_jax.io.tensors import Tensor
 
 MODEL = models.create("vit", width=64, depth=2, heads=4, mlp_dim=96, patch=8, num_classes=5, activation="gelu_tanh")
 PREPROCESS = Preprocess(24, 0.875, "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -9,9 +9,10 @@ import pytest
 
 from vit_jax import models
 from vit_jax.cli import main
-from vit_jax.convert import base, fetch, hub, store, zoo
+from vit_jax.convert import base, store, zoo
 from vit_jax.convert.base import Preprocess, Stored
-from vit_jax.convert.tensors import Tensor
+from vit_jax.io import hub, remote
+from vit_jax.io.tensors import Tensor
 from vit_jax.types import UsageError
 
 ROWS = zoo.find()
@@ -105,7 +106,7 @@ def published(tmp_path, monkeypatch):
     params = {p: Tensor.of(rng.normal(size=s, scale=0.1).astype(np.float32)) for p, s in base.shapes(model, 8).items()}
     store.save(Stored(model, params, Preprocess(8), ("ant", "bee")), tmp_path / "hub", "timm")
     asked = []
-    monkeypatch.setattr(fetch.hub, "fetch_hub", lambda source: asked.append(source) or tmp_path / "hub")
+    monkeypatch.setattr(remote.hub, "fetch_hub", lambda source: asked.append(source) or tmp_path / "hub")
     return asked
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from vit_jax.convert.tensors import Tensor
+from vit_jax.io.tensors import Tensor
 
 
 def randomise(torch: Any, module: Any, seed: int = 0) -> Any:

@@ -9,7 +9,7 @@ from vit_jax import models, sharding
 from vit_jax.checkpoint import Checkpoints
 from vit_jax.convert import base, store
 from vit_jax.convert.base import Preprocess, Stored
-from vit_jax.convert.tensors import Tensor
+from vit_jax.io.tensors import Tensor
 from vit_jax.layers.embed import resize_patches, resize_positions
 from vit_jax.train import start
 from vit_jax.types import UserError

@@ -73,7 +73,7 @@ def test_folders_that_are_no_run(tmp_path):
     with pytest.raises(UsageError, match=r"holds checkpoints but no config\.json"):
         workdir.check(tmp_path, RAW)
     (tmp_path / "config.json").write_text('{"seed": ')
-    with pytest.raises(UserError, match=r"config.json cannot be read \(.*\); restore it or train in a new workdir"):
+    with pytest.raises(UserError, match=r"config.json is no JSON \(.*\); restore it or train in a new workdir"):
         workdir.check(tmp_path, RAW)
     file = tmp_path / "file"
     file.write_text("x")

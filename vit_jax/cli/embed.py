@@ -120,14 +120,13 @@ def _parquet(target: pathlib.Path, embeddings: Any, rows: Sequence[dict[str, str
 
 
 def _atomically(target: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> None:
+    from vit_jax.io import atomic
     from vit_jax.types import UserError
 
-    new = target.with_name(target.name + ".new")
     try:
-        write(new)
-        new.replace(target)
+        with atomic.new_file(target) as new:
+            write(new)
     except OSError as e:
-        new.unlink(missing_ok=True)
         raise UserError(f"--output {str(target)!r} cannot be written ({e.strerror}); choose another place.") from e
 
 

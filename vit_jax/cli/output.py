@@ -7,6 +7,7 @@ import pathlib
 from typing import Any
 
 from vit_jax.evals.base import finite
+from vit_jax.io import atomic
 from vit_jax.types import UserError
 
 
@@ -24,9 +25,7 @@ def write(target: str | None, value: Any) -> None:
         return
     path = pathlib.Path(target)
     try:
-        new = path.with_name(path.name + ".new")
-        new.write_text(text + "\n", encoding="utf-8")
-        new.replace(path)
+        atomic.write_text(path, text + "\n")
     except OSError as e:
         raise UserError(
             f"--json {target!r} cannot be written ({e.strerror}); name a file in an existing folder."

@@ -18,9 +18,10 @@ from vit_jax import checkpoint, config, models
 from vit_jax.augment import NORMS, Augment
 from vit_jax.augment.geometry import Interpolation
 from vit_jax.convert.table import Rule
-from vit_jax.convert.tensors import Tensor, Tensors
 from vit_jax.data.image import decode
 from vit_jax.data.text import TextCodec
+from vit_jax.io.sidecar import About
+from vit_jax.io.tensors import Tensor, Tensors
 from vit_jax.layers.linear import Dense, LinearSpec
 from vit_jax.layers.mlp import TOPK, TopK
 from vit_jax.layers.specs import name_of
@@ -30,8 +31,6 @@ P = TypeVar("P")
 Image = str | pathlib.Path | bytes | np.ndarray
 """A file, encoded bytes or uint8[H,W,C]."""
 RGB = tuple[float, float, float]
-About = Mapping[str, Any]
-"""The files beside the weights: name -> content of a JSON file; of a tokenizer its path when read, bytes to write."""
 
 
 @dataclasses.dataclass(frozen=True)

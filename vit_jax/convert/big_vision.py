@@ -14,7 +14,7 @@ from vit_jax.convert.flax_read import COMPUTES, about, prefix_of
 from vit_jax.convert.flax_tree import POSITIONS, Layout
 from vit_jax.convert.flax_two_tower import Towers
 from vit_jax.convert.npz import peer, read, rules
-from vit_jax.convert.tensors import Tensors
+from vit_jax.io.tensors import Tensors
 from vit_jax.models import ImageModel, TwoTower
 
 TITLE = "big_vision"

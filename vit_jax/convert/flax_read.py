@@ -10,9 +10,10 @@ from typing import Any
 
 from vit_jax import config
 from vit_jax.convert import base
-from vit_jax.convert.base import About, Preprocess, Reading, Stored
+from vit_jax.convert.base import Preprocess, Reading, Stored
 from vit_jax.convert.flax_tree import MAP, POSITIONS, Layout
-from vit_jax.convert.tensors import Tensors
+from vit_jax.io.sidecar import About
+from vit_jax.io.tensors import Tensors
 from vit_jax.losses import OutputActivation
 from vit_jax.models import Mixer
 from vit_jax.types import UserError

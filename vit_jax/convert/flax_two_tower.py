@@ -15,12 +15,13 @@ import numpy as np
 
 from vit_jax import config
 from vit_jax.convert import base, flax_read, flax_tree, table, text
-from vit_jax.convert.base import About, Preprocess, Reading, Stored, Writing
+from vit_jax.convert.base import Preprocess, Reading, Stored, Writing
 from vit_jax.convert.flax_read import COMPUTES, PREFIXES, SIDECAR, Sidecar, contradictions, count, shape
 from vit_jax.convert.flax_tree import MAP, Layout, pooling, renamed, same
 from vit_jax.convert.table import Rule, Transform, rule
-from vit_jax.convert.tensors import Tensor, Tensors
 from vit_jax.data.text import TextCodec
+from vit_jax.io.sidecar import About
+from vit_jax.io.tensors import Tensor, Tensors
 from vit_jax.layers.linear import Dense
 from vit_jax.models import TextTransformer, TwoTower
 from vit_jax.types import UserError

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from vit_jax.convert import hf_clip, hf_clip_names, hf_clip_peer, hf_config, hf_names, hf_peer, hf_processor
-from vit_jax.convert.base import About, Format, Reading, Stored, Writing, numbered, square
+from vit_jax.convert.base import Format, Reading, Stored, Writing, numbered, square
 from vit_jax.convert.hf_names import MASK, POOLER, POSITIONS, Layout, layout_of, shape
 from vit_jax.convert.table import Rule
-from vit_jax.convert.tensors import Tensor, Tensors
+from vit_jax.io.sidecar import About
+from vit_jax.io.tensors import Tensor, Tensors
 from vit_jax.layers.embed import sincos_positions
 from vit_jax.models import TwoTower
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from vit_jax.convert import hf_clip_config, hf_processor, hf_tokenizer
-from vit_jax.convert.base import About, Reading, Stored, Writing, square
+from vit_jax.convert.base import Reading, Stored, Writing, square
 from vit_jax.convert.hf_clip_names import BUFFERS, POSITIONS, family_of
 from vit_jax.convert.hf_config import FILE
 from vit_jax.convert.hf_names import shape
-from vit_jax.convert.tensors import Tensors
+from vit_jax.io.sidecar import About
+from vit_jax.io.tensors import Tensors
 
 LINKS = {"clip": "softmax", "siglip": "sigmoid"}
 

@@ -11,7 +11,7 @@ from vit_jax.convert.base import heads_of
 from vit_jax.convert.hf_clip_names import PATCHES, POSITIONS, TEXT, TOKENS, VISION
 from vit_jax.convert.hf_config import ACTIVATIONS, FILE
 from vit_jax.convert.hf_names import shape
-from vit_jax.convert.tensors import Tensors
+from vit_jax.io.tensors import Tensors
 from vit_jax.layers.linear import Dense
 from vit_jax.models import TwoTower, ViT
 from vit_jax.types import UserError

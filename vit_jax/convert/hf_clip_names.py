@@ -10,7 +10,7 @@ import numpy as np
 from vit_jax.convert import table
 from vit_jax.convert.hf_names import shape
 from vit_jax.convert.table import CONV, LINEAR, Arrays, Rule, Transform, rule, torch_linear, torch_norm
-from vit_jax.convert.tensors import Tensors
+from vit_jax.io.tensors import Tensors
 from vit_jax.models import TextTransformer, TwoTower, ViT
 from vit_jax.types import UserError
 

@@ -14,8 +14,9 @@ from vit_jax.convert.hf_clip_names import BUFFERS, POSITIONS, family_of
 from vit_jax.convert.hf_config import FILE
 from vit_jax.convert.hf_names import shape
 from vit_jax.convert.hf_peer import instantiate
-from vit_jax.convert.sidecar import beside, packages
-from vit_jax.convert.tensors import open_tensors
+from vit_jax.convert.peer import packages
+from vit_jax.io.sidecar import beside
+from vit_jax.io.tensors import open_tensors
 from vit_jax.models import TwoTower
 
 

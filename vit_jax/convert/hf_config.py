@@ -8,7 +8,7 @@ from typing import Any
 
 from vit_jax.convert.base import heads_of
 from vit_jax.convert.hf_names import HEAD, PATCHES, POOLER, REGISTERS, Layout, shape
-from vit_jax.convert.tensors import Tensors
+from vit_jax.io.tensors import Tensors
 from vit_jax.layers.linear import Dense
 from vit_jax.models import ImageModel, ViT
 from vit_jax.types import UserError

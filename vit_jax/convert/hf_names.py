@@ -14,7 +14,7 @@ import numpy as np
 
 from vit_jax.convert import table
 from vit_jax.convert.table import CONV, Rule, rule, torch_linear, torch_norm
-from vit_jax.convert.tensors import Tensors
+from vit_jax.io.tensors import Tensors
 from vit_jax.models import ViT
 from vit_jax.types import UserError
 

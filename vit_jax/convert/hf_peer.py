@@ -11,8 +11,9 @@ import numpy as np
 from vit_jax.convert import hf_config
 from vit_jax.convert.base import numbered, square
 from vit_jax.convert.hf_names import MASK, POOLER, POSITIONS, Layout, layout_of, shape
-from vit_jax.convert.sidecar import beside, packages
-from vit_jax.convert.tensors import Tensors, open_tensors
+from vit_jax.convert.peer import packages
+from vit_jax.io.sidecar import beside
+from vit_jax.io.tensors import Tensors, open_tensors
 from vit_jax.models import ImageModel
 from vit_jax.types import UserError
 

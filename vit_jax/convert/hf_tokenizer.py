@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_jax.convert import text
-from vit_jax.convert.base import About
 from vit_jax.data.text import TextCodec
 from vit_jax.data.tokenizer import from_state
 from vit_jax.data.tokenizer.base import pack, unpack
 from vit_jax.data.tokenizer.clip import build_vocabulary, read_merges
+from vit_jax.io.sidecar import About
 
 FILE = "tokenizer_config.json"
 OWN = "vit_jax"

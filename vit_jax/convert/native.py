@@ -16,9 +16,9 @@ from vit_jax import checkpoint, models
 from vit_jax.augment import Augment
 from vit_jax.config import Choice, change, parse, record
 from vit_jax.convert.base import Described, Preprocess, Stored, classes, describe, leaves, numbered
-from vit_jax.convert.tensors import Tensors
 from vit_jax.convert.text import from_meta, section, to_meta
 from vit_jax.data.text import TextCodec
+from vit_jax.io.tensors import Tensors
 from vit_jax.objectives import OBJECTIVES, Objective
 from vit_jax.types import UserError
 

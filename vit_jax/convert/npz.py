@@ -12,13 +12,14 @@ from typing import Any
 
 from vit_jax import config
 from vit_jax.convert import flax_read, flax_tree, flax_two_tower, flax_two_tower_peer, npz_peer
-from vit_jax.convert.base import About, Format, Reading, Stored, Writing
+from vit_jax.convert.base import Format, Reading, Stored, Writing
 from vit_jax.convert.flax_read import COMPUTES, about, prefix_of
 from vit_jax.convert.flax_tree import POSITIONS, Layout
 from vit_jax.convert.flax_two_tower import Towers
 from vit_jax.convert.npz_peer import build_peer
 from vit_jax.convert.table import Rule
-from vit_jax.convert.tensors import Tensors
+from vit_jax.io.sidecar import About
+from vit_jax.io.tensors import Tensors
 from vit_jax.layers.linear import Dense
 from vit_jax.models import ImageModel, TwoTower, ViT
 from vit_jax.types import UserError

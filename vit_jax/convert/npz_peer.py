@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from vit_jax.convert.flax_read import read
-from vit_jax.convert.sidecar import packages
-from vit_jax.convert.tensors import open_tensors
+from vit_jax.convert.peer import packages
+from vit_jax.io.tensors import open_tensors
 from vit_jax.models import ImageModel, ViT
 from vit_jax.models.resnet import NUMERICS
 from vit_jax.types import UserError

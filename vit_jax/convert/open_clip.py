@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from vit_jax.convert import open_clip_config, open_clip_tokenizer, open_clip_write
-from vit_jax.convert.base import About, Format, Reading, Stored, Writing
+from vit_jax.convert.base import Format, Reading, Stored, Writing
 from vit_jax.convert.open_clip_config import BUFFERS, FILE, Config
 from vit_jax.convert.open_clip_peer import peer
 from vit_jax.convert.open_clip_rules import rules
-from vit_jax.convert.tensors import Tensors
+from vit_jax.io.sidecar import About
+from vit_jax.io.tensors import Tensors
 from vit_jax.models import TwoTower
 from vit_jax.types import UserError
 

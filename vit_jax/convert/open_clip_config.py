@@ -14,9 +14,10 @@ from typing import Any
 
 from vit_jax.augment import NORMS
 from vit_jax.convert import timm, timm_config
-from vit_jax.convert.base import RGB, About, Preprocess, square
+from vit_jax.convert.base import RGB, Preprocess, square
 from vit_jax.convert.open_clip_rules import TRUNK, Layout
-from vit_jax.convert.tensors import Tensors
+from vit_jax.io.sidecar import About
+from vit_jax.io.tensors import Tensors
 from vit_jax.types import UserError
 
 FILE = "open_clip_config.json"

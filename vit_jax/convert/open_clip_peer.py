@@ -12,8 +12,9 @@ import numpy as np
 
 from vit_jax.convert import open_clip_config, open_clip_write
 from vit_jax.convert.base import Preprocess
-from vit_jax.convert.sidecar import beside, packages
-from vit_jax.convert.tensors import open_tensors
+from vit_jax.convert.peer import packages
+from vit_jax.io.sidecar import beside
+from vit_jax.io.tensors import open_tensors
 from vit_jax.models import TwoTower
 from vit_jax.types import UserError
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_jax.convert import hf_tokenizer, text
-from vit_jax.convert.base import About
 from vit_jax.data.text import TextCodec
 from vit_jax.data.tokenizer import open_tokenizer
+from vit_jax.io.sidecar import About
 from vit_jax.types import UserError
 
 CLIP_SIZE = 49408

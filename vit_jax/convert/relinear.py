@@ -19,7 +19,7 @@ import numpy as np
 
 from vit_jax import config
 from vit_jax.convert.base import Stored, describe, shapes
-from vit_jax.convert.tensors import Tensor, Tensors
+from vit_jax.io.tensors import Tensor, Tensors
 from vit_jax.kernels.sparse24.packed import compress
 from vit_jax.layers.linear import Dense, LinearSpec
 from vit_jax.layers.sparse24 import Packed24, Sparse24

@@ -5,18 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vit_jax.config import lookup
 from vit_jax.convert import base, big_vision, hf, native, npz, open_clip, table, text, timm, zoo
-from vit_jax.convert.base import About, Format, Stored, check_known
-from vit_jax.convert.fetch import fetch
-from vit_jax.convert.hub import choose
-from vit_jax.convert.sidecar import beside
-from vit_jax.convert.tensors import Tensors, open_tensors, write_npz, write_safetensors
+from vit_jax.convert.base import Format, Stored, check_known
+from vit_jax.io import atomic
+from vit_jax.io.hub import choose
+from vit_jax.io.remote import fetch
+from vit_jax.io.sidecar import About, beside
+from vit_jax.io.tensors import Tensors, open_tensors, write_npz, write_safetensors
 from vit_jax.types import UsageError, UserError
 
 _MODULES = (timm, open_clip, hf, npz, big_vision)
@@ -146,34 +145,22 @@ def save(pretrained: Stored, target: str | pathlib.Path, to: str) -> list[str]:
     if writing and is_file(target) and (files := [n for n, v in writing.about.items() if isinstance(v, bytes)]):
         raise UserError(f"{files[0]} belongs beside these weights, and {target} is one file; name a folder.")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    except OSError as e:
-        raise UserError(f"{target} cannot be written ({e.strerror}); choose another place.") from e
-    try:
         if fmt is None or writing is None:
-            native.save(pretrained, scratch)
-            scratch.chmod(0o755)
-            scratch.rename(target)
+            with atomic.new_folder(target) as folder:
+                native.save(pretrained, folder)
             return []
         tensors = {
             **table.back(fmt.rules(pretrained.model, writing.layout), pretrained.params, name=to),
             **writing.extra,
         }
         if is_file(target):
-            _write_file(tensors, writing.about, scratch / target.name)
-            if writing.about:
-                (scratch / target.name).with_suffix(".json").rename(target.with_suffix(".json"))
-            (scratch / target.name).rename(target)
+            _write_file(tensors, writing.about, target)
         else:
-            _write_folder(tensors, writing.about, scratch / fmt.weights)
-            scratch.chmod(0o755)
-            scratch.rename(target)
+            with atomic.new_folder(target) as folder:
+                _write_folder(tensors, writing.about, folder / fmt.weights)
         return list(writing.notes)
     except OSError as e:
         raise UserError(f"{target} cannot be written ({e.strerror or e}); nothing was left there.") from e
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def check_target(target: pathlib.Path, to: str) -> None:
@@ -194,12 +181,16 @@ def is_file(target: pathlib.Path) -> bool:
 
 
 def _write_file(tensors: Tensors, about: About, path: pathlib.Path) -> None:
-    if path.suffix == ".npz":
-        write_npz(path, tensors)
-    else:
-        write_safetensors(path, tensors, {"format": "pt"})
-    if about:
-        path.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        new = stack.enter_context(atomic.new_file(path))
+        if about:
+            beside = stack.enter_context(atomic.new_file(path.with_suffix(".json")))
+            beside.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        if path.suffix == ".npz":
+            write_npz(new, tensors)
+        else:
+            write_safetensors(new, tensors, {"format": "pt"})
 
 
 def _write_folder(tensors: Tensors, about: About, weights: pathlib.Path) -> None:

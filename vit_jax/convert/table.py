@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import ml_dtypes
 import numpy as np
 
-from vit_jax.convert.tensors import Tensor, Tensors
+from vit_jax.io.tensors import Tensor, Tensors
 from vit_jax.types import UserError
 
 Arrays = tuple[np.ndarray, ...]

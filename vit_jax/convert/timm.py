@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.convert.base import About, Format, Reading, Stored, Writing, build, heads_of, square
-from vit_jax.convert.sidecar import beside, packages
-from vit_jax.convert.tensors import Tensor, Tensors, open_tensors
+from vit_jax.convert.base import Format, Reading, Stored, Writing, build, heads_of, square
+from vit_jax.convert.peer import packages
 from vit_jax.convert.timm_config import POOLS, Config, preprocess, read_config, write_config
 from vit_jax.convert.timm_rules import Layout, rules
+from vit_jax.io.sidecar import About, beside
+from vit_jax.io.tensors import Tensor, Tensors, open_tensors
 from vit_jax.layers.embed import sincos_positions
 from vit_jax.models import ImageModel, ViT
 from vit_jax.types import UserError

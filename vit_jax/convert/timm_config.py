@@ -11,8 +11,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vit_jax.convert.base import RGB, About, Preprocess, Stored, describe
+from vit_jax.convert.base import RGB, Preprocess, Stored, describe
 from vit_jax.convert.timm_rules import Layout
+from vit_jax.io.sidecar import About
 from vit_jax.layers.linear import Dense
 from vit_jax.layers.norm import EPSILON
 from vit_jax.models import ALIASES, Mixer, ViT

@@ -6,11 +6,11 @@ rather than ``great_white_shark`` where a tokenizer should see words.
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Sequence
 
 from vit_jax.config import suggest
+from vit_jax.io import jsonfile
 from vit_jax.types import UsageError, UserError
 
 _OPENAI = """
@@ -149,6 +149,9 @@ def read_class_names(path: str) -> tuple[str, ...]:
     return _lines(path, "class names")
 
 
+_LIST = "; write a list of strings"
+
+
 def _lines(path: str, what: str) -> tuple[str, ...]:
     try:
         data = pathlib.Path(path).expanduser().read_bytes()
@@ -163,20 +166,10 @@ def _lines(path: str, what: str) -> tuple[str, ...]:
     except UnicodeDecodeError as e:
         raise UserError(f"the {what} {path!r} are no UTF-8 (byte {e.start}); save the file as UTF-8.") from e
     lines = text.rstrip().split("\n") if text.strip() else []
-    entries = _json(text, path, what) if path.endswith(".json") else lines
+    entries = jsonfile.parse(text, list, f"the file {path!r} of {what}", _LIST) if path.endswith(".json") else lines
     if not entries:
         raise UserError(f"the {what} {path!r} are empty; write one a line.")
     for i, entry in enumerate(entries):
         if not isinstance(entry, str) or not entry.strip():
             raise UserError(f"entry {i + 1} of the {what} {path!r} is {entry!r}; write one a line, none left blank.")
     return tuple(entry.strip() for entry in entries)
-
-
-def _json(text: str, path: str, what: str) -> list:
-    try:
-        entries = json.loads(text)
-    except (ValueError, RecursionError) as e:
-        raise UserError(f"the {what} {path!r} are no JSON ({e}); write a list of strings.") from e
-    if not isinstance(entries, list):
-        raise UserError(f"the {what} {path!r} hold a JSON {type(entries).__name__}; write a list of strings.")
-    return entries

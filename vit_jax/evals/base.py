@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
+from vit_jax.io import atomic
 from vit_jax.objectives.base import Apply
 from vit_jax.types import Batch, Params
 
@@ -60,13 +61,11 @@ class Report:
         """
         path = pathlib.Path(folder) / "results.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".new")
         content = {**extra, **self.results(class_names)}
         if self.checkpoint:
             content["checkpoint"] = self.checkpoint
         text = json.dumps(finite(content), indent=1, ensure_ascii=False, allow_nan=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
-        temporary.replace(path)
+        atomic.write_text(path, text + "\n")
         if plots:
             self.draw(path.parent, class_names)
 

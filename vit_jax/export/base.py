@@ -7,8 +7,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,6 +14,7 @@ import jax
 import numpy as np
 
 import vit_jax
+from vit_jax.io import atomic
 from vit_jax.predict import Predictor
 from vit_jax.types import UsageError, UserError
 
@@ -135,13 +134,7 @@ def new_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
       UserError: ``out`` exists or cannot be written.
     """
     try:
-        destination(out).parent.mkdir(parents=True, exist_ok=True)
-        new = pathlib.Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-        try:
+        with atomic.new_folder(destination(out)) as new:
             yield new
-            new.chmod(0o755)
-            new.rename(out)
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
     except OSError as e:
         raise UserError(f"{str(out)!r} cannot be written ({e.strerror or e}); name another folder.") from e

@@ -15,7 +15,7 @@ from vit_jax.augment.geometry import center_box, resize_matrix
 from vit_jax.config import lookup
 from vit_jax.convert import store, timm
 from vit_jax.convert.base import Preprocess
-from vit_jax.convert.sidecar import packages
+from vit_jax.convert.peer import packages
 from vit_jax.export import base, weights
 from vit_jax.predict import Predictor
 

@@ -6,14 +6,15 @@ import os
 
 import jax
 
+from vit_jax.io import cache
+
 
 def setup() -> None:
     """Joins the other hosts where a cluster is described by the environment, and caches compiled programs.
 
-    The cache lies in ``$XDG_CACHE_HOME/vit_jax`` (default ``~/.cache``); ``JAX_COMPILATION_CACHE_DIR`` overrides it.
+    They lie in :func:`vit_jax.io.cache.folder`; ``JAX_COMPILATION_CACHE_DIR`` overrides it.
     """
     if "JAX_COORDINATOR_ADDRESS" in os.environ or len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1:
         jax.distributed.initialize()
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "vit_jax", "programs"))
+        jax.config.update("jax_compilation_cache_dir", str(cache.folder("programs")))

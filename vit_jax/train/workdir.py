@@ -14,6 +14,7 @@ import jax
 import vit_jax
 from vit_jax.config import difference, record
 from vit_jax.data.sources import Source
+from vit_jax.io import atomic, jsonfile
 from vit_jax.train.config import MAY_CHANGE
 from vit_jax.types import UsageError, UserError
 
@@ -64,9 +65,7 @@ def claim(workdir: pathlib.Path, raw: Mapping[str, Any]) -> None:
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        new = workdir / (FILE + ".new")
-        new.write_text(json.dumps(plain(raw), indent=1) + "\n", encoding="utf-8")
-        new.replace(workdir / FILE)
+        atomic.write_text(workdir / FILE, json.dumps(plain(raw), indent=1) + "\n")
     except OSError as e:
         raise UserError(f"workdir {str(workdir)!r} cannot be written ({e.strerror}); choose another.") from e
 
@@ -77,14 +76,9 @@ def load(workdir: pathlib.Path) -> dict[str, Any]:
     Raises:
       UserError: there is none, or it is no JSON.
     """
-    try:
-        return json.loads((workdir / FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{str(workdir)!r} holds no run: {FILE} is missing; give the --workdir of a training."
-        ) from None
-    except (OSError, ValueError) as e:
-        raise UserError(f"{workdir / FILE} cannot be read ({e}); restore it or train in a new workdir.") from e
+    if not (workdir / FILE).exists():
+        raise UserError(f"{str(workdir)!r} holds no run: {FILE} is missing; give the --workdir of a training.")
+    return jsonfile.read(workdir / FILE, "; restore it or train in a new workdir")
 
 
 def provenance() -> dict[str, Any]:

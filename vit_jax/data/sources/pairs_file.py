@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ import numpy as np
 from vit_jax.config import suggest
 from vit_jax.data.sources.base import Info, Record, Source, Strings, Unreadable, as_captions, take_split
 from vit_jax.data.sources.shards import find_shards
+from vit_jax.io import jsonfile
 from vit_jax.types import UserError
 
 PATH_COLUMNS = ("filepath", "path", "image", "file_name", "filename")
@@ -116,15 +116,11 @@ def _json_rows(table: str) -> Rows:
         for number, line in enumerate(f, 1):
             if not line.strip():
                 continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as e:
-                raise UserError(f"line {number} of {table} is no JSON ({e}).") from None
-            if not isinstance(row, dict):
-                raise UserError(f"line {number} of {table} holds a JSON {type(row).__name__}; write one object a line.")
-            path, caption = (_column(list(row), names, f"line {number} of {table}") for names in _JSON_COLUMNS)
+            where = f"line {number} of {table}"
+            row = jsonfile.parse(line, dict, where, "; write one object a line")
+            path, caption = (_column(list(row), names, where) for names in _JSON_COLUMNS)
             if not isinstance(row[path], str):
-                raise UserError(f"line {number} of {table} names no image: its {path!r} is {row[path]!r:.40}.")
+                raise UserError(f"{where} names no image: its {path!r} is {row[path]!r:.40}.")
             yield number, row[path], as_captions(row[caption])
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pathlib
 import tarfile
 from typing import Any
 
@@ -19,6 +20,7 @@ from vit_jax.data.sources.folder import canonical_key
 from vit_jax.data.sources.shards import find_shards
 from vit_jax.data.sources.tar_index import ShardIndex, load_index
 from vit_jax.data.sources.tar_members import parse_captions
+from vit_jax.io import atomic
 from vit_jax.types import UserError
 
 
@@ -107,14 +109,14 @@ def write_tar(source: Source, pattern: str, *, shard_size: int = 10_000) -> list
       shard_size: examples a shard.
 
     Returns:
-      The paths written, each under a temporary name first.
+      The paths written, each all of it or not at all.
     """
     from PIL import Image
 
     paths: list[str] = []
     for start in range(0, len(source), shard_size):
         path = pattern.format(len(paths))
-        with tarfile.open(path + ".tmp", "w") as archive:
+        with atomic.new_file(pathlib.Path(path)) as new, tarfile.open(new, "w") as archive:
             for i in range(start, min(start + shard_size, len(source))):
                 record = source[i]
                 data, suffix = record["image"], _suffix(record["image"])
@@ -127,7 +129,6 @@ def write_tar(source: Source, pattern: str, *, shard_size: int = 10_000) -> list
                     header = tarfile.TarInfo(member)
                     header.size = len(content)
                     archive.addfile(header, io.BytesIO(content))
-        os.replace(path + ".tmp", path)
         paths.append(path)
     return paths
 

@@ -1,7 +1,6 @@
 """The index of one tar shard: where its images and captions lie and what its labels say, read once and cached.
 
-The cache (``$XDG_CACHE_HOME/vit_jax``, by default ``~/.cache/vit_jax``) is keyed by path, size and time of change; it
-is written under a temporary name and renamed, and holds plain arrays only.
+The cache (:mod:`vit_jax.io.cache`) is keyed by path, size and time of change, and holds plain arrays only.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import hashlib
 import logging
 import os
 import pathlib
-import tempfile
 import zipfile
 from typing import Any, NamedTuple
 
@@ -19,6 +17,7 @@ import numpy as np
 from vit_jax.data.sources.base import Strings
 from vit_jax.data.sources.folder import IMAGE_SUFFIXES, SPLIT_NAMES
 from vit_jax.data.sources.tar_members import LABEL_SUFFIXES, MEMBER_BYTES, is_json, members, parse_captions, parse_label
+from vit_jax.io import atomic, cache
 from vit_jax.types import UserError
 
 log = logging.getLogger(__name__)
@@ -64,7 +63,7 @@ def load_index(path: str) -> ShardIndex:
     """
     stat = os.stat(path)
     identity = f"{_VERSION}|{os.path.abspath(path)}|{stat.st_size}|{stat.st_mtime_ns}"
-    cached = _cache_folder() / f"tar-{hashlib.sha256(identity.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.npz"
+    cached = cache.folder() / f"tar-{hashlib.sha256(identity.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.npz"
     try:
         with open(cached, "rb") as f, np.load(f, allow_pickle=False) as z:
             return ShardIndex(**{name: _loaded(z, name) for name in ShardIndex._fields})
@@ -210,10 +209,6 @@ def _with_texts(index: ShardIndex, texts: dict[str, _Text]) -> ShardIndex:
     )
 
 
-def _cache_folder() -> pathlib.Path:
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vit_jax"
-
-
 def _loaded(z: Any, name: str) -> Any:
     if f"{name}_ends" in z:
         return Strings(z[name], z[f"{name}_ends"])
@@ -226,13 +221,7 @@ def _save(index: ShardIndex, path: pathlib.Path) -> None:
         arrays |= {name: value.blob, f"{name}_ends": value.ends} if isinstance(value, Strings) else {name: value}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as f:
-            try:
-                np.savez(f, allow_pickle=False, **arrays)
-                f.flush()
-                os.replace(f.name, path)
-            except BaseException:
-                os.unlink(f.name)
-                raise
+        with atomic.new_file(path) as new:
+            np.savez(new, allow_pickle=False, **arrays)
     except OSError as e:
         log.warning("the index of a tar cannot be kept (%s: %s); it is made anew at every start.", path, e.strerror)

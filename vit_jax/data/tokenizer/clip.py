@@ -8,7 +8,6 @@ Ids equal those of open_clip's ``SimpleTokenizer``, with one exception: a captio
 from __future__ import annotations
 
 import importlib.util
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from tokenizers import Regex, decoders, models, pre_tokenizers
 from vit_jax.config import lookup
 from vit_jax.data.tokenizer.base import State, Stateful, content, field, options, pack, read, unpack, well_formed
 from vit_jax.data.tokenizer.clean import CLEAN
+from vit_jax.io import jsonfile
 from vit_jax.types import UserError
 
 NUM_MERGES = 49_152 - 256 - 2
@@ -168,13 +168,7 @@ def _check_numbers(vocabulary: Mapping[str, int], given: Mapping[str, Any], path
 
 
 def _json(text: str, path: pathlib.Path) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as e:
-        raise UserError(f"the vocabulary {str(path)!r} is no JSON ({e}).") from e
-    if not isinstance(value, dict):
-        raise UserError(f"the vocabulary {str(path)!r} holds a JSON {type(value).__name__}, not an object.")
-    return value
+    return jsonfile.parse(text, dict, f"the vocabulary {str(path)!r}", "; expected an object")
 
 
 def _decode(data: bytes, what: str) -> str:

@@ -10,6 +10,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from vit_jax.data.sources.base import Source, Unreadable, valid_captions
 from vit_jax.data.tokenizer.base import well_formed
+from vit_jax.io import atomic
 from vit_jax.types import UserError
 
 SPECIAL = ("<pad>", "<s>", "</s>")
@@ -74,9 +75,8 @@ def save(path: str, make: Callable[[], str]) -> None:
         raise UserError(f"{path!r} exists; remove it or name another file.")
     if not target.parent.is_dir():
         raise UserError(f"{path!r} cannot be written; there is no folder {str(target.parent)!r}.")
-    text, new = make(), target.with_name(target.name + ".new")
+    text = make()
     try:
-        new.write_text(text, encoding="utf-8")
-        new.replace(target)
+        atomic.write_text(target, text)
     except OSError as e:
         raise UserError(f"{path!r} cannot be written ({e.strerror}).") from e

@@ -19,7 +19,7 @@ import numpy as np
 import safetensors
 
 from vit_jax.config import suggest
-from vit_jax.convert import npz_file, torch_file
+from vit_jax.io import jsonfile, npz, pytorch
 from vit_jax.types import UserError
 
 log = logging.getLogger(__name__)
@@ -31,9 +31,6 @@ _CODES = {
 }  # fmt: skip
 DTYPES = {code: np.dtype(name) for code, name in _CODES.items()}
 """The dtypes that are read and written, by their name in safetensors."""
-
-MAX_INDEX = 2**26
-"""Bytes of a JSON index of shards; that of a thousand layers has a hundredth."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +56,7 @@ def open_tensors(path: pathlib.Path) -> Iterator[dict[str, Tensor]]:
 
     Args:
       path: ``.safetensors``, the ``.safetensors.index.json`` of shards beside it, ``.npz`` (whose unnamed two-byte
-        leaves are bfloat16), or PyTorch's ``.pth``, ``.pt``, ``.bin`` (see :func:`.torch_file.load_state`).
+        leaves are bfloat16), or PyTorch's ``.pth``, ``.pt``, ``.bin`` (see :func:`.pytorch.load_state`).
 
     Yields:
       Name -> leaf, of a dtype in :data:`DTYPES`. Its ``read`` raises UserError where the data are damaged.
@@ -138,12 +135,7 @@ def _open_safetensors(path: pathlib.Path, stack: contextlib.ExitStack) -> dict[s
 
 
 def _open_shards(path: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, Tensor]:
-    if path.stat().st_size > MAX_INDEX:
-        raise UserError(f"{path} has more than {MAX_INDEX:,} bytes, too many for an index of shards.")
-    try:
-        where = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        where = None
+    where = jsonfile.read(path, "; it is no index of shards").get("weight_map")
     if not isinstance(where, dict) or not all(isinstance(shard, str) for shard in where.values()):
         raise UserError(f'{path} is no index of shards: it lacks a "weight_map" of names and files.')
     tensors: dict[str, Tensor] = {}
@@ -175,16 +167,14 @@ def _beside(index: pathlib.Path, shard: str) -> pathlib.Path:
 
 
 def _open_npz(path: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, Tensor]:
-    return {name: _leaf(path, name, shape, dtype, read) for name, shape, dtype, read in npz_file.open_npz(path, stack)}
+    return {name: _leaf(path, name, shape, dtype, read) for name, shape, dtype, read in npz.open_npz(path, stack)}
 
 
 def _open_pth(path: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, Tensor]:
     del stack  # PyTorch unmaps the file with the last tensor
     return {
-        name: Tensor(
-            tuple(tensor.shape), torch_file.numpy_dtype(tensor), functools.partial(torch_file.to_numpy, tensor)
-        )
-        for name, tensor in torch_file.load_state(path).items()
+        name: Tensor(tuple(tensor.shape), pytorch.numpy_dtype(tensor), functools.partial(pytorch.to_numpy, tensor))
+        for name, tensor in pytorch.load_state(path).items()
     }
 
 

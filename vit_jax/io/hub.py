@@ -11,7 +11,7 @@ import urllib.parse
 from collections.abc import Collection
 
 from vit_jax.config import suggest
-from vit_jax.convert.sidecar import JSON, TOKENIZERS
+from vit_jax.io.sidecar import JSON, TOKENIZERS
 from vit_jax.types import UserError
 
 log = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from vit_jax.convert import hub
-from vit_jax.convert.fetch import downloads, fetch
+from vit_jax.io import hub
+from vit_jax.io.remote import downloads, fetch
 from vit_jax.types import UserError
 
 URL = "https://host/some/vit.npz?download=true"

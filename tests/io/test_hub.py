@@ -11,10 +11,10 @@ import urllib.parse
 import numpy as np
 import pytest
 
-from vit_jax.convert import hub as hub_module
-from vit_jax.convert.fetch import fetch
-from vit_jax.convert.hub import choose
-from vit_jax.convert.tensors import Tensor, open_tensors, write_safetensors
+from vit_jax.io import hub as hub_module
+from vit_jax.io.hub import choose
+from vit_jax.io.remote import fetch
+from vit_jax.io.tensors import Tensor, open_tensors, write_safetensors
 from vit_jax.types import UserError
 
 REPO = "org/vit"

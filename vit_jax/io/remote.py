@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import pathlib
 import re
-import tempfile
 import urllib.parse
 from typing import Any
 
-from vit_jax.convert import hub
-from vit_jax.convert.tensors import missing
+from vit_jax.io import atomic, cache, hub
+from vit_jax.io.tensors import missing
 from vit_jax.types import UserError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -49,8 +49,7 @@ def fetch(source: str) -> pathlib.Path:
 
 def downloads() -> pathlib.Path:
     """Where single files are kept, each in a folder named by the SHA-256 of its address."""
-    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(cache) / "vit_jax" / "downloads"
+    return cache.folder("downloads")
 
 
 def _fetch_url(url: str, name: str) -> pathlib.Path:
@@ -60,18 +59,22 @@ def _fetch_url(url: str, name: str) -> pathlib.Path:
     if path.is_file():
         return path
     files, remote = _open_remote(url)
+    with contextlib.ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            new = stack.enter_context(atomic.new_file(path))
+        except OSError as e:
+            raise UserError(f"{url!r} cannot be kept in {path.parent}: {e.strerror}.") from None
+        _get(url, files, remote, new)
+    return path
+
+
+def _get(url: str, files: Any, remote: str, path: pathlib.Path) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".unfinished-")
-        os.close(handle)
-    except OSError as e:
-        raise UserError(f"{url!r} cannot be kept in {path.parent}: {e.strerror}.") from None
-    try:
-        files.get_file(remote, temporary)
+        files.get_file(remote, str(path))
         announced = files.info(remote).get("size")  # afterwards: over HTTP it calls any failure a missing file
-        if announced is not None and (found := os.path.getsize(temporary)) != announced:
+        if announced is not None and (found := os.path.getsize(path)) != announced:
             raise UserError(f"{url!r} broke off after {found:,} of {announced:,} bytes; run the same command again.")
-        os.replace(temporary, path)
     except FileNotFoundError:
         raise UserError(f"{url!r} does not exist; check its spelling.") from None
     except UserError:
@@ -79,9 +82,6 @@ def _fetch_url(url: str, name: str) -> pathlib.Path:
     except Exception as e:  # what the backends raise has no common type
         reason = (str(e) or type(e).__name__).splitlines()[0][:160]
         raise UserError(f"{url!r} cannot be fetched ({reason}); check the address, and try again.") from e
-    finally:
-        pathlib.Path(temporary).unlink(missing_ok=True)
-    return path
 
 
 def _open_remote(url: str) -> tuple[Any, str]:

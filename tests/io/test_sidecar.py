@@ -1,10 +1,10 @@
-"""The JSON files that belong to weights, and packages that are not there."""
+"""The JSON files that belong to weights."""
 
 import json
 
 import pytest
 
-from vit_jax.convert import sidecar
+from vit_jax.io import jsonfile, sidecar
 from vit_jax.types import UserError
 
 
@@ -39,7 +39,7 @@ def test_an_index_is_not_its_own_description(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("{", "is no readable JSON"), ("[1]", "holds a list"), ("3", "holds a int")]
+    ("text", "words"), [("{", "is no JSON"), ("[1]", "holds a JSON list"), ("3", "holds a JSON int")]
 )
 def test_what_is_no_description(tmp_path, text, words):
     (tmp_path / "config.json").write_text(text)
@@ -48,17 +48,7 @@ def test_what_is_no_description(tmp_path, text, words):
 
 
 def test_too_large(tmp_path, monkeypatch):
-    monkeypatch.setattr(sidecar, "MAX_JSON", 10)
+    monkeypatch.setattr(jsonfile, "MAX_BYTES", 10)
     write(tmp_path / "config.json", {"a": "0123456789"})
-    with pytest.raises(UserError, match="is larger than"):
+    with pytest.raises(UserError, match="has more than 10 bytes; expected an object with the model's fields"):
         sidecar.beside(tmp_path / "model.safetensors")
-
-
-def test_packages_that_are_not_there():
-    words = r"^proving takes .* \(No module named 'nobody_has_this'\): pip install"
-    with pytest.raises(UserError, match=words), sidecar.packages("proving"):
-        import nobody_has_this  # noqa: F401
-    with pytest.raises(UserError, match="operator torchvision::nms does not exist"), sidecar.packages("proving"):
-        raise RuntimeError("operator torchvision::nms does not exist\nmore")
-    with sidecar.packages("proving"):
-        import json  # noqa: F401

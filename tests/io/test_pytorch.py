@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from vit_jax.convert.tensors import open_tensors
+from vit_jax.io.tensors import open_tensors
 from vit_jax.types import UserError
 
 

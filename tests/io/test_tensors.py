@@ -12,8 +12,8 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from vit_jax.convert import npz_file, tensors
-from vit_jax.convert.tensors import DTYPES, Tensor, open_tensors, write_npz, write_safetensors
+from vit_jax.io import jsonfile, npz
+from vit_jax.io.tensors import DTYPES, Tensor, open_tensors, write_npz, write_safetensors
 from vit_jax.types import UserError
 
 
@@ -189,7 +189,7 @@ def test_an_index_that_is_none(tmp_path, content):
 
 
 def test_an_index_that_is_too_large(tmp_path, monkeypatch):
-    monkeypatch.setattr(tensors, "MAX_INDEX", 10)
+    monkeypatch.setattr(jsonfile, "MAX_BYTES", 10)
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "b.safetensors"}}))
     refused(index, "more than 10 bytes")
@@ -299,7 +299,7 @@ def test_a_leaf_that_does_not_fit_into_memory(tmp_path, monkeypatch):
         raise MemoryError
 
     write_npz(tmp_path / "a.npz", leaves({"x": np.zeros(2)}))
-    monkeypatch.setattr(npz_file, "_read", fail)
+    monkeypatch.setattr(npz, "_read", fail)
     refused(tmp_path / "a.npz", "x does not fit into memory")
 
 

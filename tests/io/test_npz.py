@@ -10,8 +10,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from vit_jax.convert import npz_file
-from vit_jax.convert.tensors import open_tensors
+from vit_jax.io import npz
+from vit_jax.io.tensors import open_tensors
 from vit_jax.types import UserError
 
 
@@ -169,7 +169,7 @@ def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch, method):
     path = pack(tmp_path / "a.npz", [("x.npy", np_bomb)], method)
     with open_tensors(path) as tensors:  # small ones may: zeros are common weights
         assert not tensors["x"].read().any()
-    monkeypatch.setattr(npz_file, "FREE_BYTES", 2**20)
+    monkeypatch.setattr(npz, "FREE_BYTES", 2**20)
     refused(path, "claims 1 arrays of 8,388,", "a decompression bomb?")
     with open_tensors(pack(path, [("x.npy", np_bomb)])) as tensors:  # stored, not compressed
         assert not tensors["x"].read().any()
@@ -185,7 +185,7 @@ def test_a_member_that_unpacks_to_more_than_it_claims(tmp_path):
 
 
 def test_too_many_members(tmp_path, monkeypatch):
-    monkeypatch.setattr(npz_file, "MAX_MEMBERS", 3)
+    monkeypatch.setattr(npz, "MAX_MEMBERS", 3)
     path = pack(tmp_path / "a.npz", [(f"{i}.npy", npy(np.zeros(1))) for i in range(4)])
     refused(path, "claims 4 arrays")
 

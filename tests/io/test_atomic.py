@@ -1,0 +1,69 @@
+"""All of it or nothing: what is left after a block that ends, fails, or meets another one."""
+
+import os
+import stat
+import threading
+
+import pytest
+
+from vit_jax.io import atomic
+
+
+def test_a_file_appears_whole(tmp_path):
+    path = tmp_path / "a.npz"
+    path.write_bytes(b"old")
+    with atomic.new_file(path) as new:
+        assert new.parent == tmp_path and new.suffix == ".npz" and new.read_bytes() == b""
+        new.write_bytes(b"new")
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["a.npz"]
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_a_block_that_fails_leaves_what_was_there(tmp_path, error):
+    path = tmp_path / "a"
+    path.write_text("old")
+    with pytest.raises(error), atomic.new_file(path) as new:
+        new.write_text("half")
+        raise error
+    with pytest.raises(error), atomic.new_folder(tmp_path / "below" / "folder") as folder:
+        (folder / "x").write_text("half")
+        raise error
+    assert path.read_text() == "old" and sorted(os.listdir(tmp_path)) == ["a", "below"]
+    assert os.listdir(tmp_path / "below") == []
+
+
+def test_what_others_may_do_with_it(tmp_path):
+    (tmp_path / "plain").touch()
+    atomic.write_text(tmp_path / "a.json", "é")
+    with atomic.new_folder(tmp_path / "folder") as folder:
+        (folder / "x").touch()
+    assert (tmp_path / "a.json").read_bytes() == "é".encode()
+    assert (tmp_path / "a.json").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o755 and os.listdir(tmp_path / "folder") == ["x"]
+    with pytest.raises(UnicodeEncodeError):
+        atomic.write_text(tmp_path / "b", "\udc80")
+    atomic.write_text(tmp_path / "b", "\udc80", errors="replace")
+    assert (tmp_path / "b").read_text() == "?"
+
+
+def test_several_at_once_never_mix(tmp_path):
+    path, texts = tmp_path / "a", [f"{i}" * 10_000 for i in range(8)]
+    threads = [threading.Thread(target=atomic.write_text, args=(path, text)) for text in texts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert path.read_text() in texts and os.listdir(tmp_path) == ["a"]
+
+
+def test_where_nothing_can_be_written(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        atomic.write_text(tmp_path / "no" / "a", "x")
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError), atomic.new_folder(tmp_path / "file" / "folder"):
+        raise AssertionError
+    (tmp_path / "there" / "x").mkdir(parents=True)
+    with pytest.raises(OSError, match="not empty"), atomic.new_folder(tmp_path / "there"):
+        pass
+    assert sorted(os.listdir(tmp_path)) == ["file", "there"]

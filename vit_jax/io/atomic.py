@@ -1,0 +1,59 @@
+"""Writing a file or a folder: all of it or nothing, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def new_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """An empty file beside ``path`` to write to, which takes its place once the block ends and it is on the disk.
+
+    A block that fails leaves what was at ``path``, and nothing beside it; one that is killed leaves a file whose name
+    starts with ``.unfinished-``. Several processes may write to one path: the last one's file stays, whole.
+
+    Raises:
+      OSError: the folder does not exist or cannot be written to.
+    """
+    new = path.with_name(f".unfinished-{uuid.uuid4().hex}{path.suffix}")
+    new.touch(exist_ok=False)
+    try:
+        yield new
+        with open(new, "rb") as f:
+            os.fsync(f.fileno())
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def write_text(path: pathlib.Path, text: str, errors: str = "strict") -> None:
+    """Writes a file of UTF-8; see :func:`new_file`.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    with new_file(path) as new:
+        new.write_text(text, encoding="utf-8", errors=errors)
+
+
+@contextlib.contextmanager
+def new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder to write into that becomes ``path`` once the block ends, and vanishes where it fails.
+
+    Raises:
+      OSError: ``path`` or a folder above it cannot be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        yield new
+        new.chmod(0o755)
+        new.rename(path)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
