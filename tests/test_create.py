@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import vit_jax as vj
-from vit_jax.convert import store
+from vit_jax.convert import write
 
 TINY = {"patch": 4, "width": 16, "depth": 1, "heads": 2, "mlp_dim": 32}
 TEXT = {"vocab_size": 50, "length": 5, "width": 16, "depth": 1, "heads": 2, "mlp_dim": 32}
@@ -27,7 +27,7 @@ def place(fresh, tmp_path_factory):
     path = tmp_path_factory.mktemp("create") / "run"
     other = fresh.model.clone(activation="gelu_tanh")
     assert other.activation != fresh.model.activation
-    store.save(vj.Pretrained(other, fresh.params, fresh.preprocess, ("ant", "bee", "cat")).stored(), path, "vit_jax")
+    write.save(vj.Pretrained(other, fresh.params, fresh.preprocess, ("ant", "bee", "cat")).stored(), path, "vit_jax")
     return path
 
 
@@ -63,7 +63,7 @@ def test_an_image_tower_and_back(fresh, place, tmp_path):
     pair = vj.create("two_tower", place, **TOWERS)
     assert "its parameters are those of the image_tower" in "; ".join(pair.notes) and pair.encoder is None
     equal(pair.params["image_tower"]["encoder"], fresh.params["encoder"])
-    store.save(pair.stored(), tmp_path / "pair", "vit_jax")
+    write.save(pair.stored(), tmp_path / "pair", "vit_jax")
     image = vj.create("vit", tmp_path / "pair", num_classes=2, **TINY)
     assert "only its image_tower is used" in "; ".join(image.notes)
     equal(image.params["encoder"], fresh.params["encoder"])

@@ -12,9 +12,8 @@ from PIL import Image
 
 from vit_jax import models
 from vit_jax.checkpoint import Checkpoints
-from vit_jax.convert import store
-from vit_jax.convert.text import to_meta
-from vit_jax.data.text import TextCodec
+from vit_jax.convert import read, write
+from vit_jax.data.text import TextCodec, to_meta
 from vit_jax.data.tokenizer import open_tokenizer
 from vit_jax.decoding import Beam, Greedy, Nucleus
 from vit_jax.predict import ImageText, Predictor, expand, load
@@ -109,8 +108,8 @@ def test_the_batch_size_does_not_matter(folders, images):
 
 def test_weights_of_others(folders, classifier, images, tmp_path):
     """The same model in another project's format gives the same answers, class names and preprocessing included."""
-    with store.load(folders / "softmax") as ours:
-        store.save(ours, tmp_path / "theirs", "hf")
+    with read.load(folders / "softmax") as ours:
+        write.save(ours, tmp_path / "theirs", "hf")
     ours, theirs = classifier, Predictor.load(tmp_path / "theirs")
     assert theirs.class_names == NAMES and theirs.config.augment.norm == ours.config.augment.norm
     canvas = ours.image(images / "a.png")[None]

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from vit_jax.api import load as load
     from vit_jax.api import predict as predict
     from vit_jax.api import train as train
-    from vit_jax.convert.base import Preprocess as Preprocess
-    from vit_jax.convert.base import Pretrained as Pretrained
+    from vit_jax.convert.pretrained import Preprocess as Preprocess
+    from vit_jax.convert.pretrained import Pretrained as Pretrained
     from vit_jax.convert.zoo import PretrainedTag as PretrainedTag
     from vit_jax.data.sources import Source as Source
     from vit_jax.data.sources import open_source as open_source
@@ -52,8 +52,8 @@ PUBLIC = {
     "list_pretrained": "api",
     "Conversion": "api",
     "Exported": "export.base",
-    "Preprocess": "convert.base",
-    "Pretrained": "convert.base",
+    "Preprocess": "convert.pretrained",
+    "Pretrained": "convert.pretrained",
     "PretrainedTag": "convert.zoo",
     "Report": "evals.base",
     "Result": "train.loop",

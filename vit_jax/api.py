@@ -20,8 +20,8 @@ import numpy as np
 from vit_jax import config as configs
 from vit_jax import models
 from vit_jax.config import Choice
-from vit_jax.convert import base, relinear, store, zoo
-from vit_jax.convert.base import Pretrained, Stored
+from vit_jax.convert import read, relinear, write, zoo
+from vit_jax.convert.pretrained import Pretrained, Stored
 from vit_jax.convert.verify import Difference
 from vit_jax.convert.verify import verify as compare
 from vit_jax.convert.zoo import PretrainedTag
@@ -31,6 +31,7 @@ from vit_jax.evals import Report
 from vit_jax.export import Exported
 from vit_jax.export import check as check_export
 from vit_jax.export import export as write_program
+from vit_jax.models import describe
 from vit_jax.predict import BATCH, Images, ImageText, Predictor, Row, expand, of
 from vit_jax.predict import load as load_predictor
 from vit_jax.train import loop, setup, start, workdir
@@ -91,7 +92,7 @@ def load(place: Place, model: str | None = None, *, changes: Changes | None = No
       >>> vj.load("hf://google/vit-base-patch16-224").class_names[281]
       'tabby, tabby cat'
     """
-    with store.load(os.fspath(place), model, changes or {}) as found:
+    with read.load(os.fspath(place), model, changes or {}) as found:
         return found.read()
 
 
@@ -313,19 +314,19 @@ def convert(
     """
     path = pathlib.Path(target)
     places: list[str | pathlib.Path] = [path]
-    store.check_target(path, to)
+    write.check_target(path, to)
     requests = [relinear.Request.parse(text) for text in linear]
     with contextlib.ExitStack() as stack:
         if isinstance(source, Pretrained):
             stored = source.stored()
         else:
-            stored = stack.enter_context(store.load(os.fspath(source), model))
+            stored = stack.enter_context(read.load(os.fspath(source), model))
             places = places if requests else [os.fspath(source), path]
         summary, notes = _summary(stored), list(stored.notes)
         if requests:
             stored, changes = relinear.relinear(stored, requests)
             notes += changes
-        notes += store.save(stored, path, to)
+        notes += write.save(stored, path, to)
         differences = compare(stored, places) if verify else []
     return Conversion(path, to, summary, tuple(notes), tuple(differences))
 
@@ -334,8 +335,8 @@ def _summary(stored: Stored) -> str:
     model = stored.model
     parameters = sum(math.prod(t.shape) for t in stored.params.values())
     tower = getattr(model, "text_tower", None)
-    what = f"texts of {tower.length} tokens" if tower else f"{base.classes(model)} classes"
-    name = base.describe(model).get("name", type(model).__name__)
+    what = f"texts of {tower.length} tokens" if tower else f"{describe.classes(model)} classes"
+    name = describe.describe(model).get("name", type(model).__name__)
     return f"{name}, {parameters:,} parameters, {what}, {stored.preprocess.size} px"
 
 

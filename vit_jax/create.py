@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax import models
-from vit_jax.convert import base, store, zoo
-from vit_jax.convert.base import Preprocess, Pretrained, Stored
-from vit_jax.models import TwoTower
+from vit_jax.convert import read, zoo
+from vit_jax.convert.pretrained import Preprocess, Pretrained, Stored, numbered
+from vit_jax.models import TwoTower, describe
 from vit_jax.train.start import fitted
 from vit_jax.types import Params, UserError
 
@@ -31,9 +31,9 @@ def create(
     wanted = models.create(name, **fields)
     if pretrained is None:
         params = initial(wanted, size or SIZE, seed)
-        names = base.numbered((), base.classes(wanted))
+        names = numbered((), describe.classes(wanted))
         return Pretrained(wanted, params, Preprocess(size or SIZE), names, notes=("every parameter is new",))
-    with store.load(zoo.place_of(os.fspath(pretrained), name)) as found:
+    with read.load(zoo.place_of(os.fspath(pretrained), name)) as found:
         model = _like(found, name, wanted, fields)
         size = size or found.preprocess.size
         params, notes = fitted(found, model, initial(model, size, seed))
@@ -43,7 +43,7 @@ def create(
         both = isinstance(model, TwoTower) and isinstance(found.model, TwoTower)
         return Pretrained(
             model, jax.tree.map(jnp.asarray, params), preprocess,
-            base.numbered(found.class_names, base.classes(model)), found.output_activation, found.resize, found.source,
+            numbered(found.class_names, describe.classes(model)), found.output_activation, found.resize, found.source,
             (*found.notes, *notes), provenance=found.provenance, encoder=found.encoder if both else None,
         )  # fmt: skip
 
@@ -69,5 +69,5 @@ def _like(found: Stored, name: str, wanted: Any, fields: Mapping[str, Any]) -> A
         raise UserError(
             f"{found.source} holds the weights of a {type(theirs).__name__}, and {name} is a {type(wanted).__name__}."
         )
-    own = base.own_fields({"name": name, **fields})
-    return base.build(base.over(base.describe(theirs), own))
+    own = describe.own_fields({"name": name, **fields})
+    return describe.build(describe.over(describe.describe(theirs), own))

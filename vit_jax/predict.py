@@ -20,8 +20,8 @@ import numpy as np
 
 from vit_jax import losses
 from vit_jax.config import parse
-from vit_jax.convert import Pretrained, native, store
-from vit_jax.convert.base import Image, read_image
+from vit_jax.convert import Pretrained, read, run_folder
+from vit_jax.convert.pretrained import Image, read_image
 from vit_jax.data.sources.folder import IMAGE_SUFFIXES
 from vit_jax.data.text import TextCodec
 from vit_jax.decoding import SearchStrategy, generate, special_ids
@@ -252,7 +252,7 @@ def load(path: str | pathlib.Path) -> Predictor | ImageText:
     Raises:
       UserError: there is no readable checkpoint.
     """
-    with store.load(path) as found:
+    with read.load(path) as found:
         return of(found.read())
 
 
@@ -267,7 +267,7 @@ _USED: weakref.WeakKeyDictionary[Pretrained, Predictor | ImageText] = weakref.We
 
 
 def _of(found: Pretrained) -> Predictor | ImageText:
-    raw = native.run_config(found)
+    raw = run_folder.run_config(found)
     needed: dict[str, Any] = {key: raw[key] for key in ("model", "objective") if key in raw}
     needed["data"] = {"path": ""} | ({"canvas": raw["data"]["canvas"]} if "canvas" in raw["data"] else {})
     needed["augment"] = {**raw["augment"], "train": ()}

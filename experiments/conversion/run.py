@@ -17,9 +17,10 @@ import jax
 import numpy as np
 
 from vit_jax import models
-from vit_jax.convert import base, store, verify
-from vit_jax.convert.base import Preprocess, Stored
+from vit_jax.convert import read, verify, write
+from vit_jax.convert.pretrained import Preprocess, Stored
 from vit_jax.io.tensors import Tensor
+from vit_jax.models import describe
 from vit_jax.train.workdir import provenance
 
 DINO = {"registers": 4, "layer_scale": 1e-5}
@@ -51,7 +52,7 @@ def random(name: str, fields: dict, size: int) -> Stored:
             mean, scale = 0.2 * mean, 0.2 * scale
         return (mean + scale * rng.standard_normal(shape)).astype(np.float32)
 
-    params = {path: Tensor.of(draw(path, shape)) for path, shape in base.shapes(model, size).items()}
+    params = {path: Tensor.of(draw(path, shape)) for path, shape in describe.shapes(model, size).items()}
     names = tuple(f"class {i}" for i in range(model.num_classes))
     return Stored(model, params, Preprocess(size, 0.9, "bicubic"), names, source="random")
 
@@ -60,9 +61,9 @@ def measure(name: str, fields: dict, size: int, to: str, folder: pathlib.Path) -
     """One row of the table."""
     there = random(name, fields, size)
     path = folder / (f"{to}.npz" if to in ("npz", "big_vision") else to)
-    store.save(there, path, to)
+    write.save(there, path, to)
     gaps = verify.verify(there, [path])
-    with store.load(path) as again:
+    with read.load(path) as again:
         exact = again.model == there.model and all(
             np.array_equal(again.params[key].read(), value.read()) for key, value in there.params.items()
         )

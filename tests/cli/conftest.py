@@ -15,8 +15,7 @@ from PIL import Image
 from vit_jax import models
 from vit_jax.checkpoint import Checkpoints
 from vit_jax.cli import main
-from vit_jax.convert.text import to_meta
-from vit_jax.data.text import TextCodec
+from vit_jax.data.text import TextCodec, to_meta
 from vit_jax.data.tokenizer import open_tokenizer
 
 CONFIG = """

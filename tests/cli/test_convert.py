@@ -8,9 +8,10 @@ import pytest
 
 from vit_jax import models
 from vit_jax.cli import main
-from vit_jax.convert import base, store
-from vit_jax.convert.base import Preprocess, Stored
+from vit_jax.convert import read, write
+from vit_jax.convert.pretrained import Preprocess, Stored
 from vit_jax.io.tensors import Tensor
+from vit_jax.models import describe
 from vit_jax.predict import Predictor
 
 MODEL = models.create("vit", width=64, depth=1, heads=4, mlp_dim=96, patch=8, num_classes=3)
@@ -20,8 +21,10 @@ MODEL = models.create("vit", width=64, depth=1, heads=4, mlp_dim=96, patch=8, nu
 def source(tmp_path_factory):
     """A tiny ViT in timm's layout with class names."""
     rng, path = np.random.default_rng(0), tmp_path_factory.mktemp("weights") / "tiny"
-    params = {p: Tensor.of(rng.normal(size=s, scale=0.1).astype(np.float32)) for p, s in base.shapes(MODEL, 16).items()}
-    store.save(Stored(MODEL, params, Preprocess(16, 0.9, "bicubic"), ("ant", "bee", "cat")), path, "timm")
+    params = {
+        p: Tensor.of(rng.normal(size=s, scale=0.1).astype(np.float32)) for p, s in describe.shapes(MODEL, 16).items()
+    }
+    write.save(Stored(MODEL, params, Preprocess(16, 0.9, "bicubic"), ("ant", "bee", "cat")), path, "timm")
     return path
 
 
@@ -35,7 +38,7 @@ def test_there_and_back(source, tmp_path, capsys):
     assert (back / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
     was, now = (json.loads((folder / "config.json").read_text()) for folder in (source, back))
     assert was["pretrained_cfg"]["mean"] == now["pretrained_cfg"]["mean"]
-    with store.load(back) as found:
+    with read.load(back) as found:
         assert found.class_names == ("ant", "bee", "cat") and found.preprocess.size == 16
 
 

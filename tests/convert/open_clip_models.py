@@ -63,6 +63,8 @@ IMAGES = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4], "interpolation": "bil
 
 def register(timm):
     """Makes timm know the tower of "siglip", which is as SigLIP's but tiny."""
+    if timm.is_model(TRUNK):  # of an earlier test in this process
+        return
     from timm.models.vision_transformer import VisionTransformer
 
     def make(pretrained=False, pretrained_cfg=None, pretrained_cfg_overlay=None, cache_dir=None, **kwargs):

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from vit_jax import models
-from vit_jax.convert import base, store
-from vit_jax.convert.base import Preprocess, Stored
+from vit_jax.convert import read, write
+from vit_jax.convert.pretrained import Preprocess, Stored
 from vit_jax.convert.relinear import Request, relinear
 from vit_jax.io.tensors import Tensor
 from vit_jax.layers.sparse24 import Sparse24, prune
+from vit_jax.models import describe
 from vit_jax.types import UsageError, UserError
 
 SMALL = {"patch": 4, "width": 16, "mlp_dim": 32, "depth": 2}
@@ -20,9 +21,9 @@ SLOW_SPECS, SLOW_FIELDS = ("low_rank(4)", "block_diagonal(2)", "sparse24"), ("qk
 
 
 def pretrained(model, rng, **fields):
-    shapes = base.shapes(model, 8)
+    shapes = describe.shapes(model, 8)
     params = {p: Tensor.of(rng.normal(scale=0.3, size=s).astype(np.float32)) for p, s in shapes.items()}
-    names = tuple(map(str, range(base.classes(model))))
+    names = tuple(map(str, range(describe.classes(model))))
     return Stored(model, params, Preprocess(8), names, **fields)
 
 
@@ -139,8 +140,8 @@ def test_every_model_and_back_from_its_folder(repacked, tmp_path):
     assert not any("pool" in p or "tokens" in p for p in parents)
     wanted = {p.rpartition("/")[0] for p in found.params if p.endswith("/kernel") and "/encoder/" in f"/{p}"}
     assert parents == {p for p in wanted if "/tokens/" not in p and "filter" not in p and "ward" not in p}
-    store.save(packed, tmp_path / "packed", "vit_jax")
-    with store.load(tmp_path / "packed") as again:
+    write.save(packed, tmp_path / "packed", "vit_jax")
+    with read.load(tmp_path / "packed") as again:
         assert again.model == packed.model
         for path, tensor in packed.params.items():
             np.testing.assert_array_equal(again.params[path].read(), tensor.read(), err_msg=path)

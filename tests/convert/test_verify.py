@@ -7,11 +7,12 @@ import pytest
 
 from vit_jax import models
 from vit_jax.augment.policy import Norm
-from vit_jax.convert import base, store, verify
-from vit_jax.convert.base import Preprocess, Stored
+from vit_jax.convert import verify, write
+from vit_jax.convert.pretrained import Preprocess, Stored
 from vit_jax.data.text import TextCodec
 from vit_jax.data.tokenizer import open_tokenizer
 from vit_jax.io.tensors import Tensor
+from vit_jax.models import describe
 
 MODEL = models.create("vit", width=64, depth=2, heads=4, mlp_dim=96, patch=8, num_classes=5, activation="gelu_tanh")
 PREPROCESS = Preprocess(24, 0.875, "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -19,7 +20,9 @@ PREPROCESS = Preprocess(24, 0.875, "bicubic", (0.485, 0.456, 0.406), (0.229, 0.2
 
 @pytest.fixture
 def pretrained(rng):
-    params = {p: Tensor.of(rng.normal(size=s, scale=0.1).astype(np.float32)) for p, s in base.shapes(MODEL, 24).items()}
+    params = {
+        p: Tensor.of(rng.normal(size=s, scale=0.1).astype(np.float32)) for p, s in describe.shapes(MODEL, 24).items()
+    }
     return Stored(MODEL, params, PREPROCESS, tuple("abcde"))
 
 
@@ -33,7 +36,7 @@ def test_right_and_wrong_weights(to, pretrained, tmp_path, request):
     if to in PEERS:
         request.getfixturevalue(PEERS[to])
     path = tmp_path / ("x.npz" if to == "npz" else "x")
-    store.save(pretrained, path, to)
+    write.save(pretrained, path, to)
     rows = verify.verify(pretrained, [path])
     assert [row.images for row in rows] == ["noise", "photographs"]
     assert all(row.ok and row.difference <= 2e-5 and row.largest > 0.1 for row in rows), rows
@@ -79,7 +82,9 @@ def pair(rng):
         "coca", image_tower=image, text_tower={**text, "pool": "cls"}, embed_dim=16, queries=3, pool_heads=2,
         decoder={"depth": 1, "heads": 2, "mlp_dim": 40}, bias=0.5,
     )  # fmt: skip
-    params = {p: Tensor.of(rng.normal(size=s, scale=0.3).astype(np.float32)) for p, s in base.shapes(model, 24).items()}
+    params = {
+        p: Tensor.of(rng.normal(size=s, scale=0.3).astype(np.float32)) for p, s in describe.shapes(model, 24).items()
+    }
     return Stored(model, params, PREPROCESS, encoder=TextCodec(open_tokenizer("bytes"), 6))
 
 
@@ -111,7 +116,7 @@ def test_outputs_of_images_and_texts(pair):
 
 
 def test_a_pair_through_our_own_format(pair, tmp_path):
-    store.save(pair, tmp_path / "run", "vit_jax")
+    write.save(pair, tmp_path / "run", "vit_jax")
     rows = verify.verify(pair, [tmp_path / "run"])
     assert len(rows) == 8 and all(row.difference == 0 for row in rows)
     pair.params["logit_bias"] = Tensor.of(np.float32(pair.params["logit_bias"].read() + 0.01))

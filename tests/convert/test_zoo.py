@@ -9,10 +9,11 @@ import pytest
 
 from vit_jax import models
 from vit_jax.cli import main
-from vit_jax.convert import base, store, zoo
-from vit_jax.convert.base import Preprocess, Stored
+from vit_jax.convert import read, write, zoo
+from vit_jax.convert.pretrained import Preprocess, Stored
 from vit_jax.io import hub, remote
 from vit_jax.io.tensors import Tensor
+from vit_jax.models import describe
 from vit_jax.types import UsageError
 
 ROWS = zoo.find()
@@ -63,7 +64,7 @@ def test_the_name_of_the_place_is_that_of_the_model():
 )
 def test_the_model_has_the_published_number_of_parameters(tag, millions):
     row = zoo.tags()[tag]
-    shapes = base.shapes(models.create(row.model, num_classes=1000), row.size)
+    shapes = describe.shapes(models.create(row.model, num_classes=1000), row.size)
     assert round(sum(int(np.prod(s)) for s in shapes.values()) / 1e6, 2) == millions  # timm's results-imagenet.csv
 
 
@@ -103,8 +104,10 @@ def published(tmp_path, monkeypatch):
     """The hub, which holds one tiny ViT under every name; what was asked for is listed."""
     model = models.create("vit", width=16, depth=1, heads=2, mlp_dim=32, patch=4, num_classes=2)
     rng = np.random.default_rng(0)
-    params = {p: Tensor.of(rng.normal(size=s, scale=0.1).astype(np.float32)) for p, s in base.shapes(model, 8).items()}
-    store.save(Stored(model, params, Preprocess(8), ("ant", "bee")), tmp_path / "hub", "timm")
+    params = {
+        p: Tensor.of(rng.normal(size=s, scale=0.1).astype(np.float32)) for p, s in describe.shapes(model, 8).items()
+    }
+    write.save(Stored(model, params, Preprocess(8), ("ant", "bee")), tmp_path / "hub", "timm")
     asked = []
     monkeypatch.setattr(remote.hub, "fetch_hub", lambda source: asked.append(source) or tmp_path / "hub")
     return asked
@@ -112,10 +115,10 @@ def published(tmp_path, monkeypatch):
 
 def test_a_tag_is_loaded_from_the_hub(published, tmp_path, capsys):
     tag, place = "vit_b16.augreg_in21k_ft_in1k", "hf://timm/vit_base_patch16_224.augreg_in21k_ft_in1k"
-    with store.load(tag, "vit(heads=2)") as found:
+    with read.load(tag, "vit(heads=2)") as found:
         assert found.source == tag and found.class_names == ("ant", "bee")
         jax.tree.map(lambda x: x.block_until_ready(), found.tree(jnp.asarray))
-    assert store.format_of(tag)[0].name == "timm"
+    assert read.format_of(tag)[0].name == "timm"
     argv = ["convert", tag, str(tmp_path / "run"), "--to", "vit_jax", "--model", "vit(heads=2)"]
     assert main(argv) == 0 and capsys.readouterr().out.startswith(f"{tag}: vit, ")
     assert published == [place, place, place]

@@ -7,10 +7,11 @@ import pytest
 
 from vit_jax import models, sharding
 from vit_jax.checkpoint import Checkpoints
-from vit_jax.convert import base, store
-from vit_jax.convert.base import Preprocess, Stored
+from vit_jax.convert import write
+from vit_jax.convert.pretrained import Preprocess, Stored
 from vit_jax.io.tensors import Tensor
 from vit_jax.layers.embed import resize_patches, resize_positions
+from vit_jax.models import describe
 from vit_jax.train import start
 from vit_jax.types import UserError
 
@@ -103,14 +104,14 @@ def weights(tmp_path_factory):
     """Path of a converted checkpoint of 12 px images with patches of 4 px and 5 classes, by format."""
     rng, root = np.random.default_rng(0), tmp_path_factory.mktemp("weights")
     model = MODEL.clone(activation="gelu_tanh")
-    params = {p: rng.normal(size=s, scale=0.1).astype(np.float32) for p, s in base.shapes(model, 12).items()}
+    params = {p: rng.normal(size=s, scale=0.1).astype(np.float32) for p, s in describe.shapes(model, 12).items()}
     params["position/embedding"][:, 0] = 0  # big_vision has no position for the cls token
     leaves = {path: Tensor.of(x) for path, x in params.items()}
     pretrained = Stored(model, leaves, Preprocess(12), tuple("abcde"), resize="bicubic")
     paths = {}
     for to in (*FORMATS, "vit_jax"):
         paths[to] = root / (f"{to}.npz" if "npz" in to or "vision" in to else to)
-        store.save(pretrained, paths[to], to)
+        write.save(pretrained, paths[to], to)
     return paths, params
 
 

@@ -1,6 +1,8 @@
 """Weights in from everywhere and out to everywhere: one table of rules per format, applied in both directions."""
 
-from vit_jax.convert.base import Preprocess, Pretrained, Stored
-from vit_jax.convert.store import FORMATS, load, save
+from vit_jax.convert.formats import FORMATS
+from vit_jax.convert.pretrained import Preprocess, Pretrained, Stored
+from vit_jax.convert.read import load
+from vit_jax.convert.write import save
 
 __all__ = ["FORMATS", "Preprocess", "Pretrained", "Stored", "load", "save"]

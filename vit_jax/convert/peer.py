@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
 
 from vit_jax.types import UserError
 
@@ -22,3 +25,23 @@ def packages(purpose: str) -> Iterator[None]:
         raise UserError(
             f"{purpose} takes packages that cannot be imported ({reason}): pip install 'vit_jax[torch]'."
         ) from e
+
+
+def torch_peer(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A PyTorch model as a function of NumPy arrays.
+
+    Args:
+      forward: images float32[B,3,H,W] (and texts int64[B,L]) -> a tensor, or several by name.
+
+    Returns:
+      The same of images float32[B,H,W,3] (and texts int32[B,L]) -> an array, or several by name.
+    """
+    import torch
+
+    def run(images: np.ndarray, *texts: np.ndarray) -> Any:
+        pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        with torch.inference_mode():
+            found = forward(pixels, *(torch.from_numpy(x.astype(np.int64)) for x in texts))
+        return {name: x.numpy() for name, x in found.items()} if isinstance(found, dict) else found.numpy()
+
+    return run

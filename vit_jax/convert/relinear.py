@@ -18,12 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import config
-from vit_jax.convert.base import Stored, describe, shapes
+from vit_jax.convert.pretrained import Stored
 from vit_jax.io.tensors import Tensor, Tensors
 from vit_jax.kernels.sparse24.packed import compress
 from vit_jax.layers.linear import Dense, LinearSpec
 from vit_jax.layers.sparse24 import Packed24, Sparse24
 from vit_jax.layers.specs import FIELDS, Spec, name_of
+from vit_jax.models.describe import describe, shapes
 from vit_jax.types import Params, UserError
 
 

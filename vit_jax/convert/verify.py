@@ -14,9 +14,9 @@ import numpy as np
 from vit_jax import models
 from vit_jax.augment.geometry import center_box, resample
 from vit_jax.augment.policy import Norm
-from vit_jax.convert import native
-from vit_jax.convert.base import Preprocess, Stored
-from vit_jax.convert.store import format_of
+from vit_jax.convert import run_folder
+from vit_jax.convert.pretrained import Preprocess, Stored
+from vit_jax.convert.read import format_of
 from vit_jax.data.image import decode
 
 TOLERANCE = 2e-5
@@ -92,7 +92,7 @@ def texts(pretrained: Stored, count: int) -> np.ndarray:
 def examples(pretrained: Stored) -> dict[str, tuple[np.ndarray, ...]]:
     """What the models are compared on, by name: images and, where the model takes them, texts, one per image."""
     images = inputs(pretrained.preprocess)
-    if not isinstance(pretrained.model, models.TwoTower):
+    if len(pretrained.model.inputs(1)) == 1:
         return {name: (batch,) for name, batch in images.items()}
     return {name: (batch, texts(pretrained, len(batch))) for name, batch in images.items()}
 
@@ -141,7 +141,7 @@ def compare(
     """
     fmt, path = format_of(place)
     if fmt is None:
-        title, peer = "vit_jax", outputs(native.load(path))
+        title, peer = "vit_jax", outputs(run_folder.load(path))
     else:
         title, peer = fmt.title, fmt.peer(path, pretrained.model)
     for name, batch in shown.items():

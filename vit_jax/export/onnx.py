@@ -13,9 +13,10 @@ import numpy as np
 
 from vit_jax.augment.geometry import center_box, resize_matrix
 from vit_jax.config import lookup
-from vit_jax.convert import store, timm
-from vit_jax.convert.base import Preprocess
 from vit_jax.convert.peer import packages
+from vit_jax.convert.pretrained import Preprocess
+from vit_jax.convert.timm import image
+from vit_jax.convert.write import save
 from vit_jax.export import base, weights
 from vit_jax.predict import Predictor
 
@@ -69,8 +70,8 @@ def timm_twin(predictor: Predictor, scratch: pathlib.Path) -> tuple[Any, list[st
     """
     model = weights.pretrained(predictor)
     bare = dataclasses.replace(model, output_activation="softmax", preprocess=Preprocess(model.preprocess.size))
-    notes = store.save(bare, scratch / "twin", "timm")  # need not tell preprocessing and activation, which follow
-    return timm.build_peer(scratch / "twin" / "model.safetensors"), notes
+    notes = save(bare, scratch / "twin", "timm")  # need not tell preprocessing and activation, which follow
+    return image.build_peer(scratch / "twin" / "model.safetensors"), notes
 
 
 def _classifier(predictor: Predictor, twin: Any) -> Any:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pathlib
 
-from vit_jax.convert import store
-from vit_jax.convert.base import Preprocess, Stored, leaves
+from vit_jax.convert.pretrained import Preprocess, Stored, leaves
+from vit_jax.convert.write import save
 from vit_jax.export import base
 from vit_jax.predict import Predictor
 
@@ -29,7 +29,7 @@ def write(predictor: Predictor, out: pathlib.Path) -> base.Exported:
     Raises:
       UserError: ``out`` exists or cannot be written; timm has no such model.
     """
-    notes = store.save(pretrained(predictor), base.destination(out), "timm")
+    notes = save(pretrained(predictor), base.destination(out), "timm")
     about, size = base.describe(predictor), predictor.config.augment.size
     _, width = about["output"]["shape"]
     meaning = (

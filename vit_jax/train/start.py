@@ -12,7 +12,9 @@ import numpy as np
 
 from vit_jax import checkpoint, models
 from vit_jax.checkpoint import flat, unflat
-from vit_jax.convert import Stored, store, text
+from vit_jax.convert import Stored
+from vit_jax.convert.read import load
+from vit_jax.data import text
 from vit_jax.train.adapt import adapt
 from vit_jax.train.setup import Setup
 from vit_jax.train.state import TrainState
@@ -67,7 +69,7 @@ def _initial(setup: Setup, source: str) -> tuple[Params, str, list[str]]:
     Raises:
       UserError: they cannot be read or do not fit, or are of a model with other heads or another tokenizer.
     """
-    with store.load(source) as found:
+    with load(source) as found:
         if isinstance(found.model, models.TwoTower) == isinstance(setup.model, models.TwoTower):
             text.check_same(found.encoder, setup.train.info.encoder, found.source)
         new_head = found.class_names != setup.train.info.class_names

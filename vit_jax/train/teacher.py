@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vit_jax import models, sharding
-from vit_jax.convert import Stored, store
+from vit_jax.convert import Stored, read
 from vit_jax.objectives import Teacher
 from vit_jax.objectives.distill import Distill, with_blocks
 from vit_jax.train.adapt import adapt
@@ -39,7 +39,7 @@ def load(config: TrainConfig, model: nn.Module, class_names: Sequence[str], mesh
     objective, size = config.objective, config.augment.size
     here = Mesh(np.asarray(jax.local_devices()[:1]), "x")  # to be read on, whatever mesh the caller computes on
     try:
-        with jax.set_mesh(here), store.load(objective.teacher) as found:
+        with jax.set_mesh(here), read.load(objective.teacher) as found:
             _check(found, config, class_names)
             theirs = found.model
             boxed = abstract_params(theirs, theirs.inputs(size))

@@ -1,0 +1,80 @@
+"""One check of what a format has not: families that are new to it, and structured values of fields."""
+
+import dataclasses
+import re
+from typing import Any
+
+import flax.linen as nn
+import pytest
+
+from tests.convert.small_models import MODELS, PAIR
+from vit_jax import models
+from vit_jax.convert.format import check, modules
+from vit_jax.convert.formats import FORMATS
+from vit_jax.layers.mlp import TopK
+from vit_jax.models import Features, ImageModel
+from vit_jax.models.describe import structured
+from vit_jax.types import UserError
+
+
+class ConvNet(ImageModel):
+    """A family that no format knows."""
+
+    widths: tuple[int, ...] = (8, 16)
+
+    def encode(self, image: Any, train: bool) -> Features:
+        raise NotImplementedError
+
+
+PAIRED = models.create("two_tower", **PAIR)
+
+
+def refused(model: nn.Module, fmt: str, says: str) -> None:
+    with pytest.raises(UserError, match=f"^{re.escape(f'{FORMATS[fmt].title} has {says}')}$"):
+        check(model, FORMATS[fmt], FORMATS.values())
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_a_new_family_is_one_sentence_for_all(fmt):
+    refused(ConvNet(), fmt, "no ConvNet; write --to vit_jax.")
+    new = "TwoTower" if fmt == "timm" else "ConvNet"
+    refused(PAIRED.clone(image_tower=ConvNet()), fmt, f"no {new}; write --to vit_jax.")
+    refused(MODELS["m2"], fmt, "no MonarchMixer; write --to vit_jax.")
+
+
+def test_who_has_it_is_named():
+    refused(PAIRED, "timm", "no TwoTower; write --to open_clip.")
+    refused(MODELS["cls"], "open_clip", "no ViT by itself; write --to timm.")
+    refused(MODELS["mixer"], "hf", "no Mixer; write --to timm.")
+    refused(PAIRED.clone(image_tower=MODELS["mixer"]), "hf", "no Mixer; write --to npz.")
+    for fmt in ("hf", "npz", "big_vision"):
+        refused(models.create("coca_vit_b32"), fmt, "no CoCa; write --to open_clip.")
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_structured_values_are_one_sentence_for_all(fmt):
+    dense = "dense maps alone, not {}; add --linear dense, which multiplies them out, or write --to vit_jax."
+    for field in ("qkv_linear", "out_linear", "mlp_linear"):
+        model = models.create("vit", **{field: "monarch(2)"})
+        for owner in (model, PAIRED.clone(image_tower=model)):
+            refused(owner, fmt, dense.format(f"{field}='monarch(2)'"))
+    refused(models.create("mixer", token_linear="monarch(4)"), fmt, dense.format("token_linear='monarch(4)'"))
+    refused(MODELS["topk"], fmt, "no activation='topk(5)'; write --to vit_jax.")
+
+
+def test_what_is_within_a_model():
+    assert [type(module).__name__ for module in modules(models.create("coca_vit_b32"))] == [
+        "CoCa", "ViT", "TextTransformer", "TextDecoder"
+    ]  # fmt: skip
+    assert structured(MODELS["cls"]) == {} and structured(MODELS["cls"].clone(activation=TopK(3))) == {
+        "activation": "topk(3)"
+    }
+
+
+def test_what_is_allowed():
+    for name, kinds in {"timm": ("cls", "mixer"), "hf": ("cls",), "npz": ("cls", "mixer", "hybrid")}.items():
+        for kind in kinds:
+            check(MODELS[kind], FORMATS[name], ())
+    for name in ("open_clip", "hf", "npz", "big_vision"):
+        check(PAIRED, FORMATS[name], ())
+    assert dataclasses.replace(FORMATS["hf"], codecs=()).codec(PAIRED) is None

@@ -1,0 +1,172 @@
+"""What a format of others has to say of itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+import flax.linen as nn
+
+from vit_jax.convert.pretrained import Preprocess, Stored
+from vit_jax.convert.rules import Rule
+from vit_jax.data.text import TextCodec
+from vit_jax.io.sidecar import About
+from vit_jax.io.tensors import Tensors
+from vit_jax.layers.linear import LinearSpec
+from vit_jax.models.describe import structured
+from vit_jax.types import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What a format finds out before it reads a number.
+
+    Attributes:
+      model: fields of the model, plain data with its ``name``.
+      preprocess: how the model's images are prepared, where known.
+      class_names: names of the head's outputs, where known.
+      layout: whatever ``Codec.rules`` needs to know of this file.
+      unused: tensors that may be left out -> why.
+      notes: one human-readable note per assumption.
+      output_activation: how logits become probabilities, ``"softmax"`` or ``"sigmoid"``.
+      resize: how position embeddings are resized; None for the format's usual way.
+      encoder: tokenizer and context length, where known.
+    """
+
+    model: Mapping[str, Any]
+    preprocess: Preprocess
+    class_names: tuple[str, ...] = ()
+    layout: Any = None
+    unused: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    output_activation: str = "softmax"
+    resize: str | None = None
+    encoder: TextCodec | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Writing:
+    """How a format stores a model.
+
+    Attributes:
+      layout: for ``Codec.rules``.
+      about: files beside the weights, bytes for those that are no JSON.
+      notes: one human-readable note per thing that the format cannot say or says otherwise.
+      extra: tensors that its project expects and that hold nothing of ours.
+    """
+
+    layout: Any
+    about: About
+    notes: tuple[str, ...] = ()
+    extra: Tensors = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Codec:
+    """How a format stores one family of models.
+
+    Attributes:
+      kinds: classes of the family's models.
+      matches: whether tensors of these names are of the family, even of a model that is not converted.
+      read: names, shapes and the JSON files beside them -> :class:`Reading`.
+      rules: ``(model, layout)`` -> every tensor of the file.
+      write: a model that :func:`check` allows -> :class:`Writing`; raises :class:`UserError` for what else of it the
+        format cannot express.
+      peer: ``(path, our model)`` -> the project's own model with the weights at ``path``, as a function from normalised
+        images float32[B,H,W,3] to logits float32[B,C] (pooled features without a head); or, of an image-text model,
+        from such images and texts int32[B,L] to arrays by the names that :func:`.verify.outputs` gives them.
+      parts: classes of the modules that are among their fields: towers and decoders.
+    """
+
+    kinds: tuple[type[nn.Module], ...]
+    matches: Callable[[Collection[str]], bool]
+    read: Callable[[Tensors, About], Reading]
+    rules: Callable[[Any, Any], list[Rule]]
+    write: Callable[[Stored], Writing]
+    peer: Callable[[pathlib.Path, Any], Callable[..., Any]]
+    parts: tuple[type[nn.Module], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """One way in which others store models: a codec for each family that it has.
+
+    Attributes:
+      name: as the user writes it.
+      title: of the project it belongs to, for messages.
+      suffix: of the weights' file, ``".safetensors"`` or ``".npz"``.
+      resize: how its project resizes positions.
+      codecs: of the families; of several that match a file the first reads it.
+      weights: name of the weights in a folder.
+    """
+
+    name: str
+    title: str
+    suffix: str
+    resize: str
+    codecs: tuple[Codec, ...]
+    weights: str = "model.safetensors"
+
+    def codec(self, model: nn.Module) -> Codec | None:
+        """What stores ``model``, None where nothing does."""
+        own, *parts = map(type, modules(model))
+        return next((c for c in self.codecs if own in c.kinds and set(parts).issubset(c.parts)), None)
+
+    def matches(self, names: Collection[str]) -> bool:
+        """Whether tensors of these names are in this format."""
+        return any(codec.matches(names) for codec in self.codecs)
+
+    def read(self, theirs: Tensors, about: About) -> Reading:
+        """See :class:`Codec`."""
+        return next(codec for codec in self.codecs if codec.matches(theirs.keys())).read(theirs, about)
+
+    def rules(self, model: nn.Module, layout: Any) -> list[Rule]:
+        """See :class:`Codec`."""
+        return self._known(model).rules(model, layout)
+
+    def write(self, pretrained: Stored) -> Writing:
+        """See :class:`Codec`."""
+        return self._known(pretrained.model).write(pretrained)
+
+    def peer(self, path: pathlib.Path, model: nn.Module) -> Callable[..., Any]:
+        """See :class:`Codec`."""
+        return self._known(model).peer(path, model)
+
+    def _known(self, model: nn.Module) -> Codec:
+        codec = self.codec(model)
+        assert codec is not None, (self.name, type(model))
+        return codec
+
+
+def modules(model: nn.Module) -> Iterator[nn.Module]:
+    """``model``, its towers and its decoder: all modules among its fields, however deep."""
+    yield model
+    for field in dataclasses.fields(model):
+        value = getattr(model, field.name) if field.name not in ("parent", "name") else None
+        if isinstance(value, nn.Module):
+            yield from modules(value)
+
+
+def check(model: nn.Module, fmt: Format, others: Iterable[Format]) -> None:
+    """Raises a :class:`UserError` for what ``fmt`` has not: a structured value of a field, or the family.
+
+    Args:
+      model: what is to be written.
+      fmt: how.
+      others: the formats, the first of which that has the family is named; ours has them all.
+    """
+    for module in modules(model):
+        for name, value in structured(module).items():
+            if isinstance(getattr(module, name), LinearSpec):
+                raise UserError(
+                    f"{fmt.title} has dense maps alone, not {name}='{value}'; add --linear dense, which multiplies "
+                    "them out, or write --to vit_jax."
+                )
+            raise UserError(f"{fmt.title} has no {name}='{value}'; write --to vit_jax.")
+    if fmt.codec(model) is None:
+        known = {kind for codec in fmt.codecs for kind in codec.kinds + codec.parts}
+        new = next((type(module).__name__ for module in modules(model) if type(module) not in known), None)
+        able = next((other.name for other in others if other.codec(model)), "vit_jax")
+        raise UserError(f"{fmt.title} has no {new or f'{type(model).__name__} by itself'}; write --to {able}.")

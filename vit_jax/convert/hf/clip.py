@@ -1,0 +1,57 @@
+"""CLIP and SigLIP of Hugging Face transformers: ``CLIPModel`` and ``SiglipModel`` (also of SigLIP 2)."""
+
+from __future__ import annotations
+
+from vit_jax.convert.fields import square
+from vit_jax.convert.format import Codec, Reading, Writing
+from vit_jax.convert.hf import clip_config, processor, tokenizer
+from vit_jax.convert.hf.clip_peer import peer
+from vit_jax.convert.hf.clip_rules import BUFFERS, POSITIONS, family_of, matches, rules
+from vit_jax.convert.hf.vit_config import FILE
+from vit_jax.convert.hf.vit_rules import shape
+from vit_jax.convert.pretrained import Stored
+from vit_jax.io.sidecar import About
+from vit_jax.io.tensors import Tensors
+from vit_jax.models import TextTransformer, TwoTower, ViT
+
+LINKS = {"clip": "softmax", "siglip": "sigmoid"}
+
+
+def read(theirs: Tensors, about: About) -> Reading:
+    """The model behind the tensors; see :class:`vit_jax.convert.format.Codec`.
+
+    Raises:
+      UserError: another of transformers' models, a setting that is not ours, a tensor that is missing.
+    """
+    settings = about.get(FILE) or {}
+    family = family_of(theirs, settings)
+    model, notes = clip_config.fields(theirs, family, settings)
+    image, text = model["image_tower"], model["text_tower"]
+    tokens = shape(theirs, POSITIONS[0], 2)[0] - (family == "clip")
+    size = image["patch"] * square(tokens, "the position embedding")
+    preprocess, more = processor.read(about.get(processor.FILE), family, size)
+    gemma = text["vocab_size"] == clip_config.GEMMA
+    encoder, unfound = tokenizer.read(about, family, text["length"], gemma)
+    if encoder is not None:
+        t = encoder.tokenizer
+        model["text_tower"] = {**text, "pad_id": t.pad_id, **({"end_id": t.end_id} if family == "siglip" else {})}
+    unused = dict.fromkeys(BUFFERS, "positions are counted, not stored")
+    found = (*notes, *more, *unfound)
+    return Reading(model, preprocess, (), family, unused, found, LINKS[family], encoder=encoder)
+
+
+def write(pretrained: Stored) -> Writing:
+    """How transformers stores the model.
+
+    Raises:
+      UserError: none of its models is this one.
+    """
+    family = clip_config.check(pretrained.model)
+    start = None if pretrained.encoder is None else pretrained.encoder.tokenizer.start_id
+    config = clip_config.content(pretrained.model, family, pretrained.preprocess.size, start)
+    images, notes = processor.write(pretrained.preprocess, "CLIP")
+    texts, more = tokenizer.write(pretrained.encoder, family)
+    return Writing(family, {FILE: config, processor.FILE: images, **texts}, (*notes, *more))
+
+
+CODEC = Codec((TwoTower,), matches, read, rules, write, peer, parts=(ViT, TextTransformer))

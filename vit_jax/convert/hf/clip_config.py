@@ -1,0 +1,222 @@
+"""``config.json`` of transformers' CLIP and SigLIP <-> the fields of our :class:`TwoTower`."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from vit_jax.convert.fields import heads_of
+from vit_jax.convert.hf.clip_rules import PATCHES, POSITIONS, TEXT, TOKENS, VISION
+from vit_jax.convert.hf.vit_config import ACTIVATIONS, FILE
+from vit_jax.convert.hf.vit_rules import shape
+from vit_jax.io.tensors import Tensors
+from vit_jax.models import TwoTower
+from vit_jax.types import UserError
+
+IMAGE = {
+    "positions": "learn", "registers": 0, "stem": None, "pre_logits": None, "final_norm": True, "layer_scale": None,
+}  # fmt: skip
+"""Fields that both families leave no choice of."""
+CLIP_END, LEGACY_END = 49407, 2
+"""The end token of CLIP's vocabulary, and what configurations from before transformers 4.31 say instead: the largest
+token of a text is its end then."""
+GEMMA = 256_000
+"""Size of SigLIP 2's vocabulary, which pads with 0; SigLIP's pads with its end token."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What transformers fixes, or assumes where ``config.json`` is silent.
+
+    Attributes:
+      title: what its classes start with.
+      model: fields of :class:`TwoTower`.
+      image: fields of its image tower.
+      text: fields of its text tower.
+      defaults: settings of each tower, by what its names start with.
+    """
+
+    title: str
+    model: Mapping[str, Any]
+    image: Mapping[str, Any]
+    text: Mapping[str, Any]
+    defaults: Mapping[str, Mapping[str, Any]]
+
+
+FAMILIES = {
+    "clip": Family(
+        "CLIP",
+        {"image_head": "linear", "text_head": "linear", "bias": None},
+        {"pool": "cls", "patch_bias": False, "pre_norm": True, **IMAGE},
+        {"pool": "end", "causal": True, "layer_scale": None},
+        {
+            VISION: {"num_attention_heads": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
+            TEXT: {"num_attention_heads": 8, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "eos_token_id": 49407,
+                   "pad_token_id": 1},
+        },
+    ),
+    "siglip": Family(
+        "Siglip",
+        {"image_head": "none", "text_head": "biased", "temperature": 10.0, "bias": -10.0},
+        {"pool": "map", "patch_bias": True, "pre_norm": False, **IMAGE},
+        {"pool": "last", "causal": False, "layer_scale": None},
+        {
+            tower: {"num_attention_heads": 12, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
+            for tower in (VISION, TEXT)
+        },
+    ),
+}  # fmt: skip
+
+
+def fields(theirs: Tensors, family: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The model of these tensors as plain data, and one note for each thing that is assumed.
+
+    Args:
+      theirs: tensors, for their shapes.
+      family: of :data:`FAMILIES`.
+      settings: content of ``config.json``, {} where there is none.
+
+    Raises:
+      UserError: a setting that our model lacks; a missing tensor or one with an invalid shape.
+    """
+    width, channels, *patch = shape(theirs, PATCHES, 4)
+    if channels != 3 or patch[0] != patch[1]:
+        raise UserError(
+            f"the patches are of {patch} px and {channels} channels; only square RGB patches are converted."
+        )
+    vocab_size, text_width = shape(theirs, TOKENS, 2)
+    known, notes = FAMILIES[family], []
+    image, image_act = _tower(theirs, VISION, width, family, settings)
+    text, text_act = _tower(theirs, TEXT, text_width, family, settings)
+    if not settings:
+        acts = " and ".join(dict.fromkeys((image_act, text_act)))
+        notes.append(f"no {FILE}: {image['heads']} and {text['heads']} heads (one per 64 channels), {acts} and "
+                     f"layer norms with epsilon {image['norm_epsilon']:g} are assumed")  # fmt: skip
+    length = shape(theirs, POSITIONS[1], 2)[0]
+    ends = _clip_ends(settings, vocab_size) if family == "clip" else _siglip_ends(settings, vocab_size)
+    head = shape(theirs, "text_projection.weight" if family == "clip" else f"{TEXT}head.weight", 2)
+    return {
+        "name": "two_tower",
+        "image_tower": {"name": "vit", "num_classes": 0, "patch": patch[0], **image, **known.image},
+        "text_tower": {"vocab_size": vocab_size, "length": length, **text, **ends, **known.text},
+        "embed_dim": head[0],
+        **known.model,
+    }, notes
+
+
+def _tower(
+    theirs: Tensors, prefix: str, width: int, family: str, settings: Mapping[str, Any]
+) -> tuple[dict[str, Any], str]:
+    """Fields that both kinds of towers have, and the activation's name there."""
+    depth = len({found[1] for name in theirs if (found := re.match(rf"{prefix}encoder\.layers\.(\d+)\.", name))})
+    mlp_dim = shape(theirs, f"{prefix}encoder.layers.0.mlp.fc1.weight", 2)[0]
+    given = tower_settings(settings, family, prefix)
+    act = given["hidden_act"]
+    if act not in ACTIVATIONS:
+        raise UserError(f"hidden_act={act!r} is no activation here; allowed: {', '.join(ACTIVATIONS)}.")
+    return {
+        "width": width,
+        "depth": depth,
+        "heads": given["num_attention_heads"] if settings else heads_of(width, depth, mlp_dim)[0],
+        "mlp_dim": mlp_dim,
+        "activation": ACTIVATIONS[act],
+        "norm_epsilon": given["layer_norm_eps"],
+    }, act
+
+
+def tower_settings(settings: Mapping[str, Any], family: str, prefix: str) -> dict[str, Any]:
+    """The settings of one tower, defaults included.
+
+    Old files repeat some of them under a second key, which wins, with its defaults.
+    """
+    defaults, key = FAMILIES[family].defaults[prefix], {VISION: "vision_config", TEXT: "text_config"}[prefix]
+    again = settings.get(f"{key}_dict")
+    return {**defaults, **(settings.get(key) or {}), **({} if again is None else {**defaults, **again})}
+
+
+def _clip_ends(settings: Mapping[str, Any], vocab_size: int) -> dict[str, int]:
+    given = tower_settings(settings, "clip", TEXT)
+    end, pad = given["eos_token_id"], given["pad_token_id"]
+    if not isinstance(end, int):
+        raise UserError(f"eos_token_id={end!r} is no token; CLIP's text features are the state of one end token.")
+    if end == LEGACY_END:
+        return {"end_id": min(vocab_size - 1, CLIP_END), "pad_id": 0}
+    return {"end_id": end, "pad_id": pad if isinstance(pad, int) else 0}
+
+
+def _siglip_ends(settings: Mapping[str, Any], vocab_size: int) -> dict[str, int]:
+    """What ``config.json`` says where it is neither CLIP's nor transformers' default, which no SigLIP has."""
+    given = tower_settings(settings, "siglip", TEXT)
+    said = {ours: given.get(theirs) for ours, theirs in (("end_id", "eos_token_id"), ("pad_id", "pad_token_id"))}
+    if said["end_id"] in (None, CLIP_END):
+        return {"end_id": 1, "pad_id": 0 if vocab_size == GEMMA else 1}
+    return {name: value if isinstance(value, int) else 1 for name, value in said.items()}
+
+
+def check(model: TwoTower) -> str:
+    """The family that ``model`` is one of.
+
+    Raises:
+      UserError: none; it names what the nearest one has otherwise.
+    """
+    found = {name: list(_differences(model, family)) for name, family in FAMILIES.items()}
+    name = min(found, key=lambda name: len(found[name]))
+    if found[name]:
+        raise UserError(
+            f"transformers has no such image-text model: {FAMILIES[name].title}, the nearest, has "
+            f"{' and '.join(found[name][:3])}; use --to vit_jax."
+        )
+    if name == "clip" and model.text_tower.end_id == LEGACY_END:
+        raise UserError(
+            f"transformers takes the end token {LEGACY_END} for 'the largest of a text' in CLIP, so that this model "
+            "cannot be said there; use --to open_clip, or train with a tokenizer that ends in another token."
+        )
+    return name
+
+
+def _differences(model: TwoTower, family: Family) -> Iterator[str]:
+    parts = {"": (model, family.model), "image_tower.": (model.image_tower, family.image)}
+    parts["text_tower."] = (model.text_tower, family.text)
+    for where, (own, fixed) in parts.items():
+        for name, value in fixed.items():
+            ours = getattr(own, name)
+            if name == "bias":  # its number, as the temperature's, is only where training starts
+                ours, value = (None if x is None else "a number" for x in (ours, value))
+            if name != "temperature" and ours != value:
+                yield f"{where}{name}={value!r} instead of {ours!r}"
+
+
+def content(model: TwoTower, family: str, image_size: int, start_id: int | None) -> dict[str, Any]:
+    """What ``config.json`` says of ``model``, which :func:`check` allows; ``start_id`` is the tokenizer's."""
+    image, text, title = model.image_tower, model.text_tower, FAMILIES[family].title
+    joint = {"projection_dim": model.embed_dim} if family == "clip" else {}
+    vision = {"image_size": image_size, "patch_size": image.patch, "num_channels": 3, **_sizes(image), **joint}
+    return {
+        "architectures": [f"{title}Model"],
+        "model_type": family,
+        **joint,
+        "vision_config": {"model_type": f"{family}_vision_model", **vision},
+        "text_config": {
+            "model_type": f"{family}_text_model",
+            "vocab_size": text.vocab_size,
+            "max_position_embeddings": text.length,
+            **_sizes(text),
+            **(joint or {"projection_size": model.embed_dim}),
+            "bos_token_id": start_id,
+            "eos_token_id": text.end_id,
+            "pad_token_id": text.pad_id,
+        },
+    }
+
+
+def _sizes(tower: Any) -> dict[str, Any]:
+    return {
+        "hidden_size": tower.width,
+        "intermediate_size": tower.mlp_dim,
+        "num_hidden_layers": tower.depth,
+        "num_attention_heads": tower.heads,
+        "hidden_act": next(theirs for theirs, ours in ACTIVATIONS.items() if ours == tower.activation),
+        "layer_norm_eps": tower.norm_epsilon,
+    }

@@ -1,0 +1,56 @@
+"""transformers' own CLIP or SigLIP with weights of any file, to compare ours with."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from vit_jax.convert.fields import square
+from vit_jax.convert.hf import clip_config
+from vit_jax.convert.hf.clip_rules import BUFFERS, POSITIONS, family_of
+from vit_jax.convert.hf.vit_config import FILE
+from vit_jax.convert.hf.vit_peer import instantiate
+from vit_jax.convert.hf.vit_rules import shape
+from vit_jax.convert.peer import packages, torch_peer
+from vit_jax.io.sidecar import beside
+from vit_jax.io.tensors import open_tensors
+from vit_jax.models import TwoTower
+
+
+def peer(path: pathlib.Path, model: TwoTower) -> Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]:
+    """transformers' model with the weights at ``path``; see :class:`vit_jax.convert.format.Codec`.
+
+    Raises:
+      UserError: transformers is not installed, or refuses the weights.
+    """
+    module = build(path, model)
+
+    def forward(pixels: Any, tokens: Any) -> dict[str, Any]:
+        out = module(input_ids=tokens, pixel_values=pixels)
+        return {"image embedding": out.image_embeds, "text embedding": out.text_embeds, "logit": out.logits_per_image}
+
+    return torch_peer(forward)
+
+
+def build(path: pathlib.Path, model: TwoTower) -> Any:
+    """The ``torch.nn.Module`` behind :func:`peer`; its settings are those beside the weights, else our ``model``'s.
+
+    Raises:
+      UserError: see :func:`peer`.
+    """
+    settings = beside(path).get(FILE) or {}
+    with open_tensors(path) as theirs:
+        family = family_of(theirs, settings)
+        if not settings:
+            tokens = shape(theirs, POSITIONS[0], 2)[0] - (family == "clip")
+            size = model.image_tower.patch * square(tokens, "the position embedding")
+            settings = clip_config.content(model, clip_config.check(model), size, None)
+        arrays = {name: np.array(leaf.read(), np.float32) for name, leaf in theirs.items() if name not in BUFFERS}
+    with packages("comparing with transformers"):
+        import transformers
+
+        kind = getattr(transformers, f"{clip_config.FAMILIES[family].title}Model")
+    return instantiate(kind, settings, arrays, path)

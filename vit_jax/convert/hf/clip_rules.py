@@ -1,0 +1,123 @@
+"""How Hugging Face transformers names the tensors of its CLIP and SigLIP models, and which of ours they are."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from vit_jax.convert.hf.vit_rules import shape
+from vit_jax.convert.rules import Rule, rule, torch_linear, torch_norm
+from vit_jax.convert.transforms import CONV, LEADING, LINEAR, SAME, TOKEN, Transform, queries_and_memory, split_linear
+from vit_jax.io.tensors import Tensors
+from vit_jax.models import TextTransformer, TwoTower, ViT
+from vit_jax.types import UserError
+
+VISION, TEXT = TOWERS = ("vision_model.", "text_model.")
+"""What the names of each tower start with."""
+PATCHES = f"{VISION}embeddings.patch_embedding.weight"
+TOKENS = f"{TEXT}embeddings.token_embedding.weight"
+POSITIONS = tuple(f"{tower}embeddings.position_embedding.weight" for tower in TOWERS)
+BUFFERS = tuple(f"{tower}embeddings.position_ids" for tower in TOWERS)
+"""0, 1, 2, ...; in files from before transformers 4.31."""
+FAMILIES = ("clip", "siglip")
+"""By ``model_type``."""
+ESSENTIAL = {"clip": ("visual_projection.weight", 2), "siglip": (f"{VISION}head.probe", 3)}
+"""A tensor, and its rank, that a model of the family has and one of the other has not."""
+
+SCALARS = {"clip": SAME, "siglip": Transform(lambda x: (x.reshape(()),), lambda x: (x.reshape(1),))}
+"""The temperature is ``[]`` in CLIP, temperature and bias are ``[1]`` in SigLIP."""
+
+
+def matches(names: Collection[str]) -> bool:
+    """Whether tensors of these names are of one of transformers' image-text models, even of one not converted."""
+    return any(name.startswith(TOWERS) for name in names)
+
+
+def family_of(theirs: Tensors, settings: Mapping[str, Any]) -> str:
+    """Which of :data:`FAMILIES` a file is of, by its names and the ``config.json`` ``settings`` ({} where unknown).
+
+    Raises:
+      UserError: another model; one tower alone.
+    """
+    there = [tower for tower in TOWERS if any(name.startswith(tower) for name in theirs)]
+    if len(there) == 1:
+        raise UserError(
+            f"these are weights of one tower alone ({there[0]}*); of transformers' image-text models whole ones are "
+            "converted: get the file with both towers."
+        )
+    guess = "siglip" if any(name.startswith(f"{VISION}head.") for name in theirs) else "clip"
+    if (family := settings.get("model_type", guess)) not in FAMILIES:
+        raise UserError(
+            f"these are weights of transformers' {family!r}; of its image-text models {' and '.join(FAMILIES)} are "
+            "converted, whose images have one fixed size."
+        )
+    if PATCHES in theirs and len(theirs[PATCHES].shape) == 2:
+        raise UserError(
+            "these are weights of a SigLIP 2 for images of any shape (NaFlex); take one of fixed size, "
+            "as google/siglip2-base-patch16-224."
+        )
+    shape(theirs, *ESSENTIAL[family])
+    return family
+
+
+def rules(model: TwoTower, family: str) -> list[Rule]:
+    """Every tensor of a file of ``family`` and the parameters of ``model`` that it holds."""
+    image, text = model.image_tower, model.text_tower
+    assert isinstance(image, ViT), type(image)
+    found = [
+        rule(PATCHES, "image_tower/patch/kernel", CONV),
+        rule(POSITIONS[0], "image_tower/position/embedding", LEADING),
+        *_layers(VISION, "image_tower", image),
+        *torch_norm(f"{VISION}post_layernorm", "image_tower/encoder/norm"),
+        rule(TOKENS, "text_tower/token/embedding"),
+        rule(POSITIONS[1], "text_tower/position/embedding", LEADING),
+        *_layers(TEXT, "text_tower", text),
+        *torch_norm(f"{TEXT}final_layer_norm", "text_tower/encoder/norm"),
+        rule("logit_scale", "logit_scale", SCALARS[family]),
+    ]
+    if family == "clip":
+        return [
+            *found,
+            rule(f"{VISION}embeddings.class_embedding", "image_tower/cls", TOKEN),
+            *torch_norm(f"{VISION}pre_layrnorm", "image_tower/norm_pre"),  # their spelling
+            rule("visual_projection.weight", "image_head/kernel", LINEAR),
+            rule("text_projection.weight", "text_head/kernel", LINEAR),
+        ]
+    return [
+        *found,
+        rule(PATCHES.replace("weight", "bias"), "image_tower/patch/bias"),
+        *_pooling(f"{VISION}head", "image_tower/pool", image.heads),
+        *torch_linear(f"{TEXT}head", "text_head"),
+        rule("logit_bias", "logit_bias", SCALARS[family]),
+    ]
+
+
+def _layers(theirs: str, ours: str, tower: ViT | TextTransformer) -> list[Rule]:
+    """The blocks of a tower; queries, keys and values are three maps there, one here."""
+    found, split = [], split_linear(tower.heads)
+    for i in range(tower.depth):
+        a, b = f"{theirs}encoder.layers.{i}", f"{ours}/encoder/block_{i}"
+        for leaf, own in (("weight", "kernel"), ("bias", "bias")):
+            parts = [f"{a}.self_attn.{part}_proj.{leaf}" for part in "qkv"]
+            found.append(rule(parts, f"{b}/attention/qkv/{own}", split))
+        found += torch_linear(f"{a}.self_attn.out_proj", f"{b}/attention/out")
+        found += torch_norm(f"{a}.layer_norm1", f"{b}/norm_attention") + torch_norm(f"{a}.layer_norm2", f"{b}/norm_mlp")
+        found += _mlp(f"{a}.mlp", f"{b}/mlp")
+    return found
+
+
+def _mlp(theirs: str, ours: str) -> list[Rule]:
+    return torch_linear(f"{theirs}.fc1", f"{ours}/mlp_in") + torch_linear(f"{theirs}.fc2", f"{ours}/mlp_out")
+
+
+def _pooling(theirs: str, ours: str, heads: int) -> list[Rule]:
+    """SigLIP's attention pooling, whose attention is ``torch.nn.MultiheadAttention``."""
+    split = queries_and_memory(heads)
+    return [
+        rule(f"{theirs}.probe", f"{ours}/probe"),
+        rule(f"{theirs}.attention.in_proj_weight", [f"{ours}/attention/{x}/kernel" for x in ("q", "kv")], split),
+        rule(f"{theirs}.attention.in_proj_bias", [f"{ours}/attention/{x}/bias" for x in ("q", "kv")], split),
+        *torch_linear(f"{theirs}.attention.out_proj", f"{ours}/attention/out"),
+        *torch_norm(f"{theirs}.layernorm", f"{ours}/norm_mlp"),
+        *_mlp(f"{theirs}.mlp", f"{ours}/mlp"),
+    ]

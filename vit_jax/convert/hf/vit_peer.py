@@ -1,0 +1,101 @@
+"""Hugging Face transformers' own models with weights of any file, to compare ours with."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from vit_jax.convert.fields import square
+from vit_jax.convert.hf import vit_config
+from vit_jax.convert.hf.vit_rules import MASK, POOLER, POSITIONS, Layout, layout_of, shape
+from vit_jax.convert.peer import packages, torch_peer
+from vit_jax.convert.pretrained import numbered
+from vit_jax.io.sidecar import beside
+from vit_jax.io.tensors import Tensors, open_tensors
+from vit_jax.models import ViT
+from vit_jax.types import UserError
+
+
+def peer(path: pathlib.Path, model: ViT) -> Callable[[np.ndarray], np.ndarray]:
+    """transformers' model with the weights at ``path``; see :class:`vit_jax.convert.format.Codec`.
+
+    Raises:
+      UserError: transformers is not installed, or refuses the weights.
+    """
+    module = build(path, model)
+
+    def forward(pixels: Any) -> Any:
+        out = module(pixels)
+        if hasattr(out, "logits"):
+            return out.logits
+        return out.last_hidden_state[:, 0] if out.pooler_output is None else out.pooler_output
+
+    return torch_peer(forward)
+
+
+def build(path: pathlib.Path, model: ViT) -> Any:
+    """The ``torch.nn.Module`` behind :func:`peer`.
+
+    Its settings are those of the ``config.json`` beside the weights, else those of our ``model``.
+
+    Raises:
+      UserError: see :func:`peer`.
+    """
+    settings = beside(path).get(vit_config.FILE) or {}
+    with open_tensors(path) as theirs:
+        layout = layout_of(theirs, settings)
+        settings = settings or _of(model, theirs, layout)
+        arrays = {name: np.array(leaf.read(), np.float32) for name, leaf in theirs.items()}
+    with packages("comparing with transformers"):
+        kind = _classes()[layout.family][layout.headed]
+    pooling = {} if layout.dino or layout.headed else {"add_pooling_layer": f"{layout.prefix}{POOLER}.weight" in arrays}
+    return instantiate(kind, settings, arrays, path, **pooling)
+
+
+def instantiate(
+    kind: Any, settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray], path: pathlib.Path, **options: Any
+) -> Any:
+    """transformers' model of the class ``kind`` with ``arrays``: float32, eager attention, in evaluation mode.
+
+    Raises:
+      UserError: it refuses the ``settings`` or the arrays, which are of the file at ``path``.
+    """
+    with packages("comparing with transformers"):
+        import torch
+        import transformers
+
+        transformers.utils.logging.disable_progress_bar()
+    options |= {"attn_implementation": "eager", "output_loading_info": True}
+    try:
+        config = kind.config_class.from_dict(dict(settings))
+        state = {name: torch.from_numpy(x) for name, x in arrays.items()}
+        module, report = kind.from_pretrained(None, config=config, state_dict=state, **options)
+    except Exception as e:  # whatever transformers makes of settings and shapes that do not fit
+        raise UserError(f"transformers refuses the weights at {path} ({(str(e) or repr(e)).splitlines()[0]}).") from e
+    if lost := sorted(name for name in report["missing_keys"] if not name.endswith(MASK)):
+        raise UserError(f"transformers finds no {lost[0]} at {path} and would draw it at random; nothing is compared.")
+    return module.float().eval()
+
+
+def _classes() -> dict[str, tuple[Any, Any]]:
+    """Family -> the bare model and the one for classification."""
+    import transformers
+
+    return {
+        "vit": (transformers.ViTModel, transformers.ViTForImageClassification),
+        "dinov2": (transformers.Dinov2Model, transformers.Dinov2ForImageClassification),
+        "dinov2_with_registers": (
+            transformers.Dinov2WithRegistersModel,
+            transformers.Dinov2WithRegistersForImageClassification,
+        ),
+    }
+
+
+def _of(model: ViT, theirs: Tensors, layout: Layout) -> dict[str, Any]:
+    model = vit_config.check(model)
+    positions = shape(theirs, layout.prefix + POSITIONS, 3)[1]
+    size = model.patch * square(positions - 1, "the position embedding")
+    return vit_config.content(model, layout, size, numbered((), model.num_classes), "softmax")

@@ -1,0 +1,189 @@
+"""Two-way tables: which of their tensors are which of ours, and how the numbers are laid out in each.
+
+A format lists a :class:`Rule` for every tensor. :func:`into` and :func:`back` apply the list in one direction or the
+other, a rule at a time and only when a tensor is read, so that a conversion holds a layer in memory, not a model. Every
+tensor on either side must be claimed by exactly one rule: what is left over is an error that lists both sides.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import ml_dtypes
+import numpy as np
+
+from vit_jax.convert.transforms import LINEAR, SAME, Arrays, Transform
+from vit_jax.io.tensors import Tensor, Tensors
+from vit_jax.types import UserError
+
+FLOATS = tuple(map(np.dtype, (np.float32, np.float16, np.float64, ml_dtypes.bfloat16)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Tensors ``theirs`` hold what our parameters at the paths ``ours`` hold."""
+
+    theirs: tuple[str, ...]
+    ours: tuple[str, ...]
+    transform: Transform
+
+
+def rule(theirs: str | Sequence[str], ours: str | Sequence[str], transform: Transform | None = None) -> Rule:
+    """A rule; one name may stand for a tuple of one, no transform for "the same array"."""
+    a, b = ((names,) if isinstance(names, str) else tuple(names) for names in (theirs, ours))
+    return Rule(a, b, transform or SAME)
+
+
+def torch_linear(theirs: str, ours: str) -> list[Rule]:
+    """Weight and bias of a ``torch.nn.Linear``."""
+    return [rule(f"{theirs}.weight", f"{ours}/kernel", LINEAR), rule(f"{theirs}.bias", f"{ours}/bias")]
+
+
+def torch_norm(theirs: str, ours: str) -> list[Rule]:
+    """Weight and bias of a norm."""
+    return [rule(f"{theirs}.weight", f"{ours}/scale"), rule(f"{theirs}.bias", f"{ours}/bias")]
+
+
+def into(
+    rules: Iterable[Rule],
+    theirs: Tensors,
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    source: str,
+    unused: Mapping[str, str] | None = None,
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Their tensors as our parameters.
+
+    Args:
+      rules: of the format.
+      theirs: by name.
+      shapes: of our model's parameters, by path.
+      source: what is read, for errors.
+      unused: names that may be there and are not needed -> why.
+
+    Returns:
+      Our parameters by path, float32, checked for NaN as they are read; and human-readable notes.
+
+    Raises:
+      UserError: names that are missing or left over, shapes of another model, a type that is no float.
+    """
+    rules, unused = list(rules), unused or {}
+    _claimed(rules, "theirs", [name for name in theirs if name not in unused], source)
+    _claimed(rules, "ours", shapes, "the model")
+    reasons = {why: [n for n in theirs if unused.get(n) == why] for why in dict.fromkeys(unused.values())}
+    notes = [f"{_listed(names)} left out ({why})" for why, names in reasons.items() if names]
+    types = Counter(str(theirs[name].dtype) for r in rules for name in r.theirs)
+    notes += [f"{n} of {types.total()} tensors are {t} there, float32 here" for t, n in types.items() if t != "float32"]
+    for r in rules:
+        for name in r.theirs:
+            if theirs[name].dtype not in FLOATS:
+                raise UserError(
+                    f"{source}: {name} is of type {theirs[name].dtype}; weights are floats of 16 to 64 bits."
+                )
+        want = [shapes[path] for path in r.ours]
+        if (found := _probe(r.transform.into, [theirs[name].shape for name in r.theirs])) != want:
+            there = ", ".join(f"{name} {theirs[name].shape}" for name in r.theirs)
+            here = ", ".join(f"{path} {shapes[path]}" for path in r.ours)
+            means = "" if found is None else f", which would be {', '.join(map(str, found))}"
+            raise UserError(
+                f"{source}: {there} does not fit {here} of the model{means}; name the right one by --model."
+            )
+    return _lazily([(r.theirs, r.ours, r.transform.into) for r in rules], theirs, shapes, source), notes
+
+
+def back(rules: Iterable[Rule], ours: Tensors, *, name: str) -> dict[str, Tensor]:
+    """Our parameters as their tensors, in the order of the rules.
+
+    Args:
+      rules: of the format.
+      ours: by path.
+      name: what is written, for errors.
+
+    Raises:
+      UserError: parameters without a rule, or rules without their parameters.
+    """
+    rules = list(rules)
+    _claimed(rules, "ours", ours, name)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for r in rules:
+        found = _probe(r.transform.back, [ours[path].shape for path in r.ours])
+        if found is None:
+            raise UserError(f"{name}: {', '.join(f'{p} {ours[p].shape}' for p in r.ours)} cannot become {r.theirs}.")
+        shapes |= dict(zip(r.theirs, found, strict=True))
+    return _lazily([(r.ours, r.theirs, r.transform.back) for r in rules], ours, shapes, name)
+
+
+def _claimed(rules: Sequence[Rule], side: str, there: Iterable[str], where: str) -> None:
+    """Raises unless the rules' names on one side are those that are there, each once."""
+    wanted = Counter(name for r in rules for name in getattr(r, side))
+    assert wanted.total() == len(wanted), wanted.most_common(1)
+    there = list(there)
+    missing = [name for name in wanted if name not in set(there)]
+    extra = [name for name in there if name not in wanted]
+    if not missing and not extra:
+        return
+    parts = []
+    if missing:
+        near = difflib.get_close_matches(missing[0], extra, n=1, cutoff=0.6)
+        parts.append(f"{_listed(missing)} missing" + (f" (nearest to the first: {near[0]})" if near else ""))
+    if extra:
+        near = difflib.get_close_matches(extra[0], missing, n=1, cutoff=0.6)
+        parts.append(f"{_listed(extra)} left over" + (f" (nearest to the first: {near[0]})" if near else ""))
+    remedy = "get the whole file, or name the model by --model"
+    raise UserError(f"{where} does not have the tensors of the model: {'; '.join(parts)}; {remedy}.")
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more} {'is' if len(names) == 1 else 'are'}"
+
+
+def _probe(transform: Callable[..., Arrays], shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]] | None:
+    """The shapes that ``transform`` gives for arrays of ``shapes``, None where it cannot; costs a byte an entry."""
+    return _probed(transform, tuple(shapes))
+
+
+@functools.lru_cache(maxsize=4096)
+def _probed(transform: Callable[..., Arrays], shapes: tuple[tuple[int, ...], ...]) -> list[tuple[int, ...]] | None:
+    try:
+        return [y.shape for y in transform(*(np.empty(shape, np.int8) for shape in shapes))]
+    except (ValueError, IndexError):
+        return None
+
+
+def _lazily(
+    rows: Sequence[tuple[tuple[str, ...], tuple[str, ...], Callable[..., Arrays]]],
+    source: Tensors,
+    shapes: Mapping[str, tuple[int, ...]],
+    where: str,
+) -> dict[str, Tensor]:
+    """Results by name; reading one runs its row, whose other results are kept until another row is run."""
+
+    @functools.lru_cache(maxsize=1)
+    def run(i: int) -> Arrays:
+        names, _, transform = rows[i]
+        results = transform(*(_float32(source[n].read(), n, where) for n in names))
+        return tuple(np.asarray(y, order="C") for y in results)
+
+    def result(i: int, j: int) -> np.ndarray:
+        value = run(i)[j]
+        if len(rows[i][1]) == 1:
+            run.cache_clear()
+        return value
+
+    return {
+        name: Tensor(shapes[name], np.dtype(np.float32), functools.partial(result, i, j))
+        for i, (_, names, _) in enumerate(rows)
+        for j, name in enumerate(names)
+    }
+
+
+def _float32(x: np.ndarray, name: str, where: str) -> np.ndarray:
+    if not np.isfinite(x).all():
+        bad = x.size - np.isfinite(x).sum()
+        raise UserError(f"{where}: {name} holds NaN or infinity in {bad} of {x.size} entries; the file is of no use.")
+    return x.astype(np.float32, copy=False)

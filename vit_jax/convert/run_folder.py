@@ -1,0 +1,118 @@
+"""Our own format: a folder like that of a run, so that ``predict``, ``train`` and ``evaluate`` take it as it is."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+import vit_jax
+from vit_jax import checkpoint, models
+from vit_jax.augment import Augment
+from vit_jax.config import Choice, change, parse, record
+from vit_jax.convert.pretrained import Described, Preprocess, Stored, leaves, numbered
+from vit_jax.data.text import TextCodec, from_meta, section, to_meta
+from vit_jax.io.tensors import Tensors
+from vit_jax.models.describe import classes, describe
+from vit_jax.objectives import OBJECTIVES, Objective
+from vit_jax.types import UserError
+
+NAME = "vit_jax"
+
+
+def matches(path: pathlib.Path) -> bool:
+    """Whether ``path`` is a workdir, its ``checkpoints`` or one checkpoint."""
+    return path.is_dir() and bool(
+        (path / checkpoint.FOLDER).is_dir() or (path / "params").is_dir() or checkpoint.steps(path)
+    )
+
+
+def load(path: pathlib.Path, changes: Mapping[str, Any] | None = None) -> Stored:
+    """The newest readable checkpoint at ``path``: its moving average where there is one.
+
+    Args:
+      path: a run, or one checkpoint.
+      changes: keys of the run's configuration with other values.
+
+    Raises:
+      UserError: none can be read.
+    """
+    tree, meta, folder = checkpoint.load_params(path)
+    raw = change(meta["config"], (changes or {}).items())
+    model = parse(Annotated[Any, Choice(models.NAMES, nn.Module)], raw["model"], "model")
+    augment = parse(Augment, {**raw["augment"], "train": ()}, "augment")  # what training did to images matters no more
+    objective = parse(Annotated[Any, Choice(OBJECTIVES, Objective)], raw.get("objective", "classify"), "objective")
+    canvas = raw["data"].get("canvas", 256)
+    names = tuple(meta["class_names"])
+    params, encoder = leaves(tree), from_meta(meta.get("tokenizer"))
+    return Stored(
+        _fitted(model, params, names, encoder),
+        params,
+        Preprocess.of(augment, canvas),
+        names,
+        getattr(objective, "output_activation", "softmax"),
+        meta.get("resize", "bilinear"),
+        str(folder),
+        config=raw,
+        provenance=meta.get("provenance", {}),
+        encoder=encoder,
+    )
+
+
+def _fitted(model: Any, params: Tensors, names: tuple[str, ...], encoder: TextCodec | None) -> Any:
+    """The model of a configuration as it was fitted to its data: to their classes, or to their texts."""
+    if isinstance(model, models.ImageModel):
+        return model.clone(num_classes=len(names))
+    tower = model.text_tower
+    end = {} if encoder is None else {"end_id": encoder.tokenizer.end_id}
+    vocab_size = params["text_tower/token/embedding"].shape[0]
+    length = params["text_tower/position/embedding"].shape[1] - (tower.pool == "cls")
+    return model.clone(text_tower=tower.clone(vocab_size=vocab_size, length=length, **end))
+
+
+def run_config(pretrained: Described) -> dict[str, Any]:
+    """The configuration of its run, or one with its model and preprocessing that only lacks the data."""
+    if pretrained.config is not None:
+        return dict(pretrained.config)
+    fields = {k: v for k, v in describe(pretrained.model).items() if k != "num_classes"}
+    p, encoder = pretrained.preprocess, pretrained.encoder
+    data = {"path": "", "canvas": p.host_canvas} | ({"text": section(encoder)} if encoder else {})
+    raw = {"model": fields, "data": data, "augment": p.augment(), "objective": _objective(pretrained)}
+    return json.loads(json.dumps(raw, default=record))
+
+
+def _objective(pretrained: Described) -> dict[str, Any]:
+    """What the model was trained with, as far as it shows."""
+    model = pretrained.model
+    if not isinstance(model, models.TwoTower):
+        return {"name": "classify", "output_activation": pretrained.output_activation}
+    loss = {} if model.bias is None else {"loss": "sigmoid"}
+    return {"name": "coca" if isinstance(model, models.CoCa) else "contrast", **loss}
+
+
+def save(pretrained: Stored, folder: pathlib.Path) -> None:
+    """Writes ``config.json`` and ``checkpoints/0`` into ``folder``.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    raw = run_config(pretrained)
+    tree: dict[str, Any] = pretrained.tree(jnp.asarray)
+    provenance = {"vit_jax": vit_jax.__version__, "converted": pretrained.source, "notes": list(pretrained.notes)}
+    names = list(numbered(pretrained.class_names, classes(pretrained.model)))
+    meta = {"config": raw, "class_names": names, "provenance": provenance, "resize": pretrained.resize}
+    if pretrained.encoder is not None:
+        meta["tokenizer"] = to_meta(pretrained.encoder)
+    largest = max(leaf.nbytes for leaf in jax.tree.leaves(tree))
+    writer = checkpoint.Checkpoints(folder, buffer=max(2**26, 2 * largest))
+    writer.save(0, {"params": tree}, meta, {})
+    writer.close()
+    try:
+        (folder / "config.json").write_text(json.dumps(raw, indent=1, default=record) + "\n", encoding="utf-8")
+    except OSError as e:
+        raise UserError(f"{folder} cannot be written ({e.strerror}); choose another place.") from e

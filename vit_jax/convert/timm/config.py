@@ -1,0 +1,257 @@
+"""timm's ``config.json``: an architecture, the arguments that differ from it, and how its images are prepared.
+
+Facts about timm are those of 1.0.31. Its model files store no epsilon, and what an architecture's function fixes is in
+no file at all; :data:`UNSEEN` lists that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vit_jax.convert.pretrained import RGB, Preprocess, Stored
+from vit_jax.convert.timm.rules import Layout
+from vit_jax.io.sidecar import About
+from vit_jax.layers.norm import EPSILON
+from vit_jax.models import ALIASES, Mixer, ViT
+from vit_jax.models.describe import describe
+from vit_jax.types import UserError
+
+POOLS = {"cls": "token", "gap": "avg", "map": "map"}
+"""Our pooling -> timm's ``global_pool``."""
+ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu")
+"""Names of ``act_layer`` that mean the same here."""
+INTERPOLATIONS = ("bicubic", "bilinear")
+CLIP_EPSILON = 1e-5
+UNSEEN: tuple[tuple[str, dict[str, Any]], ...] = (
+    (r"vit_.*_clip_.*", {"norm_epsilon": CLIP_EPSILON}),
+    (r"vit_.*_clip_quickgelu_.*", {"act_layer": "quick_gelu"}),
+    (r"vit_(base_patch32|giantopt_patch16|so400m_patch16)_siglip_.*", {"act_layer": "gelu_tanh"}),
+    (r"vit_large_patch16_siglip_(gap_)?512", {"act_layer": "gelu_tanh"}),
+    (r"vit_giantopt_.*|vit_base_patch16_gap_224", {"num_heads": 16}),
+    (r"test_vit", {"num_heads": 2}),
+    (r"test_vit3", {"num_heads": 3, "pool_include_prefix": True}),
+)
+"""Architectures whose weights do not show all they fix -> those arguments; elsewhere timm's own defaults hold."""
+
+STEMS = {
+    (): "vit_tiny_r_s16_p8_224",
+    (2, 2, 2, 2): "vit_small_r26_s32_224",
+    (3, 4, 9): "vit_base_r50_s16_224",
+    (3, 4, 6, 3): "vit_large_r50_s32_224",
+}
+"""Bottlenecks per stage -> an architecture with that stem; no argument changes the stem."""
+PLAIN = tuple(
+    f"vit_{name}_224"
+    for name in (
+        "tiny_patch16", "small_patch8", "small_patch16", "small_patch32", "base_patch8", "base_patch16",
+        "base_patch32", "large_patch14", "large_patch16", "large_patch32", "huge_patch14", "giant_patch14",
+        "gigantic_patch14",
+    )
+)  # fmt: skip
+MIXERS = {
+    (patch, width, depth): f"mixer_{size}{patch}_224"
+    for size, width, depth in (("s", 512, 8), ("b", 768, 12), ("l", 1024, 24))
+    for patch in (16, 32)
+}
+"""Patch, width and depth -> architecture; these three are no arguments of a Mixer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What ``config.json`` says.
+
+    Attributes:
+      architecture: name of timm's function, None without a file of timm's.
+      args: arguments that are known of it.
+      images: timm's ``pretrained_cfg``.
+      class_names: where known.
+    """
+
+    architecture: str | None
+    args: Mapping[str, Any]
+    images: Mapping[str, Any]
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def activation(self) -> str:
+        """``act_layer`` in our words."""
+        name = self.args.get("act_layer") or "gelu"
+        if not isinstance(name, str) or name.lower() not in ACTIVATIONS:
+            raise UserError(f"act_layer={name!r} in config.json is unknown here; known are {', '.join(ACTIVATIONS)}.")
+        return name.lower()
+
+    @property
+    def epsilon(self) -> float:
+        """Of the layer norms: that of ``norm_layer`` or, where none is named, of the architecture."""
+        name = self.args.get("norm_layer")
+        if name and str(name).replace("_", "").lower() not in ("layernorm", "layernormfp32"):
+            raise UserError(f"norm_layer={name!r} in config.json is unknown here; only 'layernorm' is known.")
+        return EPSILON if "norm_layer" in self.args else self.args.get("norm_epsilon", EPSILON)
+
+
+def read_config(about: About) -> Config:
+    """Reads ``about["config.json"]``; one that names no architecture is of another project and counts as absent."""
+    raw = about.get("config.json", {})
+    if "architecture" not in raw:
+        return Config(None, {}, {})
+    name, images = str(raw["architecture"]), raw.get("pretrained_cfg") or raw
+    unseen = {k: v for pattern, args in UNSEEN if re.fullmatch(pattern, name) for k, v in args.items()}
+    pool = {"global_pool": raw["global_pool"]} if "global_pool" in raw else {}
+    labels = next((row[key] for row in (raw, images) for key in ("label_names", "labels") if row.get(key)), ())
+    if isinstance(labels, Mapping):
+        labels = [labels[key] for key in sorted(labels, key=lambda key: (len(str(key)), str(key)))]
+    return Config(name, {**unseen, **pool, **(raw.get("model_args") or {})}, images, tuple(map(str, labels)))
+
+
+def preprocess(config: Config, size: int, crop: float) -> tuple[Preprocess, list[str]]:
+    """How images of ``size`` pixels are prepared, and what was assumed; ``crop`` is for want of a file."""
+    if config.architecture is None:
+        assumed = "no config.json of timm's comes with it: images of mean and standard deviation 0.5, bicubic, crop"
+        return Preprocess(size, crop, "bicubic"), [f"{assumed} {crop:g}, gelu and norm epsilon 1e-6 are assumed"]
+    images, notes = config.images, []
+    mean = _rgb(images, "mean", (0.485, 0.456, 0.406))
+    std = _rgb(images, "std", (0.229, 0.224, 0.225))
+    kept = images.get("crop_pct") or 0.875
+    if not _is_number(kept) or not 0 < kept <= 1:
+        raise UserError(f"crop_pct={kept!r} in config.json is no fraction in (0, 1].")
+    filtered = images.get("interpolation", "bicubic")
+    if filtered not in INTERPOLATIONS:
+        notes.append(f"interpolation {filtered!r} is not known here: bicubic instead")
+        filtered = "bicubic"
+    if (mode := images.get("crop_mode", "center")) != "center":
+        notes.append(f"crop mode {mode!r} is not known here: the centre is cropped instead")
+    if (told := list(images.get("input_size") or ())[1:]) and told != [size, size]:
+        notes.append(f"config.json tells of images of {told} pixels, the positions are for {size}: {size} it is")
+    return Preprocess(size, float(kept), filtered, mean, std), notes
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _rgb(images: Mapping[str, Any], key: str, default: RGB) -> RGB:
+    value = images.get(key) or default
+    if not isinstance(value, Sequence) or len(value) != 3 or not all(map(_is_number, value)):
+        raise UserError(f"{key}={value!r} in config.json are not three numbers, one per channel.")
+    return float(value[0]), float(value[1]), float(value[2])
+
+
+def write_config(pretrained: Stored, layout: Layout) -> tuple[dict[str, Any], list[str]]:
+    """``config.json`` for ``timm.create_model("local-dir:...", pretrained=True)``, and what it cannot say.
+
+    Args:
+      pretrained: the model and its images.
+      layout: of the weights beside it.
+
+    Raises:
+      UserError: timm has no such model, or none that a file can describe.
+    """
+    model, images = pretrained.model, pretrained.preprocess
+    architecture, args, notes = _mixer(model) if isinstance(model, Mixer) else _vit(model, layout)
+    args |= {"img_size": images.size, "in_chans": 3, "num_classes": model.num_classes}
+    if pretrained.output_activation != "softmax":
+        notes.append(f"timm cannot say that the outputs are {pretrained.output_activation}s")
+    if images.host_canvas != round(images.size / images.crop):
+        notes.append(f"timm cannot say that images become {images.host_canvas} pixels before they are cropped")
+    labelled = len(pretrained.class_names) == model.num_classes > 0
+    config = {
+        "architecture": architecture,
+        "num_classes": model.num_classes,
+        "num_features": model.width,
+        "global_pool": args["global_pool"],
+        **({"label_names": list(pretrained.class_names)} if labelled else {}),
+        "model_args": args,
+        "pretrained_cfg": {
+            "custom_load": False,
+            "input_size": [3, images.size, images.size],
+            "fixed_input_size": True,
+            "interpolation": images.interpolation,
+            "crop_pct": images.crop,
+            "crop_mode": "center",
+            "mean": list(images.mean),
+            "std": list(images.std),
+            "num_classes": model.num_classes,
+            "pool_size": None,
+            "first_conv": _first_conv(model),
+            "classifier": "head",
+        },
+    }
+    return config, notes
+
+
+def _first_conv(model: Any) -> str:
+    if isinstance(model, Mixer):
+        return "stem.proj"
+    if model.stem is None:
+        return "patch_embed.proj"
+    return "patch_embed.backbone.stem.conv" if model.stem else "patch_embed.backbone.conv"
+
+
+def _vit(model: Any, layout: Layout) -> tuple[str, dict[str, Any], list[str]]:
+    if model.pool not in POOLS:
+        raise UserError(f"timm has no pool={model.pool!r}; it has {', '.join(POOLS)}: write another format.")
+    if model.pre_logits is not None:
+        raise UserError(f"timm has no layer before the head (pre_logits={model.pre_logits}); write another format.")
+    names = {ALIASES[name]: name for name in PLAIN}
+    architecture = names.get(describe(model)["name"], "vit_base_patch16_224")
+    notes = []
+    if model.stem is not None:
+        if model.stem not in STEMS:
+            raise UserError(
+                f"timm has no stem={model.stem}; it has {', '.join(map(str, STEMS))}: write another format."
+            )
+        architecture = STEMS[model.stem]
+        if model.stem_numerics != "timm":
+            notes.append("timm's ResNet stem has other epsilons than the original's: its logits differ from ours")
+    elif model.norm_epsilon == CLIP_EPSILON:
+        architecture = "vit_base_patch16_clip_224"  # the only way to this epsilon, its own norm_pre switched off
+    notes += _epsilon(model, CLIP_EPSILON if "_clip_" in architecture else EPSILON)
+    args = {
+        "patch_size": model.patch,
+        "embed_dim": model.width,
+        "depth": model.depth,
+        "num_heads": model.heads,
+        "mlp_ratio": ratio(model.mlp_dim, model.width),
+        "global_pool": POOLS[model.pool],
+        "pool_include_prefix": model.pool == "map" and model.registers > 0,
+        "class_token": model.pool == "cls",
+        "reg_tokens": model.registers,
+        "no_embed_class": layout.prefix == 0,
+        "init_values": None if model.layer_scale is None else model.layer_scale or 1e-5,  # 0 would mean none
+        "qkv_bias": layout.qkv_bias,
+        "pre_norm": False,
+        "fc_norm": False,
+        "act_layer": model.activation,
+    }
+    return architecture, args, notes
+
+
+def _mixer(model: Mixer) -> tuple[str, dict[str, Any], list[str]]:
+    size = (model.patch, model.width, model.depth)
+    if size not in MIXERS or model.activation != "gelu":
+        sizes = ", ".join(f"{p}/{w}/{d}" for p, w, d in MIXERS)
+        raise UserError(
+            f"no file can tell timm of a Mixer of patch/width/depth {'/'.join(map(str, size))} with "
+            f"{model.activation}; it knows {sizes} with gelu: write another format."
+        )
+    ratios = [ratio(hidden, model.width) for hidden in (model.token_dim, model.mlp_dim)]
+    return MIXERS[size], {"mlp_ratio": ratios, "global_pool": "avg"}, _epsilon(model, EPSILON)
+
+
+def _epsilon(model: ViT | Mixer, there: float) -> list[str]:
+    """What there is to say of timm's epsilon; a smaller one of ours never differs by more than that little."""
+    if model.norm_epsilon == there:
+        return []
+    if model.norm_epsilon > there:
+        known = f"{EPSILON:g} and, in a ViT without a stem, {CLIP_EPSILON:g}"
+        raise UserError(f"timm has no norm_epsilon={model.norm_epsilon:g}, but {known}; write another format.")
+    return [f"timm's norm epsilon is {there:g}, ours {model.norm_epsilon:g}: the logits differ by a little"]
+
+
+def ratio(hidden: int, width: int) -> float:
+    """An ``mlp_ratio`` for which timm's ``int(width * ratio)`` is ``hidden``: their quotient where rounding allows."""
+    quotient = hidden / width
+    return quotient if int(width * quotient) == hidden else (hidden + 0.5) / width

@@ -1,0 +1,135 @@
+"""Which of timm's tensors are which of our parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from vit_jax.convert.rules import Rule, rule, torch_linear, torch_norm
+from vit_jax.convert.transforms import CONV, Arrays, Transform, fused_linear
+from vit_jax.models import ImageModel, Mixer, ViT
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a file stores a ViT.
+
+    Attributes:
+      prefix: rows of ``pos_embed`` before those of the grid: none, or one for the class token and every register.
+      qkv_bias: whether queries, keys and values have a bias.
+    """
+
+    prefix: int = 0
+    qkv_bias: bool = True
+
+
+def rules(model: ImageModel, layout: Layout) -> list[Rule]:
+    """Every tensor of a file and what it is of ``model``."""
+    return _mixer_rules(model) if isinstance(model, Mixer) else _vit_rules(model, layout)
+
+
+def _patch(theirs: str) -> list[Rule]:
+    return [rule(f"{theirs}.weight", "patch/kernel", CONV), rule(f"{theirs}.bias", "patch/bias")]
+
+
+def _mlp(theirs: str, ours: str) -> list[Rule]:
+    return [*torch_linear(f"{theirs}.fc1", f"{ours}/mlp_in"), *torch_linear(f"{theirs}.fc2", f"{ours}/mlp_out")]
+
+
+def _head(model: ImageModel) -> list[Rule]:
+    return [*torch_norm("norm", "encoder/norm"), *(torch_linear("head", "head") if model.num_classes else [])]
+
+
+def _mixer_rules(model: Mixer) -> list[Rule]:
+    out = _patch("stem.proj")
+    for i in range(model.depth):
+        a, b = f"blocks.{i}", f"encoder/block_{i}"
+        out += [*torch_norm(f"{a}.norm1", f"{b}/norm_tokens"), *_mlp(f"{a}.mlp_tokens", f"{b}/tokens")]
+        out += [*torch_norm(f"{a}.norm2", f"{b}/norm_mlp"), *_mlp(f"{a}.mlp_channels", f"{b}/mlp")]
+    return out + _head(model)
+
+
+def _vit_rules(model: Any, layout: Layout) -> list[Rule]:
+    out = _token_rules(model, layout) + _patch("patch_embed.proj")
+    if model.stem is not None:
+        out += _stem_rules(model.stem)
+    for i in range(model.depth):
+        a, b = f"blocks.{i}", f"encoder/block_{i}"
+        out += [*torch_norm(f"{a}.norm1", f"{b}/norm_attention"), *torch_norm(f"{a}.norm2", f"{b}/norm_mlp")]
+        out += _fused(f"{a}.attn.qkv", f"{b}/attention/qkv", model.heads, 3, layout.qkv_bias)
+        out += [*torch_linear(f"{a}.attn.proj", f"{b}/attention/out"), *_mlp(f"{a}.mlp", f"{b}/mlp")]
+        if model.layer_scale is not None:
+            out += [rule(f"{a}.ls1.gamma", f"{b}/scale_attention"), rule(f"{a}.ls2.gamma", f"{b}/scale_mlp")]
+    if model.pool == "map":
+        a, b = "attn_pool", "pool/attention"
+        out += [rule(f"{a}.latent", "pool/probe"), *torch_linear(f"{a}.q", f"{b}/q")]
+        out += torch_linear(f"{a}.proj", f"{b}/out")
+        out += _fused(f"{a}.kv", f"{b}/kv", model.heads, 2)
+        out += [*torch_norm(f"{a}.norm", "pool/norm_mlp"), *_mlp(f"{a}.mlp", "pool/mlp")]
+    return out + _head(model)
+
+
+def _fused(theirs: str, ours: str, heads: int, parts: int, bias: bool = True) -> list[Rule]:
+    transform = fused_linear(heads, parts)
+    if bias:
+        return [rule(f"{theirs}.{a}", f"{ours}/{b}", transform) for a, b in (("weight", "kernel"), ("bias", "bias"))]
+    zeros = Transform(
+        lambda x: (*transform.into(x), np.zeros(len(x), x.dtype)), lambda kernel, _: transform.back(kernel)
+    )
+    return [rule(f"{theirs}.weight", (f"{ours}/kernel", f"{ours}/bias"), zeros)]
+
+
+def _stem_rules(stages: tuple[int, ...]) -> list[Rule]:
+    def pair(theirs: tuple[str, str], ours: str, name: str) -> list[Rule]:
+        kernel = rule(f"{theirs[0]}.weight", f"{ours}/conv_{name}/kernel", CONV)
+        return [kernel, *torch_norm(theirs[1], f"{ours}/norm_{name}")]
+
+    root = f"patch_embed.backbone{'.stem' if stages else ''}"
+    out = pair((f"{root}.conv", f"{root}.norm"), "stem", "root")
+    for s, units in enumerate(stages):
+        for u in range(units):
+            a, b = f"patch_embed.backbone.stages.{s}.blocks.{u}", f"stem/stage_{s}_unit_{u}"
+            for i in (1, 2, 3):
+                out += pair((f"{a}.conv{i}", f"{a}.norm{i}"), b, str(i))
+            if u == 0:
+                out += pair((f"{a}.downsample.conv", f"{a}.downsample.norm"), b, "shortcut")
+    return out
+
+
+def _token_rules(model: ViT, layout: Layout) -> list[Rule]:
+    has_cls = model.pool in ("cls", "cls_gap")
+    out = [rule("cls_token", "cls")] if has_cls else []
+    if model.positions != "learn":
+        return out + ([rule("reg_token", "registers")] if model.registers else [])
+    joined = rule("pos_embed", "position/embedding")
+    if model.registers:
+        joined = rule(("reg_token", "pos_embed"), ("registers", "position/embedding"))
+    return [*out, dataclasses.replace(joined, transform=_positions(int(has_cls), layout.prefix))]
+
+
+def _positions(cls: int, prefix: int) -> Transform:
+    """``reg_token`` (if any) and ``pos_embed`` <-> registers and positions, which only class token and grid have.
+
+    Args:
+      cls: 1 with a class token, else 0.
+      prefix: number of rows of ``pos_embed`` before the grid's.
+    """
+
+    def into(*theirs: np.ndarray) -> Arrays:
+        *tokens, rows = theirs
+        if not prefix:
+            return *tokens, np.concatenate([np.zeros_like(rows[:, :cls]), rows], axis=1)
+        own = rows[:, cls:prefix]
+        tokens = [np.where(own == 0, t, t + own) for t in tokens]
+        return *tokens, np.concatenate([rows[:, :cls], rows[:, prefix:]], axis=1)
+
+    def back(*ours: np.ndarray) -> Arrays:
+        *tokens, rows = ours
+        if not prefix:
+            return *tokens, rows[:, cls:]
+        none = np.zeros((1, prefix - cls, rows.shape[2]), rows.dtype)
+        return *tokens, np.concatenate([rows[:, :cls], none, rows[:, cls:]], axis=1)
+
+    return Transform(into, back)
