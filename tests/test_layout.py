@@ -12,7 +12,8 @@ PACKAGE = ROOT / "vit_jax"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 TIERS = (
     ("types",), ("config",), ("io",), ("sharding", "metrics"), ("data", "augment", "kernels"), ("layers",), ("models",),
-    ("losses",), ("objectives",), ("optim",), ("checkpoint", "plots", "decoding"), ("evals", "convert"), ("train",),
+    ("losses",), ("objectives",), ("optim",), ("checkpoint", "plots", "decoding"), ("evals", "convert"), ("compress",),
+    ("train",),
     ("predict", "benchmark", "explain", "create"), ("export",), ("launch", "api"), ("cli",), ("__main__",),
 )  # fmt: skip
 """A module imports from its own package and from tiers to the left, never from a neighbour in its tier."""

@@ -19,8 +19,9 @@ import numpy as np
 
 from vit_jax import config as configs
 from vit_jax import models
+from vit_jax.compress import restructure
 from vit_jax.config import Choice
-from vit_jax.convert import read, relinear, write, zoo
+from vit_jax.convert import read, write, zoo
 from vit_jax.convert.pretrained import Pretrained, Stored
 from vit_jax.convert.verify import Difference
 from vit_jax.convert.verify import verify as compare
@@ -315,7 +316,7 @@ def convert(
     path = pathlib.Path(target)
     places: list[str | pathlib.Path] = [path]
     write.check_target(path, to)
-    requests = [relinear.Request.parse(text) for text in linear]
+    requests = [restructure.Request.parse(text) for text in linear]
     with contextlib.ExitStack() as stack:
         if isinstance(source, Pretrained):
             stored = source.stored()
@@ -324,7 +325,7 @@ def convert(
             places = places if requests else [os.fspath(source), path]
         summary, notes = _summary(stored), list(stored.notes)
         if requests:
-            stored, changes = relinear.relinear(stored, requests)
+            stored, changes = restructure.relinear(stored, requests)
             notes += changes
         notes += write.save(stored, path, to)
         differences = compare(stored, places) if verify else []

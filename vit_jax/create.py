@@ -36,7 +36,7 @@ def create(
     with read.load(zoo.place_of(os.fspath(pretrained), name)) as found:
         model = _like(found, name, wanted, fields)
         size = size or found.preprocess.size
-        params, notes = fitted(found, model, initial(model, size, seed))
+        params, notes = fitted(found, model, initial(model, size, seed), size)
         preprocess = found.preprocess
         if size != preprocess.size:
             preprocess = dataclasses.replace(preprocess, size=size, canvas=None)

@@ -1,4 +1,4 @@
-"""Parameters of one model fitted to another: new head, other positions, size of patches, structure of linear maps."""
+"""Parameters of one model fitted to another: new head, other positions, other size of patches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import numpy as np
 from vit_jax import config
 from vit_jax.config import suggest
 from vit_jax.layers.embed import RESIZES, resize_patches, resize_positions
-from vit_jax.train.restructure import restructure
 from vit_jax.types import Params, UserError
 
 HEAD = re.compile(r"(.*/)?(head|pre_logits)/.*")
@@ -24,7 +23,7 @@ PATCHES = {name: "bicubic" if name.startswith("bicubic") else "bilinear" for nam
 def adapt(
     loaded: Mapping[str, Any], fresh: Params, *, name: str, new_head: bool = False, resize: str = "bilinear"
 ) -> tuple[Params, list[str]]:
-    """Fits ``loaded`` parameters to a model with another head, grid of positions, size of patches or linear maps.
+    """Fits ``loaded`` parameters to a model with another head, grid of positions or size of patches.
 
     Args:
       loaded: nested dictionary of arrays.
@@ -41,8 +40,7 @@ def adapt(
     """
     config.lookup(RESIZES, resize, "resize method")
     have, want = (traverse.flatten_dict(dict(t), sep="/") for t in (loaded, fresh))
-    have, notes = restructure(have, want)
-    out, wrong, casts = {}, [], collections.Counter[str]()
+    out, wrong, notes, casts = {}, [], [], collections.Counter[str]()
     for path, leaf in want.items():
         value = have.pop(path, None)
         is_head = HEAD.fullmatch(path)

@@ -7,11 +7,13 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax.traverse_util as traverse
 import jax
 import numpy as np
 
 from vit_jax import checkpoint, models
 from vit_jax.checkpoint import flat, unflat
+from vit_jax.compress.restructure import linear_maps, restructure, specs
 from vit_jax.convert import Stored
 from vit_jax.convert.read import load
 from vit_jax.data import text
@@ -73,7 +75,8 @@ def _initial(setup: Setup, source: str) -> tuple[Params, str, list[str]]:
         if isinstance(found.model, models.TwoTower) == isinstance(setup.model, models.TwoTower):
             text.check_same(found.encoder, setup.train.info.encoder, found.source)
         new_head = found.class_names != setup.train.info.class_names
-        params, notes = fitted(found, setup.model, setup.init().params, new_head=new_head)
+        size = setup.config.augment.size
+        params, notes = fitted(found, setup.model, setup.init().params, size, new_head=new_head)
     was, norm = found.preprocess, setup.config.augment.norm
     if not np.allclose(was.mean + was.std, norm.mean + norm.std, atol=1e-6):
         kept = was.augment()["norm"]
@@ -82,7 +85,7 @@ def _initial(setup: Setup, source: str) -> tuple[Params, str, list[str]]:
     return params, found.source, [*found.notes, *notes]
 
 
-def fitted(found: Stored, ours: Any, fresh: Params, *, new_head: bool = False) -> tuple[Params, list[str]]:
+def fitted(found: Stored, ours: Any, fresh: Params, size: int, *, new_head: bool = False) -> tuple[Params, list[str]]:
     """The parameters of ``found`` for the model ``ours``, and what was changed, one note each.
 
     An image model becomes the image tower of an image-text model, and the other way round.
@@ -91,6 +94,7 @@ def fitted(found: Stored, ours: Any, fresh: Params, *, new_head: bool = False) -
       found: weights in any format.
       ours: the model to fit them to.
       fresh: its own parameters; what ``found`` lacks is taken from them.
+      size: side in pixels of its images.
       new_head: leave the head out even where it fits: its classes are others.
 
     Raises:
@@ -105,6 +109,10 @@ def fitted(found: Stored, ours: Any, fresh: Params, *, new_head: bool = False) -
     elif towers == [True, False]:
         notes.append(f"only its {IMAGE} is used")
         tree, theirs = tree[IMAGE], theirs.image_tower
+    if len({*specs(theirs), *specs(ours)}) > 1:
+        maps = linear_maps(theirs, found.preprocess.size), linear_maps(ours, size)
+        have, done = restructure(flat(tree), *maps, flat(fresh))
+        tree, notes = traverse.unflatten_dict(have, sep="/"), notes + done
     params, changes = adapt(tree, fresh, name=found.source, new_head=new_head, resize=found.resize)
     if towers == [False, True]:
         params = {**full, IMAGE: params}

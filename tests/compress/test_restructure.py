@@ -6,11 +6,16 @@ import numpy as np
 import pytest
 
 from vit_jax import models
+from vit_jax.compress.restructure import LinearMap, Request, linear_maps, relinear, restructure, specs
 from vit_jax.convert import read, write
 from vit_jax.convert.pretrained import Preprocess, Stored
-from vit_jax.convert.relinear import Request, relinear
 from vit_jax.io.tensors import Tensor
-from vit_jax.layers.sparse24 import Sparse24, prune
+from vit_jax.layers.block_sparse import BlockSparse
+from vit_jax.layers.linear import Dense
+from vit_jax.layers.low_rank import LowRank
+from vit_jax.layers.monarch import Monarch
+from vit_jax.layers.sparse24 import Packed24, Sparse24, prune
+from vit_jax.layers.specs import name_of
 from vit_jax.models import describe
 from vit_jax.types import UsageError, UserError
 
@@ -181,3 +186,118 @@ def test_mistakes(rng):
     assert Request.parse("sparse24(mask='frozen')").field is None
     with pytest.raises(UserError, match=r"Linear has no linear maps to choose for; leave --linear out"):
         relinear(Stored(models.base.Linear(3), {}, Preprocess(8)), [Request.parse("dense")])
+
+
+PATH = "encoder/block_0/mlp/mlp_in"
+
+
+def flat(params):
+    return {f"{PATH}/{leaf}": np.asarray(x) for leaf, x in params.items()}
+
+
+def moved(have, there, want, here, inputs=32):
+    """``have``, of maps ``there``, for a model that takes ``want``, of maps ``here``."""
+    maps = ({PATH: LinearMap(spec, inputs, 64 * inputs // 32)} for spec in (there, here))
+    return restructure(flat(have), *maps, flat(want))
+
+
+def stays(have, *others):
+    found, notes = moved(have, *others)
+    return (
+        notes == [] and found.keys() == flat(have).keys() and all((found[k] == v).all() for k, v in flat(have).items())
+    )
+
+
+@pytest.fixture
+def dense(rng):
+    return Dense().from_dense(rng.normal(size=(32, 64)).astype(np.float32), np.arange(64, dtype=np.float32))
+
+
+def test_the_maps_of_a_model(rng):
+    model = models.create("mixer", **SMALL, token_dim=8, mlp_linear="monarch(2)")
+    found = linear_maps(model, 8)
+    assert found["encoder/block_1/mlp/mlp_in"] == LinearMap(Monarch(2), 16, 32) and len(found) == 8
+    assert found["encoder/block_0/tokens/mlp_out"] == LinearMap(Dense(), 8, 4)
+    assert specs(model) == {Monarch(2), Dense()} and specs(models.create("clip_vit_b32")) == {Dense()}
+
+
+@pytest.mark.parametrize("spec", [Monarch(4), LowRank(8)])
+def test_dense_maps_are_projected_and_multiplied_out_again(dense, spec):
+    want = spec.from_dense(dense["kernel"], dense["bias"])
+    have, maps = flat(dense) | {"cls": np.ones(3)}, ({PATH: LinearMap(s, 32, 64)} for s in (Dense(), spec))
+    found, notes = restructure(have, *maps, flat(want) | {"cls": np.ones(3)})
+    assert set(found) == {*flat(want), "cls"}
+    for path, value in flat(want).items():
+        np.testing.assert_array_equal(found[path], value)
+    kernel = np.asarray(spec.to_dense(want)[0])
+    error = np.linalg.norm(kernel - dense["kernel"]) / np.linalg.norm(dense["kernel"])
+    assert notes == [f"1 linear maps go from dense to {name_of(spec)}, off by {error:.2g} to {error:.2g} of their norm"]
+    back, notes = moved(want, spec, dense, Dense())
+    np.testing.assert_allclose(back[f"{PATH}/kernel"], kernel, atol=1e-6)
+    assert notes == [f"1 linear maps go from {name_of(spec)} to dense, exactly"]
+
+
+def test_from_one_structure_to_another(dense):
+    four, two = (Monarch(n).from_dense(dense["kernel"], dense["bias"]) for n in (4, 2))
+    found, notes = moved(four, Monarch(4), two, Monarch(2, implementation="dense"))
+    want = Monarch(2).from_dense(Monarch(4).to_dense(four)[0], dense["bias"])
+    for path, value in flat(want).items():
+        np.testing.assert_allclose(found[path], value, atol=1e-5)
+    assert notes == ["1 linear maps go from monarch(4) to monarch(2), exactly"]
+    assert stays(four, Monarch(4), four, Monarch(4, implementation="dense"))
+
+
+def test_what_was_padded_is_cut(rng):
+    kernel, bias = rng.normal(size=(30, 60)).astype(np.float32), np.zeros(60, np.float32)
+    padded = Monarch(4).from_dense(kernel, bias)
+    found, _ = moved(padded, Monarch(4), {"kernel": kernel, "bias": bias}, Dense(), inputs=30)
+    np.testing.assert_allclose(found[f"{PATH}/kernel"], np.asarray(Monarch(4).to_dense(padded)[0])[:30], atol=1e-6)
+
+
+def test_equal_structures_and_other_sizes_stay(dense):
+    zeros = Dense().from_dense(np.zeros_like(dense["kernel"]), dense["bias"])  # as a new head is
+    small = Monarch(2).from_dense(np.zeros((8, 16), np.float32), dense["bias"][:16])
+    for want, spec, inputs in ((dense, Dense(), 32), (zeros, Dense(), 32), (small, Monarch(2), 8)):
+        assert stays(dense, Dense(), want, spec, inputs)
+    for spec in (Sparse24(), Sparse24(bits=4)):  # whose parameters are a dense map's, whatever training makes of them
+        assert stays(dense, spec, dense, Dense()) and stays(dense, Dense(), dense, spec)
+    assert stays({"bias": dense["bias"]}, Dense(), dense, Monarch(4))
+
+
+@pytest.mark.parametrize("spec", [Sparse24(mask="frozen", bits=8), BlockSparse(0.5, "magnitude", 8)])
+def test_a_model_of_frozen_zeros_prunes_what_it_starts_from(dense, spec):
+    plain = Sparse24(mask="frozen") if isinstance(spec, Sparse24) else spec
+    want = plain.from_dense(dense["kernel"], dense["bias"])
+    found, notes = moved(dense, Dense(), want, spec)
+    np.testing.assert_array_equal(found[f"{PATH}/kernel"], want["kernel"])
+    assert len(notes) == 1 and notes[0].startswith(f"1 linear maps go from dense to {name_of(plain)}, off by")
+    pruned = {leaf: found[f"{PATH}/{leaf}"] for leaf in ("kernel", "bias")}
+    assert stays(pruned, Dense(), want, spec) and stays(pruned, spec, want, spec)
+    monarch = Monarch(4).from_dense(dense["kernel"], dense["bias"])
+    found, notes = moved(monarch, Monarch(4), want, spec)
+    again = np.asarray(plain.from_dense(found[f"{PATH}/kernel"], None)["kernel"])
+    np.testing.assert_array_equal(found[f"{PATH}/kernel"], again)
+    assert notes[0].startswith(f"1 linear maps go from monarch(4) to {name_of(plain)}, off by")
+
+
+def test_block_sparse_maps_come_and_go(dense):
+    spec, other = (BlockSparse(0.5, "random", 8, rank=2, seed=seed) for seed in (3, 4))
+    want = spec.from_dense(dense["kernel"], dense["bias"])
+    found, notes = moved(dense, Dense(), want, spec)
+    assert set(found) == set(flat(want)) and f"{PATH}/kernel_random_4_3" in found
+    for path, value in flat(want).items():
+        np.testing.assert_array_equal(found[path], value)
+    assert len(notes) == 1 and notes[0].startswith(f"1 linear maps go from dense to {name_of(spec)}, off by ")
+    back, notes = moved(want, spec, dense, Dense())
+    assert set(back) == set(flat(dense)) and notes == [f"1 linear maps go from {name_of(spec)} to dense, exactly"]
+    np.testing.assert_allclose(back[f"{PATH}/kernel"], spec.to_dense(want)[0], atol=1e-6)
+    again, notes = moved(want, spec, other.from_dense(dense["kernel"], dense["bias"]), other)  # no mere copy
+    assert f"{PATH}/kernel_random_4_4" in again and "rank=2, seed=3) to block_sparse(0.5, " in notes[0]
+    assert stays(want, spec, want, spec)
+
+
+def test_packed_maps_are_unpacked(dense):
+    packed = Packed24("float32").from_dense(dense["kernel"], dense["bias"])
+    found, notes = moved(packed, Packed24("float32"), dense, Dense())
+    np.testing.assert_array_equal(found[f"{PATH}/kernel"], prune(dense["kernel"]))
+    assert notes == ["1 linear maps go from packed24(float32) to dense, exactly"]

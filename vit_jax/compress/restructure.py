@@ -1,7 +1,11 @@
 """The linear maps of a model in another structure: packed for inference, densified for other projects, projected.
 
-Which parameters belong to a map, and of what size it is, is asked of the model itself: a probe takes the place of the
-spec, and the paths of its parameters are those of the maps.
+A pretrained dense model continues as a Monarch one by projection (Dao et al. 2022, arXiv:2204.00595, section 4.3), a
+Monarch one as a dense one by multiplying its factors out (section 4.2, "reverse sparsification"). Optimizer states do
+not follow: a gradient of the product says nothing unique about those of the factors.
+
+Which parameters belong to a map, what structure they have and of what size it is, is asked of the model itself: a probe
+takes the place of every spec, and the paths of its parameters are those of the maps.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ import collections
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -73,7 +77,11 @@ def relinear(pretrained: Stored, requests: Sequence[Request]) -> tuple[Stored, l
         raise UserError(f"{type(model).__name__} has no linear maps to choose for; leave --linear out.")
     params = dict(pretrained.params)
     done: dict[str, list[_Change]] = collections.defaultdict(list)
-    for path, old, new, (inputs, outputs) in _maps(model, changed, size):
+    now = linear_maps(changed, size)
+    for path, (old, inputs, outputs) in linear_maps(model, size).items():
+        new = now[path].spec
+        if old == new:
+            continue
         have = {k.removeprefix(f"{path}/"): params.pop(k).read() for k in list(params) if k.startswith(f"{path}/")}
         try:
             change = _change(have, old, new, inputs, outputs)
@@ -83,13 +91,71 @@ def relinear(pretrained: Stored, requests: Sequence[Request]) -> tuple[Stored, l
         done[f"from {name_of(old)} to {name_of(new)}"].append(change)
     want = shapes(changed, size)
     assert {k: t.shape for k, t in params.items()} == want, "specs and layers disagree"
-    notes = [_note(how, changes) for how, changes in done.items()] or ["its linear maps are such already"]
+    notes = [_note(how, c) + _pruned(c) for how, c in done.items()] or ["its linear maps are such already"]
     notes.append(f"parameters: {_bytes(pretrained.params):,} -> {_bytes(params):,} bytes")
     about = None
     if pretrained.config is not None:  # the run's own, but for its model
         about = {**pretrained.config, "model": {k: v for k, v in describe(changed).items() if k != "num_classes"}}
     kept = {path: params[path] for path in want}
     return dataclasses.replace(pretrained, model=changed, params=kept, config=about), notes
+
+
+def restructure(
+    have: Mapping[str, Any], theirs: Mapping[str, LinearMap], ours: Mapping[str, LinearMap], want: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """``have``, its linear maps brought into the structure that those of the same path have in another model.
+
+    Args:
+      have: path -> array.
+      theirs: the maps of the model that ``have`` is of.
+      ours: those of the model that is to take it.
+      want: path -> array or shape, of the parameters of that model.
+
+    Returns:
+      A copy of ``have``, and one note for each way of restructuring: how many maps, how far from what they were (the
+      Frobenius norm of the difference over that of the kernel). Maps that cannot be brought there stay as they are.
+    """
+    out, done = dict(have), collections.defaultdict[str, list[_Change]](list)
+    for path in sorted(theirs.keys() & ours.keys()):
+        there, here = _leaves(have, path), _leaves(want, path)
+        old = Dense() if there.keys() - {"bias"} == {"kernel"} and there["kernel"].ndim == 2 else theirs[path].spec
+        old, new = _stored(old), _stored(ours[path].spec)
+        if old == new:
+            continue
+        try:
+            change = _change({k: _wide(x) for k, x in there.items()}, old, new, *ours[path][1:])
+        except KeyError:  # a leaf is missing, which whoever takes the parameters says
+            continue
+        params = {leaf: np.asarray(value) for leaf, value in change.params.items()}
+        fits = {leaf: x.shape for leaf, x in params.items()} == {leaf: tuple(x.shape) for leaf, x in here.items()}
+        same = params.keys() == there.keys() and all(np.array_equal(x, there[leaf]) for leaf, x in params.items())
+        if not fits or same:
+            continue
+        out = {k: x for k, x in out.items() if k.rpartition("/")[0] != path or k.rpartition("/")[2] not in there}
+        out |= {f"{path}/{leaf}": x for leaf, x in params.items()}
+        done[f"from {name_of(old)} to {name_of(new)}"].append(change)
+    return out, [_note(how, changes) for how, changes in done.items()]
+
+
+COMPUTED = ("implementation", "bits", "lam")
+"""Fields of specs that say how a map is computed or trained, not what its parameters are."""
+
+
+def _stored(spec: LinearSpec) -> LinearSpec:
+    """``spec`` as far as it decides the parameters."""
+    fields = dataclasses.fields(spec) if dataclasses.is_dataclass(spec) else ()
+    return dataclasses.replace(spec, **{f.name: f.default for f in fields if f.name in COMPUTED}) if fields else spec
+
+
+def _wide(x: Any) -> np.ndarray:
+    """Floats as float32, integers (of packed maps) as they are."""
+    return np.asarray(x).astype(np.float32) if jnp.issubdtype(x.dtype, jnp.floating) else np.asarray(x)
+
+
+def _leaves(tree: Mapping[str, Any], parent: str) -> dict[str, Any]:
+    """The parameters of the map at ``parent``, by name."""
+    found = ((path, path.rpartition("/")) for path in tree)
+    return {name: tree[path] for path, (at, _, name) in found if at == parent}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,12 +201,15 @@ def _integers(kernel: jax.Array, bits: int) -> Params:
 
 
 def _note(how: str, changes: Sequence[_Change]) -> str:
-    errors, pruned = [c.error for c in changes], [c.pruned for c in changes]
+    errors = [c.error for c in changes]
     far = "exactly" if max(errors) < 1e-6 else f"off by {min(errors):.2g} to {max(errors):.2g} of their norm"
-    note = f"{len(changes)} linear maps go {how}, {far}"
-    if max(pruned):
-        note += f"; {min(pruned):.0%} to {max(pruned):.0%} of their weights were pruned away, train 'sparse24' before"
-    return note
+    return f"{len(changes)} linear maps go {how}, {far}"
+
+
+def _pruned(changes: Sequence[_Change]) -> str:
+    shares = [c.pruned for c in changes]
+    cut = f"; {min(shares):.0%} to {max(shares):.0%} of their weights were pruned away, train 'sparse24' before"
+    return cut if max(shares) else ""
 
 
 def _bytes(params: Tensors) -> int:
@@ -160,24 +229,40 @@ def _with_specs(model: nn.Module, requests: Sequence[Request]) -> Any:
     return model.clone(**changes) if changes else None
 
 
-def _maps(model: Any, changed: Any, size: int) -> list[tuple[str, LinearSpec, LinearSpec, tuple[int, int]]]:
-    """(path, spec in ``model``, spec in ``changed``, (inputs, outputs)) of every map whose spec differs."""
-    differing: list[tuple[LinearSpec, LinearSpec]] = []
-    probe = model
+class LinearMap(NamedTuple):
+    """A linear map of a model: its structure, and the sizes of its input and output."""
+
+    spec: LinearSpec
+    inputs: int
+    outputs: int
+
+
+def linear_maps(model: nn.Module, size: int) -> dict[str, LinearMap]:
+    """Path -> map, of every map whose structure is a field of ``model`` or of a module among its fields.
+
+    Args:
+      model: any model.
+      size: side in pixels of the images that it takes.
+    """
+    probe, found = model, []
     for owner, field in _fields(model):
-        old, new = (getattr(_at(m, owner), field) for m in (model, changed))
-        if old != new:
-            probe = _replaced(probe, owner, field, _Probe(len(differing)))
-            differing.append((old, new))
+        found.append(getattr(_at(model, owner), field))
+        probe = _replaced(probe, owner, field, _Probe(len(found) - 1))
     probed = ((*path.rpartition(f"/{LEAF}"), shape) for path, shape in shapes(probe, size).items())
-    return [(path, *differing[int(number)], (s[0], s[1])) for path, leaf, number, s in probed if leaf]
+    return {path: LinearMap(found[int(number)], s[0], s[1]) for path, leaf, number, s in probed if leaf}
+
+
+def specs(model: nn.Module) -> set[LinearSpec]:
+    """The structures that maps of ``model`` have."""
+    return {getattr(_at(model, owner), field) for owner, field in _fields(model)}
 
 
 def _fields(model: Any) -> list[tuple[tuple[str, ...], str]]:
     """Where specs are: (names of fields that lead to a module, its field)."""
-    names = [f.name for f in dataclasses.fields(model) if f.name not in ("parent", "name")]
-    inner = [(n, _fields(getattr(model, n))) for n in names if isinstance(getattr(model, n), nn.Module)]
-    return [((), n) for n in names if n in FIELDS] + [((n, *owner), f) for n, rest in inner for owner, f in rest]
+    values = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in ("parent", "name")}
+    own: list[tuple[tuple[str, ...], str]] = [((), n) for n, v in values.items() if isinstance(v, LinearSpec)]
+    inner = [(n, _fields(v)) for n, v in values.items() if isinstance(v, nn.Module)]
+    return own + [((n, *owner), field) for n, rest in inner for owner, field in rest]
 
 
 def _at(model: Any, owner: tuple[str, ...]) -> Any:

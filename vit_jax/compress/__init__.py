@@ -1,0 +1,1 @@
+"""Models made smaller, and brought back: the structure of their linear maps."""
