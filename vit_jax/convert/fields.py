@@ -1,9 +1,49 @@
-"""What formats share in reading the descriptions of others."""
+"""What formats share in reading the descriptions and tensors of others."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from vit_jax import models
+from vit_jax.convert.pretrained import RGB
+from vit_jax.io.tensors import Tensors
 from vit_jax.types import UserError
+
+
+def shape(theirs: Tensors, name: str, rank: int) -> tuple[int, ...]:
+    """The shape of a tensor that tells the size of the model.
+
+    Raises:
+      UserError: it is missing or of another rank.
+    """
+    if name not in theirs:
+        raise UserError(f"the weights lack {name}, which tells the size of the model; get the whole file.")
+    if len(found := theirs[name].shape) != rank:
+        raise UserError(f"{name} has the shape {found}, expected {rank} axes; the file is of another model or damaged.")
+    return found
+
+
+def rgb(said: Mapping[str, Any], key: str, default: RGB, file: str) -> RGB:
+    """The mean or deviation that the JSON ``file`` gives each channel.
+
+    Raises:
+      UserError: they are not three numbers.
+    """
+    value = said.get(key) or default
+    if not isinstance(value, Sequence) or len(value) != 3 or not all(isinstance(x, int | float) for x in value):
+        raise UserError(f"{key}={value!r} in {file} are not three numbers, one per channel.")
+    return float(value[0]), float(value[1]), float(value[2])
+
+
+def token(value: Any) -> str | None:
+    """A special token's text in either of its spellings."""
+    return value.get("content") if isinstance(value, Mapping) else value
+
+
+def unsupported(what: str, why: str, title: str, known: str) -> UserError:
+    """The error for a part that no model here has; of the models of ``title``, ``known`` are those that we have."""
+    return UserError(f"{what} cannot be expressed here ({why}); of {title}'s models {known} can be converted.")
 
 
 def square(tokens: int, what: str) -> int:

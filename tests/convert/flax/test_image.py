@@ -149,15 +149,15 @@ def damaged(model, changes, layout=Layout()):  # noqa: B008 (frozen)
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"embedding/kernel": None}, "lacks embedding/kernel, which tells the size of the model; it is cut short"),
-        ({"Transformer/posembed_input/pos_embedding": None}, "lacks Transformer/posembed_input/pos_embedding"),
-        ({f"{BLOCK}/MlpBlock_3/Dense_0/kernel": None}, f"lacks {BLOCK}/MlpBlock_3/Dense_0/kernel"),
+        ({"embedding/kernel": None}, "lack embedding/kernel, which tells the size of the model; get the whole file"),
+        ({"Transformer/posembed_input/pos_embedding": None}, "lack Transformer/posembed_input/pos_embedding"),
+        ({f"{BLOCK}/MlpBlock_3/Dense_0/kernel": None}, f"lack {BLOCK}/MlpBlock_3/Dense_0/kernel"),
         (
             {f"{BLOCK}/MultiHeadDotProductAttention_1/query/kernel": None},
-            f"lacks {BLOCK}/MultiHeadDotProductAttention_1/query/kernel",
+            f"lack {BLOCK}/MultiHeadDotProductAttention_1/query/kernel",
         ),
         ({"embedding/kernel": (8, 4, 3, 16)}, "patches of 8x4 pixels; only square"),
-        ({"embedding/kernel": (192, 16)}, r"embedding/kernel has the shape \[192, 16\], expected 4 axes"),
+        ({"embedding/kernel": (192, 16)}, r"embedding/kernel has the shape \(192, 16\), expected 4 axes"),
         ({"Transformer/posembed_input/pos_embedding": (1, 7, 16)}, "holds 6 positions, no square grid"),
         (
             {"Transformer/encoderblock_9/x": (1,)},
@@ -175,9 +175,9 @@ def test_what_decides_the_size_must_be_there(changes, says):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"stem/kernel": None}, "lacks stem/kernel"),
-        ({"MixerBlock_0/token_mixing/Dense_0/kernel": None}, "lacks MixerBlock_0/token_mixing/Dense_0/kernel"),
-        ({"MixerBlock_0/channel_mixing/Dense_0/kernel": None}, "lacks MixerBlock_0/channel_mixing/Dense_0/kernel"),
+        ({"stem/kernel": None}, "lack stem/kernel"),
+        ({"MixerBlock_0/token_mixing/Dense_0/kernel": None}, "lack MixerBlock_0/token_mixing/Dense_0/kernel"),
+        ({"MixerBlock_0/channel_mixing/Dense_0/kernel": None}, "lack MixerBlock_0/channel_mixing/Dense_0/kernel"),
         ({"MixerBlock_0/token_mixing/Dense_0/kernel": (15, 7)}, "holds 15 positions, no square grid"),
         ({"MixerBlock_3/x": (1,)}, "lacks MixerBlock_2, but has MixerBlock_3"),
     ],

@@ -342,7 +342,7 @@ def test_bert_is_a_sentence():
 )  # fmt: skip
 def test_what_tells_the_size_must_be_there(lost):
     names = {name: shape for name, shape in names_of("siglip").items() if not name.endswith(lost)}
-    with pytest.raises(UserError, match=f"the file lacks {lost[4:]}"):
+    with pytest.raises(UserError, match=f"the weights lack {lost[4:]}"):
         flax.BIG_VISION.read(unread(names), {})
 
 

@@ -49,11 +49,11 @@ def test_what_matches():
     ("change", "settings", "message"),
     [
         ({}, {"model_type": "altclip"}, "transformers' 'altclip'; of its image-text models clip and siglip are"),
-        ({}, {"model_type": "siglip"}, "vision_model.head.probe is missing"),
+        ({}, {"model_type": "siglip"}, "the weights lack vision_model.head.probe"),
         ({"text_model.": None}, {}, r"one tower alone \(vision_model\.\*\)"),
         ({"vision_model.": None}, {}, r"one tower alone \(text_model\.\*\)"),
         ({"vision_model.embeddings.patch_embedding.weight": (768, 588)}, {}, r"any shape \(NaFlex\)"),
-        ({"visual_projection": None}, {}, "visual_projection.weight is missing"),
+        ({"visual_projection": None}, {}, "the weights lack visual_projection.weight"),
     ],
 )
 def test_others_are_refused(change, settings, message):

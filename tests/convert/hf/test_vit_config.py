@@ -47,7 +47,7 @@ def test_what_is_not_said_is_assumed_and_noted():
         (
             {"encoder.layer.0.intermediate.dense.weight": None},
             {},
-            "encoder.layer.0.intermediate.dense.weight is missing",
+            "the weights lack encoder.layer.0.intermediate.dense.weight",
         ),
         ({}, {"hidden_act": "silu"}, "hidden_act='silu' is no activation here; allowed: gelu"),
         ({"pooler.dense.weight": (32, 32)}, {"pooler_act": "relu"}, "pooler_act='relu'"),

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from vit_jax import models
-from vit_jax.convert.hf.vit_rules import PATCHES, Layout, layout_of, matches, rules, shape
+from vit_jax.convert.hf.vit_rules import PATCHES, Layout, layout_of, matches, rules
 from vit_jax.convert.rules import into
-from vit_jax.io.tensors import Tensor
 from vit_jax.models import describe
 from vit_jax.types import UserError
 
@@ -63,15 +62,6 @@ def test_the_configuration_says_what_it_is_for():
 def test_others_are_refused(given, settings, message):
     with pytest.raises(UserError, match=message):
         layout_of(given, settings)
-
-
-def test_shapes_are_there():
-    theirs = {"a": Tensor.of(np.zeros((2, 3)))}
-    assert shape(theirs, "a", 2) == (2, 3)
-    with pytest.raises(UserError, match="b is missing"):
-        shape(theirs, "b", 2)
-    with pytest.raises(UserError, match=r"a has the shape \(2, 3\), expected 4 axes"):
-        shape(theirs, "a", 4)
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from vit_jax import config
-from vit_jax.convert.fields import square
+from vit_jax.convert.fields import shape, square
 from vit_jax.convert.flax.rules import MAP, POSITIONS, Layout
 from vit_jax.convert.format import Reading
 from vit_jax.convert.pretrained import Preprocess, Stored
@@ -191,16 +191,6 @@ def _patch(own: Tensors, name: str) -> tuple[int, int]:
     if height != side:
         raise UserError(f"{name} has patches of {height}x{side} pixels; only square ones are converted.")
     return side, width
-
-
-def shape(own: Tensors, name: str, rank: int) -> tuple[int, ...]:
-    if name not in own:
-        raise UserError(
-            f"the file lacks {name}, which tells the size of the model; it is cut short or of another kind."
-        )
-    if len(shape := own[name].shape) != rank:
-        raise UserError(f"{name} has the shape {list(shape)}, expected {rank} axes; it is of another model.")
-    return shape
 
 
 def count(names: Iterable[str], start: str, first: int = 0) -> int:

@@ -15,9 +15,10 @@ import numpy as np
 
 from vit_jax import config
 from vit_jax.convert import transforms
+from vit_jax.convert.fields import shape
 from vit_jax.convert.flax import image as images
 from vit_jax.convert.flax import rules as trees
-from vit_jax.convert.flax.image import COMPUTES, PREFIXES, SIDECAR, Sidecar, contradictions, count, shape
+from vit_jax.convert.flax.image import COMPUTES, PREFIXES, SIDECAR, Sidecar, contradictions, count
 from vit_jax.convert.flax.rules import MAP, Layout, pooling, renamed, same
 from vit_jax.convert.format import Reading, Writing
 from vit_jax.convert.pretrained import Preprocess, Stored

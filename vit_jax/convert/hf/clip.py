@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from vit_jax.convert.fields import square
+from vit_jax.convert.fields import shape, square
 from vit_jax.convert.format import Codec, Reading, Writing
 from vit_jax.convert.hf import clip_config, processor, tokenizer
 from vit_jax.convert.hf.clip_peer import peer
 from vit_jax.convert.hf.clip_rules import BUFFERS, POSITIONS, family_of, matches, rules
 from vit_jax.convert.hf.vit_config import FILE
-from vit_jax.convert.hf.vit_rules import shape
 from vit_jax.convert.pretrained import Stored
 from vit_jax.io.sidecar import About
 from vit_jax.io.tensors import Tensors

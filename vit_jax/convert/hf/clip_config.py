@@ -7,10 +7,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from vit_jax.convert.fields import heads_of
+from vit_jax.convert.fields import heads_of, shape
 from vit_jax.convert.hf.clip_rules import PATCHES, POSITIONS, TEXT, TOKENS, VISION
 from vit_jax.convert.hf.vit_config import ACTIVATIONS, FILE
-from vit_jax.convert.hf.vit_rules import shape
 from vit_jax.io.tensors import Tensors
 from vit_jax.models import TwoTower
 from vit_jax.types import UserError

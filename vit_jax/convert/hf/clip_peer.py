@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.convert.fields import square
+from vit_jax.convert.fields import shape, square
 from vit_jax.convert.hf import clip_config
 from vit_jax.convert.hf.clip_rules import BUFFERS, POSITIONS, family_of
 from vit_jax.convert.hf.vit_config import FILE
 from vit_jax.convert.hf.vit_peer import instantiate
-from vit_jax.convert.hf.vit_rules import shape
 from vit_jax.convert.peer import packages, torch_peer
 from vit_jax.io.sidecar import beside
 from vit_jax.io.tensors import open_tensors

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from vit_jax.convert.hf.vit_rules import shape
+from vit_jax.convert.fields import shape
 from vit_jax.convert.rules import Rule, rule, torch_linear, torch_norm
 from vit_jax.convert.transforms import CONV, LEADING, LINEAR, SAME, TOKEN, Transform, queries_and_memory, split_linear
 from vit_jax.io.tensors import Tensors

@@ -12,6 +12,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from vit_jax.convert.fields import token
 from vit_jax.data import text
 from vit_jax.data.text import TextCodec
 from vit_jax.data.tokenizer import from_state
@@ -70,17 +71,12 @@ def _candidates(about: About, settings: Mapping[str, Any], family: str, gemma: b
             found.append(f"sentencepiece:{there[name]}?clean={clean}{pad}")
     if "tokenizer.json" in there:
         named = {"end": "eos_token", "pad": "pad_token", "start": "bos_token"}
-        tokens = {ours: _token(settings.get(theirs)) for ours, theirs in named.items()}
+        tokens = {ours: token(settings.get(theirs)) for ours, theirs in named.items()}
         if family == "siglip":  # which has no start, whatever its tokenizer calls one
             tokens["start"] = ""
         options = [f"{name}={token}" for name, token in tokens.items() if token is not None]
         found.append(f"json:{there['tokenizer.json']}?{'&'.join([*options, f'clean={clean}'])}")
     return found
-
-
-def _token(value: Any) -> str | None:
-    """A special token's text in either of its spellings."""
-    return value.get("content") if isinstance(value, Mapping) else value
 
 
 def write(encoder: TextCodec | None, family: str) -> tuple[dict[str, Any], list[str]]:

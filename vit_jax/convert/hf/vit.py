@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from vit_jax.convert.fields import square
+from vit_jax.convert.fields import shape, square
 from vit_jax.convert.format import Codec, Reading, Writing
 from vit_jax.convert.hf import processor, vit_config
 from vit_jax.convert.hf.vit_peer import peer
-from vit_jax.convert.hf.vit_rules import MASK, POOLER, POSITIONS, Layout, layout_of, matches, rules, shape
+from vit_jax.convert.hf.vit_rules import MASK, POOLER, POSITIONS, Layout, layout_of, matches, rules
 from vit_jax.convert.pretrained import Stored, numbered
 from vit_jax.io.sidecar import About
 from vit_jax.io.tensors import Tensor, Tensors

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from vit_jax.convert.fields import heads_of
-from vit_jax.convert.hf.vit_rules import HEAD, PATCHES, POOLER, REGISTERS, Layout, shape
+from vit_jax.convert.fields import heads_of, shape
+from vit_jax.convert.hf.vit_rules import HEAD, PATCHES, POOLER, REGISTERS, Layout
 from vit_jax.io.tensors import Tensors
 from vit_jax.models import ViT
 from vit_jax.types import UserError

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.convert.fields import square
+from vit_jax.convert.fields import shape, square
 from vit_jax.convert.hf import vit_config
-from vit_jax.convert.hf.vit_rules import MASK, POOLER, POSITIONS, Layout, layout_of, shape
+from vit_jax.convert.hf.vit_rules import MASK, POOLER, POSITIONS, Layout, layout_of
 from vit_jax.convert.peer import packages, torch_peer
 from vit_jax.convert.pretrained import numbered
 from vit_jax.io.sidecar import beside

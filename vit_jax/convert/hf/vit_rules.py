@@ -15,7 +15,6 @@ import numpy as np
 from vit_jax.convert import transforms
 from vit_jax.convert.rules import Rule, rule, torch_linear, torch_norm
 from vit_jax.convert.transforms import CONV
-from vit_jax.io.tensors import Tensors
 from vit_jax.models import ViT
 from vit_jax.types import UserError
 
@@ -108,19 +107,6 @@ def layout_of(names: Collection[str], settings: Mapping[str, Any]) -> Layout:
     layout = Layout(family, headed, prefix, any(".q_proj." in name for name in names))
     bias = f"{prefix}{layout.names.blocks}.0.{layout.names.attention[0]}.bias" in names
     return dataclasses.replace(layout, bias=bias)
-
-
-def shape(theirs: Tensors, name: str, rank: int) -> tuple[int, ...]:
-    """The shape of a tensor without which the model cannot be known.
-
-    Raises:
-      UserError: it is missing or of another rank.
-    """
-    if name not in theirs:
-        raise UserError(f"{name} is missing, without which the model cannot be known; get the file again.")
-    if len(theirs[name].shape) != rank:
-        raise UserError(f"{name} has the shape {theirs[name].shape}, expected {rank} axes; get the file again.")
-    return theirs[name].shape
 
 
 def rules(model: ViT, layout: Layout) -> list[Rule]:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from vit_jax.augment import NORMS
-from vit_jax.convert.fields import square
+from vit_jax.convert.fields import rgb, shape, square, unsupported
 from vit_jax.convert.open_clip.rules import TRUNK, Layout
-from vit_jax.convert.pretrained import RGB, Preprocess
+from vit_jax.convert.pretrained import Preprocess
 from vit_jax.convert.timm.config import read_config
 from vit_jax.convert.timm.image import architecture
 from vit_jax.io.sidecar import About
@@ -127,21 +127,13 @@ def _assumed(config: Config, biased: bool) -> str:
 
 def _unsupported(what: str, why: str) -> UserError:
     known = "CLIP and SigLIP with a ViT, and CoCa"
-    return UserError(f"{what} cannot be expressed here ({why}); of open_clip's models {known} can be converted.")
-
-
-def _shape(theirs: Tensors, name: str, rank: int) -> tuple[int, ...]:
-    if name not in theirs:
-        raise UserError(f"the weights lack {name}, which tells the size of the model; get the whole file.")
-    if len(shape := theirs[name].shape) != rank:
-        raise UserError(f"{name} is {shape}, in open_clip's models it has {rank} axes; the file is of another project.")
-    return shape
+    return unsupported(what, why, "open_clip", known)
 
 
 def _blocks(theirs: Tensors, start: str) -> dict[str, Any]:
     """Depth, width and MLP of a stack of blocks."""
     found = [int(m[1]) for name in theirs if (m := re.match(rf"{re.escape(start)}\.resblocks\.(\d+)\.", name))]
-    mlp_dim, width = _shape(theirs, f"{start}.resblocks.0.mlp.c_fc.weight", 2)
+    mlp_dim, width = shape(theirs, f"{start}.resblocks.0.mlp.c_fc.weight", 2)
     return {"width": width, "depth": max(found) + 1, "mlp_dim": mlp_dim}
 
 
@@ -155,15 +147,15 @@ def _visual(theirs: Tensors, config: Config, captions: bool) -> tuple[dict[str, 
         raise _unsupported(f"pool_type={pool!r} of the image tower", "only 'tok', the class token, can")
     if captions and config.epsilon("vision_cfg") != EPSILON:
         raise _unsupported("a captioner with norm_kwargs", f"its pooling has the epsilon {EPSILON:g}")
-    shape = _shape(theirs, "visual.conv1.weight", 4)
-    if shape[1] != 3 or shape[2] != shape[3]:
-        raise UserError(f"visual.conv1.weight is {shape}; only square patches of 3 channels can be converted.")
+    patches = shape(theirs, "visual.conv1.weight", 4)
+    if patches[1] != 3 or patches[2] != patches[3]:
+        raise UserError(f"visual.conv1.weight is {patches}; only square patches of 3 channels can be converted.")
     blocks = _blocks(theirs, "visual.transformer")
-    rows = _shape(theirs, "visual.positional_embedding", 2)[0]
+    rows = shape(theirs, "visual.positional_embedding", 2)[0]
     fields = {
         "name": "vit",
         "num_classes": 0,
-        "patch": shape[3],
+        "patch": patches[3],
         **blocks,
         "heads": blocks["width"] // said.get("head_width", 64) or 1,
         "patch_bias": False,
@@ -173,7 +165,7 @@ def _visual(theirs: Tensors, config: Config, captions: bool) -> tuple[dict[str, 
         "activation": config.activation("vision_cfg"),
         "norm_epsilon": config.epsilon("vision_cfg"),
     }
-    return fields, shape[3] * square(rows - 1, "visual.positional_embedding")
+    return fields, patches[3] * square(rows - 1, "visual.positional_embedding")
 
 
 def _trunk(theirs: Tensors, config: Config, layout: Layout) -> tuple[dict[str, Any], Layout, int, list[str]]:
@@ -197,10 +189,10 @@ def _image_head(theirs: Tensors, layout: Layout) -> str:
 
 def _embed_dim(theirs: Tensors, fields: Mapping[str, Any], layout: Layout) -> int:
     if layout.trunk is None:
-        return _shape(theirs, "visual.proj", 2)[1]
+        return shape(theirs, "visual.proj", 2)[1]
     if fields["image_head"] == "none":
         return fields["image_tower"]["width"]
-    return _shape(theirs, f"{layout.head}.weight", 2)[0]
+    return shape(theirs, f"{layout.head}.weight", 2)[0]
 
 
 def _text(theirs: Tensors, config: Config, start: str) -> tuple[dict[str, Any], str]:
@@ -209,11 +201,11 @@ def _text(theirs: Tensors, config: Config, start: str) -> tuple[dict[str, Any], 
     pool = said.get("pool_type", "last" if siglip and not config.model else "argmax")
     if not has_cls and pool not in POOLS:
         raise _unsupported(f"pool_type={pool!r} of the text tower", f"only {', '.join(POOLS)} can")
-    vocab_size = _shape(theirs, f"{start}token_embedding.weight", 2)[0]
+    vocab_size = shape(theirs, f"{start}token_embedding.weight", 2)[0]
     blocks = _blocks(theirs, f"{start}transformer")
     fields = {
         "vocab_size": vocab_size,
-        "length": _shape(theirs, f"{start}positional_embedding", 2)[0] - has_cls,
+        "length": shape(theirs, f"{start}positional_embedding", 2)[0] - has_cls,
         "end_id": said.get("eos_id", 2) if pool == "eos" else 1 if pool == "last" else vocab_size - 1,
         **blocks,
         "heads": said.get("heads", 8) if said else blocks["width"] // 64 or 1,
@@ -235,7 +227,7 @@ def _captioner(theirs: Tensors, config: Config) -> dict[str, Any]:
     if "text_decoder.resblocks.0.ls_1.gamma" in theirs:
         raise _unsupported("layer scale in a caption decoder", "text_decoder.resblocks.0.ls_1.gamma is a part of it")
     blocks = _blocks(theirs, "text_decoder")
-    queries, width = _shape(theirs, "visual.attn_pool.query", 2)
+    queries, width = shape(theirs, "visual.attn_pool.query", 2)
     decoder = {k: blocks[k] for k in ("depth", "mlp_dim")} | {
         "heads": said.get("heads", 8) if said else blocks["width"] // 64 or 1,
         "activation": "quick_gelu" if config.model.get("quick_gelu") else "gelu",
@@ -268,11 +260,4 @@ def preprocess(config: Config, size: int) -> tuple[Preprocess, list[str]]:
     clip = NORMS["clip"]()
     if not said:
         notes.append(f"images are prepared as for CLIP (mean {clip.mean}, std {clip.std}), as no {FILE} tells")
-    return Preprocess(size, 1.0, filtered, _rgb(said, "mean", clip.mean), _rgb(said, "std", clip.std)), notes
-
-
-def _rgb(said: Mapping[str, Any], key: str, default: RGB) -> RGB:
-    value = said.get(key) or default
-    if not isinstance(value, Sequence) or len(value) != 3 or not all(isinstance(x, int | float) for x in value):
-        raise UserError(f"{key}={value!r} in {FILE} are not three numbers, one per channel.")
-    return float(value[0]), float(value[1]), float(value[2])
+    return Preprocess(size, 1.0, filtered, rgb(said, "mean", clip.mean, FILE), rgb(said, "std", clip.std, FILE)), notes

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from vit_jax.convert.fields import token
 from vit_jax.convert.hf import tokenizer
 from vit_jax.data import text
 from vit_jax.data.text import TextCodec
@@ -57,12 +58,12 @@ def _named(
     clean = said.get("clean", "whitespace")
     if "tokenizer.json" in about:
         path = about["tokenizer.json"]
-        ends = {**_ends(path), "pad": _token(settings.get("pad_token")), "clean": clean}
+        ends = {**_ends(path), "pad": token(settings.get("pad_token")), "clean": clean}
         options = "&".join(f"{key}={token}" for key, token in ends.items() if token is not None)
         return TextCodec(open_tokenizer(f"json:{path}?{options}"), length), []
     for file in PIECES:
         if file in about:
-            pad = "&pad=<pad>" if _token(settings.get("pad_token")) == "<pad>" else ""
+            pad = "&pad=<pad>" if token(settings.get("pad_token")) == "<pad>" else ""
             return TextCodec(open_tokenizer(f"sentencepiece:{about[file]}?clean={clean}{pad}"), length), []
     return None, [f"texts have to come as tokens: the tokenizer.json of {name!r} is not beside the weights"]
 
@@ -80,10 +81,6 @@ def _ends(path: pathlib.Path) -> dict[str, str]:
         return {}
     tokens = [str(library.id_to_token(i)) for i in ids]
     return {"start": tokens[0] if len(ids) == 2 else "", "end": tokens[-1]}
-
-
-def _token(value: Any) -> str | None:
-    return value.get("content") if isinstance(value, Mapping) else value
 
 
 def write(encoder: TextCodec | None, pool: str = "end") -> tuple[dict[str, Any], dict[str, Any], list[str]]:

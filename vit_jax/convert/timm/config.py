@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from vit_jax.convert.pretrained import RGB, Preprocess, Stored
+from vit_jax.convert.fields import rgb
+from vit_jax.convert.pretrained import Preprocess, Stored
 from vit_jax.convert.timm.rules import Layout
 from vit_jax.io.sidecar import About
 from vit_jax.layers.norm import EPSILON
@@ -112,10 +113,10 @@ def preprocess(config: Config, size: int, crop: float) -> tuple[Preprocess, list
         assumed = "no config.json of timm's comes with it: images of mean and standard deviation 0.5, bicubic, crop"
         return Preprocess(size, crop, "bicubic"), [f"{assumed} {crop:g}, gelu and norm epsilon 1e-6 are assumed"]
     images, notes = config.images, []
-    mean = _rgb(images, "mean", (0.485, 0.456, 0.406))
-    std = _rgb(images, "std", (0.229, 0.224, 0.225))
+    mean = rgb(images, "mean", (0.485, 0.456, 0.406), "config.json")
+    std = rgb(images, "std", (0.229, 0.224, 0.225), "config.json")
     kept = images.get("crop_pct") or 0.875
-    if not _is_number(kept) or not 0 < kept <= 1:
+    if not isinstance(kept, int | float) or not 0 < kept <= 1:
         raise UserError(f"crop_pct={kept!r} in config.json is no fraction in (0, 1].")
     filtered = images.get("interpolation", "bicubic")
     if filtered not in INTERPOLATIONS:
@@ -126,17 +127,6 @@ def preprocess(config: Config, size: int, crop: float) -> tuple[Preprocess, list
     if (told := list(images.get("input_size") or ())[1:]) and told != [size, size]:
         notes.append(f"config.json tells of images of {told} pixels, the positions are for {size}: {size} it is")
     return Preprocess(size, float(kept), filtered, mean, std), notes
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float)
-
-
-def _rgb(images: Mapping[str, Any], key: str, default: RGB) -> RGB:
-    value = images.get(key) or default
-    if not isinstance(value, Sequence) or len(value) != 3 or not all(map(_is_number, value)):
-        raise UserError(f"{key}={value!r} in config.json are not three numbers, one per channel.")
-    return float(value[0]), float(value[1]), float(value[2])
 
 
 def write_config(pretrained: Stored, layout: Layout) -> tuple[dict[str, Any], list[str]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.convert.fields import heads_of, square
+from vit_jax.convert.fields import heads_of, shape, square, unsupported
 from vit_jax.convert.format import Codec, Reading, Writing
 from vit_jax.convert.peer import packages, torch_peer
 from vit_jax.convert.pretrained import Stored
@@ -86,30 +86,22 @@ def architecture(theirs: Tensors, config: Config) -> tuple[dict[str, Any], Layou
         if not any(name in theirs for name in names.split("|")):
             raise _unsupported(what, f"there is no {names.replace('|', ' or ')}")
     fields, layout, size, notes = (_read_mixer if "stem.proj.weight" in theirs else _read_vit)(theirs, config)
-    classes = _shape(theirs, "head.weight")[0] if "head.weight" in theirs else 0
+    classes = shape(theirs, "head.weight", 2)[0] if "head.weight" in theirs else 0
     fields |= {"num_classes": classes, "activation": config.activation, "norm_epsilon": config.epsilon}
     return fields, layout, size, notes
 
 
 def _unsupported(what: str, why: str) -> UserError:
     known = "plain ViTs (with registers, layer scale, attention pooling), ResNet hybrids and MLP-Mixers"
-    return UserError(f"{what} cannot be expressed here ({why}); of timm's models {known} can be converted.")
-
-
-def _shape(theirs: Tensors, name: str, rank: int = 2) -> tuple[int, ...]:
-    if name not in theirs:
-        raise UserError(f"the weights lack {name}, which tells the size of the model; get the whole file.")
-    if len(shape := theirs[name].shape) != rank:
-        raise UserError(f"{name} is {shape}, in timm's models it has {rank} axes; the file is of another project.")
-    return shape
+    return unsupported(what, why, "timm", known)
 
 
 def _patches(theirs: Tensors, name: str, channels: int) -> tuple[int, int]:
     """Width and patch size."""
-    shape = _shape(theirs, name, 4)
-    if shape[1] != channels or shape[2] != shape[3]:
-        raise UserError(f"{name} is {shape}; only square patches of {channels} channels can be converted.")
-    return shape[0], shape[3]
+    found = shape(theirs, name, 4)
+    if found[1] != channels or found[2] != found[3]:
+        raise UserError(f"{name} is {found}; only square patches of {channels} channels can be converted.")
+    return found[0], found[3]
 
 
 def _depth(theirs: Tensors) -> int:
@@ -121,8 +113,8 @@ def _read_mixer(theirs: Tensors, config: Config) -> tuple[dict[str, Any], Layout
     if (pool := config.args.get("global_pool", "avg")) != "avg":
         raise _unsupported(f"global_pool={pool!r} of a Mixer", "only 'avg' can")
     width, patch = _patches(theirs, "stem.proj.weight", 3)
-    token_dim, tokens = _shape(theirs, "blocks.0.mlp_tokens.fc1.weight")
-    mlp_dim = _shape(theirs, "blocks.0.mlp_channels.fc1.weight")[0]
+    token_dim, tokens = shape(theirs, "blocks.0.mlp_tokens.fc1.weight", 2)
+    mlp_dim = shape(theirs, "blocks.0.mlp_channels.fc1.weight", 2)[0]
     for name, hidden in (("mlp_tokens", token_dim), ("mlp_channels", mlp_dim)):
         _check_gate(theirs, f"blocks.0.{name}", hidden)
     fields = {"name": "mixer", "patch": patch, "width": width, "depth": _depth(theirs)}
@@ -131,7 +123,7 @@ def _read_mixer(theirs: Tensors, config: Config) -> tuple[dict[str, Any], Layout
 
 
 def _check_gate(theirs: Tensors, mlp: str, hidden: int) -> None:
-    if (inner := _shape(theirs, f"{mlp}.fc2.weight")[1]) != hidden:
+    if (inner := shape(theirs, f"{mlp}.fc2.weight", 2)[1]) != hidden:
         raise _unsupported("gated MLPs (as of SwiGLU)", f"{mlp} goes to {hidden} and comes from {inner} channels")
 
 
@@ -140,10 +132,10 @@ def _read_vit(theirs: Tensors, config: Config) -> tuple[dict[str, Any], Layout, 
     channels = 3 if stem is None else 64 if not stem else 256 * 2 ** (len(stem) - 1)
     width, patch = _patches(theirs, "patch_embed.proj.weight", channels)
     stride = _stride(patch, stem)
-    depth, mlp_dim = _depth(theirs), _shape(theirs, "blocks.0.mlp.fc1.weight")[0]
+    depth, mlp_dim = _depth(theirs), shape(theirs, "blocks.0.mlp.fc1.weight", 2)[0]
     _check_gate(theirs, "blocks.0.mlp", mlp_dim)
     has_cls = "cls_token" in theirs
-    registers = _shape(theirs, "reg_token", 3)[1] if "reg_token" in theirs else 0
+    registers = shape(theirs, "reg_token", 3)[1] if "reg_token" in theirs else 0
     pool = "map" if any(name.startswith("attn_pool.") for name in theirs) else "cls" if has_cls else "gap"
     _check_pool(pool, has_cls, registers, config)
     heads, note = config.args.get("num_heads"), None
@@ -190,7 +182,7 @@ def _check_pool(pool: str, has_cls: bool, registers: int, config: Config) -> Non
 
 def _prefix(theirs: Tensors, tokens: int, stride: int, config: Config) -> int:
     """Rows before the grid: 0 or ``tokens``, whichever leaves a square."""
-    rows = _shape(theirs, "pos_embed", 3)[1]
+    rows = shape(theirs, "pos_embed", 3)[1]
     fits = [n for n in (0, tokens) if rows > n and round((rows - n) ** 0.5) ** 2 == rows - n]
     if tokens == 0 or len(fits) < 2:
         return fits[0] if fits else tokens
