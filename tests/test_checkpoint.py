@@ -101,13 +101,6 @@ def test_the_average_is_what_is_evaluated(tmp_path):
         load_params(tmp_path)
 
 
-def test_paths_of_a_flat_tree():
-    state = {"a": [jnp.zeros(1), (jnp.ones(2), None)], "b": {"c": jnp.zeros(3)}}
-    flat = checkpoint.flat(state)
-    assert list(flat) == ["a/0", "a/1/0", "b/c"]
-    chex.assert_trees_all_equal(checkpoint.unflat(flat, state), state)
-
-
 @pytest.mark.parametrize(
     ("best", "values", "kept"),
     [

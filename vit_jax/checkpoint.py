@@ -26,25 +26,13 @@ import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from vit_jax.trees import flat
 from vit_jax.types import UserError
 
 log = logging.getLogger(__name__)
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs tracebacks of what it also raises
 
 FOLDER = "checkpoints"
-
-
-def flat(tree: Any) -> dict[str, Any]:
-    """Leaves by path, ``"a/b/0" -> leaf``; orbax wants no nesting where a container has no stable names."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def unflat(values: Mapping[str, Any], like: Any) -> Any:
-    """Inverse of :func:`flat`, in the structure of ``like``."""
-    paths, treedef = jax.tree_util.tree_flatten_with_path(like)
-    leaves = [values[jax.tree_util.keystr(path, simple=True, separator="/")] for path, _ in paths]
-    return jax.tree.unflatten(treedef, leaves)
 
 
 SMALL = 2**20

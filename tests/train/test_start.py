@@ -13,6 +13,7 @@ from vit_jax.io.tensors import Tensor
 from vit_jax.layers.embed import resize_patches, resize_positions
 from vit_jax.models import describe
 from vit_jax.train import start
+from vit_jax.trees import nested
 from vit_jax.types import UserError
 
 
@@ -77,6 +78,25 @@ def test_init_with_other_classes_and_size(tiny, one_device, built, workdir):
     assert found.params["head"]["kernel"].shape == (16, 7) and found.ema is None
     expected = resize_positions(state.ema["position"]["embedding"], (2, 2), (4, 4), 0)
     np.testing.assert_array_equal(found.params["position"]["embedding"], expected)
+
+
+def test_a_model_starts_from_another_structure(rng):
+    """Read from the specs of both models: maps of the same path are projected, the rest is taken as it is."""
+    fields = {"patch": 4, "width": 16, "depth": 1, "heads": 2, "mlp_dim": 32, "num_classes": 3}
+    theirs, ours = (models.create("vit", **fields, mlp_linear=spec) for spec in ("dense", "monarch(4)"))
+    params = {p: Tensor.of(rng.normal(size=s).astype(np.float32)) for p, s in describe.shapes(theirs, 8).items()}
+    found = Stored(theirs, params, Preprocess(8), source="x")
+    fresh = nested({p: np.zeros(s, np.float32) for p, s in describe.shapes(ours, 16).items()})
+    tree, notes = start.fitted(found, ours, fresh, 16)
+    mlp_in = tree["encoder"]["block_0"]["mlp"]["mlp_in"]
+    kernel, bias = (params[f"encoder/block_0/mlp/mlp_in/{leaf}"].read() for leaf in ("kernel", "bias"))
+    want = ours.mlp_linear.from_dense(kernel, bias)
+    assert mlp_in.keys() == want.keys()
+    for leaf, value in want.items():
+        np.testing.assert_array_equal(mlp_in[leaf], value)
+    assert notes[0].startswith("2 linear maps go from dense to monarch(4), off by ")
+    assert notes[1:] == ["position/embedding is resized from 2x2 to 4x4"]
+    np.testing.assert_array_equal(tree["head"]["kernel"], params["head/kernel"].read())
 
 
 def test_evaluation_parameters(tiny, one_device, built):

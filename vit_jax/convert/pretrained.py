@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import checkpoint, config
+from vit_jax import config
 from vit_jax.augment import NORMS, Augment
 from vit_jax.augment.geometry import Interpolation
 from vit_jax.data.image import decode
 from vit_jax.data.text import TextCodec
 from vit_jax.io.tensors import Tensor, Tensors
+from vit_jax.trees import flat, nested
 from vit_jax.types import Params, UserError
 
 P = TypeVar("P")
@@ -147,12 +148,7 @@ class Stored(Described[Tensors]):
 
     def tree(self, place: Callable[[np.ndarray], Any] = np.asarray) -> dict[str, Any]:
         """All parameters in memory, each through ``place``, as the nested dictionaries that ``model.apply`` takes."""
-        out: dict[str, Any] = {}
-        for path, tensor in self.params.items():
-            *folders, leaf = path.split("/")
-            node = functools.reduce(lambda n, key: n.setdefault(key, {}), folders, out)
-            node[leaf] = place(tensor.read())
-        return out
+        return nested({path: place(tensor.read()) for path, tensor in self.params.items()})
 
     def read(self) -> Pretrained:
         """The same with all parameters as arrays."""
@@ -185,7 +181,7 @@ def leaves(tree: Params) -> dict[str, Tensor]:
     def tensor(leaf: Any) -> Tensor:
         return Tensor(tuple(leaf.shape), np.dtype(leaf.dtype), functools.partial(np.asarray, leaf))
 
-    return {path: tensor(leaf) for path, leaf in checkpoint.flat(tree).items()}
+    return {path: tensor(leaf) for path, leaf in flat(tree).items()}
 
 
 def numbered(class_names: tuple[str, ...], num_classes: int) -> tuple[str, ...]:

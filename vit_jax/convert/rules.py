@@ -48,6 +48,15 @@ def torch_norm(theirs: str, ours: str) -> list[Rule]:
     return [rule(f"{theirs}.weight", f"{ours}/scale"), rule(f"{theirs}.bias", f"{ours}/bias")]
 
 
+def torch_mlp(theirs: str, ours: str, names: tuple[str, str] = ("fc1", "fc2")) -> list[Rule]:
+    """The two maps of an MLP, called ``names`` there."""
+    return [
+        r
+        for a, b in zip(names, ("mlp_in", "mlp_out"), strict=True)
+        for r in torch_linear(f"{theirs}.{a}", f"{ours}/{b}")
+    ]
+
+
 def into(
     rules: Iterable[Rule],
     theirs: Tensors,

@@ -11,7 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from vit_jax import config, models
+from vit_jax import config, models, trees
 from vit_jax.layers.linear import LinearSpec
 from vit_jax.layers.mlp import TOPK
 from vit_jax.layers.specs import name_of
@@ -152,5 +152,4 @@ def shapes(model: Any, size: int) -> dict[str, tuple[int, ...]]:
 @functools.lru_cache(maxsize=128)  # a conversion asks for the same model's several times, and tracing takes long
 def _shapes(model: Any, size: int) -> dict[str, tuple[int, ...]]:
     tree = jax.eval_shape(lambda *xs: model.init(jax.random.key(0), *xs)["params"], *model.inputs(size))
-    leaves = jax.tree_util.tree_leaves_with_path(nn.unbox(tree))
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
+    return {path: tuple(leaf.shape) for path, leaf in trees.flat(nn.unbox(tree)).items()}

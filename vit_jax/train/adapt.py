@@ -7,12 +7,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import flax.traverse_util as traverse
 import numpy as np
 
 from vit_jax import config
 from vit_jax.config import suggest
 from vit_jax.layers.embed import RESIZES, resize_patches, resize_positions
+from vit_jax.trees import flat, nested
 from vit_jax.types import Params, UserError
 
 HEAD = re.compile(r"(.*/)?(head|pre_logits)/.*")
@@ -39,7 +39,7 @@ def adapt(
       UserError: anything else is missing, left over or of another shape; ``resize`` is unknown.
     """
     config.lookup(RESIZES, resize, "resize method")
-    have, want = (traverse.flatten_dict(dict(t), sep="/") for t in (loaded, fresh))
+    have, want = (flat(t) for t in (loaded, fresh))
     out, wrong, notes, casts = {}, [], [], collections.Counter[str]()
     for path, leaf in want.items():
         value = have.pop(path, None)
@@ -68,7 +68,7 @@ def adapt(
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
         raise UserError(f"{name} does not fit the model: {'; '.join(wrong[:3])}{more}.")
     notes += [f"parameters are converted {how} ({n} of {len(out)})" for how, n in sorted(casts.items())]
-    return traverse.unflatten_dict(out, sep="/"), notes
+    return nested(out), notes
 
 
 def _was(value: Any, leaf: Any) -> str:

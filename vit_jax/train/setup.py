@@ -28,6 +28,7 @@ from vit_jax.train import flops, teacher
 from vit_jax.train.config import TrainConfig
 from vit_jax.train.state import TrainState, abstract_params, make_init
 from vit_jax.train.step import Step, check_batch, make_train_step
+from vit_jax.trees import flat
 from vit_jax.types import Batch, Params, UsageError, UserError
 
 
@@ -216,9 +217,8 @@ def build(config: TrainConfig, devices: Any = None) -> Setup:
 
 def untrainable_reason(shapes: Params) -> str | None:
     """Why a model is there to be evaluated only: it has parameters without gradient; else None."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+    for name, leaf in flat(shapes).items():
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
             return (
                 f"{name} holds {leaf.dtype} numbers, which cannot be trained; train 'sparse24', and take 'packed24' to "
                 "run what it has learned."

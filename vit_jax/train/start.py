@@ -7,12 +7,10 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import flax.traverse_util as traverse
 import jax
 import numpy as np
 
 from vit_jax import checkpoint, models
-from vit_jax.checkpoint import flat, unflat
 from vit_jax.compress.restructure import linear_maps, restructure, specs
 from vit_jax.convert import Stored
 from vit_jax.convert.read import load
@@ -20,6 +18,7 @@ from vit_jax.data import text
 from vit_jax.train.adapt import adapt
 from vit_jax.train.setup import Setup
 from vit_jax.train.state import TrainState
+from vit_jax.trees import flat, nested, unflat
 from vit_jax.types import Params, UserError
 
 log = logging.getLogger(__name__)
@@ -112,7 +111,7 @@ def fitted(found: Stored, ours: Any, fresh: Params, size: int, *, new_head: bool
     if len({*specs(theirs), *specs(ours)}) > 1:
         maps = linear_maps(theirs, found.preprocess.size), linear_maps(ours, size)
         have, done = restructure(flat(tree), *maps, flat(fresh))
-        tree, notes = traverse.unflatten_dict(have, sep="/"), notes + done
+        tree, notes = nested(have), notes + done
     params, changes = adapt(tree, fresh, name=found.source, new_head=new_head, resize=found.resize)
     if towers == [False, True]:
         params = {**full, IMAGE: params}

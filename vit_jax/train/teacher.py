@@ -18,6 +18,7 @@ from vit_jax.train.adapt import adapt
 from vit_jax.train.config import TrainConfig
 from vit_jax.train.progress import say
 from vit_jax.train.state import abstract_params
+from vit_jax.trees import flat
 from vit_jax.types import Params, UserError
 
 
@@ -111,9 +112,7 @@ def _check_blocks(objective: Distill, theirs: nn.Module, shapes: Params, model: 
 def _fitted(found: Stored, shapes: Params) -> tuple[Params, list[str]]:
     """Its parameters for models of these ``shapes``, and what was changed."""
     kinds: Mapping[str, Any] = {path: (t.shape, t.dtype) for path, t in found.params.items()}
-    leaves = jax.tree_util.tree_leaves_with_path(shapes)
-    names = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-    if kinds == {path: (leaf.shape, leaf.dtype) for path, leaf in names.items()}:
+    if kinds == {path: (leaf.shape, leaf.dtype) for path, leaf in flat(shapes).items()}:
         return found.tree(), []
     return adapt(found.tree(), shapes, name=found.source, resize=found.resize)
 

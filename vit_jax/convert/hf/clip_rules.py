@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from vit_jax.convert.fields import shape
-from vit_jax.convert.rules import Rule, rule, torch_linear, torch_norm
+from vit_jax.convert.rules import Rule, rule, torch_linear, torch_mlp, torch_norm
 from vit_jax.convert.transforms import CONV, LEADING, LINEAR, SAME, TOKEN, Transform, queries_and_memory, split_linear
 from vit_jax.io.tensors import Tensors
 from vit_jax.models import TextTransformer, TwoTower, ViT
@@ -102,12 +102,8 @@ def _layers(theirs: str, ours: str, tower: ViT | TextTransformer) -> list[Rule]:
             found.append(rule(parts, f"{b}/attention/qkv/{own}", split))
         found += torch_linear(f"{a}.self_attn.out_proj", f"{b}/attention/out")
         found += torch_norm(f"{a}.layer_norm1", f"{b}/norm_attention") + torch_norm(f"{a}.layer_norm2", f"{b}/norm_mlp")
-        found += _mlp(f"{a}.mlp", f"{b}/mlp")
+        found += torch_mlp(f"{a}.mlp", f"{b}/mlp")
     return found
-
-
-def _mlp(theirs: str, ours: str) -> list[Rule]:
-    return torch_linear(f"{theirs}.fc1", f"{ours}/mlp_in") + torch_linear(f"{theirs}.fc2", f"{ours}/mlp_out")
 
 
 def _pooling(theirs: str, ours: str, heads: int) -> list[Rule]:
@@ -119,5 +115,5 @@ def _pooling(theirs: str, ours: str, heads: int) -> list[Rule]:
         rule(f"{theirs}.attention.in_proj_bias", [f"{ours}/attention/{x}/bias" for x in ("q", "kv")], split),
         *torch_linear(f"{theirs}.attention.out_proj", f"{ours}/attention/out"),
         *torch_norm(f"{theirs}.layernorm", f"{ours}/norm_mlp"),
-        *_mlp(f"{theirs}.mlp", f"{ours}/mlp"),
+        *torch_mlp(f"{theirs}.mlp", f"{ours}/mlp"),
     ]

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from vit_jax.convert.rules import Rule, rule, torch_linear, torch_norm
+from vit_jax.convert.rules import Rule, rule, torch_linear, torch_mlp, torch_norm
 from vit_jax.convert.timm import rules as timm_rules
 from vit_jax.convert.transforms import (
     CONV,
@@ -98,11 +98,14 @@ def _captioner(model: CoCa) -> Iterator[Rule]:
         own, cross, ours = f"{a}.resblocks.{i}", f"{a}.cross_attn.{i}", f"{b}/block_{i}"
         yield from torch_norm(f"{own}.ln_1", f"{ours}/norm_attention")
         yield from _attention(f"{own}.attn", f"{ours}/attention", decoder.heads)
-        yield from (*torch_norm(f"{own}.ln_2", f"{ours}/norm_mlp_self"), *_mlp(f"{own}.mlp", f"{ours}/mlp_self"))
+        yield from (
+            *torch_norm(f"{own}.ln_2", f"{ours}/norm_mlp_self"),
+            *torch_mlp(f"{own}.mlp", f"{ours}/mlp_self", FC),
+        )
         yield from torch_norm(f"{cross}.ln_1", f"{ours}/norm_cross_attention")
         yield from torch_norm(f"{cross}.ln_1_kv", f"{ours}/norm_context")
         yield from _cross(f"{cross}.attn", f"{ours}/cross_attention", decoder.heads, fused=True)
-        yield from (*torch_norm(f"{cross}.ln_2", f"{ours}/norm_mlp"), *_mlp(f"{cross}.mlp", f"{ours}/mlp"))
+        yield from (*torch_norm(f"{cross}.ln_2", f"{ours}/norm_mlp"), *torch_mlp(f"{cross}.mlp", f"{ours}/mlp", FC))
     yield from torch_norm(f"{a}.ln_final", f"{b}/norm")
     yield rule(f"{a}.text_projection", "vocabulary")
 
@@ -111,14 +114,10 @@ def _blocks(theirs: str, ours: str, tower: Any, scaled: bool) -> Iterator[Rule]:
     for i in range(tower.depth):
         a, b = f"{theirs}.resblocks.{i}", f"{ours}/block_{i}"
         yield from (*torch_norm(f"{a}.ln_1", f"{b}/norm_attention"), *torch_norm(f"{a}.ln_2", f"{b}/norm_mlp"))
-        yield from (*_attention(f"{a}.attn", f"{b}/attention", tower.heads), *_mlp(f"{a}.mlp", f"{b}/mlp"))
+        yield from (*_attention(f"{a}.attn", f"{b}/attention", tower.heads), *torch_mlp(f"{a}.mlp", f"{b}/mlp", FC))
         if scaled:
             yield rule(f"{a}.ls_1.gamma", f"{b}/scale_attention")
             yield rule(f"{a}.ls_2.gamma", f"{b}/scale_mlp")
-
-
-def _mlp(theirs: str, ours: str) -> Iterable[Rule]:
-    return [*torch_linear(f"{theirs}.c_fc", f"{ours}/mlp_in"), *torch_linear(f"{theirs}.c_proj", f"{ours}/mlp_out")]
 
 
 def _attention(theirs: str, ours: str, heads: int) -> Iterable[Rule]:
@@ -127,6 +126,7 @@ def _attention(theirs: str, ours: str, heads: int) -> Iterable[Rule]:
     return [*weights, *torch_linear(f"{theirs}.out_proj", f"{ours}/out")]
 
 
+FC = ("c_fc", "c_proj")
 PARTS = (("weight", "kernel"), ("bias", "bias"))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.convert.rules import Rule, rule, torch_linear, torch_norm
+from vit_jax.convert.rules import Rule, rule, torch_linear, torch_mlp, torch_norm
 from vit_jax.convert.transforms import CONV, Arrays, Transform, fused_linear
 from vit_jax.models import ImageModel, Mixer, ViT
 
@@ -34,10 +34,6 @@ def _patch(theirs: str) -> list[Rule]:
     return [rule(f"{theirs}.weight", "patch/kernel", CONV), rule(f"{theirs}.bias", "patch/bias")]
 
 
-def _mlp(theirs: str, ours: str) -> list[Rule]:
-    return [*torch_linear(f"{theirs}.fc1", f"{ours}/mlp_in"), *torch_linear(f"{theirs}.fc2", f"{ours}/mlp_out")]
-
-
 def _head(model: ImageModel) -> list[Rule]:
     return [*torch_norm("norm", "encoder/norm"), *(torch_linear("head", "head") if model.num_classes else [])]
 
@@ -46,8 +42,8 @@ def _mixer_rules(model: Mixer) -> list[Rule]:
     out = _patch("stem.proj")
     for i in range(model.depth):
         a, b = f"blocks.{i}", f"encoder/block_{i}"
-        out += [*torch_norm(f"{a}.norm1", f"{b}/norm_tokens"), *_mlp(f"{a}.mlp_tokens", f"{b}/tokens")]
-        out += [*torch_norm(f"{a}.norm2", f"{b}/norm_mlp"), *_mlp(f"{a}.mlp_channels", f"{b}/mlp")]
+        out += [*torch_norm(f"{a}.norm1", f"{b}/norm_tokens"), *torch_mlp(f"{a}.mlp_tokens", f"{b}/tokens")]
+        out += [*torch_norm(f"{a}.norm2", f"{b}/norm_mlp"), *torch_mlp(f"{a}.mlp_channels", f"{b}/mlp")]
     return out + _head(model)
 
 
@@ -59,7 +55,7 @@ def _vit_rules(model: Any, layout: Layout) -> list[Rule]:
         a, b = f"blocks.{i}", f"encoder/block_{i}"
         out += [*torch_norm(f"{a}.norm1", f"{b}/norm_attention"), *torch_norm(f"{a}.norm2", f"{b}/norm_mlp")]
         out += _fused(f"{a}.attn.qkv", f"{b}/attention/qkv", model.heads, 3, layout.qkv_bias)
-        out += [*torch_linear(f"{a}.attn.proj", f"{b}/attention/out"), *_mlp(f"{a}.mlp", f"{b}/mlp")]
+        out += [*torch_linear(f"{a}.attn.proj", f"{b}/attention/out"), *torch_mlp(f"{a}.mlp", f"{b}/mlp")]
         if model.layer_scale is not None:
             out += [rule(f"{a}.ls1.gamma", f"{b}/scale_attention"), rule(f"{a}.ls2.gamma", f"{b}/scale_mlp")]
     if model.pool == "map":
@@ -67,7 +63,7 @@ def _vit_rules(model: Any, layout: Layout) -> list[Rule]:
         out += [rule(f"{a}.latent", "pool/probe"), *torch_linear(f"{a}.q", f"{b}/q")]
         out += torch_linear(f"{a}.proj", f"{b}/out")
         out += _fused(f"{a}.kv", f"{b}/kv", model.heads, 2)
-        out += [*torch_norm(f"{a}.norm", "pool/norm_mlp"), *_mlp(f"{a}.mlp", "pool/mlp")]
+        out += [*torch_norm(f"{a}.norm", "pool/norm_mlp"), *torch_mlp(f"{a}.mlp", "pool/mlp")]
     return out + _head(model)
 
 
