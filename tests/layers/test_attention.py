@@ -151,3 +151,33 @@ def test_a_cache_gives_what_causal_attention_gives(rng, parts):
         np.testing.assert_allclose(jnp.concatenate(found, axis=1), expected, atol=1e-6)
         shape = kept["cache"]["key"].shape if module.causal else kept["memory"]["key"].shape
         assert shape == ((2, 8, 3, 4) if module.causal else (2, 4, 3, 4))
+
+
+def test_probabilities_that_are_shown_are_used(rng):
+    """Asking for them changes no bit of the result; what is done to them changes it, and their gradient is exact."""
+    q, k, v = draw(rng, 5, 5)
+    mask = jnp.asarray(rng.random((2, 1, 5, 5)) < 0.7)
+    plain = jax.jit(functools.partial(attention, mask=mask))(q, k, v)
+    seen = jax.jit(functools.partial(attention, mask=mask, through=lambda w: w))(q, k, v)
+    np.testing.assert_array_equal(seen, plain)
+    uniform = functools.partial(attention, mask=mask, through=lambda w: jnp.full_like(w, 0.2))
+    want = jnp.broadcast_to(jnp.mean(v, 1, keepdims=True), v.shape)
+    np.testing.assert_allclose(jax.jit(uniform)(q, k, v), want, atol=1e-6)
+    grad = jax.jit(jax.grad(lambda zero: jnp.sum(attention(q, k, v, mask=mask, through=lambda w: w + zero) ** 2)))
+    given = np.einsum("bnke,bmke->bknm", 2 * np.asarray(plain, np.float64), v)
+    np.testing.assert_allclose(grad(jnp.zeros((2, 3, 5, 5))), given, atol=1e-5)
+
+
+def test_the_module_is_perturbed_on_request(rng):
+    x = jnp.asarray(rng.standard_normal((2, 5, 8)), jnp.float32)
+    module = MultiHeadAttention(2)
+    variables = jax.jit(module.init)(jax.random.key(0), x)
+    assert set(variables) == {"params"}
+    plain = jax.jit(module.apply)(variables, x)
+    out, zeros = jax.jit(functools.partial(module.apply, mutable=["perturbations"]))(variables, x)
+    np.testing.assert_array_equal(out, plain)
+    assert jax.tree.map(jnp.shape, zeros) == {"perturbations": {"attention": (2, 2, 5, 5)}}
+    less = {"perturbations": {"attention": jnp.full((2, 2, 5, 5), -0.1)}}
+    moved, state = jax.jit(functools.partial(module.apply, mutable=["intermediates"]))({**variables, **less}, x)
+    np.testing.assert_allclose(jnp.sum(state["intermediates"]["attention"][0], -1), 0.5, atol=1e-6)
+    assert float(jnp.max(jnp.abs(moved - plain))) > 1e-3

@@ -185,3 +185,115 @@ def test_outputs_of_blocks_on_request_in_training_too(params, tokens, options):
 
 def test_what_is_let_out_on_request_is_no_part_of_a_fresh_model(tokens):
     assert set(jax.eval_shape(Encoder(2, STOCHASTIC).init, jax.random.key(0), tokens)) == {"params"}
+
+
+OPTIONS = [{}, {"scan": True}, {"remat": "full"}, {"scan": True, "remat": "dots"}]
+
+
+class Everything(nn.Module):
+    """A block with one of each: Flax's dropout, a running mean, something sown, a perturbation."""
+
+    @nn.compact
+    def __call__(self, x, *, key=None, drop_path=None):
+        mean = self.variable("batch_stats", "mean", jnp.zeros, x.shape[-1:])
+        if self.is_mutable_collection("batch_stats") and not self.is_initializing():
+            mean.value = 0.9 * mean.value + 0.1 * jnp.mean(x, (0, 1))
+        self.sow("intermediates", "tokens", x)
+        y = nn.Dense(x.shape[-1])(x - mean.value.reshape(1, 1, -1))
+        if not self.is_initializing():
+            y = self.perturb("branch", y)
+        return x + nn.Dropout(0.5, rng_collection="mask", deterministic=not self.has_rng("mask"))(y)
+
+
+@pytest.fixture(scope="module")
+def everything(tokens):
+    """Variables, gradients and updates of three such blocks, without scan and remat."""
+    variables = jax.jit(Encoder(3, Everything).init)(jax.random.key(0), tokens)
+    changed = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), variables)
+    return changed, of_everything(changed, tokens)
+
+
+def of_everything(variables, tokens, rngs=None, **options):
+    encoder = Encoder(3, Everything, **options)
+    collections = ["batch_stats", "intermediates", "perturbations", "features"]
+    zeros = jax.eval_shape(functools.partial(encoder.apply, mutable=["perturbations"]), variables, tokens)[1]
+
+    def loss(params, perturbations):
+        given = {**variables, "params": params, "perturbations": perturbations}
+        out, state = encoder.apply(given, tokens, rngs=rngs, mutable=collections)
+        return jnp.sum(jnp.sin(out)), (out, state)
+
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape), zeros["perturbations"])
+    return jax.jit(jax.grad(loss, (0, 1), has_aux=True))(variables["params"], zeros)
+
+
+@pytest.mark.parametrize("options", OPTIONS[1:])
+def test_scan_and_remat_keep_every_collection(everything, tokens, options):
+    variables, expected = everything
+    assert set(variables) == {"params", "batch_stats"} and set(variables["batch_stats"]) == {
+        f"block_{i}" for i in range(3)
+    }
+    found = of_everything(variables, tokens, **options)
+    (_, by_branch), (_, state) = expected
+    assert set(state) == {"batch_stats", "intermediates", "perturbations", "features"}
+    assert all(float(jnp.max(jnp.abs(g))) > 1e-3 for g in jax.tree.leaves(by_branch))
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+    same = jax.tree.map(lambda a, b: bool(jnp.all(a == b)), state["batch_stats"], dict(variables["batch_stats"]))
+    assert not any(jax.tree.leaves(same))
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_every_random_stream_reaches_the_blocks(everything, tokens, options):
+    variables, (_, (out, _)) = everything
+    one, same, other = (of_everything(variables, tokens, {"mask": jax.random.key(k)}, **options)[1] for k in (0, 0, 1))
+    np.testing.assert_array_equal(one[0], same[0])
+    assert all(float(jnp.max(jnp.abs(one[0] - x))) > 1e-2 for x in (other[0], out))
+    blocks = [one[1]["features"][f"block_{i}"] for i in range(3)]
+    inputs = [tokens, *blocks[:2]]
+    kept = np.stack([np.asarray(y != x) for x, y in zip(inputs, blocks, strict=True)])
+    assert np.all((kept.mean((1, 2, 3)) > 0.3) & (kept.mean((1, 2, 3)) < 0.7))
+    assert np.any(kept[0] != kept[1]) and np.any(kept[1] != kept[2])
+    if not options.get("scan"):
+        plain = of_everything(variables, tokens, {"mask": jax.random.key(0)})[1]
+        np.testing.assert_allclose(one[0], plain[0], atol=1e-6)
+
+
+class Halving(nn.Module):
+    """Leaves every second token out."""
+
+    @nn.compact
+    def __call__(self, x, *, key=None, drop_path=None):
+        return nn.Dense(x.shape[-1])(x)[:, ::2]
+
+
+def test_the_number_of_tokens_may_change_without_scan(tokens):
+    encoder = Encoder(2, Halving, remat="full")
+    out, params = jax.jit(encoder.init_with_output)(jax.random.key(0), tokens)
+    assert out.shape == (3, 2, 8) and jax.jit(encoder.apply)(params, tokens).shape == (3, 2, 8)
+    with pytest.raises(UserError, match=r"a block makes 3 tokens of 5, .*; set scan=False"):
+        encoder.clone(scan=True).apply(params, tokens)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_attention_has_a_gradient_under_scan_and_remat(params, tokens, options):
+    """The gradient by the probabilities of a block is that of the function of these probabilities."""
+    encoder = Encoder(2, STOCHASTIC, **options)
+    zeros = {f"block_{i}": {"attention": {"attention": jnp.zeros((3, 2, 5, 5))}} for i in range(2)}
+
+    def loss(perturbations):
+        given = {"params": params, "perturbations": perturbations}
+        out, state = encoder.apply(given, tokens, mutable=["intermediates"])
+        return jnp.sum(jnp.sin(out)), state["intermediates"]
+
+    (value, shown), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(zeros)
+    assert jax.tree.structure(grads) == jax.tree.structure(zeros)
+    direction = jnp.asarray(np.random.default_rng(1).standard_normal((3, 2, 5, 5)), jnp.float32)
+    for block, grad in grads.items():
+        moved = {**zeros, block: {"attention": {"attention": 1e-2 * direction}}}
+        (after, seen), _ = jax.jit(jax.value_and_grad(loss, has_aux=True))(moved)
+        slope = jnp.sum(grad["attention"]["attention"] * direction)
+        np.testing.assert_allclose((after - value) / 1e-2, slope, rtol=0.1, atol=2e-2)
+        was = shown[block]["attention"]["attention"][0]
+        np.testing.assert_allclose(seen[block]["attention"]["attention"][0], was + 1e-2 * direction, atol=1e-6)
+    assert all(float(jnp.max(jnp.abs(g))) > 1e-3 for g in jax.tree.leaves(grads))

@@ -22,6 +22,7 @@ def attention(
     mask: jax.Array | None = None,
     causal: bool = False,
     implementation: str | None = None,
+    through: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
     """``softmax(q k^T / sqrt(E)) v`` per head (Vaswani et al. 2017, eq. 1).
 
@@ -32,6 +33,8 @@ def attention(
       mask: bool, broadcastable to ``[B, K, N, M]``; True is "may attend". A row without any gives zeros.
       causal: query i sees the keys up to i (for N < M, the last query sees all).
       implementation: a name in :data:`IMPLEMENTATIONS`; None picks.
+      through: what the probabilities float32 ``[B, K, N, M]`` go through before they weight ``v``, to be seen, changed
+        or differentiated by; they are then materialised, whatever the implementation.
 
     Returns:
       ``[B, N, K, E]`` in the type of ``q``. Logits and softmax are float32, probabilities in the type of ``q``.
@@ -40,7 +43,10 @@ def attention(
       UsageError: an unknown implementation.
     """
     run = config.lookup(IMPLEMENTATIONS, implementation or "xla", "attention implementation")
-    return run(q, k, v, combine_masks(q, k, mask, causal))
+    if through is None:
+        return run(q, k, v, combine_masks(q, k, mask, causal))
+    weights = through(attention_weights(q, k, mask=mask, causal=causal)).astype(q.dtype)
+    return jnp.swapaxes(_product(weights, jnp.swapaxes(v, 1, 2), 3, 2).astype(q.dtype), 1, 2)
 
 
 def attention_weights(q: jax.Array, k: jax.Array, *, mask: jax.Array | None = None, causal: bool = False) -> jax.Array:
@@ -158,7 +164,8 @@ class MultiHeadAttention(nn.Module):
         """``x [B, N, D]``, ``context [B, M, C]`` or None, ``mask`` as in :func:`attention` -> ``[B, N, D]``.
 
         With a ``cache``, self-attention sees the tokens before ``cache.start`` too and is causal, and a context is
-        projected by the first call only.
+        projected by the first call only. The collection "intermediates" gets the probabilities ``attention`` float32
+        ``[B, K, N, M]``; the gradient by them is that by the variable of this name in "perturbations".
         """
         causal = self.causal and cache is None
         blocks = self._blocks(x.shape[-1])
@@ -177,14 +184,26 @@ class MultiHeadAttention(nn.Module):
                 if cache is not None:
                     self.put_variable("memory", "key", k)
                     self.put_variable("memory", "value", v)
-        if self.is_mutable_collection("intermediates"):
-            self.sow("intermediates", "attention", attention_weights(q, k, mask=mask, causal=causal))
-        y = attention(q, k, v, mask=mask, causal=causal, implementation=self.implementation)
+        through = self._shown if self._is_asked() else None
+        y = attention(q, k, v, mask=mask, causal=causal, implementation=self.implementation, through=through)
         y = y.reshape(*y.shape[:3], blocks, -1)
         linear = self.out_linear.from_blocks(blocks, x.shape[-1])
         y = jnp.swapaxes(y, 3, 4) if linear is None else jnp.swapaxes(y, 2, 3)
         linear = linear or self.out_linear
         return linear(x.shape[-1], name="out", axes=("heads", "embed"), dtype=self.dtype)(y.reshape(x.shape))
+
+    def _is_asked(self) -> bool:
+        """Whether somebody asks for the probabilities or for their gradient."""
+        if self.is_initializing():
+            return False
+        asked = any(self.is_mutable_collection(c) for c in ("intermediates", "perturbations"))
+        return asked or self.has_variable("perturbations", "attention")
+
+    def _shown(self, weights: jax.Array) -> jax.Array:
+        if self.is_mutable_collection("perturbations") or self.has_variable("perturbations", "attention"):
+            weights = self.perturb("attention", weights)
+        self.sow("intermediates", "attention", weights)
+        return weights
 
     def _blocks(self, width: int) -> int:
         """In how many interleaved blocks the channels of a head come: as the projections leave them, if heads allow."""

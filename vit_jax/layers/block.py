@@ -17,6 +17,7 @@ from vit_jax.layers.linear import Dense, DType, LinearSpec, logical
 from vit_jax.layers.mlp import MLP, Activation
 from vit_jax.layers.norm import EPSILON, LayerNorm
 from vit_jax.layers.stochastic import drop_path, dropout
+from vit_jax.types import UserError
 
 Remat = Literal["none", "full", "dots", "dots_no_batch"]
 REMAT: dict[str, Any] = {
@@ -167,54 +168,66 @@ class Encoder(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool = False, **kwargs: Any) -> jax.Array:
         """``[B, N, D] -> [B, N, D]``; ``kwargs`` go to every block.
 
-        The collection "features" gets ``block_0`` ..., the output of every block. It and "activity" (see :class:`MLP`)
-        may be asked for in training, under scan and remat too.
+        The collection "features" gets ``block_0`` ..., the output of every block. Under scan and remat blocks have all
+        collections and random streams that they have without; only Flax's own streams are split otherwise by a scan.
+
+        Raises:
+          UserError: a block changes the number of tokens under ``scan``; ``remat`` is unknown.
         """
+        fresh = self.is_initializing()
         keys = jax.random.split(self.make_rng("dropout"), self.depth) if train and self.stochastic else None
         rates = np.linspace(0.0, self.drop_path, self.depth, dtype=np.float32) if self.drop_path else None
         per_block = {"key": keys, "drop_path": rates}
+        features = self.is_mutable_collection("features") and not fresh
+
+        def body(block: nn.Module, x: jax.Array, own: dict[str, Any]) -> tuple[jax.Array, jax.Array | None]:
+            x = block(x, **own, **kwargs)
+            return x, x if features else None
+
+        if self.remat != "none" and not fresh:
+            policy = config.lookup(REMAT, self.remat, "remat policy")
+            body = nn.remat(body, policy=policy, prevent_cse=not self.scan)
         x = x.astype(self.dtype)
-        collects = self.is_mutable_collection("intermediates") or kwargs.get("cache") is not None
-        if self.is_initializing() or collects:
-            for i in range(self.depth):
-                x = self.block(name=f"block_{i}")(x, **_take(per_block, i), **kwargs)
-                self._keep("features", i, x)
+        # A step of decoding reads every parameter once: stacking them first would cost as much again.
+        if self.scan and not fresh and kwargs.get("cache") is None:
+            x, stack = self._scan(body, x, per_block)
+            outputs = [_take(stack, i) for i in range(self.depth)]
         else:
-            x = self._run(x, per_block, kwargs)
+            outputs = []
+            for i in range(self.depth):
+                x, output = body(self.block(name=f"block_{i}"), x, _take(per_block, i))
+                outputs.append(output)
+        if features:
+            for i, output in enumerate(outputs):
+                self.put_variable("features", f"block_{i}", output)
         return LayerNorm(self.dtype, self.norm_epsilon, name="norm")(x) if self.final_norm else x
 
-    def _run(self, x: jax.Array, per_block: Any, kwargs: dict[str, Any]) -> jax.Array:
-        """The blocks as pure functions of their parameters, so that scan and remat are plain JAX."""
-        params = [self.variables["params"][f"block_{i}"] for i in range(self.depth)]
-        block = self.block(parent=None)
-        features, activity = (self.is_mutable_collection(c) for c in ("features", "activity"))
+    def _scan(self, body: Callable[..., Any], x: jax.Array, per_block: dict[str, Any]) -> Any:
+        """``body`` as one ``lax.scan`` over the variables of all blocks, stacked on the way in and unstacked after."""
+        names = [f"block_{i}" for i in range(self.depth)]
 
-        def body(x: jax.Array, inputs: Any) -> Any:
-            p, own = inputs
-            x, state = block.apply({"params": p}, x, mutable=["activity"] if activity else [], **own, **kwargs)
-            return x, {"features": x if features else None, "activity": state.get("activity")}
+        def stack(variables: Any) -> Any:
+            rows = {c: [nn.unbox(tree[name]) for name in names] for c, tree in variables.items() if names[0] in tree}
+            return {c: {"blocks": jax.tree.map(lambda *v: jnp.stack(v), *row)} for c, row in rows.items()}
 
-        if self.remat != "none":
-            policy = config.lookup(REMAT, self.remat, "remat policy")
-            body = jax.checkpoint(body, policy=policy, prevent_cse=not self.scan)
-        if self.scan:
-            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
-            x, stack = jax.lax.scan(body, x, (stacked, per_block))
-            found = [_take(stack, i) for i in range(self.depth)]
-        else:
-            found = []
-            for i in range(self.depth):
-                x, one = body(x, (params[i], _take(per_block, i)))
-                found.append(one)
-        for i, one in enumerate(found):
-            for collection, value in one.items():
-                self._keep(collection, i, value)
-        return x
+        def unstack(variables: Any) -> Any:
+            found = {c: tree["blocks"] for c, tree in variables.items() if "blocks" in tree}
+            return {c: {name: _take(tree, i) for i, name in enumerate(names)} for c, tree in found.items()}
 
-    def _keep(self, collection: str, i: int, value: Any) -> None:
-        """Stores the collections that block ``i`` sowed under ``block_i``."""
-        if value is not None and self.is_mutable_collection(collection) and not self.is_initializing():
-            self.put_variable(collection, f"block_{i}", value)
+        def step(block: nn.Module, x: jax.Array, own: dict[str, Any]) -> Any:
+            y, output = body(block, x, own)
+            if y.shape != x.shape:
+                raise UserError(
+                    f"a block makes {y.shape[1]} tokens of {x.shape[1]}, and a scan runs all blocks on equally many; "
+                    "set scan=False."
+                )
+            return y, output
+
+        def run(self: Encoder, x: jax.Array, per_block: dict[str, Any]) -> Any:
+            over: Any = {"variable_axes": {True: 0}, "split_rngs": {True: True}, "length": self.depth}
+            return nn.scan(step, **over, check_constancy_invariants=False)(self.block(name="blocks"), x, per_block)
+
+        return nn.map_variables(run, True, stack, unstack, mutable=True)(self, x, per_block)
 
 
 def _take(tree: Any, i: int) -> Any:
