@@ -19,7 +19,8 @@ from vit_jax.cli import main
 from vit_jax.config import Choice
 from vit_jax.data.sources import Info
 from vit_jax.decoding import DECODERS, Greedy, SearchStrategy
-from vit_jax.layers.linear import Dense, Linear
+from vit_jax.layers.linear import Dense, Linear, Spec
+from vit_jax.layers.linear.monarch import Monarch
 from vit_jax.models import Features, ImageModel
 from vit_jax.objectives import PerExample
 
@@ -264,6 +265,12 @@ def test_a_class_of_a_row_comes_back_from_its_record():
     field = Annotated[Any, Choice({"unit": Unit, "dense": Dense, "focal": functools.partial(Focal, gamma=5.0)})]
     record = json.loads(json.dumps({"x": Focal(3.0), "y": Unit()}, default=config.record))
     assert config.parse(field, record["x"]) == Focal(3.0) and config.parse(field, record["y"]) == Unit()
+    moved = {
+        "python": "vit_jax.layers.monarch.Monarch",
+        "nblocks": 8,
+        "implementation": None,
+    }  # where it was once
+    assert config.parse(Spec, moved) == Monarch(8)
 
 
 def test_records_of_values():

@@ -177,7 +177,7 @@ def _parse_dataclass(cls: type, value: Any, path: str) -> Any:
     if not isinstance(value, Mapping):
         raise UsageError(f"{path}={value!r} is of type {type(value).__name__}, expected the fields of {cls.__name__}.")
     if PYTHON in value:
-        if value[PYTHON] != _qualified(cls):
+        if not _is_record_of(cls, value[PYTHON]):
             raise _gone(value, path)
         value = {k: v for k, v in value.items() if k != PYTHON}
     allowed = hints(cls)
@@ -210,7 +210,7 @@ def _parse_choice(choice: Choice, value: Any, path: str) -> Any:
         raise UsageError(f"{path}={value!r} is of type {type(value).__name__}{what}{suggest('', table)}")
     fields = dict(value) if isinstance(value, Mapping) else spec_fields(value, table, path)
     if PYTHON in fields:
-        return _parse_dataclass(next((c for c in classes if _qualified(c) == fields[PYTHON]), object), fields, path)
+        return _parse_dataclass(next((c for c in classes if _is_record_of(c, fields[PYTHON])), object), fields, path)
     if "name" not in fields:
         raise UsageError(f"{path} lacks the key 'name'{suggest('', table)}")
     row = lookup(table, fields.pop("name"), path)
@@ -350,6 +350,13 @@ def _named(base: type | types.UnionType) -> str:
 
 def _qualified(value: Any) -> str:
     return f"{value.__module__}.{value.__qualname__}"
+
+
+def _is_record_of(cls: Any, name: str) -> bool:
+    """Whether a record's ``name`` is of ``cls``; a class of this package may have moved between modules since."""
+    inside = __name__.partition(".")[0] + "."
+    moved = cls.__module__.startswith(inside) and name.startswith(inside) and name.endswith(f".{cls.__qualname__}")
+    return moved or name == _qualified(cls)
 
 
 def _gone(value: Mapping[str, Any], path: str) -> UsageError:

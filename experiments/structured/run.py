@@ -21,8 +21,8 @@ import numpy as np
 from vit_jax import config
 from vit_jax.launch import runtime
 from vit_jax.layers.linear import Dense
-from vit_jax.layers.sparse24 import Sparse24
-from vit_jax.layers.specs import FIELDS
+from vit_jax.layers.linear.sparse24 import Sparse24
+from vit_jax.layers.linear.specs import FIELDS
 from vit_jax.train import flops, loop, workdir
 
 HERE = pathlib.Path(__file__).parent

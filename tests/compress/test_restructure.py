@@ -10,12 +10,12 @@ from vit_jax.compress.restructure import LinearMap, Request, linear_maps, reline
 from vit_jax.convert import read, write
 from vit_jax.convert.pretrained import Preprocess, Stored
 from vit_jax.io.tensors import Tensor
-from vit_jax.layers.block_sparse import BlockSparse
 from vit_jax.layers.linear import Dense
-from vit_jax.layers.low_rank import LowRank
-from vit_jax.layers.monarch import Monarch
-from vit_jax.layers.sparse24 import Packed24, Sparse24, prune
-from vit_jax.layers.specs import name_of
+from vit_jax.layers.linear.block_sparse import BlockSparse
+from vit_jax.layers.linear.low_rank import LowRank
+from vit_jax.layers.linear.monarch import Monarch
+from vit_jax.layers.linear.sparse24 import Packed24, Sparse24, prune
+from vit_jax.layers.linear.specs import name_of
 from vit_jax.models import describe
 from vit_jax.types import UsageError, UserError
 

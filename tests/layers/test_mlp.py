@@ -14,7 +14,7 @@ import pytest
 from vit_jax import config
 from vit_jax.kernels.topk_mlp import reference
 from vit_jax.layers.linear import Dense, matmul
-from vit_jax.layers.low_rank import LowRank
+from vit_jax.layers.linear.low_rank import LowRank
 from vit_jax.layers.mlp import ACTIVATIONS, MLP, Activation, TopK, TopKLinear, activate
 from vit_jax.types import UserError
 

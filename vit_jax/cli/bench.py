@@ -126,7 +126,7 @@ def _models(args: argparse.Namespace) -> dict[str, Any]:
     import jax.numpy as jnp
 
     from vit_jax import benchmark, config, models
-    from vit_jax.layers.specs import FIELDS, Spec
+    from vit_jax.layers.linear.specs import FIELDS, Spec
     from vit_jax.models.plain import PlainViT
     from vit_jax.train import flops
     from vit_jax.types import UserError

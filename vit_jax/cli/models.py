@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     import vit_jax as vj
     from vit_jax import config
     from vit_jax.cli import output
-    from vit_jax.layers.specs import FIELDS, Spec
+    from vit_jax.layers.linear.specs import FIELDS, Spec
     from vit_jax.types import UserError
 
     changes: list[tuple[str, dict[str, Any]]] = [("", {})]

@@ -26,8 +26,8 @@ from vit_jax.convert.pretrained import Stored
 from vit_jax.io.tensors import Tensor, Tensors
 from vit_jax.kernels.sparse24.packed import compress
 from vit_jax.layers.linear import Dense, LinearSpec
-from vit_jax.layers.sparse24 import Packed24, Sparse24
-from vit_jax.layers.specs import FIELDS, Spec, name_of
+from vit_jax.layers.linear.sparse24 import Packed24, Sparse24
+from vit_jax.layers.linear.specs import FIELDS, Spec, name_of
 from vit_jax.models.describe import describe, shapes
 from vit_jax.types import Params, UserError
 

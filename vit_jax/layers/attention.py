@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax import config, sharding
-from vit_jax.layers.linear import Dense, DType, LinearSpec, xavier_uniform_parts
+from vit_jax.layers.linear import Dense, DType, LinearSpec, monarch, xavier_uniform_parts
 from vit_jax.types import UserError
 
 
@@ -187,7 +187,7 @@ class MultiHeadAttention(nn.Module):
         through = self._shown if self._is_asked() else None
         y = attention(q, k, v, mask=mask, causal=causal, implementation=self.implementation, through=through)
         y = y.reshape(*y.shape[:3], blocks, -1)
-        linear = self.out_linear.from_blocks(blocks, x.shape[-1])
+        linear = monarch.from_blocks(self.out_linear, blocks, x.shape[-1])
         y = jnp.swapaxes(y, 3, 4) if linear is None else jnp.swapaxes(y, 2, 3)
         linear = linear or self.out_linear
         return linear(x.shape[-1], name="out", axes=("heads", "embed"), dtype=self.dtype)(y.reshape(x.shape))
@@ -209,7 +209,7 @@ class MultiHeadAttention(nn.Module):
         """In how many interleaved blocks the channels of a head come: as the projections leave them, if heads allow."""
         if width % self.heads:
             raise UserError(f"width {width} is not divisible by {self.heads} heads; choose heads that divide it.")
-        _, blocks = self.qkv_linear.blocked(width)
+        _, blocks = monarch.blocked(self.qkv_linear, width)
         return 1 if width // self.heads % blocks else blocks
 
     def _kept(self, name: str, new: jax.Array, cache: KVCache) -> jax.Array:
@@ -222,7 +222,7 @@ class MultiHeadAttention(nn.Module):
     def _project(self, x: jax.Array, name: str, width: int, blocks: int) -> list[jax.Array]:
         """``[B, N, D]`` -> for each letter of ``name`` ``[B, N, K, E]``, E in the order of ``blocks`` blocks."""
         parts, size = len(name), width // self.heads
-        linear = self.qkv_linear if blocks == 1 else self.qkv_linear.blocked(width * parts)[0]
+        linear = self.qkv_linear if blocks == 1 else monarch.blocked(self.qkv_linear, width * parts)[0]
         init = xavier_uniform_parts(parts)
         layer = linear(width * parts, name=name, axes=("embed", "heads"), dtype=self.dtype, kernel_init=init)
         y = layer(x).reshape(*x.shape[:2], blocks, self.heads, parts, size // blocks)

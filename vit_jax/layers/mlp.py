@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from vit_jax import config, sharding
 from vit_jax.kernels.topk_mlp import topk_mlp
 from vit_jax.layers.linear import Dense, DType, Linear, LinearSpec
+from vit_jax.layers.linear.monarch import pair
 from vit_jax.layers.stochastic import dropout
 from vit_jax.types import UsageError, UserError
 
@@ -142,7 +143,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
         kwargs: dict[str, Any] = {"dtype": self.dtype, "bias_init": nn.initializers.normal(1e-6)}
-        first, second = self.linear.pair(self.hidden)
+        first, second = pair(self.linear, self.hidden)
         if isinstance(self.activation, TopK):
             second = self.activation.after(second)
         h = first(self.hidden, name="mlp_in", axes=("embed", "mlp"), **kwargs)(x)

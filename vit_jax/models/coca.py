@@ -13,10 +13,10 @@ from vit_jax import config
 from vit_jax.layers.attention import KVCache
 from vit_jax.layers.block import Block, Encoder, Remat
 from vit_jax.layers.linear import Dense, DType, logical
+from vit_jax.layers.linear.specs import Spec
 from vit_jax.layers.mlp import Activation
 from vit_jax.layers.norm import EPSILON, LayerNorm
 from vit_jax.layers.pool import QueryPool
-from vit_jax.layers.specs import Spec
 from vit_jax.models.text import real
 from vit_jax.models.two_tower import CLIP_IMAGE, CLIP_TEXT, Embedded, TwoTower, image_row, text_row
 from vit_jax.types import UserError

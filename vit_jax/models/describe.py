@@ -13,8 +13,8 @@ import jax
 
 from vit_jax import config, models, trees
 from vit_jax.layers.linear import LinearSpec
+from vit_jax.layers.linear.specs import name_of
 from vit_jax.layers.mlp import TOPK
-from vit_jax.layers.specs import name_of
 from vit_jax.types import UsageError
 
 

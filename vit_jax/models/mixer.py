@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from vit_jax.layers.block import Encoder, Remat, ResidualBlock
 from vit_jax.layers.embed import PatchEmbed
 from vit_jax.layers.linear import Dense, DType, LinearSpec
+from vit_jax.layers.linear.specs import Spec
 from vit_jax.layers.mlp import MLP, Activation
 from vit_jax.layers.norm import EPSILON
 from vit_jax.layers.pool import average
-from vit_jax.layers.specs import Spec
 from vit_jax.models.base import Features, ImageModel
 
 

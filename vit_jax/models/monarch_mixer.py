@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.layers.block import Encoder, Remat, ResidualBlock
-from vit_jax.layers.block_diagonal import BlockDiagonal
 from vit_jax.layers.embed import PatchEmbed
 from vit_jax.layers.linear import Dense, DType, LinearSpec, logical
+from vit_jax.layers.linear.block_diagonal import BlockDiagonal
+from vit_jax.layers.linear.specs import Spec
 from vit_jax.layers.long_conv import Filter, long_conv
 from vit_jax.layers.mlp import Activation
 from vit_jax.layers.norm import EPSILON
 from vit_jax.layers.pool import average
-from vit_jax.layers.specs import Spec
 from vit_jax.models.base import Features, ImageModel
 
 

@@ -14,10 +14,10 @@ from vit_jax.layers.attention import KVCache
 from vit_jax.layers.block import Block, Encoder, Remat
 from vit_jax.layers.embed import PositionEmbedding, TokenEmbed
 from vit_jax.layers.linear import Dense, DType, logical
+from vit_jax.layers.linear.specs import Spec
 from vit_jax.layers.mlp import Activation
 from vit_jax.layers.norm import EPSILON, LayerNorm
 from vit_jax.layers.pool import AttentionPool
-from vit_jax.layers.specs import Spec
 from vit_jax.layers.stochastic import dropout
 from vit_jax.models.base import Features
 

@@ -13,10 +13,10 @@ from vit_jax import config
 from vit_jax.layers.block import Block, Encoder, Remat
 from vit_jax.layers.embed import PatchEmbed, PositionEmbedding, sincos_positions
 from vit_jax.layers.linear import Dense, DType, Linear, logical
+from vit_jax.layers.linear.specs import Spec
 from vit_jax.layers.mlp import Activation
 from vit_jax.layers.norm import EPSILON, LayerNorm
 from vit_jax.layers.pool import AttentionPool, average
-from vit_jax.layers.specs import Spec
 from vit_jax.layers.stochastic import dropout
 from vit_jax.models.base import Features, ImageModel
 from vit_jax.models.resnet import Numerics, ResNet

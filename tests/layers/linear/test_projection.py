@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax.layers.projection import factor_shapes, project, truncate
+from vit_jax.layers.linear.projection import factor_shapes, project, truncate
 from vit_jax.types import UserError
 
 SHAPES = [(24, 24, 2), (36, 36, 3), (16, 48, 4), (48, 16, 4), (25, 35, 3), (35, 25, 3), (7, 11, 2), (64, 64, 8)]

@@ -8,7 +8,7 @@ import pytest
 
 from vit_jax import config
 from vit_jax.layers.linear import Dense
-from vit_jax.layers.specs import LINEARS, Spec, name_of, spec_of
+from vit_jax.layers.linear.specs import LINEARS, Spec, name_of, spec_of
 
 TEXTS = {
     "dense": "dense",

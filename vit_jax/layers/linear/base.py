@@ -49,33 +49,16 @@ class LinearSpec(Protocol):
     def from_dense(self, kernel: jax.Array, bias: jax.Array | None) -> Params:
         """The layer's parameters that equal, or best approximate, a dense map."""
 
-    def blocked(self, features: int) -> tuple[LinearSpec, int]:
-        """A spec of the same map that leaves its outputs in the order it likes best: of n interleaved blocks.
 
-        What ought to come at ``a n + j`` comes at ``j features/n + a``; n is 1 for maps that do not care.
-        """
-        return self, 1
-
-    def from_blocks(self, n: int, inputs: int) -> LinearSpec | None:
-        """A spec of the same map for ``inputs`` in the order of n blocks (see :meth:`blocked`), or None."""
-        return self if n == 1 else None
-
-    def pair(self, hidden: int) -> tuple[LinearSpec, LinearSpec]:
-        """Specs of the maps into and out of ``hidden`` units, whose order between the two is theirs to choose."""
-        first, n = self.blocked(hidden)
-        second = self.from_blocks(n, hidden)
-        return (self, self) if second is None else (first, second)
-
-
-class Linear(nn.Module):
-    """``[..., in] -> [..., features]`` with parameters ``kernel [in, features]`` and ``bias [features]``.
+class LinearLayer(nn.Module):
+    """``[..., in] -> [..., features]``: what all linear layers share.
 
     Attributes:
       features: size of the output.
-      axes: logical axes of input and output.
+      axes: logical axes of input and output, for sharding.
       dtype: compute type; parameters are float32.
       use_bias: whether a bias is added.
-      kernel_init: initialiser of the kernel.
+      kernel_init: initialiser of the dense kernel ``[in, features]`` that the map stands for.
       bias_init: initialiser of the bias.
     """
 
@@ -86,14 +69,20 @@ class Linear(nn.Module):
     kernel_init: Init = nn.initializers.xavier_uniform()
     bias_init: Init = nn.initializers.zeros
 
+    def make_bias(self) -> jax.Array | None:
+        """The parameter ``bias [features]``, or None without ``use_bias``."""
+        if not self.use_bias:
+            return None
+        return self.param("bias", logical(self.bias_init, self.axes[1:]), (self.features,))
+
+
+class Linear(LinearLayer):
+    """``[..., in] -> [..., features]`` with parameters ``kernel [in, features]`` and ``bias [features]``."""
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", logical(self.kernel_init, self.axes), shape)
-        bias = None
-        if self.use_bias:
-            bias = self.param("bias", logical(self.bias_init, self.axes[1:]), shape[1:])
-        return self.product(x.astype(self.dtype), kernel, bias)
+        kernel = self.param("kernel", logical(self.kernel_init, self.axes), (x.shape[-1], self.features))
+        return self.product(x.astype(self.dtype), kernel, self.make_bias())
 
     def product(self, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
         """``x @ kernel + bias``, for layers that know a shorter way to it."""

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.layers.spec_contract import check_layer, check_no_bias, check_variance, initialise
+from tests.layers.linear.spec_contract import check_layer, check_no_bias, check_variance, initialise
 from vit_jax import config
-from vit_jax.layers.block_diagonal import BlockDiagonal, block_size
 from vit_jax.layers.linear import xavier_uniform_parts
+from vit_jax.layers.linear.block_diagonal import BlockDiagonal, block_size
 from vit_jax.types import UserError
 
 SIZES = [((5, 8), 12, 4), ((2, 3, 12), 4, 4), ((1, 1, 2, 7), 10, 3), ((3, 10), 7, 3), ((4, 6), 5, 1)]

@@ -14,8 +14,8 @@ import pytest
 
 from vit_jax import config
 from vit_jax.layers.linear import Dense
+from vit_jax.layers.linear.sparse24 import Packed24, Sparse24, fake_quant, mask24, mask_distance, masked, prune
 from vit_jax.layers.mlp import MLP
-from vit_jax.layers.sparse24 import Packed24, Sparse24, fake_quant, mask24, mask_distance, masked, prune
 from vit_jax.types import UserError
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.kernels.block_diagonal import block_diagonal, to_dense
-from vit_jax.layers.linear import DType, Init, LinearSpec, logical
+from vit_jax.layers.linear.base import Init, LinearLayer, LinearSpec, logical
 from vit_jax.types import Array, Params, UserError
 
 
@@ -32,20 +32,18 @@ def block_size(inputs: int, features: int, nblocks: int) -> tuple[int, int]:
     return sizes
 
 
-class BlockDiagonalLinear(nn.Module):
+class BlockDiagonalLinear(LinearLayer):
     """``[..., in] -> [..., features]`` with parameters ``kernel [nblocks, in/nblocks, features/nblocks]`` and ``bias``.
 
-    Where ``nblocks`` does not divide a size, the input is padded with zeros and the output cut. ``implementation`` is
-    one of ``kernels.block_diagonal``, None picks; the other attributes are those of ``Linear``.
+    Where ``nblocks`` does not divide a size, the input is padded with zeros and the output cut.
+
+    Attributes:
+      nblocks: number of blocks.
+      implementation: kernel that computes the product, a name in ``kernels.block_diagonal.IMPLEMENTATIONS``; None
+        picks.
     """
 
-    features: int
     nblocks: int = 4
-    axes: tuple[str | None, str | None] = ("embed", "mlp")
-    dtype: DType = "float32"
-    use_bias: bool = True
-    kernel_init: Init = nn.initializers.xavier_uniform()
-    bias_init: Init = nn.initializers.zeros
     implementation: str | None = None
 
     @nn.compact
@@ -53,10 +51,8 @@ class BlockDiagonalLinear(nn.Module):
         n, inputs, features = self.nblocks, x.shape[-1], self.features
         shape = (n, *block_size(inputs, features, n))
         kernel = self.param("kernel", logical(_blocks_of(self.kernel_init, inputs, features), (None,) * 3), shape)
-        bias = None
-        if self.use_bias:
-            bias = self.param("bias", logical(self.bias_init, self.axes[1:]), (features,))
-            bias = jnp.pad(bias, (0, n * shape[2] - features))
+        bias = self.make_bias()
+        bias = None if bias is None else jnp.pad(bias, (0, n * shape[2] - features))
         x = jnp.pad(x.astype(self.dtype), [(0, 0)] * (x.ndim - 1) + [(0, n * shape[1] - inputs)])
         y = block_diagonal(x, kernel, bias, implementation=self.implementation)
         return jax.lax.slice_in_dim(y, 0, features, axis=-1)
@@ -102,7 +98,7 @@ class BlockDiagonal(LinearSpec):
             raise UserError(f"nblocks={self.nblocks} is not a number of blocks; use 2, 4 or 8, for instance.")
 
     def __call__(self, features: int, **kwargs: Any) -> BlockDiagonalLinear:
-        return BlockDiagonalLinear(features, self.nblocks, implementation=self.implementation, **kwargs)
+        return BlockDiagonalLinear(features, nblocks=self.nblocks, implementation=self.implementation, **kwargs)
 
     def to_dense(self, params: Params) -> tuple[jax.Array, jax.Array | None]:
         """As of every spec; a padded map's kernel has the rows and columns that ``Monarch.to_dense`` tells of."""

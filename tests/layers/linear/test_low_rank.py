@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.layers.spec_contract import check_layer, check_no_bias, check_variance, initialise
+from tests.layers.linear.spec_contract import check_layer, check_no_bias, check_variance, initialise
 from vit_jax import config
 from vit_jax.layers.linear import xavier_uniform_parts
-from vit_jax.layers.low_rank import LowRank, rows_of
+from vit_jax.layers.linear.low_rank import LowRank, rows_of
 from vit_jax.types import UserError
 
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from vit_jax.kernels.sparse24 import mask24, sparse24, unpack
 from vit_jax.kernels.sparse24.packed import compress, quantise
-from vit_jax.layers.linear import DType, Init, LinearSpec, logical, matmul
+from vit_jax.layers.linear.base import LinearLayer, LinearSpec, logical, matmul
 from vit_jax.types import Array, Params, UserError
 
 Mask = Literal["dynamic", "frozen"]
@@ -111,7 +111,7 @@ class Sparse24(LinearSpec):
     """Dense float32 parameters of which every product sees two of four consecutive inputs.
 
     The mask is found in the weights themselves at every step, so there is no state beside them, and permuting the
-    inputs before ``from_dense`` (:mod:`vit_jax.layers.permutation24`) is free.
+    inputs before ``from_dense`` (:mod:`vit_jax.layers.linear.permutation24`) is free.
 
     Attributes:
       lam: strength with which pruned weights are pulled to 0 (``mask="dynamic"`` only). It is part of the gradient:
@@ -134,7 +134,7 @@ class Sparse24(LinearSpec):
             _check_bits(self.bits)
 
     def __call__(self, features: int, **kwargs: Any) -> Sparse24Linear:
-        return Sparse24Linear(features, self, **kwargs)
+        return Sparse24Linear(features, spec=self, **kwargs)
 
     def effective(self, kernel: jax.Array) -> jax.Array:
         """The parameter ``[in, out]`` -> the kernel of the product, differentiable as the fields say."""
@@ -152,37 +152,21 @@ class Sparse24(LinearSpec):
         return {"kernel": kept} if bias is None else {"kernel": kept, "bias": bias}
 
 
-class Sparse24Linear(nn.Module):
+class Sparse24Linear(LinearLayer):
     """``[..., in] -> [..., features]`` with parameters ``kernel [in, features]``, dense, and ``bias [features]``.
 
     Attributes:
-      features: size of the output.
       spec: the map's mask and quantisation.
-      axes: logical axes of input and output, for sharding.
-      dtype: compute type; parameters are float32.
-      use_bias: whether a bias is added.
-      kernel_init: initialiser of the dense kernel ``[in, features]``.
-      bias_init: initialiser of the bias.
     """
 
-    features: int
     spec: Sparse24 = Sparse24()
-    axes: tuple[str | None, str | None] = ("embed", "mlp")
-    dtype: DType = "float32"
-    use_bias: bool = True
-    kernel_init: Init = nn.initializers.xavier_uniform()
-    bias_init: Init = nn.initializers.zeros
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (x.shape[-1], self.features)
         frozen = self.spec.mask == "frozen"
         init = (lambda *args: prune(self.kernel_init(*args))) if frozen else self.kernel_init
-        kernel = self.param("kernel", logical(init, self.axes), shape)
-        bias = None
-        if self.use_bias:
-            bias = self.param("bias", logical(self.bias_init, self.axes[1:]), shape[1:])
-        return matmul(x.astype(self.dtype), self.spec.effective(kernel), bias)
+        kernel = self.param("kernel", logical(init, self.axes), (x.shape[-1], self.features))
+        return matmul(x.astype(self.dtype), self.spec.effective(kernel), self.make_bias())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +182,7 @@ class Packed24(LinearSpec):
     implementation: str | None = None
 
     def __call__(self, features: int, **kwargs: Any) -> Packed24Linear:
-        return Packed24Linear(features, self, **kwargs)
+        return Packed24Linear(features, spec=self, **kwargs)
 
     def pack(self, kernel: jax.Array) -> Params:
         """``[in, out]``, pruned by magnitude where it has to be -> the parameters without the bias."""
@@ -219,29 +203,17 @@ class Packed24(LinearSpec):
         return params if bias is None else {**params, "bias": bias}
 
 
-class Packed24Linear(nn.Module):
+class Packed24Linear(LinearLayer):
     """``[..., in] -> [..., features]`` with parameters as :class:`Packed24` stores them.
 
     ``kernel_values [in/2, features]`` in the storage type, ``kernel_index`` uint8 ``[ceil(in/8), features]``, with int8
     ``kernel_scale [features]``, and ``bias [features]``.
 
     Attributes:
-      features: size of the output.
-      spec: the map's storage and implementation.
-      axes: logical axes of input and output, for sharding.
-      dtype: compute type, into which the stored weights are expanded.
-      use_bias: whether a bias is added.
-      kernel_init: initialiser of the dense kernel ``[in, features]``.
-      bias_init: initialiser of the bias.
+      spec: the map's storage and implementation; the stored weights are expanded into the compute type.
     """
 
-    features: int
     spec: Packed24 = Packed24()
-    axes: tuple[str | None, str | None] = ("embed", "mlp")
-    dtype: DType = "float32"
-    use_bias: bool = True
-    kernel_init: Init = nn.initializers.xavier_uniform()
-    bias_init: Init = nn.initializers.zeros
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -257,8 +229,5 @@ class Packed24Linear(nn.Module):
 
         values, index = part("kernel_values"), part("kernel_index")
         scale = part("kernel_scale") if self.spec.storage == "int8" else None
-        bias = None
-        if self.use_bias:
-            bias = self.param("bias", logical(self.bias_init, self.axes[1:]), (self.features,))
         run = functools.partial(sparse24, implementation=self.spec.implementation)
-        return run(x.astype(self.dtype), values, index, bias, scale=scale)
+        return run(x.astype(self.dtype), values, index, self.make_bias(), scale=scale)

@@ -24,9 +24,9 @@ import numpy as np
 
 from vit_jax.kernels.block_sparse import block_sparse, patterns, to_dense
 from vit_jax.kernels.block_sparse.magnitude import blocks_of, kept, largest, prune
-from vit_jax.layers.linear import DType, Init, LinearSpec, logical, matmul
-from vit_jax.layers.low_rank import rows_of
-from vit_jax.layers.projection import truncate
+from vit_jax.layers.linear.base import Init, LinearLayer, LinearSpec, logical, matmul
+from vit_jax.layers.linear.low_rank import rows_of
+from vit_jax.layers.linear.projection import truncate
 from vit_jax.types import Array, Params, UserError
 
 PatternName = Literal["butterfly", "random", "magnitude"]
@@ -75,7 +75,7 @@ class BlockSparse(LinearSpec):
             raise UserError(f"seed={self.seed} means nothing to pattern={self.pattern!r}; leave it out.")
 
     def __call__(self, features: int, **kwargs: Any) -> BlockSparseLinear:
-        return BlockSparseLinear(features, self, **kwargs)
+        return BlockSparseLinear(features, spec=self, **kwargs)
 
     @classmethod
     def of(cls, shapes: Mapping[str, tuple[int, ...]]) -> BlockSparse | None:
@@ -192,7 +192,7 @@ def _check_rank(rank: int, inputs: int, features: int) -> None:
         )
 
 
-class BlockSparseLinear(nn.Module):
+class BlockSparseLinear(LinearLayer):
     """``[..., in] -> [..., features]``; parameters as :class:`BlockSparse` says.
 
     Fixed pattern: ``kernel_<pattern> [per, block, features]`` and with a rank ``kernel_1 [in, rank]`` and ``kernel_2
@@ -200,22 +200,10 @@ class BlockSparseLinear(nn.Module):
     gives it with all inputs, half of it from the low-rank part where there is one.
 
     Attributes:
-      features: size of the output.
       spec: the map's pattern and sizes.
-      axes: logical axes of input and output, for sharding.
-      dtype: compute type; parameters are float32.
-      use_bias: whether a bias is added.
-      kernel_init: initialiser of the dense kernel ``[in, features]``.
-      bias_init: initialiser of the bias.
     """
 
-    features: int
     spec: BlockSparse = BlockSparse()
-    axes: tuple[str | None, str | None] = ("embed", "mlp")
-    dtype: DType = "float32"
-    use_bias: bool = True
-    kernel_init: Init = nn.initializers.xavier_uniform()
-    bias_init: Init = nn.initializers.zeros
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -232,10 +220,7 @@ class BlockSparseLinear(nn.Module):
             index = known = index_of(name, shape)
             init = functools.partial(_drawn, self.kernel_init, inputs, known, 0.5 if spec.rank else 1.0)
             blocks = self.param(name, logical(init, (None,) * 3), shape)
-        bias = None
-        if self.use_bias:
-            bias = self.param("bias", logical(self.bias_init, self.axes[1:]), (self.features,))
-        y = block_sparse(x, blocks, index, bias, implementation=spec.implementation)
+        y = block_sparse(x, blocks, index, self.make_bias(), implementation=spec.implementation)
         return y + self._low_rank(x) if spec.rank else y
 
     def _low_rank(self, x: jax.Array) -> jax.Array:

@@ -10,14 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.layers.spec_contract import check_layer, check_no_bias, check_variance, initialise
+from tests.layers.linear.spec_contract import check_layer, check_no_bias, check_variance, initialise
 from vit_jax import config
 from vit_jax.kernels.block_sparse import patterns
 from vit_jax.kernels.block_sparse.magnitude import blocks_of
-from vit_jax.layers import specs
-from vit_jax.layers.block_sparse import BlockSparse
-from vit_jax.layers.linear import xavier_uniform_parts
-from vit_jax.layers.low_rank import LowRank
+from vit_jax.layers.linear import specs, xavier_uniform_parts
+from vit_jax.layers.linear.block_sparse import BlockSparse
+from vit_jax.layers.linear.low_rank import LowRank
 from vit_jax.models.vit import ViT
 from vit_jax.types import UserError
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from typing import Annotated
 
 from vit_jax import config
-from vit_jax.layers.block_diagonal import BlockDiagonal
-from vit_jax.layers.block_sparse import BlockSparse
-from vit_jax.layers.linear import Dense, LinearSpec
-from vit_jax.layers.low_rank import LowRank
-from vit_jax.layers.monarch import Monarch
-from vit_jax.layers.sparse24 import Packed24, Sparse24
+from vit_jax.layers.linear.base import Dense, LinearSpec
+from vit_jax.layers.linear.block_diagonal import BlockDiagonal
+from vit_jax.layers.linear.block_sparse import BlockSparse
+from vit_jax.layers.linear.low_rank import LowRank
+from vit_jax.layers.linear.monarch import Monarch
+from vit_jax.layers.linear.sparse24 import Packed24, Sparse24
 
 LINEARS: dict[str, Callable[..., LinearSpec]] = {
     "dense": Dense,

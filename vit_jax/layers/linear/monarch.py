@@ -16,13 +16,13 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.kernels.monarch import monarch, to_dense
-from vit_jax.layers.linear import DType, Init, LinearSpec, logical
-from vit_jax.layers.low_rank import rows_of
-from vit_jax.layers.projection import factor_shapes, project
+from vit_jax.layers.linear.base import Init, LinearLayer, LinearSpec, logical
+from vit_jax.layers.linear.low_rank import rows_of
+from vit_jax.layers.linear.projection import factor_shapes, project
 from vit_jax.types import Array, Params, UserError
 
 
-class MonarchLinear(nn.Module):
+class MonarchLinear(LinearLayer):
     """``[..., in] -> [..., features]``, ``kernel_1 [k, q, p]``, ``kernel_2 [l, s, r]`` and ``bias [features]``.
 
     Sizes are those of ``projection.factor_shapes``; where ``nblocks`` does not divide, the input is padded with zeros
@@ -32,27 +32,15 @@ class MonarchLinear(nn.Module):
     drawn so has 1/3 (HazyResearch/fly, src/models/layers/monarch_linear.py, lines 34-42).
 
     Attributes:
-      features: size of the output.
       nblocks: blocks of each factor.
-      axes: logical axes of input and output, of which only the bias has one.
-      dtype: compute type; parameters are float32.
-      use_bias: whether a bias is added.
-      kernel_init: initialiser of the dense kernel ``[in, features]`` that the map stands for.
-      bias_init: initialiser of the bias.
       implementation: kernel that computes the product, a name in ``kernels.monarch.IMPLEMENTATIONS``; None picks.
-      input_parts: internal, set by the neighbouring layers: number of blocks in whose order (as ``blocked`` leaves it)
-        the input comes; 1 is natural order.
+      input_parts: internal, set by the neighbouring layers: number of blocks in whose order (as :func:`blocked` leaves
+        it) the input comes; 1 is natural order.
       blocked: internal, set by the neighbouring layers: leave the output in the order (block, row) instead of (row,
         block), which saves a permutation.
     """
 
-    features: int
     nblocks: int = 4
-    axes: tuple[str | None, str | None] = ("embed", "mlp")
-    dtype: DType = "float32"
-    use_bias: bool = True
-    kernel_init: Init = nn.initializers.xavier_uniform()
-    bias_init: Init = nn.initializers.zeros
     implementation: str | None = None
     input_parts: int = 1
     blocked: bool = False
@@ -65,10 +53,8 @@ class MonarchLinear(nn.Module):
         assert not (self.blocked and more_features) and not (self.input_parts > 1 and more_inputs), "padded in blocks"
         kernel_1 = self.param("kernel_1", logical(nn.initializers.normal((n / inputs) ** 0.5), (None,) * 3), first)
         kernel_2 = self.param("kernel_2", logical(_second_of(self.kernel_init, inputs, features), (None,) * 3), second)
-        bias = None
-        if self.use_bias:
-            bias = self.param("bias", logical(self.bias_init, self.axes[1:]), (features,))
-            bias = jnp.pad(bias, (0, more_features))
+        bias = self.make_bias()
+        bias = None if bias is None else jnp.pad(bias, (0, more_features))
         x = jnp.pad(x.astype(self.dtype), [(0, 0)] * (x.ndim - 1) + [(0, more_inputs)])
         parts, run = self.input_parts, self.implementation
         y = monarch(x, kernel_1, kernel_2, bias, input_parts=parts, blocked=self.blocked, implementation=run)
@@ -107,21 +93,7 @@ class Monarch(LinearSpec):
             )
 
     def __call__(self, features: int, **kwargs: Any) -> MonarchLinear:
-        return MonarchLinear(features, self.nblocks, implementation=self.implementation, **kwargs)
-
-    def blocked(self, features: int) -> tuple[LinearSpec, int]:
-        """As of every spec: saves the permutation of the output, where no block is padded."""
-        if features % self.nblocks:
-            return self, 1
-        return _Ordered(self.nblocks, self.implementation, blocked_output=True), self.nblocks
-
-    def from_blocks(self, n: int, inputs: int) -> LinearSpec | None:
-        """As of every spec: the reordering is that of a kernel, where the blocks of the input fall into n parts."""
-        if n == 1:
-            return self
-        if inputs % (self.nblocks * n):
-            return None
-        return _Ordered(self.nblocks, self.implementation, input_parts=n)
+        return MonarchLinear(features, nblocks=self.nblocks, implementation=self.implementation, **kwargs)
 
     def to_dense(self, params: Params) -> tuple[jax.Array, jax.Array | None]:
         """As of every spec; differentiable.
@@ -148,3 +120,33 @@ class _Ordered(Monarch):
 
     def __call__(self, features: int, **kwargs: Any) -> MonarchLinear:
         return super().__call__(features, input_parts=self.input_parts, blocked=self.blocked_output, **kwargs)
+
+
+def blocked(spec: LinearSpec, features: int) -> tuple[LinearSpec, int]:
+    """A spec of the same map that leaves its outputs in the order it likes best: of n interleaved blocks.
+
+    What ought to come at ``a n + j`` comes at ``j features/n + a``, which saves a Monarch map the permutation of its
+    output; n is 1 for other maps, and where a block would be padded.
+    """
+    if not isinstance(spec, Monarch) or features % spec.nblocks:
+        return spec, 1
+    return _Ordered(spec.nblocks, spec.implementation, blocked_output=True), spec.nblocks
+
+
+def from_blocks(spec: LinearSpec, n: int, inputs: int) -> LinearSpec | None:
+    """A spec of the same map for ``inputs`` in the order of n blocks (see :func:`blocked`), or None.
+
+    The reordering is that of a kernel, where the blocks of the input fall into n parts.
+    """
+    if n == 1:
+        return spec
+    if not isinstance(spec, Monarch) or inputs % (spec.nblocks * n):
+        return None
+    return _Ordered(spec.nblocks, spec.implementation, input_parts=n)
+
+
+def pair(spec: LinearSpec, hidden: int) -> tuple[LinearSpec, LinearSpec]:
+    """Specs of the maps into and out of ``hidden`` units, whose order between the two is theirs to choose."""
+    first, n = blocked(spec, hidden)
+    second = from_blocks(spec, n, hidden)
+    return (spec, spec) if second is None else (first, second)

@@ -9,8 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.layers.linear import DType, Init, LinearSpec, logical, matmul
-from vit_jax.layers.projection import truncate
+from vit_jax.layers.linear.base import Init, LinearLayer, LinearSpec, logical, matmul
+from vit_jax.layers.linear.projection import truncate
 from vit_jax.types import Array, Params, UserError
 
 
@@ -31,19 +31,14 @@ def rows_of(kernel_init: Init, inputs: int) -> Init:
     return init
 
 
-class LowRankLinear(nn.Module):
+class LowRankLinear(LinearLayer):
     """``[..., in] -> [..., features]``: ``kernel_1 [in, rank]``, ``kernel_2 [rank, features]``, ``bias [features]``.
 
-    The other attributes are those of ``Linear``; for ``kernel_init`` see :func:`rows_of`.
+    Attributes:
+      rank: size of the bottleneck; for the start of both factors see :func:`rows_of`.
     """
 
-    features: int
     rank: int = 64
-    axes: tuple[str | None, str | None] = ("embed", "mlp")
-    dtype: DType = "float32"
-    use_bias: bool = True
-    kernel_init: Init = nn.initializers.xavier_uniform()
-    bias_init: Init = nn.initializers.zeros
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -52,10 +47,7 @@ class LowRankLinear(nn.Module):
         first, second = nn.initializers.normal(inputs**-0.5), rows_of(self.kernel_init, inputs)
         kernel_1 = self.param("kernel_1", logical(first, (self.axes[0], None)), (inputs, rank))
         kernel_2 = self.param("kernel_2", logical(second, (None, self.axes[1])), (rank, self.features))
-        bias = None
-        if self.use_bias:
-            bias = self.param("bias", logical(self.bias_init, self.axes[1:]), (self.features,))
-        return matmul(matmul(x.astype(self.dtype), kernel_1), kernel_2, bias)
+        return matmul(matmul(x.astype(self.dtype), kernel_1), kernel_2, self.make_bias())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +65,7 @@ class LowRank(LinearSpec):
             raise UserError(f"rank={self.rank} leaves nothing of a map; use 1 or more.")
 
     def __call__(self, features: int, **kwargs: Any) -> LowRankLinear:
-        return LowRankLinear(features, self.rank, **kwargs)
+        return LowRankLinear(features, rank=self.rank, **kwargs)
 
     def to_dense(self, params: Params) -> tuple[jax.Array, jax.Array | None]:
         kernel = jnp.matmul(params["kernel_1"], params["kernel_2"], precision=jax.lax.Precision.HIGHEST)

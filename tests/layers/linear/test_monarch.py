@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.layers.spec_contract import check_layer, check_no_bias, check_variance, initialise
+from tests.layers.linear.spec_contract import check_layer, check_no_bias, check_variance, initialise
 from vit_jax import config
 from vit_jax.layers.linear import xavier_uniform_parts
-from vit_jax.layers.monarch import Monarch
-from vit_jax.layers.projection import factor_shapes
+from vit_jax.layers.linear.monarch import Monarch, pair
+from vit_jax.layers.linear.projection import factor_shapes
 from vit_jax.types import UserError
 
 SIZES = [((5, 8), 8, 2), ((1, 2, 3, 9), 27, 3), ((2, 3, 32), 16, 4), ((4, 7), 11, 2), ((3, 35), 25, 3)]
@@ -127,12 +127,12 @@ PAIRS = [
 @pytest.mark.parametrize(("width", "hidden", "nblocks", "dtype"), PAIRS)
 def test_a_pair_is_the_same_function_of_the_same_parameters(rng, width, hidden, nblocks, dtype):
     spec = Monarch(nblocks, "xla")
-    pair = spec.pair(hidden)
+    both = pair(spec, hidden)
     fits = hidden % spec.nblocks**2 == 0
-    assert (pair == (spec, spec)) is not fits
-    assert hash(pair) == hash(spec.pair(hidden)) and pair == spec.pair(hidden)
+    assert (both == (spec, spec)) is not fits
+    assert hash(both) == hash(pair(spec, hidden)) and both == pair(spec, hidden)
     x = jnp.asarray(rng.standard_normal((2, 3, width)), dtype)
-    one, other = (Perceptron(specs, hidden, dtype) for specs in ((spec, spec), pair))
+    one, other = (Perceptron(specs, hidden, dtype) for specs in ((spec, spec), both))
     params, same = jax.jit(lambda key: [nn.meta.unbox(m.init(key, x)["params"]) for m in (one, other)])(
         jax.random.key(0)
     )
@@ -148,9 +148,9 @@ def test_a_pair_is_the_same_function_of_the_same_parameters(rng, width, hidden, 
         atol = scale * {"float32": 1e-5, "bfloat16": 2e-2}[dtype]
         np.testing.assert_allclose(np.asarray(got, np.float32), np.asarray(want, np.float32), atol=atol)
     if fits:
-        assert pair[0].blocked and pair[1].input_parts == spec.nblocks
+        assert both[0].blocked_output and both[1].input_parts == spec.nblocks
         kernel = spec.to_dense(params["mlp_in"])[0]
-        np.testing.assert_array_equal(kernel, pair[0].to_dense(params["mlp_in"])[0])
+        np.testing.assert_array_equal(kernel, both[0].to_dense(params["mlp_in"])[0])
 
 
 def test_values_and_sentences():

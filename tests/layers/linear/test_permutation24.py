@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from vit_jax.kernels.sparse24 import reference
+from vit_jax.layers.linear.permutation24 import WAYS, _shares, _tournament, efficacy, kept, permute_hidden, search
+from vit_jax.layers.linear.sparse24 import prune
 from vit_jax.layers.mlp import MLP
-from vit_jax.layers.permutation24 import WAYS, _shares, _tournament, efficacy, kept, permute_hidden, search
-from vit_jax.layers.sparse24 import prune
 from vit_jax.types import UserError
 
 

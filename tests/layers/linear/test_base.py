@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.layers.linear import Dense, Linear, matmul, xavier_uniform_parts
+from vit_jax.layers.linear.base import Dense, Linear, matmul, xavier_uniform_parts
 
 
 def products(fn, *args):
