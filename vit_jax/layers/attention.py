@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax import config, sharding
+from vit_jax.layers.hooks import Attended, LogitBias, Rotary
 from vit_jax.layers.linear import Dense, DType, LinearSpec, monarch, xavier_uniform_parts
 from vit_jax.types import UserError
 
@@ -20,21 +21,23 @@ def attention(
     v: jax.Array,
     *,
     mask: jax.Array | None = None,
+    bias: jax.Array | None = None,
     causal: bool = False,
     implementation: str | None = None,
     through: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
-    """``softmax(q k^T / sqrt(E)) v`` per head (Vaswani et al. 2017, eq. 1).
+    """``softmax(q k^T / sqrt(E) + bias) v`` per head (Vaswani et al. 2017, eq. 1).
 
     Args:
       q: ``[B, N, K, E]``.
       k: ``[B, M, K, E]``.
       v: ``[B, M, K, E]``.
       mask: bool, broadcastable to ``[B, K, N, M]``; True is "may attend". A row without any gives zeros.
+      bias: float32, broadcastable to ``[B, K, N, M]``, added to the logits.
       causal: query i sees the keys up to i (for N < M, the last query sees all).
       implementation: a name in :data:`IMPLEMENTATIONS`; None picks.
       through: what the probabilities float32 ``[B, K, N, M]`` go through before they weight ``v``, to be seen, changed
-        or differentiated by; they are then materialised, whatever the implementation.
+        or differentiated by. They are then materialised, whatever the implementation, as with a ``bias``.
 
     Returns:
       ``[B, N, K, E]`` in the type of ``q``. Logits and softmax are float32, probabilities in the type of ``q``.
@@ -43,9 +46,11 @@ def attention(
       UsageError: an unknown implementation.
     """
     run = config.lookup(IMPLEMENTATIONS, implementation or "xla", "attention implementation")
-    if through is None:
-        return run(q, k, v, combine_masks(q, k, mask, causal))
-    weights = through(attention_weights(q, k, mask=mask, causal=causal)).astype(q.dtype)
+    mask = combine_masks(q, k, mask, causal)
+    if bias is None and through is None:
+        return run(q, k, v, mask)
+    weights = _weights(jnp.swapaxes(q, 1, 2), jnp.swapaxes(k, 1, 2), mask, bias)
+    weights = (weights if through is None else through(weights)).astype(q.dtype)
     return jnp.swapaxes(_product(weights, jnp.swapaxes(v, 1, 2), 3, 2).astype(q.dtype), 1, 2)
 
 
@@ -70,8 +75,9 @@ def _product(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:
     return jax.lax.dot_general(a, b, (((axis_a,), (axis_b,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32)
 
 
-def _weights(q: jax.Array, k: jax.Array, mask: jax.Array | None) -> jax.Array:
+def _weights(q: jax.Array, k: jax.Array, mask: jax.Array | None, bias: jax.Array | None = None) -> jax.Array:
     logits = _product(q, k, 3, 3) * (q.shape[-1] ** -0.5)
+    logits = logits if bias is None else logits + bias
     if mask is None:
         return jax.nn.softmax(logits, axis=-1)
     low = jnp.finfo(jnp.float32).min
@@ -143,6 +149,8 @@ class MultiHeadAttention(nn.Module):
       out_linear: linear map (dense, or a structured one) of attention's output projection.
       dtype: compute type; parameters are float32.
       implementation: how attention is computed, as :func:`attention` takes it; None picks.
+      rotary: positions as a function of queries and keys, of self-attention; None for none.
+      logit_bias: a term added to the logits; None for none.
     """
 
     heads: int
@@ -151,6 +159,8 @@ class MultiHeadAttention(nn.Module):
     out_linear: LinearSpec = Dense()
     dtype: DType = "float32"
     implementation: str | None = None
+    rotary: Rotary | None = None
+    logit_bias: LogitBias | None = None
 
     @nn.compact
     def __call__(
@@ -159,18 +169,24 @@ class MultiHeadAttention(nn.Module):
         *,
         context: jax.Array | None = None,
         mask: jax.Array | None = None,
+        bias: jax.Array | None = None,
         cache: KVCache | None = None,
+        at: jax.Array | None = None,
+        see: Callable[[Attended], None] | None = None,
     ) -> jax.Array:
-        """``x [B, N, D]``, ``context [B, M, C]`` or None, ``mask`` as in :func:`attention` -> ``[B, N, D]``.
+        """``x [B, N, D]``, ``context [B, M, C]`` or None; ``mask``, ``bias`` as in :func:`attention` -> ``[B, N, D]``.
 
         With a ``cache``, self-attention sees the tokens before ``cache.start`` too and is causal, and a context is
         projected by the first call only. The collection "intermediates" gets the probabilities ``attention`` float32
-        ``[B, K, N, M]``; the gradient by them is that by the variable of this name in "perturbations".
+        ``[B, K, N, M]``; the gradient by them is that by the variable of this name in "perturbations". ``see`` is
+        called with them and the keys. ``at`` are the tokens' coordinates for ``rotary``.
         """
         causal = self.causal and cache is None
         blocks = self._blocks(x.shape[-1])
         if context is None:
             q, k, v = self._project(x, "qkv", x.shape[-1], blocks)
+            if self.rotary is not None:
+                q, k = self.rotary(name="rotary")(q, k, at)
             if cache is not None:
                 k, v = (self._kept(name, new, cache) for name, new in (("key", k), ("value", v)))
                 mask = cache.mask(x.shape[1])
@@ -184,8 +200,18 @@ class MultiHeadAttention(nn.Module):
                 if cache is not None:
                     self.put_variable("memory", "key", k)
                     self.put_variable("memory", "value", v)
-        through = self._shown if self._is_asked() else None
-        y = attention(q, k, v, mask=mask, causal=causal, implementation=self.implementation, through=through)
+        if self.logit_bias is not None:
+            term = self.logit_bias(name="logit_bias")(q, k)
+            bias = term if bias is None else bias + term
+
+        def through(weights: jax.Array) -> jax.Array:
+            weights = self._shown(weights)
+            if see is not None:
+                see(Attended(k, weights))
+            return weights
+
+        asked = through if see is not None or self._is_asked() else None
+        y = attention(q, k, v, mask=mask, bias=bias, causal=causal, implementation=self.implementation, through=asked)
         y = y.reshape(*y.shape[:3], blocks, -1)
         linear = monarch.from_blocks(self.out_linear, blocks, x.shape[-1])
         y = jnp.swapaxes(y, 3, 4) if linear is None else jnp.swapaxes(y, 2, 3)
@@ -200,6 +226,7 @@ class MultiHeadAttention(nn.Module):
         return asked or self.has_variable("perturbations", "attention")
 
     def _shown(self, weights: jax.Array) -> jax.Array:
+        """``weights`` and what is to be added to them, noted for those who ask."""
         if self.is_mutable_collection("perturbations") or self.has_variable("perturbations", "attention"):
             weights = self.perturb("attention", weights)
         self.sow("intermediates", "attention", weights)

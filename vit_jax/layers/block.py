@@ -13,6 +13,7 @@ import numpy as np
 
 from vit_jax import config, sharding
 from vit_jax.layers.attention import KVCache, MultiHeadAttention
+from vit_jax.layers.hooks import Adapter, Attended, LogitBias, MLPSpec, Rotary, Tokens
 from vit_jax.layers.linear import Dense, DType, LinearSpec, logical
 from vit_jax.layers.mlp import MLP, Activation
 from vit_jax.layers.norm import EPSILON, LayerNorm
@@ -40,6 +41,8 @@ class ResidualBlock(nn.Module):
         for no such scale.
       dtype: compute type; parameters are float32.
       norm_epsilon: added to the variance in the layer norms.
+      adapter: what the output of every residual branch goes through; None for nothing.
+      ffn: what stands in place of the MLP; None for the two-layer :class:`MLP`.
     """
 
     mlp_dim: int
@@ -49,6 +52,8 @@ class ResidualBlock(nn.Module):
     layer_scale: float | None = None
     dtype: DType = "float32"
     norm_epsilon: float = EPSILON
+    adapter: Adapter | None = None
+    ffn: MLPSpec | None = None
 
     def branch(
         self, x: jax.Array, name: str, run: Callable[..., jax.Array], key: jax.Array | None, rate: Any
@@ -56,6 +61,8 @@ class ResidualBlock(nn.Module):
         """Adds the branch ``run(normalised x, key)``; ``rate`` is its stochastic depth, None for never."""
         keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
         y = run(LayerNorm(self.dtype, self.norm_epsilon, name=f"norm_{name}")(x), keys[0])
+        if self.adapter is not None:
+            y = self.adapter(name=f"adapter_{name}")(y)
         y = dropout(y, self.dropout, keys[1])
         if self.layer_scale is not None:
             init = logical(nn.initializers.constant(self.layer_scale), ("embed",))
@@ -67,7 +74,8 @@ class ResidualBlock(nn.Module):
 
     def mlp(self, x: jax.Array, key: jax.Array | None, name: str = "mlp") -> jax.Array:
         """The channel MLP."""
-        return MLP(self.mlp_dim, self.mlp_linear, self.activation, self.dropout, self.dtype, name=name)(x, key=key)
+        fields: dict[str, Any] = {"activation": self.activation, "dropout": self.dropout, "dtype": self.dtype}
+        return (self.ffn or MLP)(self.mlp_dim, linear=self.mlp_linear, **fields, name=name)(x, key=key)
 
 
 class Block(ResidualBlock):
@@ -82,6 +90,9 @@ class Block(ResidualBlock):
       out_linear: linear map (dense, or a structured one) of attention's output projection.
       attention_implementation: how attention is computed, as :func:`vit_jax.layers.attention.attention` takes it; None
         picks.
+      rotary: positions as a function of queries and keys; None for none.
+      logit_bias: a term added to the logits of self-attention; None for none.
+      reducer: called with a name, what makes fewer of the tokens between self-attention and MLP; None keeps all.
     """
 
     heads: int = 1
@@ -90,11 +101,14 @@ class Block(ResidualBlock):
     qkv_linear: LinearSpec = Dense()
     out_linear: LinearSpec = Dense()
     attention_implementation: str | None = None
+    rotary: Rotary | None = None
+    logit_bias: LogitBias | None = None
+    reducer: Callable[..., Callable[[Tokens, Attended], Tokens]] | None = None
 
     @nn.compact
     def __call__(
         self,
-        x: jax.Array,
+        x: jax.Array | Tokens,
         *,
         key: jax.Array | None = None,
         drop_path: float | jax.Array | None = None,
@@ -102,18 +116,25 @@ class Block(ResidualBlock):
         context: jax.Array | None = None,
         context_mask: jax.Array | None = None,
         cache: KVCache | None = None,
-    ) -> jax.Array:
+        at: jax.Array | None = None,
+    ) -> Any:
         """``[B, N, D] -> [B, N, D]``.
 
         Args:
-          x: tokens.
+          x: tokens; :class:`Tokens` where a block before has merged some.
           key: randomness of dropout and stochastic depth; None in evaluation.
           drop_path: rate of stochastic depth, None for never.
           mask: bool, broadcastable to ``[B, K, N, N]``; True means "may attend".
           context: tokens ``[B, M, C]`` to attend to, or None.
           context_mask: bool, broadcastable to ``[B, K, N, M]``.
           cache: where this call's tokens stand in the KV cache, for decoding step by step; None attends without one.
+          at: coordinates ``[P, A]`` of the last P tokens for ``rotary``.
+
+        Returns:
+          As ``x``; :class:`Tokens` from the block on that has merged some.
         """
+        x, size = x if isinstance(x, Tokens) else (x, None)
+        seen: list[Attended] = []
         keys = [None] * 4 if key is None else list(jax.random.split(key, 3 + self.split))
         attend = functools.partial(
             MultiHeadAttention,
@@ -125,18 +146,24 @@ class Block(ResidualBlock):
         )
 
         def self_attention(y: jax.Array, _: Any) -> jax.Array:
-            return attend(causal=self.causal, name="attention")(y, mask=mask, cache=cache)
+            hooks: dict[str, Any] = {"rotary": self.rotary, "logit_bias": self.logit_bias, "name": "attention"}
+            bias = None if size is None else jnp.log(size)[:, None, None, :]
+            see = None if self.reducer is None else seen.append
+            return attend(causal=self.causal, **hooks)(y, mask=mask, bias=bias, cache=cache, at=at, see=see)
 
         def cross_attention(y: jax.Array, _: Any) -> jax.Array:
             return attend(name="cross_attention")(y, context=context, mask=context_mask, cache=cache)
 
         x = self.branch(x, "attention", self_attention, keys[0], drop_path)
+        if self.reducer is not None:
+            x, size = self.reducer(name="reducer")(Tokens(x, size), seen[0])
         if context is not None:
             if self.split:
                 context = LayerNorm(self.dtype, self.norm_epsilon, name="norm_context")(context)
                 x = self.branch(x, "mlp_self", functools.partial(self.mlp, name="mlp_self"), keys[3], drop_path)
             x = self.branch(x, "cross_attention", cross_attention, keys[1], drop_path)
-        return self.branch(x, "mlp", self.mlp, keys[2], drop_path)
+        x = self.branch(x, "mlp", self.mlp, keys[2], drop_path)
+        return x if size is None else Tokens(x, size)
 
 
 class Encoder(nn.Module):
@@ -144,7 +171,7 @@ class Encoder(nn.Module):
 
     Attributes:
       depth: number of blocks.
-      block: makes a block, called with ``name=`` or ``parent=None``.
+      block: makes a block, called with ``name=``; or one such for each.
       drop_path: stochastic depth rate of the last block; grows linearly from 0 at the first.
       stochastic: whether blocks need randomness in training.
       scan: run the blocks as one ``lax.scan`` over stacked parameters: compile time independent of depth.
@@ -155,7 +182,7 @@ class Encoder(nn.Module):
     """
 
     depth: int
-    block: Callable[..., nn.Module]
+    block: Callable[..., nn.Module] | tuple[Callable[..., nn.Module], ...]
     drop_path: float = 0.0
     stochastic: bool = False
     scan: bool = False
@@ -172,7 +199,7 @@ class Encoder(nn.Module):
         collections and random streams that they have without; only Flax's own streams are split otherwise by a scan.
 
         Raises:
-          UserError: a block changes the number of tokens under ``scan``; ``remat`` is unknown.
+          UserError: blocks differ, or change the number of tokens, under ``scan``; ``remat`` is unknown.
         """
         fresh = self.is_initializing()
         keys = jax.random.split(self.make_rng("dropout"), self.depth) if train and self.stochastic else None
@@ -182,7 +209,7 @@ class Encoder(nn.Module):
 
         def body(block: nn.Module, x: jax.Array, own: dict[str, Any]) -> tuple[jax.Array, jax.Array | None]:
             x = block(x, **own, **kwargs)
-            return x, x if features else None
+            return x, _array(x) if features else None
 
         if self.remat != "none" and not fresh:
             policy = config.lookup(REMAT, self.remat, "remat policy")
@@ -195,16 +222,20 @@ class Encoder(nn.Module):
         else:
             outputs = []
             for i in range(self.depth):
-                x, output = body(self.block(name=f"block_{i}"), x, _take(per_block, i))
+                block = self.block[i] if isinstance(self.block, tuple) else self.block
+                x, output = body(block(name=f"block_{i}"), x, _take(per_block, i))
                 outputs.append(output)
         if features:
             for i, output in enumerate(outputs):
                 self.put_variable("features", f"block_{i}", output)
+        x = _array(x)
         return LayerNorm(self.dtype, self.norm_epsilon, name="norm")(x) if self.final_norm else x
 
     def _scan(self, body: Callable[..., Any], x: jax.Array, per_block: dict[str, Any]) -> Any:
         """``body`` as one ``lax.scan`` over the variables of all blocks, stacked on the way in and unstacked after."""
-        names = [f"block_{i}" for i in range(self.depth)]
+        make, names = self.block, [f"block_{i}" for i in range(self.depth)]
+        if isinstance(make, tuple):
+            raise UserError("a scan runs one block again and again, and those of this model differ; set scan=False.")
 
         def stack(variables: Any) -> Any:
             rows = {c: [nn.unbox(tree[name]) for name in names] for c, tree in variables.items() if names[0] in tree}
@@ -225,9 +256,13 @@ class Encoder(nn.Module):
 
         def run(self: Encoder, x: jax.Array, per_block: dict[str, Any]) -> Any:
             over: Any = {"variable_axes": {True: 0}, "split_rngs": {True: True}, "length": self.depth}
-            return nn.scan(step, **over, check_constancy_invariants=False)(self.block(name="blocks"), x, per_block)
+            return nn.scan(step, **over, check_constancy_invariants=False)(make(name="blocks"), x, per_block)
 
         return nn.map_variables(run, True, stack, unstack, mutable=True)(self, x, per_block)
+
+
+def _array(x: jax.Array | Tokens) -> jax.Array:
+    return x.x if isinstance(x, Tokens) else x
 
 
 def _take(tree: Any, i: int) -> Any:

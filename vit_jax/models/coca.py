@@ -11,12 +11,11 @@ import jax.numpy as jnp
 
 from vit_jax import config
 from vit_jax.layers.attention import KVCache
-from vit_jax.layers.block import Block, Encoder, Remat
-from vit_jax.layers.linear import Dense, DType, logical
-from vit_jax.layers.linear.specs import Spec
-from vit_jax.layers.mlp import Activation
+from vit_jax.layers.block import Block
+from vit_jax.layers.linear import logical
 from vit_jax.layers.norm import EPSILON, LayerNorm
 from vit_jax.layers.pool import QueryPool
+from vit_jax.layers.stack import TransformerStack
 from vit_jax.models.text import real
 from vit_jax.models.two_tower import CLIP_IMAGE, CLIP_TEXT, Embedded, TwoTower, image_row, text_row
 from vit_jax.types import UserError
@@ -24,70 +23,26 @@ from vit_jax.types import UserError
 POOLING = ("shared", "cascade", "parallel")
 
 
-class TextDecoder(nn.Module):
+class TextDecoder(TransformerStack):
     """Causal blocks that also attend to the image, from the text tower's states to a state per next token.
 
+    Their width is the text tower's.
+
     Attributes:
-      depth: number of blocks; their width is the text tower's.
-      heads: number of attention heads.
-      mlp_dim: hidden size of the MLPs.
       split: whether a block has a second MLP before its cross-attention, as open_clip's have; the paper's have one MLP.
-      dropout: dropout rate after every residual branch and the MLP's activation.
-      activation: nonlinearity of the MLPs, a name such as "gelu" or a spec such as ``topk(24)``.
-      norm_epsilon: added to the variance in every layer norm.
-      qkv_linear: linear map (dense, or a structured one) of the attentions' projections to queries, keys and values.
-      out_linear: linear map (dense, or a structured one) of the attentions' output projections.
-      mlp_linear: linear map (dense, or a structured one) of the MLPs' two products.
-      dtype: compute type; parameters are float32.
-      scan: run the blocks as one ``lax.scan`` over stacked parameters, which compiles one block instead of ``depth``.
-      remat: what the backward pass recomputes instead of keeping: "none" or a name in
-        :data:`vit_jax.layers.block.REMAT`.
     """
 
-    depth: int = 12
     heads: int = 8
     mlp_dim: int = 2048
     split: bool = True
-    dropout: float = 0.0
-    activation: Activation = "gelu"
-    norm_epsilon: float = EPSILON
-    qkv_linear: Spec = Dense()
-    out_linear: Spec = Dense()
-    mlp_linear: Spec = Dense()
-    dtype: DType = "float32"
-    scan: bool = False
-    remat: Remat = "none"
 
     @nn.compact
     def __call__(
         self, x: jax.Array, context: jax.Array, *, train: bool = False, cache: KVCache | None = None
     ) -> jax.Array:
         """``[B, N, D]`` and ``[B, M, C]`` -> ``[B, N, D]``."""
-        block = functools.partial(
-            Block,
-            heads=self.heads,
-            mlp_dim=self.mlp_dim,
-            causal=True,
-            split=self.split,
-            dropout=self.dropout,
-            activation=self.activation,
-            qkv_linear=self.qkv_linear,
-            out_linear=self.out_linear,
-            mlp_linear=self.mlp_linear,
-            dtype=self.dtype,
-            norm_epsilon=self.norm_epsilon,
-        )
-        encoder = Encoder(
-            self.depth,
-            block,
-            stochastic=bool(self.dropout),
-            scan=self.scan,
-            remat=self.remat,
-            dtype=self.dtype,
-            norm_epsilon=self.norm_epsilon,
-            name="encoder",
-        )
-        return encoder(x, train=train, context=context.astype(self.dtype), cache=cache)
+        encoder = self.stack(functools.partial(Block, causal=True, split=self.split), name="encoder")
+        return encoder(x, train=train, context=context.astype(self.dtype), cache=cache, at=self.places(x, cache))
 
 
 class CoCa(TwoTower):

@@ -9,13 +9,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.layers.block import Encoder, Remat, ResidualBlock
+from vit_jax.layers.block import ResidualBlock
 from vit_jax.layers.embed import PatchEmbed
-from vit_jax.layers.linear import Dense, DType, LinearSpec
-from vit_jax.layers.linear.specs import Spec
-from vit_jax.layers.mlp import MLP, Activation
-from vit_jax.layers.norm import EPSILON
+from vit_jax.layers.linear import Dense, LinearSpec, Spec
+from vit_jax.layers.mlp import MLP
 from vit_jax.layers.pool import average
+from vit_jax.layers.stack import Stack
 from vit_jax.models.base import Features, ImageModel
 
 
@@ -45,25 +44,14 @@ class MixerBlock(ResidualBlock):
         return self.branch(x, "mlp", self.mlp, keys[1], drop_path)
 
 
-class Mixer(ImageModel):
+class Mixer(Stack, ImageModel):
     """MLP-Mixer. Works at the image size it was initialised for.
 
     Attributes:
       patch: side of a patch in pixels.
       width: channels D.
-      depth: number of blocks.
       token_dim: hidden size of the MLPs across tokens.
-      mlp_dim: hidden size of the MLPs across channels.
-      dropout: dropout rate after every residual branch and activation.
-      drop_path: stochastic depth rate of the last block; grows linearly from 0.
-      activation: nonlinearity of the MLPs, a name such as "gelu" or a spec such as ``topk(24)``.
       token_linear: linear map (dense, or a structured one) of the MLPs across tokens.
-      mlp_linear: linear map (dense, or a structured one) of the MLPs across channels.
-      dtype: compute type; parameters are float32, logits too.
-      scan: run the blocks as one ``lax.scan`` over stacked parameters, which compiles one block instead of ``depth``.
-      remat: what the backward pass recomputes instead of keeping: "none" or a name in
-        :data:`vit_jax.layers.block.REMAT`.
-      norm_epsilon: added to the variance in every layer norm.
     """
 
     patch: int = 16
@@ -71,42 +59,13 @@ class Mixer(ImageModel):
     depth: int = 8
     token_dim: int = 256
     mlp_dim: int = 2048
-    dropout: float = 0.0
-    drop_path: float = 0.0
-    activation: Activation = "gelu"
     token_linear: Spec = Dense()
-    mlp_linear: Spec = Dense()
-    dtype: DType = "float32"
-    scan: bool = False
-    remat: Remat = "none"
-    norm_epsilon: float = EPSILON
 
     def encode(self, image: jax.Array, train: bool) -> Features:
         grid = PatchEmbed(self.patch, self.width, self.dtype, name="patch")(image)
         x = grid.reshape(grid.shape[0], -1, self.width)
-        block = functools.partial(
-            MixerBlock,
-            mlp_dim=self.mlp_dim,
-            token_dim=self.token_dim,
-            token_linear=self.token_linear,
-            mlp_linear=self.mlp_linear,
-            activation=self.activation,
-            dropout=self.dropout,
-            dtype=self.dtype,
-            norm_epsilon=self.norm_epsilon,
-        )
-        encoder = Encoder(
-            self.depth,
-            block,
-            drop_path=self.drop_path,
-            stochastic=bool(self.dropout or self.drop_path),
-            scan=self.scan,
-            remat=self.remat,
-            dtype=self.dtype,
-            norm_epsilon=self.norm_epsilon,
-            name="encoder",
-        )
-        tokens = encoder(x, train=train)
+        block = functools.partial(MixerBlock, token_dim=self.token_dim, token_linear=self.token_linear)
+        tokens = self.stack(block, name="encoder")(x, train=train)
         return Features(tokens, average(tokens))
 
 

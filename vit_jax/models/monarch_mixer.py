@@ -9,15 +9,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.layers.block import Encoder, Remat, ResidualBlock
+from vit_jax.layers.block import ResidualBlock
 from vit_jax.layers.embed import PatchEmbed
-from vit_jax.layers.linear import Dense, DType, LinearSpec, logical
+from vit_jax.layers.linear import Dense, DType, LinearSpec, Spec, logical
 from vit_jax.layers.linear.block_diagonal import BlockDiagonal
-from vit_jax.layers.linear.specs import Spec
 from vit_jax.layers.long_conv import Filter, long_conv
-from vit_jax.layers.mlp import Activation
-from vit_jax.layers.norm import EPSILON
 from vit_jax.layers.pool import average
+from vit_jax.layers.stack import Stack
 from vit_jax.models.base import Features, ImageModel
 
 
@@ -98,53 +96,32 @@ class MonarchMixerBlock(ResidualBlock):
         return self.branch(x, "mlp", self.mlp, keys[1], drop_path)
 
 
-class MonarchMixer(ImageModel):
+class MonarchMixer(Stack, ImageModel):
     """M2-ViT: patches without positions or cls, blocks of long convolutions, the average of the tokens.
 
-    Parameters do not depend on the image's size.
+    Parameters do not depend on the image's size. Of ``mlp_linear`` the published code has ``block_diagonal(4)``, the
+    paper Monarch matrices.
 
     Attributes:
       patch: side of a patch in pixels.
       width: channels D.
-      depth: number of blocks.
-      mlp_dim: hidden size of the MLPs.
       short: length in tokens of the short convolution before the long one.
       filter_features: features of a position from which the long filters are computed; odd.
       filter_hidden: width of the MLP that computes the long filters.
       residual: whether a second long filter of the input is added (the language models' ``residual_long_conv``).
-      dropout: dropout rate after every residual branch and inside the MLPs.
-      drop_path: stochastic depth rate of the last block; grows linearly from 0.
-      activation: nonlinearity of the MLPs, a name such as "gelu" or a spec such as ``topk(24)``.
       qkv_linear: linear map of the sequence mixers' input projections; dense in the published code.
       out_linear: linear map of the sequence mixers' output projections; dense in the published code.
-      mlp_linear: linear map of the MLPs' two products; the published code has ``block_diagonal(4)``, the paper Monarch
-        matrices.
-      dtype: compute type; parameters are float32, logits too.
-      scan: run the blocks as one ``lax.scan`` over stacked parameters, which compiles one block instead of ``depth``.
-      remat: what the backward pass recomputes instead of keeping: "none" or a name in
-        :data:`vit_jax.layers.block.REMAT`.
-      norm_epsilon: added to the variance in every layer norm.
       long_conv: implementation of :func:`vit_jax.layers.long_conv.long_conv`, None picks.
     """
 
     patch: int = 16
     width: int = 192
-    depth: int = 12
-    mlp_dim: int = 768
     short: int = 3
     filter_features: int = 33
     filter_hidden: int = 128
     residual: bool = True
-    dropout: float = 0.0
-    drop_path: float = 0.0
-    activation: Activation = "gelu"
     qkv_linear: Spec = Dense()
     out_linear: Spec = Dense()
-    mlp_linear: Spec = Dense()
-    dtype: DType = "float32"
-    scan: bool = False
-    remat: Remat = "none"
-    norm_epsilon: float = EPSILON
     long_conv: str | None = None
 
     def encode(self, image: jax.Array, train: bool) -> Features:
@@ -161,28 +138,7 @@ class MonarchMixer(ImageModel):
             dtype=self.dtype,
             implementation=self.long_conv,
         )
-        block = functools.partial(
-            MonarchMixerBlock,
-            mixer=mixer,
-            mlp_dim=self.mlp_dim,
-            mlp_linear=self.mlp_linear,
-            activation=self.activation,
-            dropout=self.dropout,
-            dtype=self.dtype,
-            norm_epsilon=self.norm_epsilon,
-        )
-        encoder = Encoder(
-            self.depth,
-            block,
-            drop_path=self.drop_path,
-            stochastic=bool(self.dropout or self.drop_path),
-            scan=self.scan,
-            remat=self.remat,
-            dtype=self.dtype,
-            norm_epsilon=self.norm_epsilon,
-            name="encoder",
-        )
-        tokens = encoder(x, train=train)
+        tokens = self.stack(functools.partial(MonarchMixerBlock, mixer=mixer), name="encoder")(x, train=train)
         return Features(tokens, average(tokens))
 
 

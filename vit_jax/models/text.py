@@ -11,13 +11,12 @@ import jax.numpy as jnp
 
 from vit_jax import config
 from vit_jax.layers.attention import KVCache
-from vit_jax.layers.block import Block, Encoder, Remat
+from vit_jax.layers.block import Block
 from vit_jax.layers.embed import PositionEmbedding, TokenEmbed
-from vit_jax.layers.linear import Dense, DType, logical
-from vit_jax.layers.linear.specs import Spec
-from vit_jax.layers.mlp import Activation
-from vit_jax.layers.norm import EPSILON, LayerNorm
+from vit_jax.layers.linear import logical
+from vit_jax.layers.norm import LayerNorm
 from vit_jax.layers.pool import AttentionPool
+from vit_jax.layers.stack import TransformerStack
 from vit_jax.layers.stochastic import dropout
 from vit_jax.models.base import Features
 
@@ -25,7 +24,7 @@ Pool = Literal["end", "cls", "last", "first", "gap", "map"]
 POOLS = ("end", "cls", "last", "first", "gap", "map")
 
 
-class TextTransformer(nn.Module):
+class TextTransformer(TransformerStack):
     """Tokens to features; the objective sets the first four fields from the tokenizer.
 
     Attributes:
@@ -34,28 +33,12 @@ class TextTransformer(nn.Module):
       end_id: the token that ends a text.
       pad_id: the token that fills up; nothing here depends on it, but other projects ask for it.
       width: channels D of a token.
-      depth: number of blocks.
-      heads: number of attention heads; divides ``width``.
-      mlp_dim: hidden size of the MLPs.
       causal: whether a token attends only to itself and the tokens before it.
       pool: the end token's state (Radford et al. 2021, section 2.4), that of a learned "cls" appended to the text,
         which sees no padding (Yu et al. 2022, section 3.2), the "last" or "first" position, "gap" (average of the text)
         or "map" (attention pooling). Nothing masks padding for the others, as in SigLIP.
       cls_mask: what "cls" sees: the "text" and itself, or "shifted" by one position, the mistake that the published
         open_clip CoCa weights were trained with (open_clip issue 549).
-      dropout: dropout rate after the embedding, every residual branch and the MLP's activation.
-      drop_path: stochastic depth rate of the last block; grows linearly from 0.
-      layer_scale: initial value of the learned scale of every residual branch (LayerScale); None for no such scale.
-      activation: nonlinearity of the MLPs, a name such as "gelu" or a spec such as ``topk(24)``.
-      norm_epsilon: added to the variance in every layer norm.
-      qkv_linear: linear map (dense, or a structured one) of attention's projections to queries, keys and values.
-      out_linear: linear map (dense, or a structured one) of attention's output projection.
-      mlp_linear: linear map (dense, or a structured one) of the MLPs' two products.
-      dtype: compute type; parameters are float32.
-      scan: run the blocks as one ``lax.scan`` over stacked parameters, which compiles one block instead of ``depth``.
-      remat: what the backward pass recomputes instead of keeping: "none" or a name in
-        :data:`vit_jax.layers.block.REMAT`.
-      attention: implementation of attention, None picks.
     """
 
     vocab_size: int = 49408
@@ -63,24 +46,11 @@ class TextTransformer(nn.Module):
     end_id: int = 49407
     pad_id: int = 0
     width: int = 512
-    depth: int = 12
     heads: int = 8
     mlp_dim: int = 2048
     causal: bool = True
     pool: Pool = "end"
     cls_mask: Literal["text", "shifted"] = "text"
-    dropout: float = 0.0
-    drop_path: float = 0.0
-    layer_scale: float | None = None
-    activation: Activation = "gelu"
-    norm_epsilon: float = EPSILON
-    qkv_linear: Spec = Dense()
-    out_linear: Spec = Dense()
-    mlp_linear: Spec = Dense()
-    dtype: DType = "float32"
-    scan: bool = False
-    remat: Remat = "none"
-    attention: str | None = None
 
     def setup(self) -> None:
         config.lookup(dict.fromkeys(POOLS), self.pool, "pool of the text tower")
@@ -90,32 +60,8 @@ class TextTransformer(nn.Module):
             self.cls = self.param(
                 "cls", logical(nn.initializers.normal(0.01), (None, None, "embed")), (1, 1, self.width)
             )
-        block = functools.partial(
-            Block,
-            heads=self.heads,
-            mlp_dim=self.mlp_dim,
-            causal=self.causal,
-            dropout=self.dropout,
-            layer_scale=self.layer_scale,
-            activation=self.activation,
-            qkv_linear=self.qkv_linear,
-            out_linear=self.out_linear,
-            mlp_linear=self.mlp_linear,
-            dtype=self.dtype,
-            norm_epsilon=self.norm_epsilon,
-            attention_implementation=self.attention,
-        )
-        self.encoder = Encoder(
-            self.depth,
-            block,
-            drop_path=self.drop_path,
-            stochastic=bool(self.dropout or self.drop_path),
-            scan=self.scan,
-            remat=self.remat,
-            dtype=self.dtype,
-            norm_epsilon=self.norm_epsilon,
-            final_norm=not self._has_cls,
-        )
+        block = functools.partial(Block, causal=self.causal)
+        self.encoder = self.stack(block, final_norm=not self._has_cls)
         if self._has_cls:  # the tokens go on to a decoder without a norm, which has its own
             self.norm = LayerNorm(self.dtype, self.norm_epsilon)
         if self.pool == "map":
@@ -130,14 +76,15 @@ class TextTransformer(nn.Module):
         x = self.position(x)
         if train and self.dropout:
             x = dropout(x, self.dropout, self.make_rng("dropout"))
-        x = self.encoder(x, train=train, mask=mask)
+        x = self.encoder(x, train=train, mask=mask, at=self.places(x))
         if self._has_cls:
             return Features(x[:, :-1], self.norm(x[:, -1]).astype(jnp.float32))
         return Features(x, self._pool(x, text).astype(jnp.float32))
 
     def step(self, tokens: jax.Array, cache: KVCache) -> jax.Array:
         """States ``[B, N, D]`` of the tokens int32 ``[B, N]`` at ``cache.start`` on, given those before."""
-        return self.encoder(self.position(self.token(tokens), cache.start), cache=cache)
+        x = self.position(self.token(tokens), cache.start)
+        return self.encoder(x, cache=cache, at=self.places(x, cache))
 
     @property
     def _has_cls(self) -> bool:

@@ -2,41 +2,38 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vit_jax import config
-from vit_jax.layers.block import Block, Encoder, Remat
+from vit_jax.layers.block import Block
 from vit_jax.layers.embed import PatchEmbed, PositionEmbedding, sincos_positions
-from vit_jax.layers.linear import Dense, DType, Linear, logical
-from vit_jax.layers.linear.specs import Spec
-from vit_jax.layers.mlp import Activation
-from vit_jax.layers.norm import EPSILON, LayerNorm
+from vit_jax.layers.linear import Linear, logical
+from vit_jax.layers.norm import LayerNorm
 from vit_jax.layers.pool import AttentionPool, average
+from vit_jax.layers.stack import TransformerStack
 from vit_jax.layers.stochastic import dropout
 from vit_jax.models.base import Features, ImageModel
 from vit_jax.models.resnet import Numerics, ResNet
+from vit_jax.types import Array
 
 POOLS = ("cls", "gap", "map", "cls_gap")
 POSITIONS = ("learn", "sincos2d")
 
 
-class ViT(ImageModel):
+class ViT(TransformerStack, ImageModel):
     """Vision Transformer.
 
     Attributes:
       patch: side of a patch, in pixels (of the feature map where there is a ``stem``).
       width: channels D of a token.
-      depth: number of blocks.
-      heads: number of attention heads; divides ``width``.
-      mlp_dim: hidden size of the MLPs.
       pool: "cls" token, "gap" (average of the grid), "map" (attention pooling) or "cls_gap" (cls beside the average:
         2D features, as the linear classifiers of DINOv2 see, Oquab et al. 2024, arXiv:2304.07193).
-      positions: "learn" or "sincos2d" (fixed).
+      positions: "learn" or "sincos2d" (fixed); those of ``rotary`` come on top.
       patch_bias: whether the patch embedding has a bias.
       pre_norm: a layer norm before the first block, as CLIP has (Radford et al. 2021).
       final_norm: a layer norm after the last block.
@@ -44,27 +41,10 @@ class ViT(ImageModel):
       pre_logits: size of a tanh layer before the head, None for none.
       stem: bottlenecks per stage of a ResNetV2 before the patches, None for no stem.
       stem_numerics: whose epsilons the stem has, a name in :data:`vit_jax.models.resnet.NUMERICS`.
-      dropout: dropout rate after the embedding, every residual branch and the MLP's activation.
-      drop_path: stochastic depth rate of the last block; grows linearly from 0.
-      layer_scale: initial value of the learned scale of every residual branch (LayerScale); None for no such scale.
-      activation: nonlinearity of the MLPs, attention pooling's included: a name such as "gelu" or a spec such as
-        ``topk(24)``.
-      norm_epsilon: added to the variance in every layer norm.
-      qkv_linear: linear map (dense, or a structured one) of attention's projections to queries, keys and values.
-      out_linear: linear map (dense, or a structured one) of attention's output projection.
-      mlp_linear: linear map (dense, or a structured one) of the MLPs' two products.
-      dtype: compute type; parameters are float32, logits too.
-      scan: run the blocks as one ``lax.scan`` over stacked parameters, which compiles one block instead of ``depth``.
-      remat: what the backward pass recomputes instead of keeping: "none" or a name in
-        :data:`vit_jax.layers.block.REMAT`.
-      attention: implementation of attention, None picks.
     """
 
     patch: int = 16
     width: int = 192
-    depth: int = 12
-    heads: int = 3
-    mlp_dim: int = 768
     pool: Literal["cls", "gap", "map", "cls_gap"] = "cls"
     positions: Literal["learn", "sincos2d"] = "learn"
     patch_bias: bool = True
@@ -74,62 +54,40 @@ class ViT(ImageModel):
     pre_logits: int | None = None
     stem: tuple[int, ...] | None = None
     stem_numerics: Numerics = "original"
-    dropout: float = 0.0
-    drop_path: float = 0.0
-    layer_scale: float | None = None
-    activation: Activation = "gelu"
-    norm_epsilon: float = EPSILON
-    qkv_linear: Spec = Dense()
-    out_linear: Spec = Dense()
-    mlp_linear: Spec = Dense()
-    dtype: DType = "float32"
-    scan: bool = False
-    remat: Remat = "none"
-    attention: str | None = None
 
     def encode(self, image: jax.Array, train: bool) -> Features:
+        tokens, grid = self.embed(image, train)
+        tokens = self.encode_tokens(tokens, train, coordinates(*grid))
+        return Features(tokens, self.pooled(tokens))
+
+    @nn.compact
+    def embed(self, image: jax.Array, train: bool) -> tuple[jax.Array, tuple[int, int]]:
+        """``[B, H, W, C] -> [B, N, D]``, cls, registers and grid with their positions, and the (rows, columns) of it."""
         config.lookup(dict.fromkeys(POOLS), self.pool, "pool")
         config.lookup(dict.fromkeys(POSITIONS), self.positions, "positions")
-        x = self._embed(image)
+        x, grid = self._embed(image)
         if self.pre_norm:
             x = LayerNorm(self.dtype, self.norm_epsilon, name="norm_pre")(x)
         if train and self.dropout:
             x = dropout(x, self.dropout, self.make_rng("dropout"))
-        block = functools.partial(
-            Block,
-            heads=self.heads,
-            mlp_dim=self.mlp_dim,
-            dropout=self.dropout,
-            layer_scale=self.layer_scale,
-            activation=self.activation,
-            qkv_linear=self.qkv_linear,
-            out_linear=self.out_linear,
-            mlp_linear=self.mlp_linear,
-            dtype=self.dtype,
-            norm_epsilon=self.norm_epsilon,
-            attention_implementation=self.attention,
-        )
-        encoder = Encoder(
-            self.depth,
-            block,
-            drop_path=self.drop_path,
-            stochastic=bool(self.dropout or self.drop_path),
-            scan=self.scan,
-            remat=self.remat,
-            dtype=self.dtype,
-            norm_epsilon=self.norm_epsilon,
-            final_norm=self.final_norm,
-            name="encoder",
-        )
-        tokens = encoder(x, train=train)
-        pooled = self._pool(tokens)
-        if self.pre_logits is not None:
-            pooled = Linear(self.pre_logits, ("embed", "mlp"), name="pre_logits")(pooled.astype(jnp.float32))
-            pooled = jnp.tanh(pooled)
-        return Features(tokens, pooled)
+        return x, grid
 
-    def _embed(self, image: jax.Array) -> jax.Array:
-        """``[B, H, W, C] -> [B, N, D]``: cls, registers, grid; only cls and grid have positions."""
+    @nn.compact
+    def encode_tokens(self, tokens: jax.Array, train: bool, at: Array | None = None) -> jax.Array:
+        """``[B, N, D] -> [B, N, D]``, for any of the tokens; ``at`` are coordinates of the last ones for ``rotary``."""
+        encoder = self.stack(Block, final_norm=self.final_norm, name="encoder")
+        return encoder(tokens, train=train, at=None if self.rotary is None else at)
+
+    @nn.compact
+    def pooled(self, tokens: jax.Array) -> jax.Array:
+        """``[B, N, D] -> [B, D]``, what the head sees: by ``pool``, through ``pre_logits``."""
+        x = self._pool(tokens)
+        if self.pre_logits is not None:
+            x = jnp.tanh(Linear(self.pre_logits, ("embed", "mlp"), name="pre_logits")(x.astype(jnp.float32)))
+        return x
+
+    def _embed(self, image: jax.Array) -> tuple[jax.Array, tuple[int, int]]:
+        """Only cls and grid have positions."""
         if self.stem is not None:
             image = ResNet(self.stem, dtype=self.dtype, numerics=self.stem_numerics, name="stem")(image)
         grid = PatchEmbed(self.patch, self.width, self.dtype, self.patch_bias, name="patch")(image)
@@ -144,7 +102,7 @@ class ViT(ImageModel):
         if self.registers:
             extra = self._tokens("registers", nn.initializers.normal(0.02), self.registers, b)
             x = jnp.concatenate([x[:, : -h * w], extra, x[:, -h * w :]], axis=1)
-        return x
+        return x, (h, w)
 
     def _tokens(self, name: str, init: Any, count: int, batch: int) -> jax.Array:
         init = logical(init, (None, None, "embed"))
@@ -162,6 +120,11 @@ class ViT(ImageModel):
             return pool(tokens)
         grid = average(tokens[:, self._has_cls() + self.registers :])
         return grid if self.pool == "gap" else jnp.concatenate([tokens[:, 0], grid], axis=-1)
+
+
+def coordinates(height: int, width: int) -> np.ndarray:
+    """Row and column of every token of a grid, float32 ``[height * width, 2]``."""
+    return np.stack(np.mgrid[:height, :width], axis=-1).reshape(-1, 2).astype(np.float32)
 
 
 def _size(width: int, depth: int, heads: int, mlp_dim: int) -> dict[str, int]:

@@ -1,0 +1,128 @@
+"""The fields that all towers share, and the stack of blocks they make."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vit_jax.layers.attention import KVCache
+from vit_jax.layers.block import Block, Encoder, Remat
+from vit_jax.layers.hooks import Adapter, LogitBias, MLPSpec, Reducer, Rotary
+from vit_jax.layers.linear import Dense, DType, Spec
+from vit_jax.layers.mlp import Activation
+from vit_jax.layers.norm import EPSILON
+
+
+class Stack(nn.Module):
+    """Fields of every tower that is a stack of residual blocks.
+
+    Attributes:
+      depth: number of blocks.
+      mlp_dim: hidden size of the MLPs.
+      dropout: dropout rate after the embedding of a Transformer, after every residual branch and after the activation
+        of MLPs.
+      drop_path: stochastic depth rate of the last block; grows linearly from 0.
+      layer_scale: initial value of the learned scale of every residual branch (LayerScale); None for no such scale.
+      activation: nonlinearity of the MLPs, attention pooling's included: a name such as "gelu" or a spec such as
+        ``topk(24)``.
+      norm_epsilon: added to the variance in every layer norm.
+      mlp_linear: linear map (dense, or a structured one) of the MLPs' two products; across channels, where there are
+        MLPs across tokens too.
+      dtype: compute type; parameters are float32, logits too.
+      scan: run the blocks as one ``lax.scan`` over stacked parameters, which compiles one block instead of ``depth``.
+      remat: what the backward pass recomputes instead of keeping: "none" or a name in
+        :data:`vit_jax.layers.block.REMAT`.
+      adapter: what the output of every residual branch goes through before it is added; None for nothing.
+      ffn: what stands in place of the MLPs across channels, a gated one for example; None for the two-layer MLP.
+    """
+
+    depth: int = 12
+    mlp_dim: int = 768
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    layer_scale: float | None = None
+    activation: Activation = "gelu"
+    norm_epsilon: float = EPSILON
+    mlp_linear: Spec = Dense()
+    dtype: DType = "float32"
+    scan: bool = False
+    remat: Remat = "none"
+    adapter: Adapter | None = None
+    ffn: MLPSpec | None = None
+
+    def stack(self, block: Callable[..., nn.Module], **options: Any) -> Encoder:
+        """The encoder of ``depth`` such blocks; ``options`` are fields of :class:`Encoder`."""
+        return Encoder(
+            self.depth,
+            self.with_fields(block),
+            drop_path=self.drop_path,
+            stochastic=bool(self.dropout or self.drop_path),
+            scan=self.scan,
+            remat=self.remat,
+            dtype=self.dtype,
+            norm_epsilon=self.norm_epsilon,
+            **options,
+        )
+
+    def with_fields(self, block: Callable[..., nn.Module]) -> Any:
+        """``block`` with the fields that it shares with the tower, or one such for every depth."""
+        return functools.partial(
+            block,
+            mlp_dim=self.mlp_dim,
+            mlp_linear=self.mlp_linear,
+            activation=self.activation,
+            dropout=self.dropout,
+            layer_scale=self.layer_scale,
+            dtype=self.dtype,
+            norm_epsilon=self.norm_epsilon,
+            adapter=self.adapter,
+            ffn=self.ffn,
+        )
+
+
+class TransformerStack(Stack):
+    """Fields of every tower that is a Transformer.
+
+    Attributes:
+      heads: number of attention heads; divides the width.
+      qkv_linear: linear map (dense, or a structured one) of attention's projections to queries, keys and values.
+      out_linear: linear map (dense, or a structured one) of attention's output projection.
+      attention: implementation of attention, None picks.
+      rotary: positions as a function of queries and keys; None for none but those of the embedding.
+      logit_bias: a term added to the logits of self-attention; None for none.
+      reducer: what leaves tokens out or merges them between attention and MLP; None keeps all.
+    """
+
+    heads: int = 3
+    qkv_linear: Spec = Dense()
+    out_linear: Spec = Dense()
+    attention: str | None = None
+    rotary: Rotary | None = None
+    logit_bias: LogitBias | None = None
+    reducer: Reducer | None = None
+
+    def places(self, x: jax.Array, cache: KVCache | None = None) -> jax.Array | None:
+        """Coordinates float32 ``[N, 1]`` of the tokens ``x [B, N, D]`` of a text for ``rotary``; None without it."""
+        if self.rotary is None:
+            return None
+        return (jnp.arange(x.shape[1])[:, None] + (0 if cache is None else cache.start)).astype(jnp.float32)
+
+    def with_fields(self, block: Callable[..., nn.Module] = Block) -> Any:
+        """``block`` with the fields that it shares with the tower, or one such for every depth."""
+        made = functools.partial(
+            super().with_fields(block),
+            heads=self.heads,
+            qkv_linear=self.qkv_linear,
+            out_linear=self.out_linear,
+            attention_implementation=self.attention,
+            rotary=self.rotary,
+            logit_bias=self.logit_bias,
+        )
+        if self.reducer is None:
+            return made
+        return tuple(functools.partial(made, reducer=functools.partial(self.reducer, i)) for i in range(self.depth))
