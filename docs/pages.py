@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import inspect
 import pathlib
 import re
@@ -169,7 +168,7 @@ def _anchor(path: str) -> str:
 
 
 def _class(row: Any) -> Any:
-    return row.func if isinstance(row, functools.partial) else row
+    return row.cls if isinstance(row, config.Variant) else row
 
 
 def _rows(table: Mapping[str, Any]) -> list[str]:
@@ -180,7 +179,7 @@ def _rows(table: Mapping[str, Any]) -> list[str]:
         names.setdefault(id(row), name)
     for name in names.values():
         row = table[name]
-        fields = row.keywords if isinstance(row, functools.partial) else {}
+        fields = row.fields if isinstance(row, config.Variant) else {}
         with_ = ", ".join(f"`{k}={_short(v)}`" for k, v in fields.items())
         lines.append(f"| `{name}` | `{_class(row).__name__}` | {with_} |")
     if aliases := [name for name, row in table.items() if names[id(row)] != name]:

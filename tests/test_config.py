@@ -1,7 +1,6 @@
 """Parsing: every way to write a value, and a sentence for every mistake."""
 
 import dataclasses
-import functools
 from typing import Annotated, Any, Literal
 
 import flax.linen as nn
@@ -9,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from vit_jax import config
-from vit_jax.config import Choice, Duration, parse
+from vit_jax.config import Choice, Duration, Variant, parse
 from vit_jax.types import UsageError, UserError
 
 
@@ -35,8 +34,8 @@ class Net(nn.Module):
     stem: tuple[int, ...] | None = None
 
 
-TABLE = {"adam": Adam, "sgd": Sgd, "fast": functools.partial(Adam, lr=9.0), "A/16": functools.partial(Adam, b1=0.5)}
-MODELS = {"net": Net, "deep": functools.partial(Net, depth=48)}
+TABLE = {"adam": Adam, "sgd": Sgd, "fast": Variant(Adam, {"lr": 9.0}), "A/16": Variant(Adam, {"b1": 0.5})}
+MODELS = {"net": Net, "deep": Variant(Net, {"depth": 48})}
 
 
 @dataclasses.dataclass(frozen=True)

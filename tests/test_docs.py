@@ -139,7 +139,7 @@ def test_every_key_of_a_configuration_is_explained():
     pages = module(ROOT / "docs" / "pages.py")
     silent = set()
     for _, part in [("", TrainConfig), *pages.sections()]:
-        for cls in [part] if isinstance(part, type) else {getattr(row, "func", row) for row in part.values()}:
+        for cls in [part] if isinstance(part, type) else map(pages._class, part.values()):
             silent |= {f"{cls.__name__}.{key}" for key in config.hints(cls) if not pages.descriptions(cls).get(key)}
     assert silent == set()
 

@@ -1,7 +1,6 @@
 """Objects of one's own where a configuration names a row of a table: trained with, recorded, handed in again."""
 
 import dataclasses
-import functools
 import json
 from typing import Annotated, Any, ClassVar
 
@@ -262,7 +261,7 @@ def test_the_protocol_decides():
 
 
 def test_a_class_of_a_row_comes_back_from_its_record():
-    field = Annotated[Any, Choice({"unit": Unit, "dense": Dense, "focal": functools.partial(Focal, gamma=5.0)})]
+    field = Annotated[Any, Choice({"unit": Unit, "dense": Dense, "focal": config.Variant(Focal, {"gamma": 5.0})})]
     record = json.loads(json.dumps({"x": Focal(3.0), "y": Unit()}, default=config.record))
     assert config.parse(field, record["x"]) == Focal(3.0) and config.parse(field, record["y"]) == Unit()
     moved = {

@@ -12,7 +12,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
-import functools
 import pathlib
 import re
 import runpy
@@ -20,7 +19,7 @@ import types
 import typing
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar, overload
+from typing import Any, NamedTuple, TypeVar, overload
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -46,9 +45,24 @@ def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
     raise UsageError(f"unknown {what} {name!r}{suggest(name, table)}")
 
 
+class Variant(NamedTuple):
+    """A row of a table: a dataclass and what its fields are, unless they are given.
+
+    Attributes:
+      cls: dataclass or Linen module.
+      fields: name -> value, as plain data or as the field holds it.
+    """
+
+    cls: Callable[..., Any]
+    fields: Mapping[str, Any] = types.MappingProxyType({})
+
+    def __call__(self, **fields: Any) -> Any:
+        return self.cls(**{**self.fields, **fields})
+
+
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """Marks a field whose value is built from one row of ``table``: name -> dataclass, or partial of one.
+    """Marks a field whose value is built from one row of ``table``: name -> dataclass, or :class:`Variant` of one.
 
     Attributes:
       table: what a name stands for.
@@ -214,8 +228,8 @@ def _parse_choice(choice: Choice, value: Any, path: str) -> Any:
     if "name" not in fields:
         raise UsageError(f"{path} lacks the key 'name'{suggest('', table)}")
     row = lookup(table, fields.pop("name"), path)
-    if isinstance(row, functools.partial):
-        fields = {**row.keywords, **{k: _within(row.keywords.get(k), v) for k, v in fields.items()}}
+    if isinstance(row, Variant):
+        fields = {**row.fields, **{k: _within(row.fields.get(k), v) for k, v in fields.items()}}
     return _parse_dataclass(_class_of(row), fields, path)
 
 
@@ -227,7 +241,7 @@ def _within(default: Any, given: Any) -> Any:
 
 
 def _class_of(row: Any) -> Any:
-    return row.func if isinstance(row, functools.partial) else row
+    return row.cls if isinstance(row, Variant) else row
 
 
 def spec_fields(text: str, table: Mapping[str, Any], path: str) -> dict[str, Any]:

@@ -285,9 +285,9 @@ def search(read: Read, tokens: Tokens, length: int, decoder: SearchStrategy, row
 
 def _cast(model: CoCa, params: Params) -> Params:
     """What each token is computed with in its compute type, once; the logits are the same bit for bit."""
-    text = cast_kernels({"text_tower": params["text_tower"]}, model.text_tower.dtype)
-    decoder = cast_kernels({"decoder": params["decoder"]}, model.decoder.dtype)
-    return {**params, **text, **decoder, "vocabulary": params["vocabulary"].astype(model.decoder.dtype)}
+    parts = {"text_tower": model.text_tower, "decoder": model.decoder}
+    cast = {name: cast_kernels(part, params[name]) for name, part in parts.items()}
+    return {**params, **cast, "vocabulary": params["vocabulary"].astype(model.decoder.dtype)}
 
 
 def _start(b: int, w: int, length: int, tokens: Tokens) -> Hypotheses:

@@ -9,6 +9,7 @@ amp_bf16``), of random images and texts. Needs ``pip install 'vit_jax[torch]'``.
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 
 from vit_jax import benchmark, models, sharding
 from vit_jax.cli import output
+from vit_jax.config import Duration
 from vit_jax.objectives import OBJECTIVES
 from vit_jax.optim import OptimConfig, build
 from vit_jax.optim.optimizers import AdamW
@@ -44,7 +46,8 @@ def ours(name: str, image: np.ndarray, text: np.ndarray) -> Callable[[], Any]:
     shapes = model.inputs(image.shape[1])
     config = OptimConfig(AdamW(b2=0.98), lr=5e-4, weight_decay=0.2, bounds=(("logit_scale", 0.0, 4.6052),))
     params = nn.unbox(abstract_params(model, shapes))
-    tx, schedule = build(config, params, 1000, lambda d: d.steps(batch_size=16, num_examples=16, total=1000))
+    steps_of = functools.partial(Duration.steps, batch_size=16, num_examples=16, total=1000)
+    tx, schedule = build(config, params, model.roles(params), 1000, steps_of)
     mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
     init, _, shardings = make_init(model, shapes, tx, seed=0, ema=False, mesh=mesh)
 

@@ -98,7 +98,7 @@ def test_an_op_reads_the_key_of_its_place(batch):
 def test_evaluation_without_resampling_is_normalisation_and_slices_exactly(batch):
     x = np.float32(batch["image"]) / 255
     plain = jax.jit(make(size=18, norm="imagenet").eval_fn())(batch)
-    norm = NORMS["imagenet"].keywords
+    norm = NORMS["imagenet"].fields
     np.testing.assert_allclose(plain["image"], (x - norm["mean"]) / np.array(norm["std"]), atol=1e-5)
     np.testing.assert_array_equal(plain["label"], batch["label"])
     sliced = make(size=12, crop=12 / 18).eval_fn()(batch)["image"]

@@ -10,6 +10,8 @@ from vit_jax.models.base import Features, ImageModel, cast_kernels
 
 
 class Mean(ImageModel):
+    dtype: str = "float32"
+
     def encode(self, image, train):
         tokens = image.reshape(image.shape[0], -1, image.shape[-1]).astype(jnp.bfloat16)
         return Features(tokens, tokens[:, 0])
@@ -24,12 +26,12 @@ def test_the_head_is_optional_and_float32(classes, shape):
     assert model.apply(params, image, method="features").pooled.dtype == jnp.float32
 
 
-def test_cast_touches_the_encoders_kernels_only():
+def test_cast_touches_the_kernels_of_blocks_only():
     leaf = jnp.ones((2, 2))
     tree = {
-        "encoder": {"a": {"kernel": leaf, "kernel_1": leaf, "kernel_scale": leaf, "bias": leaf}},
+        "encoder": {"block_0": {"kernel": leaf, "kernel_1": leaf, "kernel_scale": leaf, "bias": leaf}},
         "head": {"kernel": leaf},
     }
-    types = jax.tree.map(lambda x: str(x.dtype), cast_kernels(tree, "bfloat16"))
+    types = jax.tree.map(lambda x: str(x.dtype), cast_kernels(Mean(dtype="bfloat16"), tree))
     low = {"kernel": "bfloat16", "kernel_1": "bfloat16", "kernel_scale": "float32", "bias": "float32"}
-    assert types == {"encoder": {"a": low}, "head": {"kernel": "float32"}}
+    assert types == {"encoder": {"block_0": low}, "head": {"kernel": "float32"}}

@@ -71,7 +71,7 @@ def test_bfloat16_is_close_and_its_kernels_may_be_cast_once(image):
     want, got = (jax.jit(m.apply)({"params": params}, image) for m in (wide, low))
     assert got.dtype == jnp.float32
     assert float(jnp.max(jnp.abs(got - want))) < 0.1 * float(jnp.std(want))
-    cast = models.cast_kernels(params, "bfloat16")
+    cast = models.cast_kernels(low, params)
     assert cast["encoder"]["block_0"]["mlp"]["mlp_in"]["kernel"].dtype == jnp.bfloat16
     assert cast["head"]["kernel"].dtype == cast["encoder"]["norm"]["scale"].dtype == jnp.float32
     np.testing.assert_array_equal(jax.jit(low.apply)({"params": cast}, image), got)
@@ -227,3 +227,26 @@ def np_tree(tree):
 def test_variants_divide_into_heads():
     for fields in SIZES.values():
         assert fields["width"] % fields["heads"] == 0
+
+
+class Masked(nn.Module):
+    """A model around a ViT that encodes the first tokens only."""
+
+    keep: int
+
+    @nn.compact
+    def __call__(self, image):
+        vit = models.ViT(**{**TINY, "num_classes": 0, "pool": "cls_gap"}, name="encoder")
+        tokens, grid = vit.embed(image, False)
+        assert grid == (2, 3) and tokens.shape[1] == 7
+        return vit.pooled(vit.encode_tokens(tokens[:, : self.keep], False))
+
+
+def test_another_model_embeds_encodes_and_pools_with_it(image):
+    vit = models.ViT(**{**TINY, "num_classes": 0, "pool": "cls_gap"})
+    params = init(vit, image)
+    inner = jax.eval_shape(Masked(7).init, jax.random.key(0), image)["params"]["encoder"]
+    assert jax.tree.structure(nn.unbox(inner)) == jax.tree.structure(params)
+    whole, part = (jax.jit(Masked(n).apply)({"params": {"encoder": params}}, image) for n in (7, 3))
+    np.testing.assert_allclose(whole, jax.jit(vit.apply)({"params": params}, image), atol=1e-6)
+    assert part.shape == whole.shape and float(jnp.max(jnp.abs(part - whole))) > 1e-3

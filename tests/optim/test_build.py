@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from vit_jax import config, models
 from vit_jax.config import Duration
+from vit_jax.models.roles import roles
 from vit_jax.optim import OPTIMIZERS, SAM, OptimConfig, build, trainable
 from vit_jax.optim.build import decay_factors, lr_factors
 from vit_jax.optim.optimizers import AdamW, Lion, Sgd
@@ -28,7 +29,7 @@ def steps_of(duration):
 
 
 def make(cfg, params):
-    return build(cfg, jax.eval_shape(lambda: params), TOTAL, steps_of)
+    return build(cfg, jax.eval_shape(lambda: params), roles(params), TOTAL, steps_of)
 
 
 def descend(cfg, problem, params=None, steps=TOTAL):
@@ -209,7 +210,7 @@ def test_the_default_rules_cover_every_model(name, fields):
     model = models.create(name, num_classes=3, depth=2, **fields)
     params = jax.eval_shape(lambda: nn.unbox(model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"]))
     cfg = OptimConfig(weight_decay=0.1, layer_decay=0.5, lr_mult=(("head/.*", 10.0),))
-    decay, lr = decay_factors(cfg, params), lr_factors(cfg, params)
+    decay, lr = (factors(cfg, params, model.roles(params)) for factors in (decay_factors, lr_factors))
     assert decay["head"] == {"kernel": 1, "bias": 0}
     assert lr["head"] == {"kernel": 10, "bias": 10}
     assert lr["patch"] == {"kernel": 0.125, "bias": 0.125}

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from vit_jax.models.roles import roles
 from vit_jax.optim import masks
 from vit_jax.types import UserError
 
@@ -80,7 +81,7 @@ def test_what_no_rule_covers_is_named():
 
 def test_layer_decay_counts_from_the_head():
     params = tree(LEAVES)
-    assert by_path(masks.layer_decay(params, 0.5), params) == {
+    assert by_path(masks.layer_decay(roles(params), 0.5), params) == {
         "cls": 0.5**4,
         "position/embedding": 0.5**4,
         "patch/kernel": 0.5**4,
@@ -95,23 +96,17 @@ def test_layer_decay_counts_from_the_head():
     }
 
 
-def test_each_tower_has_its_own_depth():
-    names = ["image/patch/kernel", "text/embed/embedding", "logit_scale", "image/proj/kernel"]
-    names += [f"image/encoder/block_{i}/kernel" for i in range(4)] + [
-        f"text/encoder/block_{i}/kernel" for i in range(11)
-    ]
-    found = by_path(masks.layer_decay(tree(names), 0.5), tree(names))
-    assert found["image/patch/kernel"] == 0.5**5
-    assert found["text/embed/embedding"] == 0.5**12
-    assert found["text/encoder/block_10/kernel"] == found["image/encoder/block_3/kernel"] == 0.5
-    assert found["logit_scale"] == found["image/proj/kernel"] == 1
+def test_kernels_alone_are_decayed():
+    params = tree(LEAVES)
+    decayed = {name for name, factor in by_path(masks.kernels_only(roles(params)), params).items() if factor}
+    assert decayed == {"patch/kernel", "encoder/block_0/mlp/mlp_in/kernel", "head/kernel"}
 
 
 def test_layer_decay_refuses_what_it_cannot_place():
     with pytest.raises(UserError, match="needs parameters named"):
-        masks.layer_decay(tree(["head/kernel"]), 0.5)
+        masks.layer_decay(roles(tree(["head/kernel"])), 0.5)
     with pytest.raises(UserError, match="covers parameter 'mystery/kernel'"):
-        masks.layer_decay(tree(["encoder/block_0/kernel", "mystery/kernel"]), 0.5)
+        masks.layer_decay(roles(tree(["encoder/block_0/kernel", "mystery/kernel"])), 0.5)
 
 
 def test_keep_and_merge_are_inverse():

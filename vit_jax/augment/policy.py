@@ -33,7 +33,7 @@ from vit_jax.augment.geometry import (
 from vit_jax.augment.mix import Cutmix, Mixup, choose, soft
 from vit_jax.augment.randaugment import RandAugment
 from vit_jax.augment.warp import Affine
-from vit_jax.config import Choice
+from vit_jax.config import Choice, Variant
 from vit_jax.types import Batch, PRNGKey, UserError
 
 OPS: dict[str, Any] = {
@@ -76,9 +76,9 @@ class Norm:
 
 NORMS: dict[str, Any] = {
     "norm": Norm,
-    "inception": functools.partial(Norm, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
-    "imagenet": functools.partial(Norm, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
-    "clip": functools.partial(Norm, mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711)),
+    "inception": Variant(Norm, {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}),
+    "imagenet": Variant(Norm, {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}),
+    "clip": Variant(Norm, {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}),
 }
 """Statistics that published weights were trained with; ``"norm(mean=(...), std=(...))"`` sets one's own."""
 

@@ -28,7 +28,7 @@ def program(predictor: Predictor) -> jax.export.Exported:
       UserError: the parameters do not fit into one program.
     """
     model: Any = predictor.model
-    params = cast_kernels(predictor.params, model.dtype)
+    params = cast_kernels(model, predictor.params)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     if size > LIMIT:
         raise UserError(

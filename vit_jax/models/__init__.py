@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import fnmatch
-import functools
-from collections.abc import Callable
 from typing import Annotated, Any
 
-import flax.linen as nn
-
 from vit_jax import config
+from vit_jax.config import Variant
 from vit_jax.models import coca, images, mixer, two_tower, vit
 from vit_jax.models.base import Features, ImageModel, cast_kernels, replace_in_towers
 from vit_jax.models.coca import CoCa
 from vit_jax.models.images import IMAGE_MODELS, IMAGES
 from vit_jax.models.mixer import Mixer
 from vit_jax.models.monarch_mixer import MonarchMixer
+from vit_jax.models.roles import Model, Role
 from vit_jax.models.text import TextTransformer
 from vit_jax.models.two_tower import Embedded, TwoTower
 from vit_jax.models.vit import ViT
 
 __all__ = [
-    "ALIASES", "FAMILIES", "IMAGES", "MODELS", "NAMES", "CoCa", "Embedded", "Features", "ImageModel", "Mixer",
-    "MonarchMixer", "TextTransformer", "TwoTower", "ViT", "cast_kernels", "create", "mixer", "names",
+    "ALIASES", "FAMILIES", "IMAGES", "MODELS", "NAMES", "CoCa", "Embedded", "Features", "ImageModel", "Mixer", "Model",
+    "MonarchMixer", "Role", "TextTransformer", "TwoTower", "ViT", "cast_kernels", "create", "mixer", "names",
     "replace_in_towers", "vit",
 ]  # fmt: skip
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
+MODELS: dict[str, Variant] = {
     **IMAGE_MODELS,
-    "two_tower": functools.partial(TwoTower),
-    "coca": functools.partial(CoCa),
-    **{name: functools.partial(TwoTower, **fields) for name, fields in two_tower.VARIANTS.items()},
-    **{name: functools.partial(CoCa, **fields) for name, fields in coca.VARIANTS.items()},
+    "two_tower": Variant(TwoTower),
+    "coca": Variant(CoCa),
+    **{name: Variant(TwoTower, fields) for name, fields in two_tower.VARIANTS.items()},
+    **{name: Variant(CoCa, fields) for name, fields in coca.VARIANTS.items()},
 }
 """Name -> class with the variant's fields."""
 
@@ -53,10 +51,10 @@ OPEN_CLIP = {
 ALIASES: dict[str, str] = images.ALIASES | OPEN_CLIP
 """Names of the original repository (``ViT-B_16``, ``B/16``, ``R50+ViT-L_32``), of timm and open_clip -> our names."""
 
-NAMES: dict[str, Callable[..., nn.Module]] = MODELS | {alias: MODELS[name] for alias, name in ALIASES.items()}
+NAMES: dict[str, Variant] = MODELS | {alias: MODELS[name] for alias, name in ALIASES.items()}
 """Everything that is accepted as a name: the ``Choice`` table for a configuration's model field."""
 
-_CHOICE = Annotated[Any, config.Choice(NAMES, nn.Module)]
+_CHOICE = Annotated[Any, config.Choice(NAMES, Model)]
 
 
 def create(name: str, **overrides: Any) -> Any:

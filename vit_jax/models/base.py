@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.layers.linear import DType, Linear
+from vit_jax.layers.linear import Linear
+from vit_jax.models.roles import Model, Role
 from vit_jax.types import Params
 
 
@@ -26,7 +26,7 @@ class Features(NamedTuple):
     pooled: jax.Array
 
 
-class ImageModel(nn.Module):
+class ImageModel(Model):
     """Images to features to logits; a subclass writes :meth:`encode`.
 
     Attributes:
@@ -47,6 +47,10 @@ class ImageModel(nn.Module):
     def features(self, image: jax.Array, *, train: bool = False) -> Features:
         """float32 ``[B, H, W, C]`` -> :class:`Features`."""
         return self._run(image, train)[0]
+
+    def image_encoder(self, params: Params) -> tuple[Self, Params]:
+        """The model of images alone in this one, and its parameters: here itself."""
+        return self, params
 
     def inputs(self, size: int) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Shape of one image of ``size`` pixels as the model takes it, float32[1,S,S,3]."""
@@ -78,16 +82,14 @@ def replace_in_towers(model: nn.Module, **fields: Any) -> nn.Module:
     return model.clone(**changes)
 
 
-def cast_kernels(params: Params, dtype: DType) -> Params:
-    """Parameters for inference: the encoder's kernels in ``dtype``, once, instead of in every forward pass.
+def cast_kernels(model: Model, params: Params) -> Params:
+    """Parameters for inference: the kernels of blocks in the compute type, once, instead of in every forward pass.
 
-    The result of ``apply`` is the same bit for bit, as kernels are rounded to the compute type anyway; norms, biases,
+    The result of ``apply`` is the same bit for bit, as kernels are rounded to that type anyway; norms, biases,
     embeddings and head stay float32.
     """
 
-    def one(path: Any, leaf: jax.Array) -> jax.Array:
-        names = [k.key for k in path if hasattr(k, "key")]
-        inside = "encoder" in names and any(re.fullmatch(r"kernel(_\d)?", name) for name in names)
-        return leaf.astype(dtype) if inside else leaf
+    def one(leaf: jax.Array, role: Role) -> jax.Array:
+        return leaf.astype(model.dtype) if (role.part, role.kind) == ("block", "kernel") else leaf
 
-    return jax.tree_util.tree_map_with_path(one, params)
+    return jax.tree.map(one, params, model.roles(params))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -15,7 +16,8 @@ from vit_jax.layers.block import Block
 from vit_jax.layers.linear import logical
 from vit_jax.layers.norm import EPSILON, LayerNorm
 from vit_jax.layers.pool import QueryPool
-from vit_jax.layers.stack import TransformerStack
+from vit_jax.layers.stack import Stack, TransformerStack
+from vit_jax.models.roles import Kind, Model, Part
 from vit_jax.models.text import real
 from vit_jax.models.two_tower import CLIP_IMAGE, CLIP_TEXT, Embedded, TwoTower, image_row, text_row
 from vit_jax.types import UserError
@@ -23,7 +25,7 @@ from vit_jax.types import UserError
 POOLING = ("shared", "cascade", "parallel")
 
 
-class TextDecoder(TransformerStack):
+class TextDecoder(TransformerStack, Model):
     """Causal blocks that also attend to the image, from the text tower's states to a state per next token.
 
     Their width is the text tower's.
@@ -65,10 +67,16 @@ class CoCa(TwoTower):
     pool_heads: int = 8
     pooling: Literal["shared", "cascade", "parallel"] = "shared"
 
+    PARTS: ClassVar[Mapping[str, Part]] = TwoTower.PARTS | dict.fromkeys(
+        ("memory_pool", "embedding_pool", "pool_norm", "vocabulary"), "top"
+    )
+    KINDS: ClassVar[Mapping[str, Kind]] = TwoTower.KINDS | {"vocabulary": "kernel"}
+
     def setup(self) -> None:
         super().setup()
         config.lookup(dict.fromkeys(POOLING), self.pooling, "pooling")
         tower, text = self.image_tower, self.text_tower
+        epsilon = tower.norm_epsilon if isinstance(tower, Stack) else EPSILON
         if not text.causal:
             raise UserError(
                 "the text tower of a CoCa must not see the tokens it is to say; set model.text_tower.causal=True."
@@ -78,12 +86,12 @@ class CoCa(TwoTower):
             width=self.embed_dim,
             heads=self.pool_heads,
             dtype=tower.dtype,
-            norm_epsilon=getattr(tower, "norm_epsilon", EPSILON),
+            norm_epsilon=epsilon,
         )
         self.memory_pool = pool(self.queries)
         if self.pooling != "shared":
             self.embedding_pool = pool(1)
-        self.pool_norm = LayerNorm(tower.dtype, getattr(tower, "norm_epsilon", EPSILON))
+        self.pool_norm = LayerNorm(tower.dtype, epsilon)
         init = logical(nn.initializers.normal(text.width**-0.5), ("embed", "vocab"))
         self.vocabulary = self.param("vocabulary", init, (text.width, text.vocab_size))
 

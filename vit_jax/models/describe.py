@@ -20,7 +20,7 @@ from vit_jax.types import UsageError
 
 def classes(model: nn.Module) -> int:
     """Outputs of the head; 0 for a model without one, as image-text models are."""
-    return getattr(model, "num_classes", 0)
+    return model.num_classes if isinstance(model, models.ImageModel) else 0
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
@@ -29,21 +29,17 @@ def describe(model: nn.Module) -> dict[str, Any]:
     Towers and decoders are described likewise, by what they have besides the row's. ``config.parse`` gives the model
     back.
     """
-    rows = {n: _row_fields(r) for n, r in models.MODELS.items() if getattr(r, "func", r) is type(model)}
+    rows = {n: row.fields for n, row in models.MODELS.items() if row.cls is type(model)}
     if not rows:
         return config.record(model)
     name = max((n for n, fields in rows.items() if _has(model, fields)), key=lambda n: len(rows[n]))
     return {"name": name, **_besides(model, rows[name])}
 
 
-def _row_fields(row: Any) -> dict[str, Any]:
-    return getattr(row, "keywords", {})
-
-
 def _has(model: nn.Module, fields: Mapping[str, Any]) -> bool:
     """Whether ``model`` is what ``fields`` name, in all of those fields."""
     if "name" in fields:
-        if getattr(row := models.NAMES[fields["name"]], "func", row) is not type(model):
+        if models.NAMES[fields["name"]].cls is not type(model):
             return False
         fields = own_fields(fields)
     types = config.hints(type(model))
@@ -113,7 +109,7 @@ def build(fields: Mapping[str, Any], name: str | None = None) -> Any:
     if name is not None:
         given = config.spec_fields(name, models.NAMES, "--model")
         row = config.lookup(models.NAMES, given["name"], "model")
-        kind, found = (getattr(r, "func", r) for r in (row, config.lookup(models.NAMES, fields["name"], "model")))
+        kind, found = row.cls, config.lookup(models.NAMES, fields["name"], "model").cls
         if kind is not found:
             raise UsageError(f"--model {name} is a {kind.__name__}, but the weights are of a {found.__name__}.")
         merged = over(fields, given)
@@ -122,8 +118,8 @@ def build(fields: Mapping[str, Any], name: str | None = None) -> Any:
 
 def own_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """``fields`` with those of the row that they name spelled out, without the name."""
-    row = _row_fields(config.lookup(models.NAMES, fields["name"], "model"))
-    return over(row, {k: v for k, v in fields.items() if k != "name"})
+    row = config.lookup(models.NAMES, fields["name"], "model")
+    return over(row.fields, {k: v for k, v in fields.items() if k != "name"})
 
 
 def over(fields: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,8 +135,8 @@ def _spelled(fields: Mapping[str, Any]) -> dict[str, Any]:
     """``fields`` with those of the row that they name spelled out and the row without any as the name."""
     if fields.get("name") not in models.NAMES:
         return dict(fields)
-    kind = getattr(row := models.NAMES[fields["name"]], "func", row)
-    bare = next(n for n, r in models.MODELS.items() if getattr(r, "func", r) is kind and not _row_fields(r))
+    kind = models.NAMES[fields["name"]].cls
+    bare = next(name for name, row in models.MODELS.items() if row.cls is kind and not row.fields)
     return {"name": bare, **own_fields(fields)}
 
 

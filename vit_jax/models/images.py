@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-
+from vit_jax.config import Variant
 from vit_jax.models import mixer, monarch_mixer, vit
-from vit_jax.models.base import ImageModel
 from vit_jax.models.mixer import Mixer
 from vit_jax.models.monarch_mixer import MonarchMixer
 from vit_jax.models.vit import ViT
 
-IMAGE_MODELS: dict[str, Callable[..., ImageModel]] = {
-    "vit": functools.partial(ViT),
-    "mixer": functools.partial(Mixer),
-    "monarch_mixer": functools.partial(MonarchMixer),
-    **{name: functools.partial(ViT, **fields) for name, fields in vit.VARIANTS.items()},
-    **{name: functools.partial(Mixer, **fields) for name, fields in mixer.VARIANTS.items()},
-    **{name: functools.partial(MonarchMixer, **fields) for name, fields in monarch_mixer.VARIANTS.items()},
+IMAGE_MODELS: dict[str, Variant] = {
+    "vit": Variant(ViT),
+    "mixer": Variant(Mixer),
+    "monarch_mixer": Variant(MonarchMixer),
+    **{name: Variant(ViT, fields) for name, fields in vit.VARIANTS.items()},
+    **{name: Variant(Mixer, fields) for name, fields in mixer.VARIANTS.items()},
+    **{name: Variant(MonarchMixer, fields) for name, fields in monarch_mixer.VARIANTS.items()},
 }
 """Name -> class with the variant's fields."""
 
@@ -56,5 +53,5 @@ ALIASES: dict[str, str] = _aliases()
 """Names of the original repository (``ViT-B_16``, ``B/16``, ``R50+ViT-L_32``) and of timm -> our names."""
 
 
-IMAGES: dict[str, Callable[..., ImageModel]] = IMAGE_MODELS | {a: IMAGE_MODELS[name] for a, name in ALIASES.items()}
+IMAGES: dict[str, Variant] = IMAGE_MODELS | {a: IMAGE_MODELS[name] for a, name in ALIASES.items()}
 """Everything that is accepted as the name of an image model."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -17,6 +18,7 @@ from vit_jax.layers.long_conv import Filter, long_conv
 from vit_jax.layers.pool import average
 from vit_jax.layers.stack import Stack
 from vit_jax.models.base import Features, ImageModel
+from vit_jax.models.roles import Kind
 
 
 class SequenceMixer(nn.Module):
@@ -123,6 +125,11 @@ class MonarchMixer(Stack, ImageModel):
     qkv_linear: Spec = Dense()
     out_linear: Spec = Dense()
     long_conv: str | None = None
+
+    KINDS: ClassVar[Mapping[str, Kind]] = ImageModel.KINDS | dict.fromkeys(
+        ("short", "skip", "residual_skip", "forward", "backward", "residual_forward", "residual_backward"), "filter"
+    )
+    """Filters are not decayed, as in the published recipes."""
 
     def encode(self, image: jax.Array, train: bool) -> Features:
         grid = PatchEmbed(self.patch, self.width, self.dtype, name="patch")(image)

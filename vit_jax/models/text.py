@@ -19,12 +19,13 @@ from vit_jax.layers.pool import AttentionPool
 from vit_jax.layers.stack import TransformerStack
 from vit_jax.layers.stochastic import dropout
 from vit_jax.models.base import Features
+from vit_jax.models.roles import Model
 
 Pool = Literal["end", "cls", "last", "first", "gap", "map"]
 POOLS = ("end", "cls", "last", "first", "gap", "map")
 
 
-class TextTransformer(TransformerStack):
+class TextTransformer(TransformerStack, Model):
     """Tokens to features; the objective sets the first four fields from the tokenizer.
 
     Attributes:

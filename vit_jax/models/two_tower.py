@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -11,10 +12,11 @@ import jax.numpy as jnp
 
 from vit_jax import config
 from vit_jax.layers.linear import Linear, logical
-from vit_jax.models.base import Features
+from vit_jax.models.base import Features, ImageModel
 from vit_jax.models.images import IMAGES
+from vit_jax.models.roles import Kind, Model, Part
 from vit_jax.models.text import TextTransformer
-from vit_jax.types import UserError
+from vit_jax.types import Params, UserError
 
 Head = Literal["none", "linear", "biased"]
 """The map from a tower's pooled features to the embedding: the features as they are, without or with a bias."""
@@ -44,7 +46,7 @@ class Embedded(NamedTuple):
     real: jax.Array | None = None
 
 
-class TwoTower(nn.Module):
+class TwoTower(Model):
     """CLIP (Radford et al. 2021, arXiv:2103.00020) and its relatives.
 
     Attributes:
@@ -59,7 +61,7 @@ class TwoTower(nn.Module):
         no gradient; leave it out of the optimizer by ``optim.freeze`` as well.
     """
 
-    image_tower: Annotated[Any, config.Choice(IMAGES, nn.Module)]
+    image_tower: Annotated[ImageModel, config.Choice(IMAGES, ImageModel)]
     text_tower: TextTransformer
     embed_dim: int = 512
     image_head: Head = "linear"
@@ -68,8 +70,11 @@ class TwoTower(nn.Module):
     bias: float | None = None
     lock: Literal["none", "image", "text"] = "none"
 
+    PARTS: ClassVar[Mapping[str, Part]] = dict.fromkeys(("image_head", "text_head", "logit_scale", "logit_bias"), "top")
+    KINDS: ClassVar[Mapping[str, Kind]] = Model.KINDS | dict.fromkeys(("logit_scale", "logit_bias"), "scalar")
+
     def __post_init__(self) -> None:
-        if getattr(self.image_tower, "num_classes", 0):  # its own head would be parameters that nothing uses
+        if self.image_tower.num_classes:  # its own head would be parameters that nothing uses
             object.__setattr__(self, "image_tower", self.image_tower.clone(num_classes=0))
         super().__post_init__()
 
@@ -79,11 +84,9 @@ class TwoTower(nn.Module):
         heads = {"image": self.image_head, "text": self.text_head}
         maps = {k: self._head(k, kind) for k, kind in heads.items() if kind != "none"}
         self.image_map, self.text_map = maps.get("image"), maps.get("text")
-        constants = {"logit_scale": math.log(self.temperature)}
+        self.logit_scale = self._constant("logit_scale", math.log(self.temperature))
         if self.bias is not None:
-            constants["logit_bias"] = self.bias
-        for name, value in constants.items():
-            setattr(self, name, self.param(name, logical(nn.initializers.constant(value), ()), ()))
+            self.logit_bias = self._constant("logit_bias", self.bias)
 
     def __call__(self, image: jax.Array, text: jax.Array, *, train: bool = False) -> Embedded:
         """float32 ``[B, H, W, 3]`` and int32 ``[B, L]`` -> :class:`Embedded`; ``train`` needs the rng "dropout"."""
@@ -128,6 +131,10 @@ class TwoTower(nn.Module):
             )
         return unit(x)
 
+    def image_encoder(self, params: Params) -> tuple[ImageModel, Params]:
+        """The image tower and its parameters."""
+        return self.image_tower, params["image_tower"]
+
     def inputs(self, size: int) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Shapes of one pair for images of ``size`` pixels: float32[1,S,S,3] and int32[1,L]."""
         text = jax.ShapeDtypeStruct((1, self.text_tower.length), "int32")
@@ -137,6 +144,9 @@ class TwoTower(nn.Module):
     def dtype(self) -> str:
         """Compute type of the image tower."""
         return self.image_tower.dtype
+
+    def _constant(self, name: str, value: float) -> jax.Array:
+        return self.param(name, logical(nn.initializers.constant(value), ()), ())
 
     def _head(self, side: str, kind: Head) -> Linear:
         config.lookup(dict.fromkeys(("none", "linear", "biased")), kind, f"{side}_head")

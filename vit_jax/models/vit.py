@@ -62,7 +62,7 @@ class ViT(TransformerStack, ImageModel):
 
     @nn.compact
     def embed(self, image: jax.Array, train: bool) -> tuple[jax.Array, tuple[int, int]]:
-        """``[B, H, W, C] -> [B, N, D]``, cls, registers and grid with their positions, and the (rows, columns) of it."""
+        """``[B, H, W, C] -> [B, N, D]``, cls, registers and grid with positions, and the grid's (rows, columns)."""
         config.lookup(dict.fromkeys(POOLS), self.pool, "pool")
         config.lookup(dict.fromkeys(POSITIONS), self.positions, "positions")
         x, grid = self._embed(image)

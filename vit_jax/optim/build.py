@@ -23,13 +23,6 @@ from vit_jax.optim.optimizers import OPTIMIZERS, AdamW, Optimizer, positive, wit
 from vit_jax.optim.sam import EPS, SAM, RelativeLr, SharpnessAware, norm
 from vit_jax.types import Params, UserError
 
-KERNELS_ONLY: masks.Rules = (
-    (r"(.*/)?(bias|scale\w*|embedding|pos_\w+|cls|\w*registers?|\w*_token|probe|queries|logit_\w+|short|\w*skip)", 0.0),
-    (r"(.*/)?mixer/(residual_)?(forward|backward)/.*", 0.0),  # long filters, as in the published recipes
-    (r"(.*/)?(\w*kernel(_\w+)?|vocabulary)", 1.0),
-)
-"""Default weight decay: matrices of linear maps and convolutions, nothing else."""
-
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
@@ -42,7 +35,7 @@ class OptimConfig:
       warmup: length of the linear rise of the learning rate from 0 to its peak.
       weight_decay: coefficient of decoupled weight decay, multiplied by the learning rate at every step.
       decay_rules: ``(pattern, factor of weight_decay)``, first match wins, every parameter must be covered; empty means
-        kernels only (:data:`KERNELS_ONLY`).
+        the kernels of linear maps and convolutions, nothing else.
       clip_norm: largest global norm of the gradient of all trained parameters; ``None`` for no clipping.
       freeze: patterns of parameters that stay as they are: no state, no gradient norm, no perturbation.
       lr_mult: ``(pattern, factor of the learning rate)``, first match wins, 1 elsewhere.
@@ -97,13 +90,14 @@ def trainable(cfg: OptimConfig, params: Params) -> Any:
 
 
 def build(
-    cfg: OptimConfig, params: Params, total_steps: int, steps_of: Callable[[Duration], int]
+    cfg: OptimConfig, params: Params, roles: Any, total_steps: int, steps_of: Callable[[Duration], int]
 ) -> tuple[optax.GradientTransformationExtraArgs, schedules.ScheduleFn]:
     """The transformation and the learning rate as a function of the step.
 
     Args:
       cfg: what to build.
       params: unboxed parameters, or their shapes; only paths are read.
+      roles: what each of them is to its model, see :meth:`vit_jax.models.roles.Model.roles`.
       total_steps: length of the training.
       steps_of: resolves a :class:`Duration` to steps.
 
@@ -115,7 +109,7 @@ def build(
       UserError: a pattern that matches nothing, a parameter that no rule covers, durations that do not fit.
     """
     lr = schedules.make(cfg.schedule, peak=cfg.lr, warmup=steps_of(cfg.warmup), total=total_steps, steps_of=steps_of)
-    decay, mult, mask = decay_factors(cfg, params), lr_factors(cfg, params), trainable(cfg, params)
+    decay, mult, mask = decay_factors(cfg, params, roles), lr_factors(cfg, params, roles), trainable(cfg, params)
     if not all(jax.tree.leaves(mask)):
         decay, mult = masks.keep(mask, decay), masks.keep(mask, mult)
     # Before SAM: one bad leaf of the clean gradient makes every leaf of the perturbed one bad.
@@ -133,20 +127,20 @@ def build(
     return tx if all(jax.tree.leaves(mask)) else masks.train_only(tx, mask), lr
 
 
-def decay_factors(cfg: OptimConfig, params: Params) -> Any:
+def decay_factors(cfg: OptimConfig, params: Params, roles: Any) -> Any:
     """A tree like ``params`` of factors of the weight decay."""
     masks.check("decay_rules", (pattern for pattern, _ in cfg.decay_rules), params)
-    found = masks.first_match(cfg.decay_rules or KERNELS_ONLY, params, None)
+    found = masks.first_match(cfg.decay_rules, params, None) if cfg.decay_rules else masks.kernels_only(roles)
     return masks.covered(found, params, "decay_rules pattern") if cfg.weight_decay else found
 
 
-def lr_factors(cfg: OptimConfig, params: Params) -> Any:
+def lr_factors(cfg: OptimConfig, params: Params, roles: Any) -> Any:
     """A tree like ``params`` of factors of the learning rate: ``lr_mult`` times ``layer_decay``."""
     masks.check("lr_mult", (pattern for pattern, _ in cfg.lr_mult), params)
     mult = masks.first_match(cfg.lr_mult, params, 1.0)
     if cfg.layer_decay is None:
         return mult
-    return jax.tree.map(lambda a, b: a * b, mult, masks.layer_decay(params, cfg.layer_decay))
+    return jax.tree.map(lambda a, b: a * b, mult, masks.layer_decay(roles, cfg.layer_decay))
 
 
 def limits(cfg: OptimConfig, params: Params) -> Any:

@@ -1,7 +1,8 @@
-"""Regex rules over parameter paths ``"encoder/block_0/mlp_in/kernel"``: decay, freezing, learning-rate multipliers.
+"""Which parameters are decayed, frozen or slowed down: by their roles, or by a user's rules over their paths.
 
-A pattern matches the *whole* path (``re.fullmatch``), so that ``"head"`` cannot hit ``"encoder/head_norm"`` by
-accident. One that matches nothing is a mistake, never a no-op.
+A pattern is a regular expression over paths, ``"encoder/block_0/mlp/mlp_in/kernel"``. It matches the *whole* path
+(``re.fullmatch``), so that ``"head"`` cannot hit ``"encoder/head_norm"`` by accident. One that matches nothing is a
+mistake, never a no-op.
 """
 
 from __future__ import annotations
@@ -19,11 +20,6 @@ from vit_jax.types import Params, UserError
 
 Rules = Sequence[tuple[str, Any]]
 """``(pattern, value)`` in order of precedence: the first match decides."""
-
-FIRST = r"(.*/)?(\w*embed\w*|position\w*|pos_\w+|cls|cls_token|\w*registers?|stem|patch|norm_pre)(/.*)?"
-LAST = r"(.*/)?(\w*head\w*|norm|\w*pool\w*|pre_logits|\w*proj\w*|vocabulary|logit_\w+)(/.*)?"
-BLOCK = re.compile(r"(?:(?P<stack>.*)/)?block_(?P<index>\d+)/.*")
-"""Where a parameter sits in the depth of a model, by its path: before, in or after the stack of blocks."""
 
 
 def paths(params: Params) -> Any:
@@ -75,35 +71,23 @@ def covered(values: Any, params: Params, what: str) -> Any:
     return values
 
 
-def layer_decay(params: Params, rate: float) -> Any:
-    """A tree of ``rate ** (depth + 1 - layer)``: embeddings are layer 0, ``block_i`` is ``i + 1``, heads ``depth + 1``.
+def kernels_only(roles: Any) -> Any:
+    """Default weight decay: a tree of 1.0 for matrices of linear maps and convolutions, 0.0 for all else."""
+    return jax.tree.map(lambda role: None if role.kind is None else float(role.kind == "kernel"), roles)
+
+
+def layer_decay(roles: Any, rate: float) -> Any:
+    """A tree of ``rate ** above``: heads are taken as they are, embeddings as many layers below as there are blocks.
 
     Each stack of blocks (image tower, text tower, decoder) has its own depth (BEiT, arXiv:2106.08254, appendix).
 
     Raises:
-      UserError: a model without blocks, or a parameter that is in no block and neither looks like embedding nor head.
+      UserError: a model without blocks, or a parameter of which it does not say in what part it is.
     """
-    depth: dict[str, int] = {}
-    for match in filter(None, map(BLOCK.fullmatch, jax.tree.leaves(paths(params)))):
-        stack = match["stack"] or ""
-        depth[stack] = max(depth.get(stack, 0), int(match["index"]) + 1)
-    if not depth:
+    if not any(role.part == "block" for role in jax.tree.leaves(roles)):
         raise UserError("layer_decay needs parameters named '…/block_<i>/…', and this model has none; use lr_mult.")
-
-    def multiplier(name: str) -> float | None:
-        if block := BLOCK.fullmatch(name):
-            return rate ** (depth[block["stack"] or ""] - int(block["index"]))
-        if re.fullmatch(FIRST, name):
-            return rate ** (depth[max(depth, key=lambda stack: _shared(stack, name))] + 1)
-        return 1.0 if re.fullmatch(LAST, name) else None
-
-    return covered(jax.tree.map(multiplier, paths(params)), params, "layer of layer_decay")
-
-
-def _shared(a: str, b: str) -> int:
-    """How many leading components two paths have in common."""
-    same = [x == y for x, y in zip(a.split("/"), b.split("/"), strict=False)]
-    return [*same, False].index(False)
+    found = jax.tree.map(lambda role: None if role.part is None else rate**role.above, roles)
+    return covered(found, roles, "layer of layer_decay")
 
 
 def keep(mask: Any, tree: Any) -> Any:

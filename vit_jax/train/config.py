@@ -5,13 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Any
 
-import flax.linen as nn
-
 from vit_jax.augment import Augment
 from vit_jax.config import Choice, Duration
 from vit_jax.data.loader import DataConfig
 from vit_jax.evals import EVALUATORS, Classify, Evaluator
-from vit_jax.models import NAMES
+from vit_jax.models import NAMES, Model
 from vit_jax.objectives import OBJECTIVES, Objective
 from vit_jax.objectives import Classify as ClassifyObjective
 from vit_jax.optim import OptimConfig
@@ -55,7 +53,7 @@ class TrainConfig:
       plots: draw learning curves and the evaluators' figures at the end of the run.
     """
 
-    model: Annotated[nn.Module, Choice(NAMES, nn.Module)]
+    model: Annotated[Model, Choice(NAMES, Model)]
     data: DataConfig
     augment: Augment
     optim: OptimConfig = OptimConfig()

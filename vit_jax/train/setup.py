@@ -188,7 +188,7 @@ def build(config: TrainConfig, devices: Any = None) -> Setup:
     untrainable = untrainable_reason(nn.unbox(boxed))
     tx, schedule = optax.identity(), optax.constant_schedule(0.0)
     if not untrainable:
-        tx, schedule = build_optimizer(c.optim, nn.unbox(boxed), total, steps_of)
+        tx, schedule = build_optimizer(c.optim, nn.unbox(boxed), model.roles(nn.unbox(boxed)), total, steps_of)
     tx = optax.with_extra_args_support(tx)
     with jax.set_mesh(mesh):
         make, shapes, shardings = make_init(model, inputs, tx, seed=c.seed, ema=c.ema is not None, mesh=mesh)

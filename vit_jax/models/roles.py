@@ -1,0 +1,114 @@
+"""What every parameter is to its model: where it stands in the depth, and what kind of thing it is.
+
+Whoever decays, freezes, casts or replaces parameters asks the model for their roles instead of reading their names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import flax.linen as nn
+import jax
+
+from vit_jax.types import Params
+
+Part = Literal["stem", "block", "top", "head"]
+Kind = Literal["kernel", "bias", "scale", "token", "scalar", "filter", "packed"]
+Path = tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Role:
+    """The role of one parameter; a leaf of a tree.
+
+    Attributes:
+      part: "stem", before the blocks; "block"; "top", after them: norm, pooling, map to an embedding; "head", which
+        belongs to the classes and is new where they are. None where the model does not say.
+      kind: "kernel" of a linear map or a convolution; "bias"; "scale" of a norm or a branch; "token", an embedding, a
+        position or a query; "scalar"; "filter" over tokens; "packed", integers and what belongs to them. None where
+        the model does not say.
+      above: layers from here to the top: 0 in top and head, 1 in the last block, one more than there are blocks in the
+        stem. The blocks of all stages of a stack count.
+    """
+
+    part: Part | None
+    kind: Kind | None
+    above: int = 0
+
+
+class Model(nn.Module):
+    """A module with a compute type ``dtype`` that says what its parameters are, by the names that it gives them."""
+
+    PARTS: ClassVar[Mapping[str, Part]] = {
+        **dict.fromkeys(("stem", "patch", "cls", "registers", "position", "token", "norm_pre"), "stem"),
+        **dict.fromkeys(("norm", "pool", "map"), "top"),
+        **dict.fromkeys(("head", "pre_logits"), "head"),
+    }
+    """Name of a module or a parameter -> its part; what is below ``block_<i>`` is in a block."""
+    KINDS: ClassVar[Mapping[str, Kind]] = {
+        "kernel": "kernel", "bias": "bias", "scale": "scale",
+        **dict.fromkeys(("embedding", "cls", "registers", "probe", "queries"), "token"),
+        **dict.fromkeys(("kernel_values", "kernel_index", "kernel_scale"), "packed"),
+    }  # fmt: skip
+    """Name of a module, of a parameter, or the first word of a parameter's -> its kind."""
+
+    def roles(self, params: Params) -> Any:
+        """A tree like ``params`` (arrays or shapes) of :class:`Role`; models among the fields say theirs themselves."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("parent", "name")}
+        inner = {name: value for name, value in fields.items() if isinstance(value, Model) and name in params}
+        own = roles({name: tree for name, tree in params.items() if name not in inner}, self.PARTS, self.KINDS)
+        return {**own, **{name: model.roles(params[name]) for name, model in inner.items()}}
+
+
+def roles(params: Params, parts: Mapping[str, Part] = Model.PARTS, kinds: Mapping[str, Kind] = Model.KINDS) -> Any:
+    """A tree like ``params`` of the roles that tables as :class:`Model` has give, for trees without a model."""
+    flat, tree = jax.tree_util.tree_flatten_with_path(params)
+    paths = [tuple(jax.tree_util.keystr((key,), simple=True) for key in path) for path, _ in flat]
+    places = [_place(path, parts) for path in paths]
+    stacks: dict[Path, list[Path]] = {}
+    for block in sorted({block for _, block in places if block}, key=_numbers):
+        stacks.setdefault(_stack(block), []).append(block)
+
+    def role(path: Path, part: Part | None, block: Path) -> Role:
+        if part == "block":
+            blocks = stacks[_stack(block)]
+            above = len(blocks) - blocks.index(block)
+        else:  # of the nearest stack
+            near = max(stacks, key=lambda stack: _shared(stack, path), default=())
+            above = len(stacks.get(near, ())) + 1 if part == "stem" else 0
+        return Role(part, _kind(path, kinds), above)
+
+    return tree.unflatten([role(path, *place) for path, place in zip(paths, places, strict=True)])
+
+
+def _place(path: Path, parts: Mapping[str, Part]) -> tuple[Part | None, Path]:
+    """The part that ``path`` is in, and the path of its block."""
+    for i, name in enumerate(path):
+        if name in parts:
+            return parts[name], ()
+        if name.startswith("block_"):
+            return "block", path[: i + 1]
+    return None, ()
+
+
+def _kind(path: Path, kinds: Mapping[str, Kind]) -> Kind | None:
+    found = next((kinds[name] for name in path if name in kinds), None)
+    return found or kinds.get(path[-1].partition("_")[0])
+
+
+def _stack(block: Path) -> Path:
+    """What the blocks of a stack have in common: the path without the numbers of stage and block."""
+    return tuple(name.rstrip("0123456789") for name in block)
+
+
+def _numbers(block: Path) -> list[int]:
+    words = (name.rpartition("_")[2] for name in block)
+    return [int(word) if word.isdigit() else 0 for word in words]
+
+
+def _shared(a: Path, b: Path) -> int:
+    """How many leading names two paths have in common."""
+    same = [x == y for x, y in zip(a, b, strict=False)]
+    return [*same, False].index(False)
