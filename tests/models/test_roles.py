@@ -17,7 +17,8 @@ from vit_jax.models.roles import Role, roles
 from vit_jax.optim import masks
 
 GOLDEN = (pathlib.Path(__file__).parent / "golden" / "roles.txt").read_text().splitlines()
-"""``case path decay layers-above head-or-not``, by the patterns over names that there were before roles."""
+"""``case path decay layers-above head-or-not``, by the patterns over names that there were before roles; but for CoCa's
+``embedding_pool``, which they took for an embedding."""
 TOWER = {"depth": 2, "width": 16, "heads": 2, "mlp_dim": 32}
 IMAGE, TEXT = {**TOWER, "patch": 8}, {**TOWER, "vocab_size": 20, "length": 6, "end_id": 1}
 SPARSE = {"qkv_linear": "block_diagonal(2)", "mlp_linear": "sparse24"}
@@ -64,7 +65,7 @@ def test_decay_depth_and_head_are_as_they_were(case):
     found = model.roles(shapes)
     columns = masks.paths(shapes), masks.kernels_only(found), masks.layer_decay(found, 0.5), found
     lines = [
-        f"{case} {path} {decay:g} {-np.log2(scale):g} {'head' if role.part == 'head' else '-'}"
+        f"{case} {path} {decay:g} {abs(np.log2(scale)):g} {'head' if role.part == 'head' else '-'}"
         for path, decay, scale, role in zip(*map(jax.tree.leaves, columns), strict=True)
     ]
     assert lines == [line for line in GOLDEN if line.startswith(f"{case} ")]
