@@ -70,37 +70,12 @@ def test_the_leaf_tells_the_pattern():
     assert shapes["butterfly and low rank"] == {"kernel_butterfly_8": (2, 4, 48), "bias": (48,), **low}
     assert shapes["random"] == {"kernel_random_4_7": (1, 8, 48), "bias": (48,)}
     assert shapes["magnitude"] == {"kernel": (32, 48), "bias": (48,)}
-    assert BlockSparse.of(shapes["butterfly and low rank"]) == SPECS["butterfly and low rank"]
-    assert BlockSparse.of(shapes["random"]) == BlockSparse(0.25, "random", 8, seed=7)  # 1 of 4
-    assert BlockSparse.of(shapes["magnitude"]) is None
-    assert SPECS["random"].size(shapes["random"]) == SPECS["magnitude"].size(shapes["magnitude"]) == (32, 48)
     with pytest.raises(UserError, match="kernel_random_4_7, bias are not of pattern='butterfly'"):
         BlockSparse(block=8).to_dense({"kernel_random_4_7": np.zeros((1, 8, 48)), "bias": np.zeros(48)})
     with pytest.raises(UserError, match="not of pattern='random'"):
         BlockSparse(0.3, "random", 8, seed=6).to_dense({"kernel_random_4_7": np.zeros((1, 8, 48))})
     with pytest.raises(UserError, match="kernel are not of pattern='butterfly'"):
         BlockSparse(block=8).to_dense({"kernel": np.zeros((32, 48))})
-
-
-def test_rounded_densities_give_the_same_blocks_again():
-    for n, per in ((24, 7), (96, 95), (3, 1), (640, 211)):
-        leaf = {f"kernel_butterfly_{n}": (per, 32, 64)}
-        assert BlockSparse.of(leaf).grid(32 * n, 64) == (n, 2, per)
-
-
-def test_a_fresh_mask_of_magnitude_is_recognised(rng):
-    kernel = np.asarray(initialise(BlockSparse(0.5, "magnitude", 4), 32, 48)[1]["kernel"])
-    assert BlockSparse.of_pruned(kernel) == BlockSparse(0.5, "magnitude", 4)
-    uneven = kernel.copy()
-    uneven[:, :4] = 1
-    for other in (
-        uneven,
-        np.zeros((8, 8)),
-        np.ones((8, 8)),
-        kernel[:, 0],
-        np.where(rng.random((32, 48)) < 0.5, kernel, 0),
-    ):
-        assert BlockSparse.of_pruned(other) is None
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import flax.linen as nn
@@ -76,35 +75,6 @@ class BlockSparse(LinearSpec):
 
     def __call__(self, features: int, **kwargs: Any) -> BlockSparseLinear:
         return BlockSparseLinear(features, spec=self, **kwargs)
-
-    @classmethod
-    def of(cls, shapes: Mapping[str, tuple[int, ...]]) -> BlockSparse | None:
-        """The spec of a fixed pattern whose layer has parameters of these shapes, by name, or None."""
-        leaf = next(filter(LEAF.fullmatch, shapes), None)
-        if leaf is None:
-            return None
-        (per, block, _), (_, in_blocks, seed) = shapes[leaf], _parse(leaf)
-        density, rank = round(per / in_blocks, 4), shapes["kernel_1"][1] if "kernel_1" in shapes else 0
-        return cls(density, "butterfly" if seed is None else "random", block, rank, seed or 0)
-
-    @classmethod
-    def of_pruned(cls, kernel: Array) -> BlockSparse | None:
-        """The spec of pattern "magnitude" with the largest blocks that has just the zeros of ``kernel``, or None."""
-        alive = np.asarray(kernel) != 0
-        both = int(np.gcd(*alive.shape)) if alive.ndim == 2 and not alive.all() and alive.any() else 0
-        for block in (b for b in range(both, 1, -1) if both % b == 0):
-            whole = np.asarray(blocks_of(alive, block))
-            some, per = whole.any((1, 3)), whole.all((1, 3)).sum(0)
-            if (some.sum(0) == per).all() and (per == per[0]).all():
-                return cls(round(int(per[0]) / whole.shape[0], 4), "magnitude", block)
-        return None
-
-    def size(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
-        """Inputs and outputs of a map with parameters of these shapes."""
-        if self.pattern == "magnitude":
-            return shapes["kernel"][0], shapes["kernel"][1]
-        leaf = next(filter(LEAF.fullmatch, shapes))
-        return _parse(leaf)[1] * shapes[leaf][1], shapes[leaf][2]
 
     def grid(self, inputs: int, features: int) -> tuple[int, int, int]:
         """Blocks of the input, of the output, and how many of the former each of the latter reads.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Annotated
 
 from vit_jax import config
@@ -39,20 +39,3 @@ def name_of(spec: LinearSpec) -> str:
     shown = [(key, value) for key, value, default in values if value != default] or [v[:2] for v in values[:1]]
     texts = [f"{value}" if key == values[0][0] else f"{key}={value}" for key, value in shown]
     return f"{name}({', '.join(texts)})" if texts else name
-
-
-def spec_of(shapes: Mapping[str, tuple[int, ...]]) -> LinearSpec | None:
-    """The spec whose layer has parameters of these shapes, by name: ``{"kernel": (768, 3072), ...}``, or None.
-
-    A kernel of two axes is dense, whatever is done to it in training.
-    """
-    if fixed := BlockSparse.of(shapes):
-        return fixed
-    ranks = tuple(len(shapes[name]) for name in ("kernel", "kernel_1", "kernel_2") if name in shapes)
-    found: dict[tuple[int, ...], Callable[[], LinearSpec]] = {
-        (2,): Dense,
-        (3,): lambda: BlockDiagonal(shapes["kernel"][0]),
-        (3, 3): lambda: Monarch(shapes["kernel_1"][0]),
-        (2, 2): lambda: LowRank(shapes["kernel_1"][1]),
-    }
-    return found[ranks]() if ranks in found else None
