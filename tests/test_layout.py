@@ -11,8 +11,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "vit_jax"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 TIERS = (
-    ("types", "trees"), ("config",), ("io",), ("sharding", "metrics"), ("data", "augment", "kernels"), ("layers",),
-    ("models",),
+    ("types", "trees"), ("checks", "config"), ("io",), ("sharding", "metrics"), ("data", "augment", "kernels"),
+    ("layers",), ("models",),
     ("losses",), ("objectives",), ("optim",), ("checkpoint", "plots", "decoding"), ("evals", "convert"), ("compress",),
     ("train",),
     ("predict", "benchmark", "explain", "create"), ("export",), ("launch", "api"), ("cli",), ("__main__",),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from vit_jax import checks
 from vit_jax.losses.pairs import accumulator
 from vit_jax.types import Array, UserError
 
@@ -66,8 +67,7 @@ def caption_cross_entropy(
 
 def check(label_smoothing: float, z_loss: float) -> None:
     """Raises :class:`UserError` for values that are no label smoothing or z-loss."""
-    if not 0.0 <= label_smoothing < 1.0:
-        raise UserError(f"label_smoothing={label_smoothing} is outside [0, 1); 0.1 is usual, 0 turns it off.")
+    checks.label_smoothing(label_smoothing)
     if not 0.0 <= z_loss < float("inf"):
         raise UserError(f"z_loss={z_loss} is not allowed; 1e-4 is usual, 0 turns it off.")
 

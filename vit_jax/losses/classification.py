@@ -10,7 +10,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from vit_jax.types import Array, UserError
+from vit_jax import checks
+from vit_jax.types import Array
 
 OutputActivation = Literal["softmax", "sigmoid"]
 """What turns logits into probabilities: one distribution over the classes, or one yes/no question per class."""
@@ -71,8 +72,7 @@ def smooth_targets(labels: Array, num_classes: int, label_smoothing: float = 0.0
     Raises:
       UserError: ``label_smoothing`` outside [0, 1).
     """
-    if not 0.0 <= label_smoothing < 1.0:
-        raise UserError(f"label_smoothing={label_smoothing} is outside [0, 1); 0.1 is usual, 0 turns it off.")
+    checks.label_smoothing(label_smoothing)
     if jnp.issubdtype(labels.dtype, jnp.integer):
         targets = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
     else:

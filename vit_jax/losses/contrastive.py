@@ -15,9 +15,10 @@ from typing import ClassVar, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
+from vit_jax import checks
 from vit_jax.losses.blockwise import Chunked, Ring
 from vit_jax.losses.pairs import LOGSUMEXP, MAX, SOFTPLUS, Dense, PairwiseBackend, Reduction
-from vit_jax.types import Array, UserError
+from vit_jax.types import Array
 
 DENSE = Dense()
 FORMS: dict[str, Callable[..., PairwiseBackend]] = {"dense": Dense, "chunked": Chunked, "ring": Ring}
@@ -86,8 +87,7 @@ class Cloob:
     biased: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.beta < float("inf"):
-            raise UserError(f"beta={self.beta} is not allowed; give a positive number, 8 for instance.")
+        checks.positive("beta", self.beta, ", 8 for instance")
 
     def __call__(
         self, image: Array, text: Array, scale: Array, bias: Array, mask: Array, form: PairwiseBackend = DENSE

@@ -5,9 +5,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from vit_jax import checks
 from vit_jax.losses.contrastive import hide
 from vit_jax.losses.pairs import LOGSUMEXP, Reduction, Side, accumulator, logits
-from vit_jax.types import Array, UserError
+from vit_jax.types import Array
 
 
 def logit_distillation(student: Array, teacher: Array, *, temperature: float = 1.0) -> jax.Array:
@@ -26,8 +27,7 @@ def logit_distillation(student: Array, teacher: Array, *, temperature: float = 1
     Raises:
       UserError: ``temperature`` is not positive.
     """
-    if not 0 < temperature < float("inf"):
-        raise UserError(f"temperature={temperature} is not allowed; give a positive number, 1 to 4 is usual.")
+    checks.positive("temperature", temperature, ", 1 to 4 is usual")
     log_q = jax.nn.log_softmax(_wide(student) / temperature)
     log_p = jax.nn.log_softmax(jax.lax.stop_gradient(_wide(teacher)) / temperature)
     return temperature**2 * jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax import losses
+from vit_jax import checks, losses
 from vit_jax.losses import OutputActivation
 from vit_jax.metrics import Mean
 from vit_jax.objectives import activity
@@ -34,8 +34,7 @@ class Classify(PerExample):
     activity: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.label_smoothing < 1:
-            raise UserError(f"label_smoothing={self.label_smoothing} is outside [0, 1); 0.1 is usual, 0 turns it off.")
+        checks.label_smoothing(self.label_smoothing)
 
     def fit_model(self, model: nn.Module, info: Any) -> nn.Module:
         """A head with one output per class of the data."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from vit_jax import losses
+from vit_jax import checks, losses
 from vit_jax.losses import caption
 from vit_jax.objectives.base import Metrics
 from vit_jax.objectives.contrast import Contrast
@@ -38,8 +38,7 @@ class CoCa(Contrast):
     def __post_init__(self) -> None:
         caption.check(self.label_smoothing, self.z_loss)
         for name in ("contrastive_weight", "caption_weight"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise UserError(f"{name}={getattr(self, name)} is not allowed; give zero or a positive number.")
+            checks.nonnegative(name, getattr(self, name))
 
     @property
     def weights(self) -> Mapping[str, float]:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
-from vit_jax import losses
+from vit_jax import checks, losses
 from vit_jax.losses import OutputActivation
 from vit_jax.metrics import Mean
 from vit_jax.objectives.base import Apply, Metrics, PerExample, Rngs
@@ -73,12 +73,10 @@ class Distill(PerExample):
 
     def __post_init__(self) -> None:
         for name in ("hard", "soft", "feature"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise UserError(f"{name}={getattr(self, name)} is not allowed; give zero or a positive number.")
+            checks.nonnegative(name, getattr(self, name))
         if self.soft == self.feature == 0:
             raise UserError("soft=0 and feature=0 leave nothing to learn from the teacher; take objective='classify'.")
-        if not 0 < self.temperature < float("inf"):
-            raise UserError(f"temperature={self.temperature} is not allowed; give a positive number, 1 to 4 is usual.")
+        checks.positive("temperature", self.temperature, ", 1 to 4 is usual")
         if self.blocks < 1:
             raise UserError(f"blocks={self.blocks} is not allowed; give 1 or more, or feature=0 to mimic none.")
         _ = self.labels  # made for the checks that Classify makes of output_activation and label_smoothing

@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from vit_jax.checks import positive, within
 from vit_jax.config import Choice, Duration
 from vit_jax.optim import masks, schedules
 from vit_jax.optim.health import track_grad_stats
-from vit_jax.optim.optimizers import OPTIMIZERS, AdamW, Optimizer, positive, within
+from vit_jax.optim.optimizers import OPTIMIZERS, AdamW, Optimizer
 from vit_jax.optim.sam import EPS, SAM, RelativeLr, SharpnessAware, norm
 from vit_jax.types import Params, UserError
 

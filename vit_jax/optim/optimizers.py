@@ -9,21 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vit_jax.checks import positive, within
 from vit_jax.types import UserError
 
 Precision = Literal["float32", "bfloat16"]
-
-
-def within(what: str, value: float, low: float, high: float) -> None:
-    """Raises a :class:`UserError` unless ``low <= value < high``."""
-    if not low <= value < high:
-        raise UserError(f"{what}={value} is not allowed; give a number in [{low:g}, {high:g}).")
-
-
-def positive(what: str, value: float) -> None:
-    """Raises a :class:`UserError` unless ``value`` is positive and finite."""
-    if not 0 < value < float("inf"):
-        raise UserError(f"{what}={value} is not allowed; give a positive number.")
 
 
 @runtime_checkable

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vit_jax import checks
 from vit_jax.optim.masks import paths
 from vit_jax.types import Array, Params, UserError
 
@@ -97,8 +98,7 @@ def _ascend(params: Params, gradient: Params, rho: jax.Array | float) -> Params:
 
 def _check(what: str, m: int | None, **positive: float) -> None:
     for name, value in positive.items():
-        if not 0 < value < float("inf"):
-            raise UserError(f"{what} {name}={value} is not allowed; give a positive number, or no sam at all.")
+        checks.positive(f"{what} {name}", value, ", or no sam at all")
     if m is not None and m < 1:
         raise UserError(f"{what} m={m} is not allowed; give the examples per group, or None for the whole batch.")
 
@@ -170,8 +170,7 @@ class Asam:
 
     def __post_init__(self) -> None:
         _check("asam", self.m, rho=self.rho)
-        if not 0 <= self.eta < float("inf"):
-            raise UserError(f"asam eta={self.eta} is not allowed; give zero or a positive number.")
+        checks.nonnegative("asam eta", self.eta)
 
     def scales(self, params: Params) -> Params:
         """The tree ``T``."""
@@ -222,8 +221,7 @@ class Gsam:
         _check("gsam", self.m, rho_max=self.rho_max)
         if not 0 <= self.rho_min <= self.rho_max:
             raise UserError(f"gsam rho_min={self.rho_min} is not allowed; give a value in [0, rho_max={self.rho_max}].")
-        if not 0 <= self.alpha < float("inf"):
-            raise UserError(f"gsam alpha={self.alpha} is not allowed; give zero or a positive number.")
+        checks.nonnegative("gsam alpha", self.alpha)
 
     def transform(self, relative_lr: RelativeLr) -> optax.GradientTransformationExtraArgs:
         def direction(params: Params, count: jax.Array) -> Direction:
@@ -265,8 +263,7 @@ class LookSam:
 
     def __post_init__(self) -> None:
         _check("looksam", self.m, rho=self.rho)
-        if not 0 <= self.alpha < float("inf"):
-            raise UserError(f"looksam alpha={self.alpha} is not allowed; give zero or a positive number.")
+        checks.nonnegative("looksam alpha", self.alpha)
         if self.every < 1:
             raise UserError(f"looksam every={self.every} is not allowed; give 1 or more steps.")
 
