@@ -22,7 +22,10 @@ from vit_jax.types import UsageError, UserError
         ("dinov2", "timm", "cls_gap"),
         *(("topk", to, "no activation='topk\\(5\\)'; write --to vit_jax") for to in FOREIGN),
         *(("m2", to, "no MonarchMixer; write --to vit_jax") for to in FOREIGN),
-        *(("monarch", to, "has dense maps alone, not qkv_linear='sparse24.*add --linear dense") for to in FOREIGN[:4]),
+        *(
+            ("monarch", to, "has dense maps alone, not mlp_linear='monarch\\(2\\)'; add --linear dense")
+            for to in FOREIGN[:4]
+        ),
         ("cls", "tim", "unknown format 'tim'; did you mean 'timm'?"),
     ],
 )
