@@ -15,7 +15,7 @@ from vit_jax.convert.flax.two_tower import Towers
 from vit_jax.convert.format import Writing
 from vit_jax.convert.pretrained import Stored
 from vit_jax.io.tensors import Tensors
-from vit_jax.models import ImageModel
+from vit_jax.models import ImageModel, ViT
 
 TITLE = "big_vision"
 LAYOUT = Layout("params/", (0, 1, 0), POSITIONS[1], cls_position=False)
@@ -55,7 +55,7 @@ def _image(model: ImageModel, params: Tensors, where: str = "") -> Iterator[str]
     """What is otherwise in big_vision's models of images, one note each; raises where it has no such model."""
     npz.check(model, TITLE, TITLE)
     position = params.get(f"{where}position/embedding")
-    if position is not None and getattr(model, "pool", None) == "cls" and position.read()[:, 0].any():
+    if position is not None and isinstance(model, ViT) and model.pool == "cls" and position.read()[:, 0].any():
         yield f"{TITLE} has no position for the class token: ours is added to the token, which is the same"
     yield from npz.differences(model, COMPUTES, TITLE)
 

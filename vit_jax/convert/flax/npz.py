@@ -65,7 +65,8 @@ def write_towers(pretrained: Stored) -> Writing:
 
 
 def _computes(model: ImageModel) -> Mapping[str, Any]:
-    return COMPUTES if getattr(model, "stem", None) is None else {**COMPUTES, "stem_numerics": "original"}
+    hybrid = isinstance(model, ViT) and model.stem is not None
+    return {**COMPUTES, "stem_numerics": "original"} if hybrid else COMPUTES
 
 
 OBSTACLES: tuple[tuple[str, Callable[[Any], bool], frozenset[str]], ...] = (

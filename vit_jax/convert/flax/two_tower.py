@@ -153,15 +153,12 @@ def _described(said: Sidecar, fields: Mapping[str, Any], bias: bool) -> tuple[di
       UserError: it describes another kind of model.
     """
     module, towers = describe.build(said.model), ("image_tower", "text_tower")
-    kind, there = (type(x).__name__ for x in (module, getattr(module, "image_tower", None)))
-    if (
-        type(module) is not TwoTower
-        or there.lower() != fields["image_tower"]["name"]
-        or bias != (module.bias is not None)
-    ):
+    pair = isinstance(module, TwoTower)
+    there, scalar = (type(module.image_tower).__name__, module.bias) if pair else ("NoneType", None)
+    if type(module) is not TwoTower or there.lower() != fields["image_tower"]["name"] or bias != (scalar is not None):
         raise UserError(
-            f"{SIDECAR} describes a {kind}, its image tower a {there}, its bias {getattr(module, 'bias', None)}, which "
-            "the tensors are not; remove one of them."
+            f"{SIDECAR} describes a {type(module).__name__}, its image tower a {there}, its bias {scalar}, which the "
+            "tensors are not; remove one of them."
         )
     own = describe.own_fields(said.model)
     model = {"name": "two_tower", **own, **fields}

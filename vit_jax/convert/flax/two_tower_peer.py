@@ -92,12 +92,13 @@ def build(path: pathlib.Path, model: TwoTower) -> Any:
 def _check(model: TwoTower, names: Collection[str]) -> None:
     """Raises :class:`UserError` where open_clip's reader does not know the model."""
     image, text = model.image_tower, model.text_tower
+    pool = image.pool if isinstance(image, ViT) else None
     unknown = {
         "a head on images": model.image_head != "none",
         "a text tower without a head": model.text_head == "none",
         "no bias": model.bias is None,
         "other names of the image tower": f"{prefix_of(names)}img/pos_embedding" not in names,
-        f"images pooled by {getattr(image, 'pool', None)!r}": not isinstance(image, ViT) or image.pool != "map",
+        f"images pooled by {pool!r}": pool != "map",
         f"texts pooled by {text.pool!r}": text.pool not in ("last", "first"),
     }
     if what := [what for what, there in unknown.items() if there]:

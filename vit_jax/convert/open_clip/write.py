@@ -93,7 +93,7 @@ def _text_prefix(layout: Layout, custom: bool) -> Layout:
 
 def _refused(model: TwoTower) -> Iterator[str]:
     """What open_clip has not, one note each."""
-    text, decoder = model.text_tower, getattr(model, "decoder", None)
+    text, decoder = model.text_tower, model.decoder if isinstance(model, CoCa) else None
     if text.pool in ("gap", "map"):
         yield f"text tower with pool={text.pool!r}"
     if decoder is None:
@@ -119,7 +119,7 @@ def _quick_gelu(model: TwoTower, layout: Layout) -> bool:
     Raises:
       UserError: they differ in that.
     """
-    towers = [model.text_tower] + ([] if layout.trunk else [model.image_tower])
+    towers: list[Any] = [model.text_tower] + ([] if layout.trunk else [model.image_tower])
     towers += [model.decoder] if isinstance(model, CoCa) else []
     quick = [tower.activation == "quick_gelu" for tower in towers]
     if any(quick) != all(quick):
