@@ -70,7 +70,7 @@ class Choice:
         it is. None takes instances of the rows' classes alone.
     """
 
-    table: Mapping[str, Callable[..., Any]]
+    table: Mapping[str, Callable[..., Any] | Variant]
     base: type | types.UnionType | None = None
 
     def __hash__(self) -> int:

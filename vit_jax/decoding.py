@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax import sharding
-from vit_jax.models import CoCa, cast_kernels
+from vit_jax.models import CoCa, Model, cast_kernels
 from vit_jax.types import Params, UserError
 
 Kept = Mapping[str, Any]
@@ -285,7 +285,7 @@ def search(read: Read, tokens: Tokens, length: int, decoder: SearchStrategy, row
 
 def _cast(model: CoCa, params: Params) -> Params:
     """What each token is computed with in its compute type, once; the logits are the same bit for bit."""
-    parts = {"text_tower": model.text_tower, "decoder": model.decoder}
+    parts: dict[str, Model] = {"text_tower": model.text_tower, "decoder": model.decoder}
     cast = {name: cast_kernels(part, params[name]) for name, part in parts.items()}
     return {**params, **cast, "vocabulary": params["vocabulary"].astype(model.decoder.dtype)}
 

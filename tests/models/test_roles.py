@@ -65,7 +65,7 @@ def test_decay_depth_and_head_are_as_they_were(case):
     found = model.roles(shapes)
     columns = masks.paths(shapes), masks.kernels_only(found), masks.layer_decay(found, 0.5), found
     lines = [
-        f"{case} {path} {decay:g} {abs(np.log2(scale)):g} {'head' if role.part == 'head' else '-'}"
+        f"{case} {path} {decay:g} {abs(np.log2(scale)):g} {'head' if role.new else '-'}"
         for path, decay, scale, role in zip(*map(jax.tree.leaves, columns), strict=True)
     ]
     assert lines == [line for line in GOLDEN if line.startswith(f"{case} ")]
@@ -107,7 +107,7 @@ def test_blocks_of_all_stages_count():
     found = by_path(leaf(*names, "patch/kernel", "norm/scale", "head/bias"))
     assert [found[name].above for name in names] == list(range(13, 0, -1))
     assert found["patch/kernel"] == Role("stem", "kernel", 14)
-    assert found["norm/scale"] == Role("top", "scale") and found["head/bias"] == Role("head", "bias")
+    assert found["norm/scale"] == Role("head", "scale") and found["head/bias"] == Role("head", "bias", new=True)
 
 
 def test_each_stack_has_its_own_depth():
@@ -118,7 +118,9 @@ def test_each_stack_has_its_own_depth():
 
 
 def test_what_a_model_does_not_say_has_no_role():
-    found = by_path(leaf("mystery/weight", "encoder/block_0/gamma", "encoder/block_0/kernel_up"))
+    names = ("mystery/weight", "encoder/block_0/gamma", "encoder/block_0/kernel_up", "encoder/block_0/adapter_mlp/bias")
+    found = by_path(leaf(*names))
     assert found["mystery/weight"] == Role(None, None)
     assert found["encoder/block_0/gamma"] == Role("block", None, 1)
     assert found["encoder/block_0/kernel_up"] == Role("block", "kernel", 1)
+    assert found["encoder/block_0/adapter_mlp/bias"] == Role("block", "bias", 1, new=True)

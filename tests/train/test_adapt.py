@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from vit_jax.layers.embed import resize_patches, resize_positions
-from vit_jax.train.adapt import adapt
+from vit_jax.models.roles import roles
+from vit_jax.train import adapt as module
+from vit_jax.trees import flat
 from vit_jax.types import UserError
 
 
@@ -20,6 +22,12 @@ def params(rng, *, classes=10, tokens=17, width=8, **changes):
     } | changes  # fmt: skip
     shapes = {k: v for k, v in shapes.items() if v is not None}
     return jax.tree.map(lambda s: rng.normal(size=s).astype(np.float32), shapes, is_leaf=lambda s: isinstance(s, tuple))
+
+
+def adapt(loaded, fresh, **options):
+    """With the roles that the usual names tell."""
+    new = {path for tree in (loaded, fresh) for path, role in flat(roles(tree)).items() if role.new}
+    return module.adapt(loaded, fresh, new=new, **options)
 
 
 def test_equal_models_are_taken_as_they_are(rng):
@@ -136,3 +144,16 @@ def test_a_head_of_other_classes_is_not_kept(rng):
     found, notes = adapt(a, b, name="x", new_head=True)
     assert notes == ["head/bias is new (of other classes there)", "head/kernel is new (of other classes there)"]
     chex.assert_trees_all_equal(found["head"], b["head"])
+
+
+def test_adapters_may_be_new(rng):
+    a = params(rng)
+    b = {
+        **params(rng),
+        "encoder": {"block_0": {"adapter_mlp": {"up": np.ones((2, 8), np.float32)}, **a["encoder"]["block_0"]}},
+    }
+    found, notes = adapt(a, b, name="x")
+    assert notes == ["encoder/block_0/adapter_mlp/up is new (absent there)"]
+    chex.assert_trees_all_equal(found["encoder"], b["encoder"])
+    with pytest.raises(UserError, match="encoder/block_0/adapter_mlp/up is missing"):
+        module.adapt(a, b, name="x")

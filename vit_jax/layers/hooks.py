@@ -6,7 +6,7 @@ A value makes a Linen module, or returns a function where there are no parameter
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
@@ -60,7 +60,7 @@ class MLPSpec(Protocol):
 class Rotary(Protocol):
     """Positions as a function of queries and keys."""
 
-    def __call__(self, *, name: str) -> Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    def __call__(self, *, name: str) -> Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, jax.Array]]:
         """Makes ``(q, k [B, N, K, E], coordinates [P, A] of the last P tokens) -> q, k``."""
 
 

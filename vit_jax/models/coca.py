@@ -67,10 +67,11 @@ class CoCa(TwoTower):
     pool_heads: int = 8
     pooling: Literal["shared", "cascade", "parallel"] = "shared"
 
-    PARTS: ClassVar[Mapping[str, Part]] = TwoTower.PARTS | dict.fromkeys(
-        ("memory_pool", "embedding_pool", "pool_norm", "vocabulary"), "top"
-    )
-    KINDS: ClassVar[Mapping[str, Kind]] = TwoTower.KINDS | {"vocabulary": "kernel"}
+    PARTS: ClassVar[Mapping[str, Part]] = {
+        **TwoTower.PARTS,
+        **dict.fromkeys(("memory_pool", "embedding_pool", "pool_norm", "vocabulary"), "head"),
+    }
+    KINDS: ClassVar[Mapping[str, Kind]] = {**TwoTower.KINDS, "vocabulary": "kernel"}
 
     def setup(self) -> None:
         super().setup()

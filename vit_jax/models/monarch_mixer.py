@@ -126,9 +126,11 @@ class MonarchMixer(Stack, ImageModel):
     out_linear: Spec = Dense()
     long_conv: str | None = None
 
-    KINDS: ClassVar[Mapping[str, Kind]] = ImageModel.KINDS | dict.fromkeys(
-        ("short", "skip", "residual_skip", "forward", "backward", "residual_forward", "residual_backward"), "filter"
-    )
+    KINDS: ClassVar[Mapping[str, Kind]] = {
+        **ImageModel.KINDS,
+        **dict.fromkeys(("short", "skip", "forward", "backward"), "filter"),
+        **dict.fromkeys(("residual_skip", "residual_forward", "residual_backward"), "filter"),
+    }
     """Filters are not decayed, as in the published recipes."""
 
     def encode(self, image: jax.Array, train: bool) -> Features:

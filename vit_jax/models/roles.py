@@ -6,6 +6,7 @@ Whoever decays, freezes, casts or replaces parameters asks the model for their r
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -14,7 +15,7 @@ import jax
 
 from vit_jax.types import Params
 
-Part = Literal["stem", "block", "top", "head"]
+Part = Literal["stem", "block", "head"]
 Kind = Literal["kernel", "bias", "scale", "token", "scalar", "filter", "packed"]
 Path = tuple[str, ...]
 
@@ -24,18 +25,20 @@ class Role:
     """The role of one parameter; a leaf of a tree.
 
     Attributes:
-      part: "stem", before the blocks; "block"; "top", after them: norm, pooling, map to an embedding; "head", which
-        belongs to the classes and is new where they are. None where the model does not say.
+      part: "stem", before the blocks; "block"; "head", after them: norm, pooling, map to classes or an embedding. None
+        where the model does not say.
       kind: "kernel" of a linear map or a convolution; "bias"; "scale" of a norm or a branch; "token", an embedding, a
         position or a query; "scalar"; "filter" over tokens; "packed", integers and what belongs to them. None where
         the model does not say.
-      above: layers from here to the top: 0 in top and head, 1 in the last block, one more than there are blocks in the
-        stem. The blocks of all stages of a stack count.
+      above: layers from here to the head: 0 in it, 1 in the last block, one more than there are blocks in the stem.
+        The blocks of all stages of a stack count.
+      new: whether it may be missing in the weights that a training starts from: the map to classes, an adapter.
     """
 
     part: Part | None
     kind: Kind | None
     above: int = 0
+    new: bool = False
 
 
 class Model(nn.Module):
@@ -43,8 +46,7 @@ class Model(nn.Module):
 
     PARTS: ClassVar[Mapping[str, Part]] = {
         **dict.fromkeys(("stem", "patch", "cls", "registers", "position", "token", "norm_pre"), "stem"),
-        **dict.fromkeys(("norm", "pool", "map"), "top"),
-        **dict.fromkeys(("head", "pre_logits"), "head"),
+        **dict.fromkeys(("norm", "pool", "map", "head", "pre_logits"), "head"),
     }
     """Name of a module or a parameter -> its part; what is below ``block_<i>`` is in a block."""
     KINDS: ClassVar[Mapping[str, Kind]] = {
@@ -53,20 +55,22 @@ class Model(nn.Module):
         **dict.fromkeys(("kernel_values", "kernel_index", "kernel_scale"), "packed"),
     }  # fmt: skip
     """Name of a module, of a parameter, or the first word of a parameter's -> its kind."""
+    NEW: ClassVar[tuple[str, ...]] = ("head", "pre_logits", "adapter_*")
+    """Names of modules, wildcards allowed, that weights may lack."""
 
     def roles(self, params: Params) -> Any:
         """A tree like ``params`` (arrays or shapes) of :class:`Role`; models among the fields say theirs themselves."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("parent", "name")}
         inner = {name: value for name, value in fields.items() if isinstance(value, Model) and name in params}
-        own = roles({name: tree for name, tree in params.items() if name not in inner}, self.PARTS, self.KINDS)
+        own = roles({name: tree for name, tree in params.items() if name not in inner}, type(self))
         return {**own, **{name: model.roles(params[name]) for name, model in inner.items()}}
 
 
-def roles(params: Params, parts: Mapping[str, Part] = Model.PARTS, kinds: Mapping[str, Kind] = Model.KINDS) -> Any:
-    """A tree like ``params`` of the roles that tables as :class:`Model` has give, for trees without a model."""
+def roles(params: Params, model: type[Model] = Model) -> Any:
+    """A tree like ``params`` of the roles that the tables of a class of models give."""
     flat, tree = jax.tree_util.tree_flatten_with_path(params)
     paths = [tuple(jax.tree_util.keystr((key,), simple=True) for key in path) for path, _ in flat]
-    places = [_place(path, parts) for path in paths]
+    places = [_place(path, model.PARTS) for path in paths]
     stacks: dict[Path, list[Path]] = {}
     for block in sorted({block for _, block in places if block}, key=_numbers):
         stacks.setdefault(_stack(block), []).append(block)
@@ -78,9 +82,10 @@ def roles(params: Params, parts: Mapping[str, Part] = Model.PARTS, kinds: Mappin
         else:  # of the nearest stack
             near = max(stacks, key=lambda stack: _shared(stack, path), default=())
             above = len(stacks.get(near, ())) + 1 if part == "stem" else 0
-        return Role(part, _kind(path, kinds), above)
+        new = any(fnmatch.fnmatchcase(name, pattern) for name in path for pattern in model.NEW)
+        return Role(part, _kind(path, model.KINDS), above, new)
 
-    return tree.unflatten([role(path, *place) for path, place in zip(paths, places, strict=True)])
+    return jax.tree.unflatten(tree, [role(path, *place) for path, place in zip(paths, places, strict=True)])
 
 
 def _place(path: Path, parts: Mapping[str, Part]) -> tuple[Part | None, Path]:

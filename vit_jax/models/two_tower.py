@@ -70,8 +70,10 @@ class TwoTower(Model):
     bias: float | None = None
     lock: Literal["none", "image", "text"] = "none"
 
-    PARTS: ClassVar[Mapping[str, Part]] = dict.fromkeys(("image_head", "text_head", "logit_scale", "logit_bias"), "top")
-    KINDS: ClassVar[Mapping[str, Kind]] = Model.KINDS | dict.fromkeys(("logit_scale", "logit_bias"), "scalar")
+    PARTS: ClassVar[Mapping[str, Part]] = dict.fromkeys(
+        ("image_head", "text_head", "logit_scale", "logit_bias"), "head"
+    )
+    KINDS: ClassVar[Mapping[str, Kind]] = {**Model.KINDS, "logit_scale": "scalar", "logit_bias": "scalar"}
 
     def __post_init__(self) -> None:
         if self.image_tower.num_classes:  # its own head would be parameters that nothing uses

@@ -124,7 +124,7 @@ class ViT(TransformerStack, ImageModel):
 
 def coordinates(height: int, width: int) -> np.ndarray:
     """Row and column of every token of a grid, float32 ``[height * width, 2]``."""
-    return np.stack(np.mgrid[:height, :width], axis=-1).reshape(-1, 2).astype(np.float32)
+    return np.indices((height, width)).reshape(2, -1).T.astype(np.float32)
 
 
 def _size(width: int, depth: int, heads: int, mlp_dim: int) -> dict[str, int]:

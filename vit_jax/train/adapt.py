@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import collections
-import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,21 +14,28 @@ from vit_jax.layers.embed import RESIZES, resize_patches, resize_positions
 from vit_jax.trees import flat, nested
 from vit_jax.types import Params, UserError
 
-HEAD = re.compile(r"(.*/)?(head|pre_logits)/.*")
 PATCHES = {name: "bicubic" if name.startswith("bicubic") else "bilinear" for name in RESIZES}
 """How positions are resized -> how patches are: as an image is, antialiased, edge to edge."""
 
 
 def adapt(
-    loaded: Mapping[str, Any], fresh: Params, *, name: str, new_head: bool = False, resize: str = "bilinear"
+    loaded: Mapping[str, Any],
+    fresh: Params,
+    *,
+    name: str,
+    new: Collection[str] = (),
+    new_head: bool = False,
+    resize: str = "bilinear",
 ) -> tuple[Params, list[str]]:
     """Fits ``loaded`` parameters to a model with another head, grid of positions or size of patches.
 
     Args:
       loaded: nested dictionary of arrays.
-      fresh: the model's own parameters; the head is taken from them where shapes differ.
+      fresh: the model's own parameters.
       name: name of the source, for errors.
-      new_head: leave the loaded head out even where its shape fits, because its classes are others.
+      new: paths of parameters, of either model, that the other may lack or have in another shape: heads and adapters
+        (see :attr:`vit_jax.models.Role.new`). They are taken from ``fresh`` there.
+      new_head: leave all of those out even where shapes fit, because the classes are others.
       resize: how positions and patches are resized, a name in :data:`vit_jax.layers.embed.RESIZES`.
 
     Returns:
@@ -43,9 +49,9 @@ def adapt(
     out, wrong, notes, casts = {}, [], [], collections.Counter[str]()
     for path, leaf in want.items():
         value = have.pop(path, None)
-        is_head = HEAD.fullmatch(path)
-        if value is None or (is_head and (new_head or value.shape != leaf.shape)):
-            if is_head:
+        may_be_new = path in new
+        if value is None or (may_be_new and (new_head or value.shape != leaf.shape)):
+            if may_be_new:
                 out[path] = leaf
                 notes.append(f"{path} is new ({_was(value, leaf)})")
             else:
@@ -61,7 +67,7 @@ def adapt(
             else:
                 out[path], note = fitted
                 notes.append(note)
-    unused = [p for p in have if HEAD.fullmatch(p) or p == "cls"]
+    unused = [p for p in have if p in new or p == "cls"]
     notes += [f"{path} is not used" for path in unused]
     wrong += [f"{path} is left over" for path in have if path not in unused]
     if wrong:

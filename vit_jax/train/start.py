@@ -104,7 +104,8 @@ def fitted(found: Stored, ours: Any, fresh: Params, size: int, *, new_head: bool
     towers = [isinstance(m, models.TwoTower) for m in (theirs, ours)]
     if towers == [False, True]:
         notes.append(f"its parameters are those of the {IMAGE}, all else is new")
-        tree, fresh, ours, path = _headless(tree), fresh[IMAGE], ours.image_tower, f"{IMAGE}."
+        tree = {k: v for k, v in tree.items() if k not in {path.partition("/")[0] for path in _new(theirs, tree)}}
+        fresh, ours, path = fresh[IMAGE], ours.image_tower, f"{IMAGE}."
     elif towers == [True, False]:
         notes.append(f"only its {IMAGE} is used")
         tree, theirs = tree[IMAGE], theirs.image_tower
@@ -112,7 +113,8 @@ def fitted(found: Stored, ours: Any, fresh: Params, size: int, *, new_head: bool
         maps = linear_maps(theirs, found.preprocess.size), linear_maps(ours, size)
         have, done = restructure(flat(tree), *maps, flat(fresh))
         tree, notes = nested(have), notes + done
-    params, changes = adapt(tree, fresh, name=found.source, new_head=new_head, resize=found.resize)
+    new = _new(theirs, tree) | _new(ours, fresh)
+    params, changes = adapt(tree, fresh, name=found.source, new=new, new_head=new_head, resize=found.resize)
     if towers == [False, True]:
         params = {**full, IMAGE: params}
     return params, notes + changes + _numerics(theirs, ours, found.source, path)
@@ -125,8 +127,9 @@ def _check_tokenizer(setup: Setup, folder: pathlib.Path) -> None:
         text.check_same(text.from_meta(about.get("tokenizer")), setup.train.info.encoder, str(folder))
 
 
-def _headless(tree: Params) -> Params:
-    return {k: v for k, v in tree.items() if k not in ("head", "pre_logits")}
+def _new(model: models.Model, params: Params) -> set[str]:
+    """Paths of the parameters that weights may lack."""
+    return {path for path, role in flat(model.roles(params)).items() if role.new}
 
 
 def _numerics(there: Any, here: Any, source: str, path: str) -> list[str]:
