@@ -18,6 +18,7 @@ from vit_jax.cli import main
 from vit_jax.config import Choice
 from vit_jax.data.sources import Info
 from vit_jax.decoding import DECODERS, Greedy, SearchStrategy
+from vit_jax.evals import Evaluator
 from vit_jax.layers.linear import Dense, Linear, Spec
 from vit_jax.layers.linear.monarch import Monarch
 from vit_jax.models import Features, ImageModel
@@ -29,7 +30,7 @@ HERE = __name__
 @dataclasses.dataclass(frozen=True)
 class Focal(PerExample):
     gamma: float = 2.0
-    output_activation: ClassVar[str] = "softmax"
+    output_activation = "softmax"
 
     def fit_model(self, model, info):
         return model.clone(num_classes=info.num_classes)
@@ -41,12 +42,14 @@ class Focal(PerExample):
 
 
 @dataclasses.dataclass(frozen=True)
-class Confidence:
+class Confidence(Evaluator):
     metrics: ClassVar[tuple[str, ...]] = ("confidence",)
 
-    def __call__(self, apply, params, batches, info, objective):
-        largest = jax.jit(lambda params, images: jax.nn.softmax(apply(params, images, train=False)).max(axis=-1))
-        found = [np.asarray(largest(params, b["image"]))[np.asarray(b["mask"])] for b in batches]
+    def __call__(self, context):
+        largest = jax.jit(
+            lambda params, images: jax.nn.softmax(context.apply(params, images, train=False)).max(axis=-1)
+        )
+        found = [np.asarray(largest(context.params, b["image"]))[np.asarray(b["mask"])] for b in context.batches()]
         return vj.Report({"confidence": float(np.concatenate(found).mean())})
 
 
@@ -166,7 +169,7 @@ def test_they_are_used(result):
 def test_what_the_folder_says_of_them(result, workdir):
     raw = json.loads((workdir / "config.json").read_text())
     assert raw["objective"] == {"python": f"{HERE}.Focal", "gamma": 1.0}
-    assert raw["evaluators"] == ["classify", {"python": f"{HERE}.Confidence"}]
+    assert raw["evaluators"] == ["classify", {"python": f"{HERE}.Confidence", "data": None, "prefix": None}]
     assert raw["optim"]["schedule"] == {"python": f"{HERE}.halving"}
     assert raw["model"]["mlp_linear"] == {"python": f"{HERE}.Unit"}
     shapes = {"python": f"{HERE}.Shapes", "num_examples": 24, "class_names": ["dark", "bright"]}

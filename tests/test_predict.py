@@ -1,5 +1,6 @@
 """Prediction from a checkpoint: against the model by hand, without the data, past files that cannot be read."""
 
+import dataclasses
 import io
 import pathlib
 
@@ -111,7 +112,9 @@ def test_weights_of_others(folders, classifier, images, tmp_path):
     with read.load(folders / "softmax") as ours:
         write.save(ours, tmp_path / "theirs", "hf")
     ours, theirs = classifier, Predictor.load(tmp_path / "theirs")
-    assert theirs.class_names == NAMES and theirs.config.augment.norm == ours.config.augment.norm
+    assert (
+        theirs.class_names == NAMES and theirs.pretrained.preprocess.augment() == ours.pretrained.preprocess.augment()
+    )
     canvas = ours.image(images / "a.png")[None]
     np.testing.assert_array_equal(theirs.image(images / "a.png")[None], canvas)
     np.testing.assert_allclose(theirs.probabilities(canvas), ours.probabilities(canvas), atol=1e-6)
@@ -220,7 +223,7 @@ def embeddings(kind, params, files):
 def test_texts_are_ranked_as_by_hand(pairs, images, kind, caplog):
     workdir, params = pairs[kind]
     files, model = expand([str(images)]), load(workdir)
-    assert isinstance(model, ImageText) and model.encoder == CODEC
+    assert isinstance(model, ImageText) and model.codec == CODEC
     image, text, scale, bias = embeddings(kind, params, files)
     logits = scale * image @ text.T + bias
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True) if kind == "coca" else 1 / (1 + np.exp(-logits))
@@ -292,7 +295,7 @@ def test_the_wrong_question_is_one_sentence(pairs, folders, classifier, images, 
     ):
         with pytest.raises(UserError, match=text):
             ask()
-    mute = ImageText(clip.config, clip.model, clip.params, None)
+    mute = ImageText(dataclasses.replace(clip.pretrained, encoder=None))
     with pytest.raises(UserError, match="these weights came without a tokenizer"):
         mute.rank([file], ["a cat"])
 

@@ -173,3 +173,14 @@ def test_large_replicated_leaves_are_named():
 
 def test_an_axis_is_used_once():
     assert sharding.param_spec((8, 8), ("mlp", "heads"), mesh(1, 1, 8)) == P("tensor", None)
+
+
+def test_the_platform_is_that_of_the_mesh_in_context(monkeypatch):
+    """A program traced for a topology that is not here is that topology's."""
+    assert sharding.platform() == jax.default_backend() == "cpu"
+    with jax.set_mesh(mesh(8)):
+        assert sharding.platform() == "cpu"
+    chip = jax.sharding.AbstractDevice("TPU v5 lite", num_cores=1, platform="tpu")
+    elsewhere = jax.sharding.AbstractMesh((4,), ("fsdp",), abstract_device=chip)
+    with jax.sharding.use_abstract_mesh(elsewhere):
+        assert sharding.platform() == "tpu"

@@ -98,6 +98,7 @@ class Checkpoints:
             gigabytes: Any = buffer / 1e9  # orbax multiplies; a fraction is as good
             handlers = {
                 "params": ocp.StandardCheckpointHandler(save_concurrent_gb=gigabytes),
+                "variables": ocp.StandardCheckpointHandler(),
                 "meta": ocp.JsonCheckpointHandler(),
             }
         with _writing(self.folder):

@@ -259,7 +259,8 @@ def spec_fields(text: str, table: Mapping[str, Any], path: str) -> dict[str, Any
         raise UsageError(
             f"{path}={text!r} cannot be read; write a name or name(key=value), paths in quotes{suggest(text, table)}"
         ) from None
-    order = list(hints(_class_of(lookup(table, name, path))))
+    row = _class_of(lookup(table, name, path))
+    order = [f.name for f in dataclasses.fields(row) if f.name in hints(row) and not f.kw_only]
     if len(args) > len(order):
         raise UsageError(f"{path}={text!r} has too many arguments; {name} takes {', '.join(order) or 'none'}.")
     given = dict(zip(order, args, strict=False))

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from vit_jax import models
 from vit_jax.convert import read, zoo
 from vit_jax.convert.pretrained import Preprocess, Pretrained, Stored, numbered
-from vit_jax.models import TwoTower, describe
+from vit_jax.models import ImageTextModel, describe
+from vit_jax.models.base import split_variables
 from vit_jax.train.start import fitted
 from vit_jax.types import Params, UserError
 
@@ -30,28 +31,32 @@ def create(
         raise UserError(f"size={size} is no side of an image; give a number of pixels such as {SIZE}.")
     wanted = models.create(name, **fields)
     if pretrained is None:
-        params = initial(wanted, size or SIZE, seed)
+        params, variables = initial(wanted, size or SIZE, seed)
         names = numbered((), describe.classes(wanted))
-        return Pretrained(wanted, params, Preprocess(size or SIZE), names, notes=("every parameter is new",))
+        activation = wanted.output_activation if isinstance(wanted, ImageTextModel) else "softmax"
+        preprocess, notes = Preprocess(size or SIZE), ("every parameter is new",)
+        return Pretrained(wanted, params, preprocess, names, activation, notes=notes, variables=variables)
     with read.load(zoo.place_of(os.fspath(pretrained), name)) as found:
         model = _like(found, name, wanted, fields)
         size = size or found.preprocess.size
-        params, notes = fitted(found, model, initial(model, size, seed), size)
+        new, variables = initial(model, size, seed)
+        params, changes = fitted(found, model, new, size)
         preprocess = found.preprocess
         if size != preprocess.size:
             preprocess = dataclasses.replace(preprocess, size=size, canvas=None)
-        both = isinstance(model, TwoTower) and isinstance(found.model, TwoTower)
+        both = isinstance(model, ImageTextModel) and isinstance(found.model, ImageTextModel)
         return Pretrained(
             model, jax.tree.map(jnp.asarray, params), preprocess,
             numbered(found.class_names, describe.classes(model)), found.output_activation, found.resize, found.source,
-            (*found.notes, *notes), provenance=found.provenance, encoder=found.encoder if both else None,
+            (*found.notes, *changes), provenance=found.provenance, encoder=found.encoder if both else None,
+            variables=found.variables or variables,
         )  # fmt: skip
 
 
-def initial(model: nn.Module, size: int, seed: int) -> Params:
-    """New parameters for images of ``size`` pixels, a function of the seed."""
+def initial(model: nn.Module, size: int, seed: int) -> tuple[Params, dict[str, Any]]:
+    """New parameters and other variables for images of ``size`` pixels, a function of the seed."""
     inputs = [jnp.zeros(x.shape, x.dtype) for x in model.inputs(size)]
-    return nn.unbox(jax.jit(model.init)(jax.random.key(seed), *inputs)["params"])
+    return split_variables(nn.unbox(jax.jit(model.init)(jax.random.key(seed), *inputs)))
 
 
 def _like(found: Stored, name: str, wanted: Any, fields: Mapping[str, Any]) -> Any:
@@ -61,9 +66,9 @@ def _like(found: Stored, name: str, wanted: Any, fields: Mapping[str, Any]) -> A
       UserError: the weights are of another kind of model.
     """
     theirs = found.model
-    if isinstance(theirs, TwoTower) and not isinstance(wanted, TwoTower):
+    if isinstance(theirs, ImageTextModel) and not isinstance(wanted, ImageTextModel):
         theirs = theirs.image_tower
-    if isinstance(wanted, TwoTower) and not isinstance(theirs, TwoTower):
+    if isinstance(wanted, ImageTextModel) and not isinstance(theirs, ImageTextModel):
         return wanted
     if type(theirs) is not type(wanted):
         raise UserError(

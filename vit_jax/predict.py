@@ -10,24 +10,20 @@ import dataclasses
 import functools
 import logging
 import pathlib
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import losses
-from vit_jax.config import parse
-from vit_jax.convert import Pretrained, read, run_folder
+from vit_jax.convert import Pretrained, read
 from vit_jax.convert.pretrained import Image, read_image
 from vit_jax.data.sources.folder import IMAGE_SUFFIXES
 from vit_jax.data.text import TextCodec
 from vit_jax.decoding import SearchStrategy, generate, special_ids
 from vit_jax.losses import PROBABILITIES
-from vit_jax.models import TwoTower
-from vit_jax.train.config import TrainConfig
+from vit_jax.models import ImageTextModel, ModelFn
 from vit_jax.types import Params, UserError
 
 log = logging.getLogger(__name__)
@@ -41,17 +37,28 @@ Images = Image | Iterable[Image]
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A model with its parameters and preprocessing.
+    """A pretrained model as a function of images.
 
     Attributes:
-      config: of the training run.
-      model: unbound module.
-      params: its parameters.
+      pretrained: model, parameters, preprocessing, and what is known of them.
     """
 
-    config: TrainConfig
-    model: Any
-    params: Params
+    pretrained: Pretrained
+
+    @property
+    def model(self) -> Any:
+        """The unbound module."""
+        return self.pretrained.model
+
+    @property
+    def params(self) -> Params:
+        """The model's parameters."""
+        return self.pretrained.params
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """Where it comes from (the checkpoint and its provenance), for the record."""
+        return {"checkpoint": self.pretrained.source, **self.pretrained.provenance}
 
     @classmethod
     def load(cls, path: str | pathlib.Path) -> Self:
@@ -72,15 +79,16 @@ class Trained:
         Raises:
           UserError: it is no readable image.
         """
-        return read_image(source, self.config.data.canvas)
+        return read_image(source, self.pretrained.preprocess.host_canvas)
 
     def prepared(self, images: jax.Array) -> jax.Array:
         """uint8[B,S,S,3] -> float32[B,H,W,3] as the model takes it; traceable."""
-        return self.config.augment.eval_fn()({"image": images})["image"]
+        return self.pretrained.preprocess.prepare(images)
 
-    def apply(self, params: Params, *inputs: Any, **options: Any) -> Any:
+    @functools.cached_property
+    def apply(self) -> ModelFn:
         """The model as a function of its parameters."""
-        return self.model.apply({"params": params}, *inputs, **options)
+        return ModelFn(self.model, self.pretrained.variables)
 
     def embed(self, canvases: np.ndarray) -> np.ndarray:
         """uint8[B,S,S,3] -> float32[B,E]: embeddings of unit length, or the pooled features of a classifier."""
@@ -89,9 +97,7 @@ class Trained:
     @functools.cached_property
     def _embed(self) -> Callable[[Params, Any], jax.Array]:
         def run(params: Params, images: jax.Array) -> jax.Array:
-            if isinstance(self.model, TwoTower):
-                return self.apply(params, self.prepared(images), method="embed_image")
-            return self.apply(params, self.prepared(images), method="features").pooled
+            return self.apply(params, self.prepared(images), method="embed_image")
 
         return jax.jit(run)
 
@@ -140,15 +146,12 @@ class Trained:
 
 @dataclasses.dataclass(frozen=True)
 class Predictor(Trained):
-    """A trained classifier with its preprocessing.
+    """A trained classifier with its preprocessing."""
 
-    Attributes:
-      class_names: of its outputs.
-      source: where it comes from (the checkpoint and its provenance), for the record.
-    """
-
-    class_names: tuple[str, ...]
-    source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of its outputs."""
+        return self.pretrained.class_names
 
     def probabilities(self, canvases: np.ndarray) -> np.ndarray:
         """uint8[B,S,S,3] -> float32[B,C]; the pooled features float32[B,D] of a model without a head."""
@@ -161,7 +164,7 @@ class Predictor(Trained):
     def forward(self, params: Params, images: jax.Array) -> jax.Array:
         """What :meth:`probabilities` computes, preprocessing included: pure, traceable, for a batch of any size."""
         outputs = self.apply(params, self.prepared(images)).astype(jnp.float32)
-        return PROBABILITIES[self.config.objective.output_activation](outputs) if self.model.num_classes else outputs
+        return PROBABILITIES[self.pretrained.output_activation](outputs) if self.model.num_classes else outputs
 
     def __call__(self, images: Sequence[Image], *, top: int = 5, batch_size: int = BATCH) -> Iterator[Row]:
         def run(canvases: np.ndarray, _: np.ndarray) -> Iterator[Row]:
@@ -172,26 +175,18 @@ class Predictor(Trained):
 
 @dataclasses.dataclass(frozen=True)
 class ImageText(Trained):
-    """A trained image-text model with its preprocessing.
-
-    Attributes:
-      encoder: from texts to tokens and back; None where the weights came without a tokenizer.
-      source: where it comes from (the checkpoint and its provenance), for the record.
-    """
-
-    encoder: TextCodec | None
-    source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """A trained image-text model with its preprocessing."""
 
     @property
     def codec(self) -> TextCodec:
-        """The encoder.
+        """From texts to tokens and back.
 
         Raises:
-          UserError: there is none.
+          UserError: the weights came without a tokenizer.
         """
-        if self.encoder is None:
+        if self.pretrained.encoder is None:
             raise UserError("these weights came without a tokenizer, so texts cannot be read; put it beside them.")
-        return self.encoder
+        return self.pretrained.encoder
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """float32[len(texts), E] of unit length; a warning says how many did not fit the context and were cut."""
@@ -214,7 +209,7 @@ class ImageText(Trained):
         """
         scale, bias = (float(x) for x in self.apply(self.params, method="scalars"))
         logits = scale * (image.astype(np.float64) @ text.astype(np.float64).T) + bias
-        if isinstance(self.config.objective.loss, losses.Sigmoid):
+        if self.pretrained.output_activation == "sigmoid":
             return np.exp(-np.logaddexp(0.0, -logits))
         logits -= logits.max(axis=1, keepdims=True)
         return np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -257,25 +252,9 @@ def load(path: str | pathlib.Path) -> Predictor | ImageText:
 
 
 def of(found: Pretrained) -> Predictor | ImageText:
-    """``found`` as a function of images; the same one again while it is in use, with what it has compiled."""
-    if found not in _USED:
-        _USED[found] = _of(found)
-    return _USED[found]
-
-
-_USED: weakref.WeakKeyDictionary[Pretrained, Predictor | ImageText] = weakref.WeakKeyDictionary()
-
-
-def _of(found: Pretrained) -> Predictor | ImageText:
-    raw = run_folder.run_config(found)
-    needed: dict[str, Any] = {key: raw[key] for key in ("model", "objective") if key in raw}
-    needed["data"] = {"path": ""} | ({"canvas": raw["data"]["canvas"]} if "canvas" in raw["data"] else {})
-    needed["augment"] = {**raw["augment"], "train": ()}
-    config = parse(TrainConfig, needed)  # all else may be gone: files of a tokenizer, objects of Python code
-    source = {"checkpoint": found.source, **found.provenance}
-    if isinstance(found.model, TwoTower):
-        return ImageText(config, found.model, found.params, found.encoder, source)
-    return Predictor(config, found.model, found.params, found.class_names, source)
+    """``found`` as a function of images: the same one at every call, with what it has compiled."""
+    kind = ImageText if isinstance(found.model, ImageTextModel) else Predictor
+    return found.programs.setdefault(kind, kind(found))
 
 
 def expand(images: Images) -> list[Image]:

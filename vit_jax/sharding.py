@@ -95,6 +95,16 @@ def param_shardings(boxed: Any, mesh: Mesh) -> Any:
     return jax.tree.map(one, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
 
 
+def platform() -> str:
+    """What the program that is being traced will run on: the devices of the mesh in context, else JAX's default ones.
+
+    Returns:
+      "cpu", "gpu" or "tpu". A step that is compiled for a TPU's topology on a machine without one is a TPU's.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def shardings_like(tree: Any, params: Any, params_shardings: Any, mesh: Mesh) -> Any:
     """Shardings of a tree that holds copies of ``params``, such as an optimizer's: equal path endings share a layout.
 
@@ -116,7 +126,7 @@ def shardings_like(tree: Any, params: Any, params_shardings: Any, mesh: Mesh) ->
 
 
 def _names(path: Any) -> tuple[str, ...]:
-    return tuple(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path)
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
 
 
 def replicated(tree: Any, shardings: Any, mesh: Mesh) -> list[str]:

@@ -10,7 +10,7 @@ Letters in shape comments and docstrings, the same in the whole package:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -21,6 +21,10 @@ Params = Any
 """A pytree of float32 arrays: nested dictionaries, named as in the module tree."""
 Batch = Mapping[str, Array]
 """``image``, ``size``, ``label``, ``mask``, ``index``, ``text``, ``captions``: see ``vit_jax.data.loader``."""
+
+
+OutputActivation = Literal["softmax", "sigmoid"]
+"""How logits become probabilities: one distribution over all classes (or texts), or a yes or no for each."""
 
 
 class UserError(ValueError):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.evals.contexts import score
 from vit_jax import config, models, sharding
 from vit_jax.evals import EVALUATORS, Activity
 from vit_jax.layers.linear import matmul
@@ -38,7 +39,7 @@ def batches(images, size):
 @pytest.mark.parametrize("size", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 8))])
 def test_shares_equal_those_counted_by_hand(rng, size):
     apply, params, images = setting("vit_ti16", rng, depth=1, activation="relu", pool="gap")
-    report = Activity()(apply, params, batches(images, size), INFO, None)
+    report = score(Activity(), apply, params, batches(images, size), INFO)
     block = params["encoder"]["block_0"]
     _, state = apply(params, images, mutable=["intermediates"], capture_intermediates=True)
     normed = state["intermediates"]["encoder"]["block_0"]["norm_mlp"]["__call__"][0]
@@ -50,7 +51,7 @@ def test_shares_equal_those_counted_by_hand(rng, size):
 
 def test_blocks_come_in_their_order_and_gelu_is_always_active(rng, tmp_path):
     apply, params, images = setting("vit_ti16", rng, depth=11)
-    report = Activity()(apply, params, batches(images, 5), INFO, None)
+    report = score(Activity(), apply, params, batches(images, 5), INFO)
     assert list(report.metrics) == ["active", *(f"active/block_{i}/mlp" for i in range(11))]
     assert set(report.metrics.values()) == {1.0}
     report.draw(tmp_path, INFO.class_names)
@@ -65,7 +66,7 @@ def test_a_mixer_has_two_mlps_a_block_and_topk_bounds_both(rng):
     images = rng.normal(size=(4, 8, 8, 3)).astype(np.float32)
     params = nn.meta.unbox(jax.jit(parsed.init)(jax.random.key(1), images[:1])["params"])
     apply = lambda p, *a, **k: parsed.apply({"params": p}, *a, **k)  # noqa: E731
-    found = Activity()(apply, params, batches(images, 4), INFO, None).metrics
+    found = score(Activity(), apply, params, batches(images, 4), INFO).metrics
     names = {f"active/block_{i}/{m}" for i in range(2) for m in ("mlp", "tokens")}
     assert set(found) == {"active"} | names
     assert all(0 < found[n] <= 3 / (12 if n.endswith("mlp") else 16) + 1e-6 for n in names)
@@ -73,21 +74,21 @@ def test_a_mixer_has_two_mlps_a_block_and_topk_bounds_both(rng):
 
 def test_many_devices_find_the_same(rng):
     apply, params, images = setting("vit_ti16", rng, n=8, depth=1, activation="relu")
-    one = Activity()(apply, params, batches(images, 8), INFO, None).metrics
+    one = score(Activity(), apply, params, batches(images, 8), INFO).metrics
     mesh = sharding.make_mesh(sharding.MeshConfig())
     with jax.set_mesh(mesh):
-        eight = Activity()(apply, params, (sharding.put(b, mesh) for b in batches(images, 8)), INFO, None).metrics
+        eight = score(Activity(), apply, params, (sharding.put(b, mesh) for b in batches(images, 8)), INFO).metrics
     assert eight == pytest.approx(one, rel=1e-6)
 
 
 def test_a_model_without_mlps_is_refused(rng):
     class Bare(nn.Module):
-        def features(self, image, *, train=False):
+        def embed_image(self, image, *, train=False):
             return jnp.mean(image, axis=(1, 2))
 
     apply = lambda p, *a, **k: Bare().apply({}, *a, **k)  # noqa: E731
     with pytest.raises(UserError, match="this model has none"):
-        Activity()(apply, {}, batches(rng.normal(size=(2, 8, 8, 3)).astype(np.float32), 2), INFO, None)
+        score(Activity(), apply, {}, batches(rng.normal(size=(2, 8, 8, 3)).astype(np.float32), 2), INFO)
 
 
 def test_selected_by_name():

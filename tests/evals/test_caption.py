@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.evals.contexts import PROGRAMS, score
 from vit_jax import sharding
 from vit_jax.config import Choice, parse
 from vit_jax.data.text import TextCodec
@@ -39,7 +40,7 @@ def generate(apply, params, image, *, rows, **options):
 def _patched(monkeypatch):
     CALLS.clear()
     monkeypatch.setattr(caption, "generate", generate)
-    caption._writer.cache_clear()
+    PROGRAMS.clear()
 
 
 def batches(size, written=None, theirs=THEIRS, text=True):
@@ -58,7 +59,7 @@ def batches(size, written=None, theirs=THEIRS, text=True):
 
 
 def evaluate(given, decoder=Greedy(), **fields):  # noqa: B008
-    return Caption(decoder, **fields)("apply", {"sign": jnp.float32(1)}, given, INFO, None)
+    return score(Caption(decoder, **fields), "apply", {"sign": jnp.float32(1)}, given, INFO)
 
 
 def test_scores_of_all_images_against_all_of_their_captions():
@@ -130,14 +131,14 @@ def test_mistakes():
     with pytest.raises(UserError, match="nothing to compare captions with: no image of the data has one"):
         evaluate(batches(3, theirs=[[]] * 7))
     with pytest.raises(UserError, match=r"'caption' needs a model of images and texts; set data\.text"):
-        Caption()("apply", {}, [], types.SimpleNamespace(encoder=None), None)
+        score(Caption(), "apply", {}, [], types.SimpleNamespace(encoder=None))
     start = types.SimpleNamespace(tokenizer=types.SimpleNamespace(start_id=None))
     with pytest.raises(UserError, match="no token that starts a text"):
-        Caption()("apply", {}, [], types.SimpleNamespace(encoder=start), None)
+        score(Caption(), "apply", {}, [], types.SimpleNamespace(encoder=start))
 
 
 def test_in_a_configuration():
 
     kind = Annotated[object, Choice(EVALUATORS)]
     assert parse(kind, "caption(decoder=beam(3), limit=10)") == Caption(Beam(3), limit=10)
-    assert parse(kind, {"name": "caption", "data": "csv:x"}) == Caption(Greedy(), "csv:x")
+    assert parse(kind, {"name": "caption", "data": "csv:x"}) == Caption(Greedy(), data="csv:x")

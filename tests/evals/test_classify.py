@@ -13,10 +13,12 @@ import pytest
 import scipy.special
 import sklearn.metrics
 
+from tests.evals.contexts import PROGRAMS, score
 from vit_jax import sharding
-from vit_jax.evals import classify
+from vit_jax.evals import EvalContext, classify
 from vit_jax.evals.calibration import reliability
 from vit_jax.evals.classify import Classify
+from vit_jax.models import ImageModel, TwoTower
 from vit_jax.objectives import Classify as Objective
 from vit_jax.types import UserError
 
@@ -35,7 +37,7 @@ PARAMS = {"scale": jnp.float32(1)}
 
 
 def evaluate(batches: Any, c: int, output_activation: str = "softmax", **options: Any) -> Any:
-    return Classify(**options)(apply, PARAMS, batches, info(c), Objective(output_activation))
+    return score(Classify(**options), apply, PARAMS, batches, info(c), Objective(output_activation))
 
 
 def batches(logits: np.ndarray, labels: np.ndarray, size: int) -> Iterator[dict[str, np.ndarray]]:
@@ -114,17 +116,17 @@ def test_no_device_holds_the_whole_batch(rng: np.random.Generator) -> None:
 
     split = (sharding.put(b, mesh) for b in batches(logits, labels, 16))
     with jax.set_mesh(mesh):
-        Classify()(spy, PARAMS, split, info(3), Objective())
+        score(Classify(), spy, PARAMS, split, info(3), Objective())
     assert [s.shard_shape((16, 3)) for s in seen] == [(2, 3)]
 
 
 def test_one_compilation_for_all_batches(rng: np.random.Generator) -> None:
     logits, labels = data(rng, 40, 5)
-    classify._scorer.cache_clear()
+    PROGRAMS.clear()
     for _ in range(2):
         evaluate(batches(logits, labels, 8), 5)
-    assert classify._scorer.cache_info().misses == 1
-    assert classify._scorer(apply, "softmax", 5, None)._cache_size() == 1
+    (program,) = PROGRAMS.values()
+    assert program._cache_size() == 1
 
 
 def test_ties_go_to_the_lower_class_as_in_argmax() -> None:
@@ -153,9 +155,22 @@ def test_no_example_is_an_error() -> None:
             evaluate(given, 3)
 
 
-def test_an_objective_without_a_link() -> None:
-    with pytest.raises(UserError, match="needs an objective with an output_activation"):
-        Classify()(apply, PARAMS, [], info(3), object())
+def test_what_is_no_classifier_is_refused() -> None:
+    with pytest.raises(UserError, match="scores classifiers, and ImageModel trained with SimpleNamespace is none"):
+        score(Classify(), apply, PARAMS, [], info(3), types.SimpleNamespace(output_activation=None))
+    context = EvalContext(TwoTower(None, None), apply, PARAMS, Objective(), info(3), (), lambda *_: [])
+    with pytest.raises(UserError, match="TwoTower trained with Classify is none"):
+        Classify()(context)
+
+
+def test_data_of_other_classes_is_refused() -> None:
+    def context(names: tuple[str, ...]) -> EvalContext:
+        return EvalContext(ImageModel(), apply, PARAMS, Objective(), info(3), names, lambda *_: [])
+
+    with pytest.raises(UserError, match=r"the model has the classes class 0, x, .* \(first difference: x"):
+        Classify()(context(("class 0", "x", "class 2")))
+    with pytest.raises(UserError, match="nothing to evaluate"):
+        Classify()(context(("0", "1", "2")))  # a model that knows numbers only
 
 
 def test_save_writes_results_and_pictures(tmp_path: pathlib.Path) -> None:

@@ -11,8 +11,9 @@ import pytest
 import sklearn.metrics
 import sklearn.neighbors
 
+from tests.evals.contexts import PROGRAMS, score
 from vit_jax import config, sharding
-from vit_jax.evals import EVALUATORS, KNN, LinearProbe, Retrieval, ZeroShot, linear, probes
+from vit_jax.evals import EVALUATORS, KNN, LinearProbe, Retrieval, ZeroShot, linear
 from vit_jax.evals.probes import neighbour_votes
 from vit_jax.models.base import Features
 from vit_jax.types import UserError
@@ -104,7 +105,7 @@ def test_score(probe: Any, rng: np.random.Generator) -> None:
     got = probe.fit_and_score(train, train_labels, x, labels, C)
     assert set(got.metrics) == set(probe.metrics)
     scores, _ = probe.predict(train, train_labels, x, C)
-    guess, name = scores.argmax(1), probe.name
+    guess, name = scores.argmax(1), probe.kind
     assert got.metrics[f"{name}/accuracy"] == pytest.approx(np.mean(guess == labels))
     assert got.metrics[f"{name}/mean_class_accuracy"] == pytest.approx(
         sklearn.metrics.balanced_accuracy_score(labels, guess)
@@ -131,7 +132,7 @@ def test_neighbours_do_not_depend_on_the_order_of_training(rng: np.random.Genera
 def test_perfect_collapsed_and_broken_features(probe: Any) -> None:
     labels = np.resize(np.arange(C), 40).astype(np.int32)
     perfect = np.eye(D, dtype=np.float32)[labels]
-    accuracy = f"{probe.name}/accuracy"
+    accuracy = f"{probe.kind}/accuracy"
     assert probe.fit_and_score(perfect, labels, perfect, labels, C).metrics[accuracy] == 1
     same = np.ones((40, D), np.float32)
     assert probe.fit_and_score(same, labels, same, labels, C).metrics[accuracy] == 1 / C
@@ -139,16 +140,18 @@ def test_perfect_collapsed_and_broken_features(probe: Any) -> None:
     broken[:10] = np.nan
     broken[10:12, 1] = np.inf
     got = probe.fit_and_score(perfect, labels, broken, labels, C).metrics
-    assert got[accuracy] == 28 / 40 and got[f"{probe.name}/nonfinite"] == 12
+    assert got[accuracy] == 28 / 40 and got[f"{probe.kind}/nonfinite"] == 12
     with pytest.raises(UserError, match="not finite"):
         probe.fit_and_score(broken, labels, perfect, labels, C)
 
 
 def run(probe: Any, train: Any, held: Any, params: Any = None, info: Any = INFO) -> Any:
-    return probe(apply, params or PARAMS, held, info, None, train_batches=train)
+    return score(probe, apply, params or PARAMS, held, info, train=train)
 
 
-@pytest.mark.parametrize("probe", [LinearProbe(head="ridge"), KNN(k=3)], ids=["ridge", "knn"])
+@pytest.mark.parametrize(
+    "probe", [LinearProbe(head="ridge", method="features"), KNN(k=3, method="features")], ids=["ridge", "knn"]
+)
 def test_evaluator_over_batches_and_devices(probe: Any, rng: np.random.Generator) -> None:
     train, held = data(rng, 53), data(rng, 29)
     want = probe.fit_and_score(*train, *held, C).metrics
@@ -166,23 +169,21 @@ def test_which_features_and_one_compilation(rng: np.random.Generator) -> None:
     def accuracy(params: Any = None, **options: Any) -> float:
         return run(KNN(**options), batches(*train, 8), batches(*held, 8), params).metrics["knn/accuracy"]
 
-    probes._extractor.cache_clear()
+    PROGRAMS.clear()
     SHAPES.clear()
-    whole, half = accuracy(), accuracy(method="embed_image")
+    whole, half = accuracy(method="features"), accuracy()
     assert [s[0] for s in SHAPES] == ["features", "embed_image"]  # each traced once
     assert half == KNN().fit_and_score(train[0][:, :2], train[1], held[0][:, :2], held[1], C).metrics["knn/accuracy"]
-    assert half != whole
-    two_towers = {**PARAMS, "image_tower": {}}
-    assert accuracy(two_towers) == half and accuracy(two_towers, method="features") == whole
+    assert half != whole and accuracy(method="embed_image") == half and len(SHAPES) == 2
 
 
 def test_shots(rng: np.random.Generator) -> None:
     train, held = data(rng, 80), data(rng, 40)
-    got = run(KNN(shots=3, seed=5), batches(*train, 8), batches(*held, 8)).metrics
+    got = run(KNN(shots=3, seed=5, method="features"), batches(*train, 8), batches(*held, 8)).metrics
     chosen = linear.few_shot(train[1], 3, 5)
     assert len(chosen) == 3 * C
     assert got == KNN().fit_and_score(train[0][chosen], train[1][chosen], *held, C).metrics
-    again = run(KNN(shots=3, seed=5), batches(*train, 80), batches(*held, 8)).metrics
+    again = run(KNN(shots=3, seed=5, method="features"), batches(*train, 80), batches(*held, 8)).metrics
     assert again == got  # whatever the batches
     with pytest.raises(UserError, match="shots=60 is more than class"):
         run(KNN(shots=60), batches(*train, 8), batches(*held, 8))
@@ -196,7 +197,7 @@ def test_a_search_cut_short_is_said(monkeypatch: pytest.MonkeyPatch, rng: np.ran
 def test_what_cannot_be_evaluated(rng: np.random.Generator) -> None:
     train, held = data(rng, 20), data(rng, 10)
     with pytest.raises(UserError, match="nothing to fit to"):
-        KNN()(apply, PARAMS, batches(*held, 8), INFO, None)
+        score(KNN(), apply, PARAMS, batches(*held, 8), INFO)
     with pytest.raises(UserError, match="nothing to evaluate"):
         run(KNN(), batches(*train, 8), [])
     captions_only = types.SimpleNamespace(num_classes=0, class_names=())

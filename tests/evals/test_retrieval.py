@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.evals.contexts import PROGRAMS, score
 from vit_jax import sharding
-from vit_jax.evals import Retrieval, retrieval
+from vit_jax.evals import Retrieval
 from vit_jax.types import UserError
 
 PAD = 0
@@ -76,7 +77,7 @@ class Data:
 
     def evaluate(self, batches: Any = None, **options: Any) -> Any:
         batches = self.batches(8) if batches is None else batches
-        return Retrieval(**options)(apply, self.params, batches, INFO, None)
+        return score(Retrieval(**options), apply, self.params, batches, INFO)
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -132,7 +133,7 @@ def test_order_batch_size_and_devices_do_not_matter(data: Data, rng: np.random.G
 
 
 def test_one_compilation_and_a_batch_of_texts_at_a_time(data: Data) -> None:
-    retrieval._embedder.cache_clear()
+    PROGRAMS.clear()
     SHAPES.clear()
     data.evaluate()
     assert SHAPES == [(8, 3), (8, 2, 2, 3)]  # traced once; five captions an image, eight texts at once
@@ -224,4 +225,4 @@ def test_what_cannot_be_evaluated(data: Data) -> None:
     with pytest.raises(UserError, match="no image of the data has a caption"):
         data.evaluate({**b, "captions": b["captions"] * 0} for b in data.batches(8))
     with pytest.raises(UserError, match="needs a model of images and texts"):
-        Retrieval()(apply, data.params, [], types.SimpleNamespace(), None)
+        score(Retrieval(), apply, data.params, [], types.SimpleNamespace(encoder=None))

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
+from tests.evals.contexts import PROGRAMS, score
 from vit_jax import sharding
 from vit_jax.data.prompts import TEMPLATES
-from vit_jax.evals import ZeroShot, zero_shot
+from vit_jax.evals import ZeroShot
 from vit_jax.evals.zero_shot import text_classifier
 from vit_jax.types import UserError
 
@@ -80,7 +81,7 @@ class Task:
     def evaluate(self, batches: Any = None, *, info: Any = None, **options: Any) -> Any:
         batches = self.batches(8) if batches is None else batches
         params = {"table": jnp.asarray(self.table)}
-        return ZeroShot(**{"templates": "simple", **options})(apply, params, batches, info or self.info(), None)
+        return score(ZeroShot(**{"templates": "simple", **options}), apply, params, batches, info or self.info())
 
 
 @pytest.fixture(scope="module")
@@ -135,14 +136,13 @@ def test_order_batch_size_and_devices_do_not_matter(task: Task, rng: np.random.G
 
 
 def test_compiled_once_and_texts_embedded_once_a_call(task: Task) -> None:
-    zero_shot._scorer.cache_clear()
-    zero_shot._text_embedder.cache_clear()
+    PROGRAMS.clear()
     SHAPES.clear()
     first = task.evaluate()
     assert SHAPES == [(256, 2), (8, E)]
     assert task.evaluate().metrics == first.metrics and len(SHAPES) == 2
     other = jax.tree.map(lambda x: -x, {"table": jnp.asarray(task.table)})  # other parameters, other class embeddings
-    got = ZeroShot(templates="simple")(apply, other, task.batches(8), task.info(), None)
+    got = score(ZeroShot(templates="simple"), apply, other, task.batches(8), task.info())
     np.testing.assert_allclose(got.arrays["zero_shot/classifier"], -first.arrays["zero_shot/classifier"], atol=1e-6)
 
 

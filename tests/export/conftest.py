@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from vit_jax.config import parse
+from vit_jax.convert import Pretrained
+from vit_jax.convert.pretrained import Preprocess
 from vit_jax.data.sources.base import Info
 from vit_jax.predict import Predictor
 from vit_jax.train.config import TrainConfig
@@ -38,7 +40,11 @@ def predictor() -> Callable[..., Predictor]:
         shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), image)["params"])
         rng = np.random.default_rng(0)
         params = jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape, scale=0.5), s.dtype), shapes)
-        return Predictor(config, model, params, names, {"checkpoint": "run/checkpoints/7", "commit": "abc"})
+        found = Pretrained(
+            model, params, Preprocess.of(config.augment, config.data.canvas), names,
+            config.objective.output_activation or "softmax", source="run/checkpoints/7", provenance={"commit": "abc"},
+        )  # fmt: skip
+        return Predictor(found)
 
     return make
 

@@ -100,7 +100,7 @@ def test_without_a_head_the_features_come_out(predictor, canvases, tmp_path):
 
     @jax.jit
     def features(images):
-        images = ours.config.augment.eval_fn()({"image": images})["image"]
+        images = ours.prepared(images)
         return ours.model.apply({"params": ours.params}, images, method="features").pooled
 
     pooled = features(canvases)

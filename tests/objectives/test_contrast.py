@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from vit_jax import config, losses
+from vit_jax.models import ImageTextModel
 from vit_jax.objectives import OBJECTIVES, Contrast
 from vit_jax.types import UsageError, UserError
 
@@ -23,7 +24,7 @@ class Text(nn.Module):
     width: int = 3
 
 
-class Model(nn.Module):
+class Model(ImageTextModel):
     text_tower: Text
     embed_dim: int = 4
 

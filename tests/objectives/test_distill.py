@@ -109,7 +109,7 @@ CASES = [
 @pytest.mark.parametrize("mixed", [False, True])
 def test_the_loss_is_the_sum_of_its_terms(rng, o, mixed):
     batch, student, teacher = make(rng, soft=mixed)
-    loss, metrics = o.with_teacher(Teacher(teacher, apply))(apply, student, batch, RNGS, train=True)
+    loss, metrics = o.bind(Teacher(teacher, apply), ())(apply, student, batch, RNGS, train=True)
     m = batch["mask"]
     hard, soft, feature, agree = terms(o, student, teacher, batch)
     np.testing.assert_allclose(loss, (o.hard * hard + o.soft * soft + o.feature * feature)[m].mean(), rtol=1e-5)
@@ -129,7 +129,7 @@ def test_the_loss_is_the_sum_of_its_terms(rng, o, mixed):
 @pytest.mark.parametrize("o", CASES[:2], ids=["softmax", "sigmoid"])
 def test_the_gradient_is_that_of_the_definition(rng, o):
     batch, student, teacher = make(rng)
-    _, grads = o.with_teacher(Teacher(teacher, apply)).value_and_grad(apply, student, batch, RNGS)
+    _, grads = o.bind(Teacher(teacher, apply), ()).value_and_grad(apply, student, batch, RNGS)
 
     def value(leaves, treedef):
         hard, soft, feature, _ = terms(o, jax.tree.unflatten(treedef, leaves), teacher, batch)
@@ -150,7 +150,7 @@ def test_the_teacher_gets_no_gradient(rng):
     batch, student, teacher = make(rng)
 
     def loss(params):
-        return CASES[0].with_teacher(Teacher(params, apply))(apply, student, batch, RNGS, train=True)[0]
+        return CASES[0].bind(Teacher(params, apply), ())(apply, student, batch, RNGS, train=True)[0]
 
     chex.assert_trees_all_equal(jax.grad(loss)(teacher), jax.tree.map(np.zeros_like, teacher))
 
@@ -163,7 +163,7 @@ def test_the_student_runs_in_training_and_its_teacher_in_evaluation(rng):
         seen.append((params is teacher, train, rngs is not None))
         return apply(params, *inputs, train=train, **options)
 
-    CASES[0].with_teacher(Teacher(teacher, spy))(spy, student, batch, RNGS, train=True)
+    CASES[0].bind(Teacher(teacher, spy), ())(spy, student, batch, RNGS, train=True)
     assert sorted(seen) == [(False, True, True), (True, False, False)]  # each once, on the same images
 
 
@@ -171,7 +171,7 @@ def test_the_student_runs_in_training_and_its_teacher_in_evaluation(rng):
 def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it(rng, output_activation):
     batch, student, _ = make(rng)
     o = Distill("x", hard=0.0, temperature=2.0, output_activation=output_activation)
-    (loss, metrics), grads = o.with_teacher(Teacher(student, apply)).value_and_grad(apply, student, batch, RNGS)
+    (loss, metrics), grads = o.bind(Teacher(student, apply), ()).value_and_grad(apply, student, batch, RNGS)
     found = [loss, *(metrics[k].value() for k in ("soft", "feature", "agreement"))]
     np.testing.assert_allclose(found, [0, 0, 0, 1], atol=1e-6)
     assert max(np.abs(g).max() for g in jax.tree.leaves(grads)) < 1e-6
@@ -180,7 +180,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it(rng, output_
 @pytest.mark.parametrize("micro", [2, 3, 12])
 def test_accumulation_is_exact(rng, micro):
     batch, student, teacher = make(rng)
-    bound = CASES[0].with_teacher(Teacher(teacher, apply))
+    bound = CASES[0].bind(Teacher(teacher, apply), ())
     (whole, metrics), grads = bound.value_and_grad(apply, student, batch, RNGS, 1)
     (parts, more), again = bound.value_and_grad(apply, student, batch, RNGS, micro)
     np.testing.assert_allclose(whole, parts, rtol=1e-6)
@@ -190,7 +190,7 @@ def test_accumulation_is_exact(rng, micro):
 
 def test_without_labels_they_do_not_matter(rng):
     batch, student, teacher = make(rng)
-    bound = Distill("x", hard=0.0).with_teacher(Teacher(teacher, apply))
+    bound = Distill("x", hard=0.0).bind(Teacher(teacher, apply), ())
     other = {**batch, "label": (batch["label"] + 1) % CASES[0].blocks}
     a, b = (bound.value_and_grad(apply, student, x, RNGS)[1] for x in (batch, other))
     chex.assert_trees_all_equal(a, b)
@@ -200,7 +200,7 @@ def test_evaluated_it_is_classification_without_a_teacher(rng):
     batch, student, _ = make(rng)
     o = Distill("gone", label_smoothing=0.3, output_activation="sigmoid")
     wanted = Classify("sigmoid")(apply, student, batch, {}, train=False)
-    for objective in (o, o.with_teacher(None)):
+    for objective in (o, o.bind(None, ())):
         chex.assert_trees_all_equal(objective(apply, student, batch, {}, train=False), wanted)
 
 

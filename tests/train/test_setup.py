@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vit_jax.config import Duration
-from vit_jax.evals import Report
+from vit_jax.evals import Evaluator, Report
 from vit_jax.train import setup as module
 from vit_jax.train.setup import describe
 from vit_jax.types import UserError
@@ -65,15 +65,13 @@ def test_evaluators_are_merged_and_unreadable_images_counted(tiny, one_device, m
     setup = one_device(tiny())
     seen = []
 
-    def evaluator(tag):
-        def run(apply, params, batches, info, objective):
-            rows = [np.asarray(b["mask"]) for b in batches]
+    class Count(Evaluator):
+        def __call__(self, context):
+            rows = [np.asarray(b["mask"]) for b in context.batches()]
             seen.append([r.shape for r in rows])
-            return Report({tag: float(sum(r.sum() for r in rows))})
+            return Report({"count": float(sum(r.sum() for r in rows))})
 
-        return run
-
-    config = dataclasses.replace(setup.config, evaluators=(evaluator("a"), evaluator("b")), eval_batch_size=5)
+    config = dataclasses.replace(setup.config, evaluators=(Count(prefix="a"), Count(prefix="b")), eval_batch_size=5)
     setup = dataclasses.replace(setup, config=config)
 
     def one_unreadable(*args, _original=module.eval_batches, **kwargs):
@@ -82,7 +80,7 @@ def test_evaluators_are_merged_and_unreadable_images_counted(tiny, one_device, m
         return batches
 
     monkeypatch.setattr(module, "eval_batches", one_unreadable)
-    assert setup.evaluate({}).metrics == {"a": 16.0, "b": 16.0, "unreadable": 1.0}
+    assert setup.evaluate({}).metrics == {"a/count": 16.0, "a/unreadable": 1.0, "b/count": 16.0, "b/unreadable": 1.0}
     assert seen == [[(5,)] * 4] * 2  # 16 images, the last batch padded
 
 

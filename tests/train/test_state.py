@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from vit_jax import models
+from vit_jax.objectives import Classify
 from vit_jax.sharding import MeshConfig, make_mesh
 from vit_jax.train import rng
 from vit_jax.train.state import abstract_params, make_init
@@ -18,7 +19,7 @@ MODEL = models.create("vit", patch=4, width=64, depth=1, heads=2, mlp_dim=512, n
 
 
 def make(mesh, ema=True, seed=3):
-    return make_init(MODEL, INPUTS, optax.adam(1e-3), seed=seed, ema=ema, mesh=mesh)
+    return make_init(MODEL, INPUTS, optax.adam(1e-3), Classify(), seed=seed, ema=ema, mesh=mesh)
 
 
 def test_abstract_params_cost_nothing_and_know_their_axes():

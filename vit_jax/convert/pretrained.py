@@ -19,7 +19,7 @@ from vit_jax.data.image import decode
 from vit_jax.data.text import TextCodec
 from vit_jax.io.tensors import Tensor, Tensors
 from vit_jax.trees import flat, nested
-from vit_jax.types import Params, UserError
+from vit_jax.types import Array, Params, UserError
 
 P = TypeVar("P")
 Image = str | pathlib.Path | bytes | np.ndarray
@@ -74,6 +74,10 @@ class Preprocess:
             return _prepare(self, np.stack([read_image(x, self.host_canvas) for x in images]))
         return _prepare(self, read_image(images, self.host_canvas)[None])[0]
 
+    def prepare(self, canvases: Array) -> jax.Array:
+        """uint8[B,K,K,3], K being :attr:`host_canvas` -> float32[B,S,S,3] as the model takes it; traceable."""
+        return config.parse(Augment, self.augment()).eval_fn()({"image": canvases})["image"]
+
     def augment(self) -> dict[str, Any]:
         """The same preparation as plain data: the ``augment`` section of a training configuration."""
         known = {n: row().mean + row().std for n, row in NORMS.items() if n != "norm"}
@@ -104,7 +108,7 @@ def read_image(image: Image, canvas: int) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _prepare(preprocess: Preprocess, canvases: np.ndarray) -> jax.Array:
-    return config.parse(Augment, preprocess.augment()).eval_fn()({"image": canvases})["image"]
+    return preprocess.prepare(canvases)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -123,6 +127,7 @@ class Described(Generic[P]):
       config: configuration of the run that trained the model, plain data; None for weights of others.
       provenance: versions, commit and the like of that run or of the conversion.
       encoder: tokenizer and context length; None where the model takes no texts, or where no tokenizer was found.
+      variables: the model's collections besides the parameters, batch statistics for instance; {} for most models.
     """
 
     model: Any
@@ -136,10 +141,11 @@ class Described(Generic[P]):
     config: Mapping[str, Any] | None = None
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     encoder: TextCodec | None = None
+    variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def _others(self) -> dict[str, Any]:
         """Every field but ``params``."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "params"}
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init and f.name != "params"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,12 +165,14 @@ class Stored(Described[Tensors]):
 class Pretrained(Described[Params]):
     """A model ready to use; ``params`` are the nested dictionaries of arrays that ``model.apply`` takes.
 
-    It unpacks into the three things that a program of one's own needs.
+    It unpacks into the three things that a program of one's own needs. ``programs`` holds what was compiled for it.
 
     Example:
       >>> model, params, preprocess = vit_jax.load("runs/digits")
       >>> logits = model.apply({"params": params}, preprocess(["a.png", "b.png"]))
     """
+
+    programs: dict[Any, Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def __iter__(self) -> Iterator[Any]:
         """``model, params, preprocess``."""

@@ -17,7 +17,7 @@ from vit_jax.io.hub import choose
 from vit_jax.io.remote import fetch
 from vit_jax.io.sidecar import beside
 from vit_jax.io.tensors import Tensors, open_tensors
-from vit_jax.models import describe
+from vit_jax.models import ImageTextModel, describe
 from vit_jax.types import UsageError, UserError
 
 
@@ -71,7 +71,7 @@ def _foreign(path: pathlib.Path, theirs: Tensors, source: str, model: str | None
         params,
         found.preprocess,
         names,
-        found.output_activation,
+        module.output_activation if isinstance(module, ImageTextModel) else found.output_activation,
         resize,
         source,
         tuple(notes),

@@ -50,17 +50,19 @@ def load(path: pathlib.Path, changes: Mapping[str, Any] | None = None) -> Stored
     canvas = raw["data"].get("canvas", 256)
     names = tuple(meta["class_names"])
     params, encoder = leaves(tree), from_meta(meta.get("tokenizer"))
+    variables = checkpoint.read_item(folder, "variables") if "variables" in meta["checksums"] else {}
     return Stored(
         _fitted(model, params, names, encoder),
         params,
         Preprocess.of(augment, canvas),
         names,
-        getattr(objective, "output_activation", "softmax"),
+        objective.output_activation or "softmax",
         meta.get("resize", "bilinear"),
         str(folder),
         config=raw,
         provenance=meta.get("provenance", {}),
         encoder=encoder,
+        variables=variables,
     )
 
 
@@ -78,7 +80,7 @@ def _fitted(model: Any, params: Tensors, names: tuple[str, ...], encoder: TextCo
 def run_config(pretrained: Described) -> dict[str, Any]:
     """The configuration of its run, or one with its model and preprocessing that only lacks the data."""
     if pretrained.config is not None:
-        return dict(pretrained.config)
+        return json.loads(json.dumps(pretrained.config, default=record))
     fields = {k: v for k, v in describe(pretrained.model).items() if k != "num_classes"}
     p, encoder = pretrained.preprocess, pretrained.encoder
     data = {"path": "", "canvas": p.host_canvas} | ({"text": section(encoder)} if encoder else {})
@@ -110,7 +112,7 @@ def save(pretrained: Stored, folder: pathlib.Path) -> None:
         meta["tokenizer"] = to_meta(pretrained.encoder)
     largest = max(leaf.nbytes for leaf in jax.tree.leaves(tree))
     writer = checkpoint.Checkpoints(folder, buffer=max(2**26, 2 * largest))
-    writer.save(0, {"params": tree}, meta, {})
+    writer.save(0, {"params": tree} | ({"variables": pretrained.variables} if pretrained.variables else {}), meta, {})
     writer.close()
     try:
         (folder / "config.json").write_text(json.dumps(raw, indent=1, default=record) + "\n", encoding="utf-8")

@@ -36,6 +36,9 @@ def save(pretrained: Stored, target: str | pathlib.Path, to: str) -> list[str]:
     check_target(target, to)
     if fmt is not None:
         check(pretrained.model, fmt, FORMATS.values())
+        if pretrained.variables:
+            kept = ", ".join(pretrained.variables)
+            raise UserError(f"{fmt.title} has no place for this model's {kept}; write it as vit_jax.")
     writing = None if fmt is None else fmt.write(pretrained)
     if writing and is_file(target) and (files := [n for n, v in writing.about.items() if isinstance(v, bytes)]):
         raise UserError(f"{files[0]} belongs beside these weights, and {target} is one file; name a folder.")

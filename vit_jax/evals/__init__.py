@@ -1,6 +1,7 @@
 """Evaluators: what the loop runs on held-out data between training steps, selected by name."""
 
 from vit_jax.evals.activity import Activity
+from vit_jax.evals.base import EvalContext as EvalContext
 from vit_jax.evals.base import Evaluator as Evaluator
 from vit_jax.evals.base import Report as Report
 from vit_jax.evals.base import combine as combine

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import pathlib
 import re
-from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import jax
@@ -14,7 +12,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from vit_jax import plots
-from vit_jax.evals.base import DataInfo, Report
+from vit_jax.evals.base import EvalContext, Evaluator, Report
 from vit_jax.evals.gather import concatenate, gather, replicated_like
 from vit_jax.objectives import activity
 from vit_jax.objectives.base import Apply
@@ -31,7 +29,7 @@ class ActivityReport(Report):
 
 
 @dataclasses.dataclass(frozen=True)
-class Activity:
+class Activity(Evaluator):
     """Mean over tokens and images of the share of hidden units that are not 0, per MLP of the image encoder.
 
     GELU is hardly ever 0: it reports some 100 %. ReLU and top-k are what this is for.
@@ -39,20 +37,18 @@ class Activity:
 
     metrics: ClassVar[tuple[str, ...]] = ("active",)
 
-    def __call__(
-        self, apply: Apply, params: Params, batches: Iterable[Batch], info: DataInfo, objective: Any
-    ) -> ActivityReport:
-        """As :class:`~vit_jax.evals.base.Evaluator`; reads ``image`` and ``mask`` bool[B].
+    def __call__(self, context: EvalContext) -> ActivityReport:
+        """Reads ``image`` and ``mask`` bool[B].
 
         Raises:
           UserError: no batch holds a valid example; the model has no MLP.
         """
-        method = "embed_image" if "image_tower" in params else "features"
 
         def run(batch: Batch) -> dict[str, jax.Array]:
-            return _shares(apply, method, replicated_like(batch["image"]))(params, batch["image"], batch["mask"])
+            shares = context.program(_shares, replicated_like(batch["image"]))
+            return shares(context.params, batch["image"], batch["mask"])
 
-        whole = concatenate(found for _, found in gather(run, batches))
+        whole = concatenate(found for _, found in gather(run, context.batches()))
         whole.pop("row")
         shares = {
             name: float(v.mean(dtype=np.float64)) for name, v in sorted(whole.items(), key=lambda kv: _order(kv[0]))
@@ -62,12 +58,11 @@ class Activity:
         )
 
 
-@functools.lru_cache(maxsize=4)
-def _shares(apply: Apply, method: str, replicated: NamedSharding | None) -> Any:
+def _shares(apply: Apply, replicated: NamedSharding | None) -> Any:
     """Jitted (params, image, mask) -> share float32[B] per MLP, and mask, on every host in full."""
 
     def run(params: Params, image: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-        return {**activity.shares(apply, mask, params, image, train=False, method=method)[1], "mask": mask}
+        return {**activity.shares(apply, mask, params, image, train=False, method="embed_image")[1], "mask": mask}
 
     return jax.jit(run, out_shardings=replicated)
 

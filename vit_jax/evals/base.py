@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import json
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, Protocol
 
+import flax.linen as nn
+import jax
 import numpy as np
 
 from vit_jax.io import atomic
-from vit_jax.objectives.base import Apply
+from vit_jax.models import Variables
+from vit_jax.objectives.base import Apply, Objective
 from vit_jax.types import Batch, Params
+
+Split = Literal["train", "val"]
+Transform = Callable[[jax.Array], jax.Array]
 
 
 class DataInfo(Protocol):
@@ -86,6 +93,31 @@ class Combined(Report):
             part.draw(folder, class_names)
 
 
+@dataclasses.dataclass(frozen=True)
+class Prefixed(Report):
+    """A report whose metrics, arrays, tables and pictures bear a prefix: see :func:`prefixed`."""
+
+    prefix: str = ""
+    report: Report = Report({})
+
+    def results(self, class_names: tuple[str, ...]) -> dict[str, Any]:
+        """The tables, under the prefix."""
+        return {**super().results(class_names), self.prefix: self.report.results(class_names)}
+
+    def draw(self, folder: pathlib.Path, class_names: tuple[str, ...]) -> None:
+        """Writes the pictures into a folder of that name."""
+        (folder / self.prefix).mkdir(parents=True, exist_ok=True)
+        self.report.draw(folder / self.prefix, class_names)
+
+
+def prefixed(report: Report, prefix: str | None) -> Report:
+    """``report`` with ``prefix`` in front of its metrics and arrays; as it is without one."""
+    if not prefix:
+        return report
+    arrays = {f"{prefix}/{k}": v for k, v in report.arrays.items()}
+    return Prefixed(report.prefixed(prefix), arrays, prefix, report)
+
+
 def combine(reports: Sequence[Report]) -> Report:
     """One report with the metrics, arrays, tables and pictures of all; where names meet, the later one's stays."""
     if len(reports) == 1:
@@ -95,26 +127,73 @@ def combine(reports: Sequence[Report]) -> Report:
     return Combined(metrics, arrays, tuple(reports))
 
 
-@runtime_checkable
-class Evaluator(Protocol):
-    """A frozen dataclass in ``EVALUATORS``; it scores every example whose mask is True, once."""
+@dataclasses.dataclass(frozen=True)
+class EvalContext:
+    """The model that is scored, and what an evaluator may ask for besides.
 
+    Attributes:
+      model: unbound module.
+      apply: the model as a function of its parameters, ``apply(params, *inputs, train=..., method=...)``.
+      params: its parameters, on the device.
+      objective: what the model was trained with; it says what logits mean.
+      info: of the data that is scored, with the run's encoder of texts.
+      class_names: the classes that the model was trained on.
+      read: ``(split, transform) -> batches``, see :meth:`batches`.
+      programs: what :meth:`program` has made; whoever shares it shares what was compiled.
+      transform: pure function of the canvas uint8[B,S,S,3] before it is prepared for the model, a corruption for
+        instance; None for none.
+    """
+
+    model: nn.Module
+    apply: Apply
+    params: Params | Variables
+    objective: Objective
+    info: DataInfo
+    class_names: tuple[str, ...]
+    read: Callable[[Split, Transform | None], Iterable[Batch]]
+    programs: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    transform: Transform | None = None
+
+    def batches(self, split: Split = "val") -> Iterable[Batch]:
+        """Every example of one of the evaluator's ``splits``, once: prepared batches on the device, all of one shape.
+
+        The last batch is filled up with rows whose ``mask`` is False.
+        """
+        return self.read(split, self.transform)
+
+    def program(self, make: Callable[..., Any], *static: Any) -> Any:
+        """``make(apply, *static)``, a jitted function, made once for equal ``static``, which must be hashable."""
+        key = (make, self.apply, *static)
+        if key not in self.programs:
+            self.programs[key] = make(self.apply, *static)
+        return self.programs[key]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluator(abc.ABC):
+    """A frozen dataclass in ``EVALUATORS``; it scores every example whose mask is True, once.
+
+    Attributes:
+      data: a source to evaluate on instead of the run's own validation part.
+      prefix: name of the folder of its pictures, put before the names of its metrics, so that two of a kind can run;
+        None puts nothing.
+    """
+
+    data: str | None = None
+    prefix: str | None = None
     metrics: ClassVar[tuple[str, ...]]
     """Names of the metrics it reports, known before anything ran."""
+    splits: ClassVar[tuple[Split, ...]] = ("val",)
+    """The parts of the data that it reads; a probe is fitted to ``"train"``."""
 
-    def __call__(
-        self, apply: Apply, params: Params, batches: Iterable[Batch], info: DataInfo, objective: Any
-    ) -> Report:
-        """Scores the model ``apply(params, ...)``.
+    @abc.abstractmethod
+    def __call__(self, context: EvalContext) -> Report:
+        """Scores the model of ``context``; :attr:`prefix` is the caller's affair."""
 
-        Args:
-          apply: the model as a function of its parameters, not jitted, the same object at every call.
-          params: its parameters, on the device.
-          batches: prepared batches on the device, all of one shape; the last is filled up with masked rows.
-          info: of the data that the model was trained on, or of the evaluator's own, with the run's encoder of texts.
-          objective: what the model was trained with; it says what logits mean.
-        """
-        ...
+    @property
+    def reported(self) -> tuple[str, ...]:
+        """:attr:`metrics` with the prefix in front."""
+        return tuple(f"{self.prefix}/{metric}" if self.prefix else metric for metric in self.metrics)
 
 
 def finite(value: Any) -> Any:

@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vit_jax.losses import OutputActivation
-from vit_jax.types import UserError
+from vit_jax.types import OutputActivation, UserError
 
 T_MIN, T_MAX = 0.01, 100.0
 _CHUNK = 4096

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, ClassVar
 
@@ -13,7 +12,7 @@ from jax.sharding import NamedSharding
 
 from vit_jax.config import Choice
 from vit_jax.decoding import DECODERS, Greedy, SearchStrategy, generate, special_ids
-from vit_jax.evals.base import DataInfo, Report
+from vit_jax.evals.base import EvalContext, Evaluator, Report
 from vit_jax.evals.caption_metrics import CAPTION_METRICS
 from vit_jax.evals.gather import concatenate, encoder_of, gather, replicated_like
 from vit_jax.objectives.base import Apply
@@ -24,7 +23,7 @@ EXAMPLES = 20
 
 
 @dataclasses.dataclass(frozen=True)
-class Caption:
+class Caption(Evaluator):
     """Writes a caption for every image and compares it with all captions that the image has.
 
     These are compared as the tokenizer returns them, cut where they exceed its length. CIDEr-D weighs words by how rare
@@ -32,12 +31,10 @@ class Caption:
 
     Attributes:
       decoder: row of ``decoding.DECODERS``: ``"greedy"``, ``"beam(4)"``, ``"nucleus(0.9)"``.
-      data: a source to evaluate on instead of the run's own validation part.
       limit: number of images, the first of the data, that get a caption; None takes all.
     """
 
     decoder: Annotated[SearchStrategy, Choice(DECODERS, SearchStrategy)] = Greedy()
-    data: str | None = None
     limit: int | None = None
     metrics: ClassVar[tuple[str, ...]] = (*CAPTION_METRICS, "caption_images")
 
@@ -45,35 +42,29 @@ class Caption:
         if self.limit is not None and self.limit < 1:
             raise UserError(f"limit={self.limit} leaves no image to caption; the least is 1.")
 
-    def __call__(
-        self, apply: Apply, params: Params, batches: Iterable[Batch], info: DataInfo, objective: Any
-    ) -> CaptionReport:
-        """As :class:`~vit_jax.evals.base.Evaluator`.
-
-        Reads ``image``, ``text`` int32[B,K,L], ``captions`` int32[B], ``mask`` bool[B] and ``index``.
+    def __call__(self, context: EvalContext) -> CaptionReport:
+        """Reads ``image``, ``text`` int32[B,K,L], ``captions`` int32[B], ``mask`` bool[B] and ``index``.
 
         Raises:
           UserError: the data has no captions; the run has no texts; the tokenizer has no start token; the model has no
             caption decoder; nothing to evaluate.
         """
-        del objective
-        encoder = encoder_of(info, "caption")
+        encoder = encoder_of(context.info, "caption")
         special_ids(encoder.tokenizer)
 
         def run(batch: Batch) -> dict[str, jax.Array]:
             if "text" not in batch:
                 raise UserError("the evaluator 'caption' needs captions; its data has images alone.")
-            write = _writer(apply, self.decoder, encoder, replicated_like(batch["image"]))
-            return write(params, batch["image"], batch["index"]) | {
+            write = context.program(_writer, self.decoder, encoder, replicated_like(batch["image"]))
+            return write(context.params, batch["image"], batch["index"]) | {
                 k: batch[k] for k in ("text", "captions", "mask", "index")
             }
 
-        whole = concatenate(found for _, found in gather(run, _first(batches, self.limit)))
+        whole = concatenate(found for _, found in gather(run, _first(context.batches(), self.limit)))
         whole = {k: v[: self.limit] for k, v in whole.items()}
         return summarise(whole, encoder)
 
 
-@functools.lru_cache(maxsize=4)
 def _writer(apply: Apply, decoder: SearchStrategy, encoder: Any, replicated: NamedSharding | None) -> Any:
     """Jitted (params, image, index) -> captions, on every host in full."""
 

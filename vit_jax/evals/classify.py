@@ -14,19 +14,21 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from vit_jax import plots
-from vit_jax.evals.base import DataInfo, Report
+from vit_jax.data.classes import mismatch
+from vit_jax.evals.base import EvalContext, Evaluator, Report
 from vit_jax.evals.calibration import Reliability, reliability
 from vit_jax.evals.gather import concatenate, gather, replicated_like
-from vit_jax.losses import CROSS_ENTROPIES, PROBABILITIES, OutputActivation
+from vit_jax.losses import CROSS_ENTROPIES, PROBABILITIES
+from vit_jax.models import ImageModel
 from vit_jax.objectives.base import Apply
-from vit_jax.types import Array, Batch, Params, UserError
+from vit_jax.types import Array, Batch, OutputActivation, Params, UserError
 
 MAX_CONFUSION_CLASSES = 4096
 """With more classes the dense confusion matrix (128 MiB here) is left out of the report."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Classify:
+class Classify(Evaluator):
     """Scores every image once.
 
     One jitted function runs the model and reduces its logits to five numbers an example; sums are made on the host in
@@ -39,26 +41,28 @@ class Classify:
     bins: int = 15
     metrics: ClassVar[tuple[str, ...]] = ("accuracy", "top5", "mean_class_accuracy", "loss", "ece", "examples")
 
-    def __call__(
-        self, apply: Apply, params: Params, batches: Iterable[Batch], info: DataInfo, objective: Any
-    ) -> ClassificationReport:
-        """As :class:`~vit_jax.evals.base.Evaluator`; reads ``image``, ``label`` int32[B] and ``mask`` bool[B].
+    def __call__(self, context: EvalContext) -> ClassificationReport:
+        """Reads ``image``, ``label`` int32[B] and ``mask`` bool[B] of each batch.
 
         Raises:
-          UserError: no batch holds a valid example; ``objective`` has no ``output_activation``.
+          UserError: no batch holds a valid example; the model is none of classes, or of others than the data's.
         """
-        output_activation = getattr(objective, "output_activation", None)
-        if output_activation is None:
+        activation, classes = context.objective.output_activation, context.info.num_classes
+        if activation is None or not isinstance(context.model, ImageModel):
+            model, objective = type(context.model).__name__, type(context.objective).__name__
             raise UserError(
-                f"the evaluator 'classify' needs an objective with an output_activation; {objective!r} has none."
+                f"the evaluator 'classify' scores classifiers, and {model} trained with {objective} is none; leave it "
+                "out, or take another evaluator such as 'linear_probe' or 'zero_shot'."
             )
+        if differs := mismatch(context.class_names, context.info.class_names):
+            raise UserError(f"the model {differs}; give 'classify' data with the classes of training, in that order.")
 
         def run(batch: Batch) -> dict[str, jax.Array]:
-            score = _scorer(apply, output_activation, info.num_classes, replicated_like(batch["image"]))
-            return score(params, batch["image"], batch["label"], batch["mask"])
+            score = context.program(_scorer, activation, classes, replicated_like(batch["image"]))
+            return score(context.params, batch["image"], batch["label"], batch["mask"])
 
-        whole = concatenate(found for _, found in gather(run, batches))
-        return summarise(whole, info.num_classes, output_activation, bins=self.bins)
+        whole = concatenate(found for _, found in gather(run, context.batches()))
+        return summarise(whole, classes, activation, bins=self.bins)
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -88,7 +92,6 @@ def scores(logits: Array, labels: Array, output_activation: OutputActivation) ->
     }
 
 
-@functools.lru_cache(maxsize=4)
 def _scorer(
     apply: Apply, output_activation: OutputActivation, num_classes: int, replicated: NamedSharding | None
 ) -> Any:

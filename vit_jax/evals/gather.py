@@ -67,7 +67,6 @@ def encoder_of(info: DataInfo, who: str) -> Any:
     Raises:
       UserError: the run has no texts.
     """
-    encoder = getattr(info, "encoder", None)
-    if encoder is None:
+    if (encoder := info.encoder) is None:
         raise UserError(f"the evaluator {who!r} needs a model of images and texts; set data.text, or leave it out.")
     return encoder

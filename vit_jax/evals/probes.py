@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -13,7 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from vit_jax.evals import linear
-from vit_jax.evals.base import DataInfo, Report
+from vit_jax.evals.base import EvalContext, Evaluator, Report, Split
 from vit_jax.evals.classify import scores, summarise
 from vit_jax.evals.gather import concatenate, gather, replicated_like
 from vit_jax.evals.ranking import CHUNK, similarities
@@ -68,7 +66,7 @@ def _unit(x: np.ndarray) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class Probe:
+class Probe(Evaluator):
     """What the probes share; a subclass gives its name and :meth:`predict`.
 
     Attributes:
@@ -76,55 +74,42 @@ class Probe:
       shots: fit to so many examples of each class; None takes all.
       seed: random seed of the choice of shots and of the examples held out.
       method: the model's method that gives the features: ``"features"`` (pooled, before any head or projection) or
-        ``"embed_image"``; None takes the first for an image model and the second for an image-text model.
+        ``"embed_image"`` (of an image-text model the embedding, of others those features).
     """
 
     data: str | None = None
     shots: int | None = None
     seed: int = 0
-    method: Method | None = None
-    name: ClassVar[str]
-    metrics: ClassVar[tuple[str, ...]]
-    needs_train_data: ClassVar[bool] = True
-    """The caller must pass ``train_batches``, the batches that the probe is fitted to."""
+    method: Method = "embed_image"
+    kind: ClassVar[str]
+    """First part of the names of its metrics."""
+    splits: ClassVar[tuple[Split, ...]] = ("train", "val")
 
     def __post_init__(self) -> None:
         if self.shots is not None and self.shots < 1:
             raise UserError(f"shots={self.shots} leaves nothing to fit to; the least is 1.")
 
-    def __call__(
-        self, apply: Apply, params: Params, batches: Iterable[Batch], info: DataInfo, objective: Any,
-        *, train_batches: Iterable[Batch] = (),
-    ) -> Report:  # fmt: skip
-        """As :class:`~vit_jax.evals.base.Evaluator`; reads ``image``, ``label`` and ``mask``.
-
-        Args:
-          apply: an image model or an image-text model; it is not changed.
-          params: its parameters.
-          batches: of the validation part, which is scored.
-          info: of that data.
-          objective: not used.
-          train_batches: batches of the training part, prepared as for evaluation, each example once.
+    def __call__(self, context: EvalContext) -> Report:
+        """Reads ``image``, ``label`` and ``mask``.
 
         Raises:
           UserError: the data has no classes; too few examples for ``shots``; nothing to fit to or to evaluate.
         """
-        del objective
-        if info.num_classes < 2:
+        classes = context.info.num_classes
+        if classes < 2:
             raise UserError(
-                f"the evaluator {self.name!r} needs data with classes; set its field data, or leave it out."
+                f"the evaluator {self.kind!r} needs data with classes; set its field data, or leave it out."
             )
-        method: Method = self.method or ("embed_image" if "image_tower" in params else "features")
 
         def run(batch: Batch) -> dict[str, jax.Array]:
-            extract = _extractor(apply, method, replicated_like(batch["image"]))
-            return extract(params, batch["image"], batch["label"], batch["mask"])
+            extract = context.program(_extractor, self.method, replicated_like(batch["image"]))
+            return extract(context.params, batch["image"], batch["label"], batch["mask"])
 
-        train = concatenate((found for _, found in gather(run, train_batches)), "fit to")
-        held = concatenate(found for _, found in gather(run, batches))
+        train = concatenate((found for _, found in gather(run, context.batches("train"))), "fit to")
+        held = concatenate(found for _, found in gather(run, context.batches()))
         chosen = slice(None) if self.shots is None else linear.few_shot(train["label"], self.shots, self.seed)
         fitted = train["features"][chosen], train["label"][chosen]
-        return self.fit_and_score(*fitted, held["features"], held["label"], info.num_classes)
+        return self.fit_and_score(*fitted, held["features"], held["label"], classes)
 
     def fit_and_score(
         self, train_features: np.ndarray, train_labels: np.ndarray, features: np.ndarray, labels: np.ndarray,
@@ -149,8 +134,8 @@ class Probe:
         examples = scores(np.where(whole, found, np.nan).astype(np.float32), labels.astype(np.int32), "softmax")
         table = summarise(jax.device_get(examples), num_classes, "softmax")
         metrics = {k: v for k, v in table.metrics.items() if k not in ("loss", "ece")} | extra
-        arrays = {f"{self.name}/{k}": v for k, v in table.arrays.items() if not k.startswith("bin_")}
-        return Report({f"{self.name}/{k}": v for k, v in metrics.items()}, arrays)
+        arrays = {f"{self.kind}/{k}": v for k, v in table.arrays.items() if not k.startswith("bin_")}
+        return Report({f"{self.kind}/{k}": v for k, v in metrics.items()}, arrays)
 
     def predict(
         self, train_features: np.ndarray, train_labels: np.ndarray, features: np.ndarray, num_classes: int
@@ -159,13 +144,12 @@ class Probe:
         raise NotImplementedError
 
 
-@functools.lru_cache(maxsize=4)
 def _extractor(apply: Apply, method: Method, replicated: NamedSharding | None) -> Any:
     """Jitted (params, image, label, mask) -> features float32[B, D], label, mask, on every host in full."""
 
     def run(params: Params, image: jax.Array, label: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
         found = apply(params, image, train=False, method=method)
-        features = found.pooled if method == "features" else found
+        features = found if method == "embed_image" else found.pooled
         return {"features": features.astype(jnp.float32), "label": label, "mask": mask}
 
     return jax.jit(run, out_shardings=replicated)
@@ -181,7 +165,7 @@ class LinearProbe(Probe):
     """
 
     head: Literal["logistic", "ridge"] = "logistic"
-    name: ClassVar[str] = "linear_probe"
+    kind: ClassVar[str] = "linear_probe"
     metrics: ClassVar[tuple[str, ...]] = (
         "linear_probe/accuracy", "linear_probe/top5", "linear_probe/mean_class_accuracy", "linear_probe/examples",
         "linear_probe/l2",
@@ -207,7 +191,7 @@ class KNN(Probe):
 
     k: int = 20
     temperature: float = 0.07
-    name: ClassVar[str] = "knn"
+    kind: ClassVar[str] = "knn"
     metrics: ClassVar[tuple[str, ...]] = ("knn/accuracy", "knn/top5", "knn/mean_class_accuracy", "knn/examples")
 
     def __post_init__(self) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import pathlib
-from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import jax
@@ -13,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from vit_jax.evals.base import DataInfo, Report
+from vit_jax.evals.base import EvalContext, Evaluator, Report
 from vit_jax.evals.contact_sheet import ContactSheet
 from vit_jax.evals.gather import concatenate, encoder_of, gather, replicated_like
 from vit_jax.evals.ranking import rank
@@ -24,7 +22,7 @@ AT = (1, 5, 10)
 
 
 @dataclasses.dataclass(frozen=True)
-class Retrieval:
+class Retrieval(Evaluator):
     """Embeds every image and every caption once and ranks each against all of the others.
 
     An image finds its text if ANY of its captions is among the first k; a caption, if its one image is. Ties count as
@@ -48,26 +46,21 @@ class Retrieval:
         if self.captions is not None and self.captions < 1:
             raise UserError(f"captions={self.captions} leaves nothing to find; the least is 1.")
 
-    def __call__(
-        self, apply: Apply, params: Params, batches: Iterable[Batch], info: DataInfo, objective: Any
-    ) -> RetrievalReport:
-        """As :class:`~vit_jax.evals.base.Evaluator`.
-
-        Reads ``image``, ``text`` int32[B,K,L], ``captions`` int32[B], ``mask`` bool[B] and ``index``.
+    def __call__(self, context: EvalContext) -> RetrievalReport:
+        """Reads ``image``, ``text`` int32[B,K,L], ``captions`` int32[B], ``mask`` bool[B] and ``index``.
 
         Raises:
           UserError: the data has no captions; the run has no texts; nothing to evaluate.
         """
-        del objective
-        encoder, sheet, parts = encoder_of(info, "retrieval"), None, []
+        encoder, sheet, parts = encoder_of(context.info, "retrieval"), None, []
 
         def run(batch: Batch) -> dict[str, jax.Array]:
             if "text" not in batch:
                 raise UserError("the evaluator 'retrieval' needs captions; its data has images alone.")
-            embed = _embedder(apply, self.captions, replicated_like(batch["image"]))
-            return embed(params, *(batch[k] for k in ("image", "text", "captions", "mask", "index")))
+            embed = context.program(_embedder, self.captions, replicated_like(batch["image"]))
+            return embed(context.params, *(batch[k] for k in ("image", "text", "captions", "mask", "index")))
 
-        for batch, found in gather(run, batches):
+        for batch, found in gather(run, context.batches()):
             sheet = sheet or ContactSheet.start(batch, found, encoder)
             if sheet:
                 sheet.update(batch, found)
@@ -80,7 +73,6 @@ class Retrieval:
         return dataclasses.replace(report, sheet=sheet.ranked(whole["image"], whole["index"]))
 
 
-@functools.lru_cache(maxsize=4)
 def _embedder(apply: Apply, most: int | None, replicated: NamedSharding | None) -> Any:
     """Jitted (params, image, text, captions, mask, index) -> embeddings, on every host in full."""
 

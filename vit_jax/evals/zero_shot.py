@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from vit_jax import plots, sharding
 from vit_jax.data.prompts import ensemble, read_class_names, read_templates
-from vit_jax.evals.base import DataInfo, Report
+from vit_jax.evals.base import DataInfo, EvalContext, Evaluator, Report
 from vit_jax.evals.classify import ClassificationReport, scores, summarise
 from vit_jax.evals.gather import concatenate, encoder_of, gather, replicated_like
 from vit_jax.objectives.base import Apply
@@ -29,7 +29,7 @@ Embed = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class ZeroShot:
+class ZeroShot(Evaluator):
     """Classifies images by the class whose prompts they are nearest to.
 
     The embedding of a class is the mean of the unit embeddings of its prompts, of unit length again. Of equal classes
@@ -49,34 +49,24 @@ class ZeroShot:
         "zero_shot/accuracy", "zero_shot/top5", "zero_shot/mean_class_accuracy", "zero_shot/examples",
     )  # fmt: skip
 
-    def __call__(
-        self, apply: Apply, params: Params, batches: Iterable[Batch], info: DataInfo, objective: Any
-    ) -> ZeroShotReport:
-        """As :class:`~vit_jax.evals.base.Evaluator`; reads ``image``, ``label`` and ``mask``.
-
-        Args:
-          apply: an image-text model.
-          params: its parameters.
-          batches: of the data that is classified.
-          info: of THAT data, with the run's encoder; ``class_names`` are in the order of the labels.
-          objective: not used.
+    def __call__(self, context: EvalContext) -> ZeroShotReport:
+        """Reads ``image``, ``label`` and ``mask``; the model is one of images and texts.
 
         Raises:
           UserError: no class names, not as many as the data has classes, no encoder, or nothing to evaluate.
         """
-        del objective
-        encoder, names = encoder_of(info, "zero_shot"), self.class_names(info)
+        encoder, names = encoder_of(context.info, "zero_shot"), self.class_names(context.info)
         tokens, truncated = _tokens(encoder, names, read_templates(self.templates))
         classifier = np.zeros(0, np.float32)
 
         def run(batch: Batch) -> dict[str, jax.Array]:
             nonlocal classifier
             if not classifier.size:  # the first batch says where texts belong
-                classifier = text_classifier(*_embedder(apply, params, batch["image"]), tokens)
-            score = _scorer(apply, replicated_like(batch["image"]))
-            return score(params, classifier, batch["image"], batch["label"], batch["mask"])
+                classifier = text_classifier(*_embedder(context, batch["image"]), tokens)
+            score = context.program(_scorer, replicated_like(batch["image"]))
+            return score(context.params, classifier, batch["image"], batch["label"], batch["mask"])
 
-        whole = concatenate(found for _, found in gather(run, batches))
+        whole = concatenate(found for _, found in gather(run, context.batches()))
         table = summarise(whole, len(names), "softmax")
         metrics = {f"zero_shot/{k}": v for k, v in table.metrics.items() if k not in ("loss", "ece")}
         metrics |= {"zero_shot/truncated_prompts": float(truncated)} if truncated else {}
@@ -132,21 +122,22 @@ def _tokens(encoder: Any, names: tuple[str, ...], templates: tuple[str, ...]) ->
     return encoder(prompts).reshape(len(names), len(templates), -1), encoder.truncated(prompts)
 
 
-def _embedder(apply: Apply, params: Params, image: Array) -> tuple[Embed, int]:
+def _embedder(context: EvalContext, image: Array) -> tuple[Embed, int]:
     """What embeds a batch of texts, spread over the devices as the batch ``image`` is, and the rows of such a batch."""
     layout = replicated_like(image)
-    run = _text_embedder(apply, layout)
+    run = context.program(_text_embedder, layout)
 
     def embed(tokens: np.ndarray) -> np.ndarray:
         if layout is not None:
             spread = NamedSharding(layout.mesh, PartitionSpec(sharding.BATCH))
-            return np.asarray(run(params, jax.make_array_from_callback(tokens.shape, spread, tokens.__getitem__)))
-        return np.asarray(run(params, tokens))
+            return np.asarray(
+                run(context.params, jax.make_array_from_callback(tokens.shape, spread, tokens.__getitem__))
+            )
+        return np.asarray(run(context.params, tokens))
 
     return embed, len(image) * max(1, PROMPTS_AT_ONCE // len(image))
 
 
-@functools.lru_cache(maxsize=4)
 def _text_embedder(apply: Apply, replicated: NamedSharding | None) -> Any:
     """Jitted (params, tokens) -> embeddings, on every host in full."""
 
@@ -156,7 +147,6 @@ def _text_embedder(apply: Apply, replicated: NamedSharding | None) -> Any:
     return jax.jit(run, out_shardings=replicated)
 
 
-@functools.lru_cache(maxsize=4)
 def _scorer(apply: Apply, replicated: NamedSharding | None) -> Any:
     """Jitted (params, classifier, image, label, mask) -> scores and mask, on every host in full."""
 

@@ -47,11 +47,11 @@ class Exported:
 
 def describe(predictor: Predictor) -> dict[str, Any]:
     """Plain data that a program travels with: class names, input, output, where it comes from."""
-    side = predictor.config.data.canvas
+    side = predictor.pretrained.preprocess.host_canvas
     image = jax.ShapeDtypeStruct((1, side, side, 3), "uint8")
     width = jax.eval_shape(predictor.forward, predictor.params, image).shape[1]
     meaning = {"softmax": "softmax over class_names", "sigmoid": "sigmoid of each of class_names"}
-    output = {"name": "probabilities", "meaning": meaning[predictor.config.objective.output_activation]}
+    output = {"name": "probabilities", "meaning": meaning[predictor.pretrained.output_activation]}
     if not predictor.model.num_classes:
         output = {"name": "features", "meaning": "pooled features of a model without a head"}
     square = f"RGB, the short side resized to {side} (antialiased bicubic), the central square; all else is inside"
@@ -100,12 +100,12 @@ def compare(run: Callable[[np.ndarray], np.ndarray], predictor: Predictor, notes
     Raises:
       UserError: it is more than rounding (or, with ``notes``, what they tell) explains.
     """
-    side, model = predictor.config.data.canvas, predictor.model
+    side, model = predictor.pretrained.preprocess.host_canvas, predictor.model
     coarse = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
     images = coarse.repeat(-(-side // 8), 1).repeat(-(-side // 8), 2)[:, :side, :side]
     theirs, ours = run(images), predictor.probabilities(images)
     difference = float(np.max(np.abs(theirs - ours)) / max(1, np.max(np.abs(ours))))
-    allowed = TOLERANCE[getattr(model, "dtype", "float32")]
+    allowed = TOLERANCE[model.dtype]
     if not difference <= (max(allowed, KNOWN) if notes else allowed):  # NaN is refused
         why = "; ".join(notes) or "rounding does not explain it, which is a fault of ours or of a package"
         raise UserError(f"nothing was written: the program differs from the checkpoint by {difference:.2g} ({why}).")

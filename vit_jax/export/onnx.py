@@ -17,7 +17,7 @@ from vit_jax.convert.peer import packages
 from vit_jax.convert.pretrained import Preprocess
 from vit_jax.convert.timm import image
 from vit_jax.convert.write import save
-from vit_jax.export import base, weights
+from vit_jax.export import base
 from vit_jax.predict import Predictor
 
 FILE = "model.onnx"
@@ -41,7 +41,7 @@ def write(predictor: Predictor, out: pathlib.Path) -> base.Exported:
     about = base.describe(predictor)
     about["usage"] = base.script("onnxruntime", about, usage)
     model: Any = predictor.model
-    exact = dataclasses.replace(predictor, model=model.clone(dtype="float32"))
+    exact = Predictor(dataclasses.replace(predictor.pretrained, model=model.clone(dtype="float32")))
     with base.new_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
         twin, notes = timm_twin(exact, pathlib.Path(scratch))
         program = _program(_classifier(exact, twin), about)
@@ -68,7 +68,7 @@ def timm_twin(predictor: Predictor, scratch: pathlib.Path) -> tuple[Any, list[st
     Raises:
       UserError: timm has no such model.
     """
-    model = weights.pretrained(predictor)
+    model = predictor.pretrained.stored()
     bare = dataclasses.replace(model, output_activation="softmax", preprocess=Preprocess(model.preprocess.size))
     notes = save(bare, scratch / "twin", "timm")  # need not tell preprocessing and activation, which follow
     return image.build_peer(scratch / "twin" / "model.safetensors"), notes
@@ -78,12 +78,13 @@ def _classifier(predictor: Predictor, twin: Any) -> Any:
     """``twin`` with preprocessing and output activation, a module uint8[B,S,S,3] -> float32[B,C]."""
     import torch
 
-    augment, canvas = predictor.config.augment, predictor.config.data.canvas
-    start, _, stop, _ = center_box(canvas, augment.crop)
-    matrix = np.asarray(resize_matrix(start, stop, canvas, augment.size, augment.interpolation))
-    mean, std = (np.array(v, np.float32).reshape(3, 1, 1) for v in (augment.norm.mean, augment.norm.std))
+    preprocess = predictor.pretrained.preprocess
+    canvas = preprocess.host_canvas
+    start, _, stop, _ = center_box(canvas, preprocess.crop)
+    matrix = np.asarray(resize_matrix(start, stop, canvas, preprocess.size, preprocess.interpolation))
+    mean, std = (np.array(v, np.float32).reshape(3, 1, 1) for v in (preprocess.mean, preprocess.std))
     activations = {"softmax": lambda x: torch.softmax(x, -1), "sigmoid": torch.sigmoid}
-    name = predictor.config.objective.output_activation if predictor.model.num_classes else None
+    name = predictor.pretrained.output_activation if predictor.model.num_classes else None
     activation = lookup(activations, name, "output_activation") if name else lambda x: x
 
     class Classifier(torch.nn.Module):
@@ -96,7 +97,7 @@ def _classifier(predictor: Predictor, twin: Any) -> Any:
         def forward(self, images: Any) -> Any:
             x = images.permute(0, 3, 1, 2).to(torch.float32) * (1 / 255)
             x = self.matrix @ x @ self.matrix.T
-            x = x.clamp(0, 1) if augment.interpolation == "bicubic" else x
+            x = x.clamp(0, 1) if preprocess.interpolation == "bicubic" else x
             return activation(self.model(x * self.scale + self.offset))
 
     return Classifier().eval()

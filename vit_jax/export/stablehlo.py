@@ -35,7 +35,7 @@ def program(predictor: Predictor) -> jax.export.Exported:
             f"the parameters take {size / 2**30:.1f} GiB and a program holds less than 2 GiB;"
             " export the weights alone with --to safetensors."
         )
-    side = predictor.config.data.canvas
+    side = predictor.pretrained.preprocess.host_canvas
     images = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("batch"), side, side, 3), jnp.uint8)
 
     def forward(images: jax.Array) -> jax.Array:

@@ -4,23 +4,9 @@ from __future__ import annotations
 
 import pathlib
 
-from vit_jax.convert.pretrained import Preprocess, Stored, leaves
 from vit_jax.convert.write import save
 from vit_jax.export import base
 from vit_jax.predict import Predictor
-
-
-def pretrained(predictor: Predictor) -> Stored:
-    """The model of ``predictor`` as `vit_jax.convert` knows it."""
-    config = predictor.config
-    return Stored(
-        predictor.model,
-        leaves(predictor.params),
-        Preprocess.of(config.augment, config.data.canvas),
-        predictor.class_names,
-        config.objective.output_activation,
-        source=str(predictor.source.get("checkpoint", "")),
-    )
 
 
 def write(predictor: Predictor, out: pathlib.Path) -> base.Exported:
@@ -29,12 +15,10 @@ def write(predictor: Predictor, out: pathlib.Path) -> base.Exported:
     Raises:
       UserError: ``out`` exists or cannot be written; timm has no such model.
     """
-    notes = save(pretrained(predictor), base.destination(out), "timm")
-    about, size = base.describe(predictor), predictor.config.augment.size
+    notes = save(predictor.pretrained.stored(), base.destination(out), "timm")
+    about, size = base.describe(predictor), predictor.pretrained.preprocess.size
     _, width = about["output"]["shape"]
-    meaning = (
-        "features" if not predictor.model.num_classes else f"logits ({predictor.config.objective.output_activation})"
-    )
+    meaning = "features" if not predictor.model.num_classes else f"logits ({predictor.pretrained.output_activation})"
     signature = (
         f"images float32[batch, 3, {size}, {size}]: cropped, resized and normalised as config.json says",
         f"{meaning} float32[batch, {width}]",

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax import sharding
 from vit_jax.kernels.dispatch import Implementation
 
 
@@ -67,7 +68,7 @@ class Case:
 
     def here(self) -> list[str]:
         """Names of the implementations of this platform."""
-        platform = (None, jax.default_backend())
+        platform = (None, sharding.platform())
         return [name for name, one in self.implementations.items() if one.platform in platform]
 
 

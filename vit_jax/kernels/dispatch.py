@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from vit_jax import config
+from vit_jax import config, sharding
 from vit_jax.types import UserError
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,14 @@ def opt_in(slower_reason: Callable[..., str | None]) -> Callable[..., str | None
     )
 
 
+def other_gpu(capability: str) -> str | None:
+    """Why a kernel for GPUs of this compute capability stands back on another GPU, or None."""
+    if sharding.platform() != "gpu":
+        return None
+    found = getattr(jax.devices()[0], "compute_capability", capability)
+    return None if found == capability else f"this GPU has compute capability {found}, the kernel is for {capability}"
+
+
 def choose(op: str, table: Mapping[str, Implementation], name: str | None, *args: Any, **kwargs: Any) -> Any:
     """The ``run`` of the implementation ``name``, or of the first of this platform with neither reason against it.
 
@@ -56,7 +64,7 @@ def choose(op: str, table: Mapping[str, Implementation], name: str | None, *args
             raise UserError(f"{name!r} does not run this {op}: {reason}; choose another implementation or none.")
         return chosen.run
     against: list[str] = []
-    here = {k: c for k, c in table.items() if c.platform in (None, jax.default_backend())}
+    here = {k: c for k, c in table.items() if c.platform in (None, sharding.platform())}
     for key, candidate in here.items():
         reason = candidate.unsupported_reason(*args, **kwargs) or candidate.slower_reason(*args, **kwargs)
         if reason is None:

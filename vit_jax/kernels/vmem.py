@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import jax
 from jax.experimental.pallas import tpu as pltpu
+
+from vit_jax import sharding
 
 
 def budget() -> int:
     """Bytes of VMEM that a kernel may use: half, and 32 MiB when compiling for a TPU elsewhere (v5 has 64 or 128)."""
-    return pltpu.get_tpu_info().vmem_capacity_bytes // 2 if jax.default_backend() == "tpu" else 32 * 2**20
+    return pltpu.get_tpu_info().vmem_capacity_bytes // 2 if sharding.platform() == "tpu" else 32 * 2**20
 
 
 def tile(sizes: Sequence[int], rows: int, need: Callable[[int], int]) -> int:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import config
+from vit_jax import config, sharding
 from vit_jax.layers.linear import Linear, logical
 
 
@@ -38,7 +38,7 @@ def long_conv(x: jax.Array, forward: jax.Array, backward: jax.Array, *, implemen
     Raises:
       UsageError: an unknown implementation.
     """
-    usual = "fft" if jax.default_backend() == "cpu" else "monarch"
+    usual = "fft" if sharding.platform() == "cpu" else "monarch"
     run = config.lookup(IMPLEMENTATIONS, implementation or usual, "implementation of long_conv")
     wide = (a.astype(jnp.float32) for a in (x, forward, backward))
     return run(*wide).astype(x.dtype)

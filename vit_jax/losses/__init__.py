@@ -5,7 +5,6 @@ from vit_jax.losses.blockwise import Ring as Ring
 from vit_jax.losses.caption import caption_cross_entropy as caption_cross_entropy
 from vit_jax.losses.classification import CROSS_ENTROPIES as CROSS_ENTROPIES
 from vit_jax.losses.classification import PROBABILITIES as PROBABILITIES
-from vit_jax.losses.classification import OutputActivation as OutputActivation
 from vit_jax.losses.classification import sigmoid_cross_entropy as sigmoid_cross_entropy
 from vit_jax.losses.classification import smooth_targets as smooth_targets
 from vit_jax.losses.classification import softmax_cross_entropy as softmax_cross_entropy

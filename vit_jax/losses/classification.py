@@ -5,16 +5,11 @@ Both are computed in float32 whatever the logits' dtype and stay finite for logi
 
 from __future__ import annotations
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 
 from vit_jax import checks
 from vit_jax.types import Array
-
-OutputActivation = Literal["softmax", "sigmoid"]
-"""What turns logits into probabilities: one distribution over the classes, or one yes/no question per class."""
 
 
 def softmax_cross_entropy(logits: Array, labels: Array, *, label_smoothing: float = 0.0) -> jax.Array:

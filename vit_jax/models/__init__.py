@@ -8,7 +8,15 @@ from typing import Annotated, Any
 from vit_jax import config
 from vit_jax.config import Variant
 from vit_jax.models import coca, images, mixer, two_tower, vit
-from vit_jax.models.base import Features, ImageModel, cast_kernels, replace_in_towers
+from vit_jax.models.base import (
+    Features,
+    ImageModel,
+    ImageTextModel,
+    ModelFn,
+    Variables,
+    cast_kernels,
+    replace_in_towers,
+)
 from vit_jax.models.coca import CoCa
 from vit_jax.models.images import IMAGE_MODELS, IMAGES
 from vit_jax.models.mixer import Mixer
@@ -19,8 +27,9 @@ from vit_jax.models.two_tower import Embedded, TwoTower
 from vit_jax.models.vit import ViT
 
 __all__ = [
-    "ALIASES", "FAMILIES", "IMAGES", "MODELS", "NAMES", "CoCa", "Embedded", "Features", "ImageModel", "Mixer", "Model",
-    "MonarchMixer", "Role", "TextTransformer", "TwoTower", "ViT", "cast_kernels", "create", "mixer", "names",
+    "ALIASES", "FAMILIES", "IMAGES", "MODELS", "NAMES", "CoCa", "Embedded", "Features", "ImageModel", "ImageTextModel",
+    "Mixer", "Model", "ModelFn", "MonarchMixer", "Role", "TextTransformer", "TwoTower", "Variables", "ViT",
+    "cast_kernels", "create", "mixer", "names",
     "replace_in_towers", "vit",
 ]  # fmt: skip
 

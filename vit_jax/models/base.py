@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple, Self
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 
 from vit_jax.layers.linear import Linear
 from vit_jax.models.roles import Model, Role
-from vit_jax.types import Params
+from vit_jax.types import OutputActivation, Params
 
 
 class Features(NamedTuple):
@@ -48,7 +50,11 @@ class ImageModel(Model):
         """float32 ``[B, H, W, C]`` -> :class:`Features`."""
         return self._run(image, train)[0]
 
-    def image_encoder(self, params: Params) -> tuple[Self, Params]:
+    def embed_image(self, image: jax.Array, *, train: bool = False) -> jax.Array:
+        """float32 ``[B, H, W, C]`` -> float32 ``[B, D]``, which is the pooled features."""
+        return self.features(image, train=train).pooled
+
+    def image_encoder(self, params: Params) -> tuple[ImageModel, Params]:
         """The model of images alone in this one, and its parameters: here itself."""
         return self, params
 
@@ -70,6 +76,74 @@ class ImageModel(Model):
             name="head",
         )
         return found, head(found.pooled)
+
+
+class ImageTextModel(Model):
+    """Images and texts to one space; a subclass has the fields ``image_tower`` and ``text_tower``."""
+
+    def embed_image(self, image: jax.Array, *, train: bool = False) -> jax.Array:
+        """float32 ``[B, H, W, 3]`` -> float32 ``[B, E]`` of unit length."""
+        raise NotImplementedError
+
+    def image_encoder(self, params: Params) -> tuple[ImageModel, Params]:
+        """The image tower and its parameters."""
+        raise NotImplementedError
+
+    def embed_text(self, text: jax.Array, *, train: bool = False) -> jax.Array:
+        """int32 ``[B, L]`` -> float32 ``[B, E]`` of unit length."""
+        raise NotImplementedError
+
+    def scalars(self) -> tuple[jax.Array, jax.Array]:
+        """Inverse temperature and bias of the logits, float32 ``[]``."""
+        raise NotImplementedError
+
+    @property
+    def output_activation(self) -> OutputActivation:
+        """How the logits of weights become probabilities whose training is not known."""
+        raise NotImplementedError
+
+
+@flax.struct.dataclass
+class Variables:
+    """Parameters together with the model's other collections: what stands for ``params`` where a model has such.
+
+    Attributes:
+      params: the parameters.
+      others: collection -> its variables: batch statistics, calibrated ranges.
+    """
+
+    params: Params
+    others: Mapping[str, Any]
+
+
+TRANSIENT = ("intermediates", "features", "activity", "perturbations", "cache", "memory")
+"""Collections that record what one forward pass did; all others but the parameters are the model's and kept."""
+
+
+def split_variables(variables: Mapping[str, Any]) -> tuple[Params, dict[str, Any]]:
+    """What ``model.init`` returns, as the parameters and the other collections that the model keeps."""
+    kept = {k: v for k, v in variables.items() if k not in ("params", *TRANSIENT) and jax.tree.leaves(v)}
+    return variables["params"], kept
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ModelFn:
+    """A model as a function of its parameters.
+
+    Attributes:
+      model: unbound module.
+      variables: its other collections, where ``params`` does not bring them; training changes them.
+    """
+
+    model: nn.Module
+    variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __call__(self, params: Params | Variables, *inputs: Any, **options: Any) -> Any:
+        """``model.apply`` with these parameters and its own options ``train``, ``rngs``, ``method``, ``mutable``."""
+        others = self.variables
+        if isinstance(params, Variables):
+            params, others = params.params, params.others
+        return self.model.apply({"params": params, **others}, *inputs, **options)
 
 
 def replace_in_towers(model: nn.Module, **fields: Any) -> nn.Module:

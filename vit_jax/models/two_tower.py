@@ -12,11 +12,11 @@ import jax.numpy as jnp
 
 from vit_jax import config
 from vit_jax.layers.linear import Linear, logical
-from vit_jax.models.base import Features, ImageModel
+from vit_jax.models.base import Features, ImageModel, ImageTextModel
 from vit_jax.models.images import IMAGES
 from vit_jax.models.roles import Kind, Model, Part
 from vit_jax.models.text import TextTransformer
-from vit_jax.types import Params, UserError
+from vit_jax.types import OutputActivation, Params, UserError
 
 Head = Literal["none", "linear", "biased"]
 """The map from a tower's pooled features to the embedding: the features as they are, without or with a bias."""
@@ -46,7 +46,7 @@ class Embedded(NamedTuple):
     real: jax.Array | None = None
 
 
-class TwoTower(Model):
+class TwoTower(ImageTextModel):
     """CLIP (Radford et al. 2021, arXiv:2103.00020) and its relatives.
 
     Attributes:
@@ -136,6 +136,11 @@ class TwoTower(Model):
     def image_encoder(self, params: Params) -> tuple[ImageModel, Params]:
         """The image tower and its parameters."""
         return self.image_tower, params["image_tower"]
+
+    @property
+    def output_activation(self) -> OutputActivation:
+        """Sigmoid of each pair with a learned bias, as SigLIP has it; else softmax over the texts, as CLIP has it."""
+        return "softmax" if self.bias is None else "sigmoid"
 
     def inputs(self, size: int) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Shapes of one pair for images of ``size`` pixels: float32[1,S,S,3] and int32[1,L]."""

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax import checks, losses
-from vit_jax.losses import OutputActivation
 from vit_jax.metrics import Mean
+from vit_jax.models import ImageModel
 from vit_jax.objectives import activity
 from vit_jax.objectives.base import Apply, Metrics, PerExample, Rngs
-from vit_jax.types import Batch, Params, UserError
+from vit_jax.types import Batch, OutputActivation, Params, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Classify(PerExample):
 
     def fit_model(self, model: nn.Module, info: Any) -> nn.Module:
         """A head with one output per class of the data."""
-        if not hasattr(model, "num_classes"):
+        if not isinstance(model, ImageModel):
             raise UserError(
                 f"objective='classify' trains image models, and {type(model).__name__} embeds images and texts; take "
                 "objective='contrast' (or 'coca'), or a model such as vit_b16."

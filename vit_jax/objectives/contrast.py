@@ -14,7 +14,7 @@ from vit_jax.config import Choice
 from vit_jax.metrics import Mean
 from vit_jax.objectives.base import Metrics
 from vit_jax.objectives.pairs import CONTRASTIVE, LogitScaleBias, Pair, Pairs
-from vit_jax.types import Array
+from vit_jax.types import Array, OutputActivation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +29,11 @@ class Contrast(Pairs):
 
     loss: Annotated[losses.ContrastiveLoss, Choice(losses.CONTRASTIVE, losses.ContrastiveLoss)] = losses.Softmax()
     form: Annotated[losses.PairwiseBackend, Choice(losses.FORMS, losses.PairwiseBackend)] = losses.Dense()
+
+    @property
+    def output_activation(self) -> OutputActivation:  # type: ignore[override]
+        """How the logits of an image and several texts become probabilities: sigmoid of each, with SigLIP's loss."""
+        return "sigmoid" if isinstance(self.loss, losses.Sigmoid) else "softmax"
 
     @property
     def weights(self) -> Mapping[str, float]:

@@ -8,6 +8,7 @@ weights and from there to integers. Both stages are runs with this objective, th
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -16,11 +17,10 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
 from vit_jax import checks, losses
-from vit_jax.losses import OutputActivation
 from vit_jax.metrics import Mean
 from vit_jax.objectives.base import Apply, Metrics, PerExample, Rngs
 from vit_jax.objectives.classify import Classify
-from vit_jax.types import Array, Batch, Params, UserError
+from vit_jax.types import Array, Batch, OutputActivation, Params, UserError
 
 
 @jax.tree_util.register_dataclass
@@ -94,14 +94,18 @@ class Distill(PerExample):
         """
         return self.labels.fit_model(model, info)
 
-    def with_teacher(self, teacher: Teacher) -> BoundDistill:
-        """This objective with its teacher at hand, as a train step differentiates it."""
-        return BoundDistill(self, teacher)
+    def frozen_inputs(self, load: Callable[[Distill], Teacher]) -> Teacher:
+        """The teacher."""
+        return load(self)
+
+    def bind(self, frozen: Teacher, state: Any) -> BoundDistill:
+        """This objective with its teacher at hand."""
+        return BoundDistill(self, frozen)
 
     def per_example(
         self, apply: Apply, params: Params, batch: Batch, rngs: Rngs, *, train: bool
     ) -> tuple[jax.Array, Metrics]:
-        assert not train, "an objective with a teacher is trained as what with_teacher() returns"
+        assert not train, "an objective with a teacher is trained as what bind() returns"
         return self.labels.per_example(apply, params, batch, rngs, train=False)
 
 

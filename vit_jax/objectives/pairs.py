@@ -20,7 +20,8 @@ import jax.numpy as jnp
 
 from vit_jax import sharding
 from vit_jax.metrics import Mean
-from vit_jax.objectives.base import Apply, Metrics, Rngs, fold, split
+from vit_jax.models import ImageTextModel
+from vit_jax.objectives.base import Apply, Metrics, Objective, Recorder, Rngs, fold, split
 from vit_jax.types import Array, Batch, Params, UserError
 
 CONTRASTIVE = "contrastive"
@@ -41,7 +42,7 @@ class LogitScaleBias(NamedTuple):
     bias: jax.Array
 
 
-class Pairs(abc.ABC):
+class Pairs(Objective):
     """Objectives with a loss over all pairs of a batch, and perhaps further terms that are means over examples.
 
     Reads ``image``, ``text`` and ``mask`` of a batch, and of what the model returns the fields of
@@ -49,7 +50,6 @@ class Pairs(abc.ABC):
     """
 
     min_batch_size: ClassVar[int] = 2
-    """Smallest batch that holds two pairs to compare; checked before a run begins."""
 
     @property
     @abc.abstractmethod
@@ -66,7 +66,7 @@ class Pairs(abc.ABC):
 
     def fit_model(self, model: nn.Module, info: Any) -> nn.Module:
         """A text tower for the tokens of the data."""
-        if not hasattr(model, "text_tower"):
+        if not isinstance(model, ImageTextModel):
             raise UserError(
                 f"this objective trains an image tower with a text tower, and {type(model).__name__} has no text "
                 "tower; take a model such as clip_vit_b32, or objective='classify'."
@@ -95,20 +95,22 @@ class Pairs(abc.ABC):
             whole = jax.grad(lambda p: self._whole(apply, p, batch, fold(rngs, 0), True), has_aux=True)
             grads, metrics = whole(params)
         else:
-            slices, shared, counts = self._first_pass(apply, params, batch, rngs, micro)
+            slices, shared, counts, measured = self._first_pass(apply, params, batch, rngs, micro)
             top = jax.grad(self._contrastive, argnums=(0, 1), has_aux=True)
             d, (means, further) = top(jax.tree.map(_merge, slices), shared, batch["mask"])
             terms, grads = self._second_pass(apply, params, batch, rngs, micro, d, counts)
-            metrics = self._combine({**means, **terms}, further)[1]
+            metrics = self._combine({**means, **terms}, further)[1] | measured
         return (metrics["loss"].value(), metrics), grads
 
     def _whole(
         self, apply: Apply, params: Params, batch: Batch, rngs: Rngs | None, train: bool
     ) -> tuple[jax.Array, Metrics]:
         """Loss and metrics of a batch in one pass."""
-        out = _embed(apply, params, batch, rngs, train)
+        model = Recorder(apply)
+        out = _embed(model, params, batch, rngs, train)
         means, further = self._contrastive(*_pick(out), batch["mask"])[1]
-        return self._combine({**means, **self.terms(out, batch, train=train)}, further)
+        loss, metrics = self._combine({**means, **self.terms(out, batch, train=train)}, further)
+        return loss, metrics | (model.measured(_examples(batch)) if train else {})
 
     def _contrastive(
         self, pair: Pair, shared: LogitScaleBias, mask: Array
@@ -125,16 +127,17 @@ class Pairs(abc.ABC):
         return loss, {"loss": Mean(loss * examples, examples), **(means if len(means) > 1 else {}), **further}
 
     def _first_pass(self, apply: Apply, params: Params, batch: Batch, rngs: Rngs, micro: int) -> Any:
-        """Embeddings ``[micro, B / micro, E]``, what is shared, and the counts of the other terms."""
+        """Embeddings ``[micro, B / micro, E]``, what is shared, counts of the other terms, the model's variables."""
 
         def body(_: None, part: Any) -> tuple[None, Any]:
             i, rows = part
-            out = _embed(apply, params, rows, fold(rngs, i), True)
+            model = Recorder(apply)
+            out = _embed(model, params, rows, fold(rngs, i), True)
             counts = {k: m.count for k, m in self.terms(out, rows, train=True).items()}  # XLA drops their totals
-            return None, (*_pick(out), counts)
+            return None, (*_pick(out), counts, model.measured(_examples(rows)))
 
-        slices, shared, counts = jax.lax.scan(body, None, (jnp.arange(micro), split(batch, micro)))[1]
-        return slices, jax.tree.map(lambda x: x[0], shared), jax.tree.map(lambda x: jnp.sum(x, 0), counts)
+        slices, shared, *sums = jax.lax.scan(body, None, (jnp.arange(micro), split(batch, micro)))[1]
+        return slices, jax.tree.map(lambda x: x[0], shared), *jax.tree.map(lambda x: jnp.sum(x, 0), sums)
 
     def _second_pass(
         self,
@@ -149,7 +152,7 @@ class Pairs(abc.ABC):
         """The other terms, and the gradient of everything: ``d`` are the derivatives of the contrastive part."""
 
         def part_loss(params: Params, i: jax.Array, rows: Batch, d_pair: Mapping[str, jax.Array]) -> Any:
-            out = _embed(apply, params, rows, fold(rngs, i), True)
+            out = _embed(Recorder(apply), params, rows, fold(rngs, i), True)
             pair, shared = _pick(out)
             terms = self.terms(out, rows, train=True)
             once = jax.tree.map(lambda x: jnp.where(i == 0, x, jnp.zeros_like(x)), d[1])
@@ -169,6 +172,10 @@ def mean_of(values: jax.Array, weights: Array) -> Mean:
     """:meth:`Mean.of` for values of any shape, in their own type."""
     weights = jnp.asarray(weights).astype(values.dtype)
     return Mean(jnp.sum(jnp.where(weights == 0, 0.0, values) * weights), jnp.sum(weights))
+
+
+def _examples(batch: Batch) -> jax.Array:
+    return jnp.sum(jnp.asarray(batch["mask"]).astype(jnp.float32))
 
 
 def _check(batch: Batch) -> None:

@@ -55,9 +55,13 @@ class SharpnessAware(Protocol):
 
     Attributes:
       m: examples per group, None for the whole batch.
+      passes: gradients that a step costs, on average.
     """
 
-    m: int | None
+    @property
+    def m(self) -> int | None: ...
+    @property
+    def passes(self) -> float: ...
 
     def transform(self, relative_lr: RelativeLr) -> optax.GradientTransformationExtraArgs:
         """Clean gradient -> the direction that replaces it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any
+from typing import Annotated
 
 from vit_jax.augment import Augment
 from vit_jax.config import Choice, Duration
@@ -57,8 +57,8 @@ class TrainConfig:
     data: DataConfig
     augment: Augment
     optim: OptimConfig = OptimConfig()
-    objective: Annotated[Any, Choice(OBJECTIVES, Objective)] = ClassifyObjective()
-    evaluators: tuple[Annotated[Any, Choice(EVALUATORS, Evaluator)], ...] = (Classify(),)
+    objective: Annotated[Objective, Choice(OBJECTIVES, Objective)] = ClassifyObjective()
+    evaluators: tuple[Annotated[Evaluator, Choice(EVALUATORS, Evaluator)], ...] = (Classify(),)
     duration: Duration = Duration(10, "epochs")
     batch_size: int = 128
     eval_batch_size: int | None = None

@@ -100,7 +100,8 @@ def _train(
     setup: Setup, path: pathlib.Path, state: TrainState, about: Mapping[str, Any], hooks: Sequence[Hook]
 ) -> tuple[TrainState, Report | None]:
     c, first, total, report = setup.config, int(state.step), setup.total_steps, None
-    every = {name: max(1, setup.steps_of(getattr(c, f"{name}_every"))) for name in ("log", "eval", "checkpoint")}
+    lengths = {"log": c.log_every, "eval": c.eval_every, "checkpoint": c.checkpoint_every}
+    every = {name: max(1, setup.steps_of(length)) for name, length in lengths.items()}
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(MetricsWriter(path))
         if dropped := writer.truncate(first):
@@ -172,7 +173,7 @@ class Meter:
         """Optimizer steps a second at the devices' peak: found out at the first log, for a CPU by measuring."""
         device = self._setup.mesh.devices.flat[0]
         devices = 1 if device.platform == "cpu" else self._setup.mesh.size  # CPU devices share the cores
-        peak = devices * flops.peak(device, getattr(self._setup.model, "dtype", "float32"))
+        peak = devices * flops.peak(device, self._setup.model.dtype)
         return peak / self._setup.step_flops
 
     def restart(self) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -19,7 +19,9 @@ from vit_jax import sharding
 from vit_jax.config import Duration, suggest
 from vit_jax.data.loader import Batches, Reader, eval_batches, train_batches
 from vit_jax.data.sources import Source
-from vit_jax.evals import Report, combine
+from vit_jax.evals import EvalContext, Evaluator, Report, combine
+from vit_jax.evals.base import Split, Transform, prefixed
+from vit_jax.models import ModelFn, Variables
 from vit_jax.objectives import Apply
 from vit_jax.optim import build as build_optimizer
 from vit_jax.optim import masks, trainable
@@ -44,8 +46,8 @@ class Setup:
       model: unbound module, its head fitted to the data.
       apply: the model as a function of its parameters.
       total_steps: length of training.
-      init: ``init(params=None) -> TrainState``, sharded. What training takes and evaluation does not is found out here:
-        parameters that have a gradient, the objective's teacher.
+      init: ``init(params=None, variables=None) -> TrainState``, sharded. What training takes and evaluation does not is
+        found out here: parameters that have a gradient, the objective's teacher.
       shapes: of the state.
       shardings: of the state.
       step: the jitted train step, ``(state, batch) -> (state, metrics)``; found out as by ``init``.
@@ -53,6 +55,7 @@ class Setup:
       trained: paths of the parameters that are not frozen, in the order of ``metrics["finite"]``.
       prepare: jitted host batch -> evaluation batch.
       eval_sources: data of evaluators that bring their own: (path, "train" or "val") -> source.
+      programs: what evaluators have compiled, for the next evaluation.
     """
 
     config: TrainConfig
@@ -70,6 +73,7 @@ class Setup:
     trained: tuple[str, ...]
     prepare: Callable[[Batch], Batch]
     eval_sources: Mapping[tuple[str, str], Source]
+    programs: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
     def steps_of(self, duration: Duration) -> int:
         """``duration`` in steps of this run."""
@@ -85,7 +89,8 @@ class Setup:
     @property
     def step_flops(self) -> float:
         """Model FLOPs of one step: the backward pass costs twice the forward pass, SAM repeats both."""
-        passes = getattr(self.config.optim.sam, "passes", 1)
+        sam = self.config.optim.sam
+        passes = 1 if sam is None else sam.passes
         inputs = self.model.inputs(self.config.augment.size)
         return 3 * passes * flops.forward(self.model, inputs) * self.config.batch_size
 
@@ -102,38 +107,46 @@ class Setup:
             **_reading(c),
         )
 
-    def evaluate(self, params: Params, source: Source | None = None) -> Report:
+    def evaluate(self, params: Params | Variables, source: Source | None = None) -> Report:
         """All evaluators over ``source`` (by default the validation split), their metrics in one report."""
         return combine([self._report(evaluator, params, source) for evaluator in self.config.evaluators])
 
-    def _report(self, evaluator: Any, params: Params, source: Source | None) -> Report:
+    def _report(self, evaluator: Evaluator, params: Params | Variables, source: Source | None) -> Report:
         """What ``evaluator`` finds on its own data, or else on ``source`` or the validation split."""
         c, info = self.config, self.train.info
-        own = getattr(evaluator, "data", None)
+        sources: Mapping[str, Source] = {"train": self.train, "val": source or self.val}
+        if evaluator.data is not None:  # a benchmark of its own, described by its own classes
+            sources = {split: self.eval_sources[evaluator.data, split] for split in evaluator.splits}
+            info = dataclasses.replace(sources["val"].info, encoder=info.encoder)
+        opened: list[Batches] = []
         with contextlib.ExitStack() as stack:
             stack.enter_context(jax.set_mesh(self.mesh))
-            if own is None:
-                batches, device = self._prepared(source or self.val, stack)
-            else:  # a benchmark of its own, described by its own classes
-                info = dataclasses.replace(self.eval_sources[own, "val"].info, encoder=info.encoder)
-                batches, device = self._prepared(self.eval_sources[own, "val"], stack)
-            read, more = [batches], {}
-            if getattr(evaluator, "needs_train_data", False):
-                source = self.train if own is None else self.eval_sources[own, "train"]
-                fitted, more["train_batches"] = self._prepared(source, stack)
-                read.append(fitted)
-            report = evaluator(self.apply, params, device, info, c.objective, **more)
-            if skipped := sum(b.skipped for b in read):
-                report.metrics["unreadable"] = float(skipped)
-            return report
 
-    def _prepared(self, source: Source, stack: contextlib.ExitStack) -> tuple[Batches, Iterator[Batch]]:
-        """Every example of ``source`` once: the host's batches, and the same on the device, ready for the model."""
+            def read(split: Split, transform: Transform | None) -> Iterator[Batch]:
+                opened.append(stack.enter_context(contextlib.closing(self._eval_batches(sources[split]))))
+                for batch in opened[-1]:
+                    yield self._prepared(batch, transform)
+
+            names = self.train.info.class_names
+            context = EvalContext(self.model, self.apply, params, c.objective, info, names, read, self.programs)
+            report = evaluator(context)
+            if skipped := sum(b.skipped for b in opened):
+                report.metrics["unreadable"] = float(skipped)
+            return prefixed(report, evaluator.prefix)
+
+    def _eval_batches(self, source: Source) -> Batches:
+        """This host's batches of ``source``, every example once."""
         c = self.config
         size = _round_up(c.eval_batch_size or c.batch_size, self.mesh.shape["replica"] * self.mesh.shape["fsdp"])
-        batches = eval_batches(source, batch_size=size, canvas=c.data.canvas, **_reading(c))
-        stack.enter_context(contextlib.closing(batches))
-        return batches, (self.prepare(sharding.put(b, self.mesh)) for b in batches)
+        return eval_batches(source, batch_size=size, canvas=c.data.canvas, **_reading(c))
+
+    def _prepared(self, batch: Batch, transform: Transform | None) -> Batch:
+        """A host's batch on the devices, its canvas transformed, ready for the model."""
+        batch = sharding.put(batch, self.mesh)
+        if transform is not None:
+            run = self.programs.setdefault(transform, jax.jit(transform))
+            batch = {**batch, "image": run(batch["image"])}
+        return self.prepare(batch)
 
 
 def _steps(duration: Duration, batch_size: int, num_examples: int, total: int | None) -> int:
@@ -163,14 +176,14 @@ def build(config: TrainConfig, devices: Any = None) -> Setup:
     c = config
     mesh = make_mesh(c.mesh, devices)
     c.augment.check(c.data.canvas)
-    metrics = [f"val/{name}" for evaluator in c.evaluators for name in evaluator.metrics]
+    metrics = [f"val/{name}" for evaluator in c.evaluators for name in evaluator.reported]
     if twice := sorted({name for name in metrics if metrics.count(name) > 1}):
-        raise UsageError(f"two evaluators report {twice[0]}; leave one of them out.")
+        raise UsageError(f"two evaluators report {twice[0]}; give one of them a prefix, or leave it out.")
     if c.best not in metrics:
         raise UsageError(f"best={c.best!r} is no metric of the evaluators{suggest(c.best, metrics)}")
-    group = getattr(c.optim.sam, "m", None)
+    group = None if c.optim.sam is None else c.optim.sam.m
     check_batch(c.batch_size, c.accumulate, group, mesh)
-    least = getattr(c.objective, "min_batch_size", 1)
+    least = c.objective.min_batch_size
     if min(c.batch_size, group or c.batch_size) < least:
         what = "batch_size" if c.batch_size < least else "the SAM group size m"
         raise UserError(f"{what} is 1, and this objective compares pairs; set it to {least} or more.")
@@ -180,7 +193,7 @@ def build(config: TrainConfig, devices: Any = None) -> Setup:
         raise UserError(f"duration={str(c.duration)!r} is less than one step of {c.batch_size} examples.")
     model = c.objective.fit_model(c.model, train.info)
     inputs = model.inputs(c.augment.size)
-    apply = functools.partial(_apply, model)
+    apply = ModelFn(model)
     with jax.set_mesh(mesh):
         boxed = abstract_params(model, inputs)
     # outside of the mesh: its devices may be those of a topology that is not here
@@ -191,20 +204,21 @@ def build(config: TrainConfig, devices: Any = None) -> Setup:
         tx, schedule = build_optimizer(c.optim, nn.unbox(boxed), model.roles(nn.unbox(boxed)), total, steps_of)
     tx = optax.with_extra_args_support(tx)
     with jax.set_mesh(mesh):
-        make, shapes, shardings = make_init(model, inputs, tx, seed=c.seed, ema=c.ema is not None, mesh=mesh)
+        options: dict[str, Any] = {"seed": c.seed, "ema": c.ema is not None, "mesh": mesh}
+        make, shapes, shardings = make_init(model, inputs, tx, c.objective, **options)
 
     @functools.cache
     def frozen_inputs() -> Any:
         if untrainable:
             raise UserError(untrainable)
-        return teacher.load(c, model, train.info.class_names, mesh) if hasattr(c.objective, "teacher") else None
+        return c.objective.frozen_inputs(functools.partial(teacher.load, c, model, train.info.class_names, mesh))
 
-    def init(params: Params | None = None) -> TrainState:
+    def init(params: Params | None = None, variables: Any = None) -> TrainState:
         frozen_inputs()
-        return make(params)
+        return make(params, variables)
 
     step = make_train_step(
-        apply, c.objective, tx, augment=c.augment.train_fn(train.info.num_classes), schedule=schedule,
+        model, c.objective, tx, augment=c.augment.train_fn(train.info.num_classes), schedule=schedule,
         seed=c.seed, mesh=mesh, shardings=shardings, accumulate=c.accumulate, ema=c.ema, frozen_inputs=frozen_inputs,
     )  # fmt: skip
     learned = {} if untrainable else masks.keep(trainable(c.optim, shapes.params), masks.paths(shapes.params))
@@ -228,14 +242,8 @@ def untrainable_reason(shapes: Params) -> str | None:
 
 def _eval_sources(c: TrainConfig) -> dict[tuple[str, str], Source]:
     """The data of evaluators that bring their own: opened now, so that a wrong path is found before training."""
-    own = [e for e in c.evaluators if getattr(e, "data", None) is not None]
-    parts: list[tuple[str, Literal["train", "val"]]] = [(e.data, "val") for e in own]
-    parts += [(e.data, "train") for e in own if getattr(e, "needs_train_data", False)]
-    return {(path, part): c.data.open_other(path, part) for path, part in parts}
-
-
-def _apply(model: nn.Module, params: Params, *inputs: Any, **options: Any) -> Any:
-    return model.apply({"params": params}, *inputs, **options)
+    wanted = [(e.data, split) for e in c.evaluators if e.data is not None for split in e.splits]
+    return {(path, split): c.data.open_other(path, split) for path, split in wanted}
 
 
 def describe(setup: Setup) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,6 +15,8 @@ from vit_jax.compress.restructure import linear_maps, restructure, specs
 from vit_jax.convert import Stored
 from vit_jax.convert.read import load
 from vit_jax.data import text
+from vit_jax.data.classes import mismatch
+from vit_jax.models import Variables
 from vit_jax.train.adapt import adapt
 from vit_jax.train.setup import Setup
 from vit_jax.train.state import TrainState
@@ -27,13 +29,16 @@ log = logging.getLogger(__name__)
 def items(state: TrainState) -> dict[str, Any]:
     """A state as the items of a checkpoint."""
     out = {"params": state.params, "opt_state": flat({"step": state.step, "opt": state.opt_state})}
-    return out if state.ema is None else out | {"ema": state.ema}
+    optional = {"ema": state.ema, "variables": state.variables, "objective": flat(state.objective)}
+    return out | {name: tree for name, tree in optional.items() if tree}
 
 
 def from_items(found: Mapping[str, Any], like: TrainState) -> TrainState:
     """Inverse of :func:`items`."""
     rest = unflat(found["opt_state"], {"step": like.step, "opt": like.opt_state})
-    return TrainState(rest["step"], found["params"], rest["opt"], found.get("ema"))
+    carried = unflat(found.get("objective", {}), like.objective)
+    variables = found.get("variables", {})
+    return TrainState(rest["step"], found["params"], rest["opt"], found.get("ema"), variables, carried)
 
 
 def start(setup: Setup, workdir: pathlib.Path) -> tuple[TrainState, str]:
@@ -43,7 +48,7 @@ def start(setup: Setup, workdir: pathlib.Path) -> tuple[TrainState, str]:
       UserError: checkpoints exist and none can be read; ``init`` does not fit the model.
     """
     c = setup.config
-    like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), setup.shapes, setup.shardings)
+    like = _placed(setup.shapes, setup.shardings)
     if found := checkpoint.restore(workdir, items(like)):
         _check_tokenizer(setup, workdir / checkpoint.FOLDER / str(found[0]))
         return from_items(found[1], like), f"resumed at step {found[0]}"
@@ -160,27 +165,23 @@ def meta(setup: Setup, raw: Mapping[str, Any], provenance: Mapping[str, Any]) ->
     return about if info.encoder is None else about | {"tokenizer": text.to_meta(info.encoder)}
 
 
-def eval_params(setup: Setup, path: str | pathlib.Path) -> tuple[Params, pathlib.Path]:
+def eval_params(setup: Setup, path: str | pathlib.Path) -> tuple[Params | Variables, pathlib.Path]:
     """Parameters to evaluate with, laid out over the mesh, and the checkpoint they came from.
 
     Raises:
       UserError: no readable checkpoint of this model at ``path``, or one of other classes.
     """
-    like = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), setup.shapes.params, setup.shardings.params
-    )
-    params, about, folder = checkpoint.load_params(path, like)
+    shapes, shardings = setup.shapes, setup.shardings
+    params, about, folder = checkpoint.load_params(path, _placed(shapes.params, shardings.params))
     text.check_same(text.from_meta(about.get("tokenizer")), setup.train.info.encoder, str(folder))
-    stored, given = about["class_names"], list(setup.train.info.class_names)
-    numbered = stored == [str(i) for i in range(len(stored))]
-    if stored != given and not numbered:
-        new = [name for name, other in zip(stored, given, strict=False) if name != other]
-        raise UserError(
-            f"{folder} has the classes {_some(stored)}, the data {_some(given)}"
-            f"{f' (first difference: {new[0]})' if new else ''}; give data.path the classes of training, in that order."
-        )
-    return params, folder
+    if differs := mismatch(about["class_names"], setup.train.info.class_names):
+        raise UserError(f"{folder} {differs}; give data.path the classes of training, in that order.")
+    if not shapes.variables:
+        return params, folder
+    others = checkpoint.read_item(folder, "variables", _placed(shapes.variables, shardings.variables))
+    return Variables(params, others), folder
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names) if len(names) <= 6 else f"{', '.join(names[:3])}, ... ({len(names)})"
+def _placed(shapes: Any, shardings: Any) -> Any:
+    """How to lay out what is read."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -13,6 +15,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vit_jax import sharding
+from vit_jax.models import Variables
+from vit_jax.models.base import split_variables
+from vit_jax.objectives import Objective
 from vit_jax.train import rng
 from vit_jax.types import Array, Params
 
@@ -26,49 +31,60 @@ class TrainState:
       params: float32 parameters.
       opt_state: state of the optax transformation.
       ema: exponential moving average of ``params``, or None.
+      variables: the model's other collections, such as batch statistics; {} for most models.
+      objective: what the objective carries from step to step, a momentum teacher for instance; () for most.
     """
 
     step: Array
     params: Params
     opt_state: Any
     ema: Params | None
+    variables: Any = dataclasses.field(default_factory=dict)
+    objective: Any = ()
 
     @property
-    def eval_params(self) -> Params:
-        """The parameters to evaluate with: the average where there is one."""
-        return self.params if self.ema is None else self.ema
+    def eval_params(self) -> Params | Variables:
+        """What to evaluate with: the average where there is one, and the model's other variables where it has such."""
+        params = self.params if self.ema is None else self.ema
+        return Variables(params, self.variables) if self.variables else params
 
 
 def abstract_params(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
     """Shapes of ``model``'s parameters, their logical axis names boxed in; ``inputs`` are example inputs or shapes."""
-    return jax.eval_shape(lambda *x: model.init(jax.random.key(0), *x)["params"], *inputs)
+    return jax.eval_shape(lambda *x: split_variables(model.init(jax.random.key(0), *x))[0], *inputs)
 
 
 def make_init(
-    model: nn.Module, inputs: tuple[Any, ...], tx: optax.GradientTransformation, *, seed: int, ema: bool, mesh: Mesh
-) -> tuple[Any, TrainState, TrainState]:
+    model: nn.Module, inputs: tuple[Any, ...], tx: optax.GradientTransformation, objective: Objective, *,
+    seed: int, ema: bool, mesh: Mesh,
+) -> tuple[Callable[..., TrainState], TrainState, TrainState]:  # fmt: skip
     """How to create the state without ever holding it on one device.
 
     Args:
       model: unbound module.
       inputs: shapes of the model's inputs, batch 1.
       tx: optimizer.
+      objective: what is minimised, for what it carries from step to step.
       seed: of the ``"params"`` stream.
       ema: keep a moving average.
       mesh: device mesh.
 
     Returns:
-      ``init(params=None) -> TrainState`` (jitted, sharded; given parameters are used instead of fresh ones), the
-      state's shapes and its shardings.
+      ``init(params=None, variables=None) -> TrainState`` (jitted, sharded; what is given is used instead of fresh
+      values), the state's shapes and its shardings.
     """
 
-    def finish(params: Params) -> TrainState:
+    def finish(params: Params, variables: Any) -> TrainState:
         average = jax.tree.map(jnp.copy, params) if ema else None
-        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), average)
+        carried = objective.init_state(params)
+        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), average, variables, carried)
+
+    def draw() -> tuple[Params, Any]:
+        x = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), inputs)
+        return split_variables(nn.unbox(model.init(rng.stream(seed, "params"), *x)))
 
     def fresh() -> TrainState:
-        x = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), inputs)
-        return finish(nn.unbox(model.init(rng.stream(seed, "params"), *x)["params"]))
+        return finish(*draw())
 
     boxed = abstract_params(model, inputs)
     shapes = jax.eval_shape(fresh)
@@ -79,11 +95,15 @@ def make_init(
         params=params_shardings,
         opt_state=sharding.shardings_like(shapes.opt_state, shapes.params, params_shardings, mesh),
         ema=params_shardings if ema else None,
+        variables=jax.tree.map(lambda _: step, shapes.variables),
+        objective=sharding.shardings_like(shapes.objective, shapes.params, params_shardings, mesh),
     )
 
-    def init(params: Params | None = None) -> TrainState:
+    def init(params: Params | None = None, variables: Any = None) -> TrainState:
         if params is None:
             return jax.jit(fresh, out_shardings=shardings)()
-        return jax.jit(finish, out_shardings=shardings)(params)
+        if variables is None and shapes.variables:
+            variables = jax.jit(lambda: draw()[1], out_shardings=shardings.variables)()
+        return jax.jit(finish, out_shardings=shardings)(params, variables or {})
 
     return init, shapes, shardings

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -13,10 +14,13 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vit_jax import sharding
+from vit_jax.metrics import Mean
+from vit_jax.models import ModelFn
 from vit_jax.objectives import Apply, Metrics, Objective, base
+from vit_jax.objectives.base import VARIABLES
 from vit_jax.train import rng
 from vit_jax.train.state import TrainState
-from vit_jax.types import Batch, Params, UsageError
+from vit_jax.types import Batch, Params, PRNGKey, UsageError
 
 StepMetrics = dict[str, jax.Array]
 
@@ -111,8 +115,26 @@ def nothing() -> None:
     """No frozen inputs, as for most objectives."""
 
 
+def _views(augment: Callable[[Any, Batch], Batch], views: int, key: PRNGKey, batch: Batch) -> Batch:
+    """The augmented batch; with several views ``image`` is a tuple of them, and the rest is of the first."""
+    first: Any = augment(key, batch)
+    if views == 1:
+        return first
+    others = [augment(jax.random.fold_in(key, i), batch)["image"] for i in range(1, views)]
+    return {**first, "image": (first["image"], *others)}
+
+
+def _mean(measured: Mean | None, before: Any) -> Any:
+    """The model's variables after a step; as before where nothing was measured, or no example was valid."""
+    if measured is None:
+        return before
+    some = measured.count > 0
+    mean = lambda total, old: jnp.where(some, total / jnp.where(some, measured.count, 1), old).astype(old.dtype)  # noqa: E731
+    return jax.tree.map(mean, measured.total, before)
+
+
 def make_train_step(
-    apply: Apply,
+    model: nn.Module,
     objective: Objective,
     tx: optax.GradientTransformationExtraArgs,
     *,
@@ -128,7 +150,7 @@ def make_train_step(
     """One jitted ``step(state, batch) -> (state, metrics)``; the state is donated.
 
     Args:
-      apply: the model as a function of its parameters.
+      model: unbound module.
       objective: what is minimised.
       tx: called as ``tx.update(grads, opt_state, params, grad_fn=GradFn)``.
       augment: pure ``f(key, host batch) -> model batch``.
@@ -138,8 +160,8 @@ def make_train_step(
       shardings: of the state.
       accumulate: number of micro-batches, computed one after the other; the gradient is that of the whole batch.
       ema: decay of the parameters' moving average.
-      frozen_inputs: returns the teacher that ``objective.with_teacher`` takes, a pytree on the mesh, or None for none.
-        Its arrays are an argument of the compiled program: jit would write arrays of a closure into it, as text.
+      frozen_inputs: returns what ``objective.bind`` takes, a pytree on the mesh, or None for none: an argument of the
+        compiled program, as jit would write arrays of a closure into it, as text.
 
     Returns:
       The step. Its metrics are float32 scalars: ``loss``, ``lr``, ``grad_norm``, ``update_norm``, what the objective
@@ -147,26 +169,27 @@ def make_train_step(
     """
 
     def step(state: TrainState, batch: Batch, frozen: Any) -> tuple[TrainState, StepMetrics]:
-        bound: Objective = objective if frozen is None else objective.with_teacher(frozen)  # type: ignore[attr-defined]
-        batch = augment(rng.stream(seed, "augment", state.step), batch)
-        rngs = {"dropout": rng.stream(seed, "dropout", state.step)}
-        grad_fn = GradFn(bound, apply, batch, rngs, accumulate)
+        bound = objective.bind(frozen, state.objective)
+        batch = _views(augment, objective.views, rng.stream(seed, "augment", state.step), batch)
+        rngs = {name: rng.stream(seed, name, state.step) for name in objective.rng_streams}
+        grad_fn = GradFn(bound, ModelFn(model, state.variables), batch, rngs, accumulate)
         (loss, metrics), grads = grad_fn.value_and_grad(state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params, grad_fn=grad_fn)
         params = optax.apply_updates(state.params, updates)
         average = None if ema is None else jax.tree.map(lambda a, p: a + (1 - ema) * (p - a), state.ema, params)
-        values = {k: v.value() for k, v in metrics.items()} | {"loss": loss}
-        values["lr"] = jnp.asarray(schedule(state.step), jnp.float32)
-        values["update_norm"] = optax.tree.norm(updates)
-        values["grad_norm"] = optax.tree.get(opt_state, "grad_norm")
-        values["finite"] = optax.tree.get(opt_state, "grad_finite")
-        return TrainState(state.step + 1, params, opt_state, average), values
+        carried = objective.update_state(state.objective, params, metrics)
+        variables = _mean(metrics.pop(VARIABLES, None), state.variables)
+        values = {k: v.value() for k, v in metrics.items() if k not in objective.state_metrics}
+        values |= {
+            "loss": loss,
+            "lr": jnp.asarray(schedule(state.step), jnp.float32),
+            "update_norm": optax.tree.norm(updates),
+            "grad_norm": optax.tree.get(opt_state, "grad_norm"),
+            "finite": optax.tree.get(opt_state, "grad_finite"),
+        }
+        return TrainState(state.step + 1, params, opt_state, average, variables, carried), values
 
+    layouts = (shardings, sharding.data_sharding(mesh), None)  # frozen inputs keep theirs
     replicated = NamedSharding(mesh, P())
-    jitted = jax.jit(
-        step,
-        in_shardings=(shardings, sharding.data_sharding(mesh), None),  # frozen inputs keep their layout
-        out_shardings=(shardings, replicated),
-        donate_argnums=0,
-    )
+    jitted = jax.jit(step, in_shardings=layouts, out_shardings=(shardings, replicated), donate_argnums=0)
     return Step(jitted, frozen_inputs)

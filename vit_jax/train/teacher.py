@@ -11,7 +11,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vit_jax import models, sharding
+from vit_jax.augment import Norm
 from vit_jax.convert import Stored, read
+from vit_jax.data.classes import mismatch
+from vit_jax.models import ModelFn
 from vit_jax.objectives import Teacher
 from vit_jax.objectives.distill import Distill, with_blocks
 from vit_jax.train.adapt import adapt
@@ -22,8 +25,8 @@ from vit_jax.trees import flat
 from vit_jax.types import Params, UserError
 
 
-def load(config: TrainConfig, model: nn.Module, class_names: Sequence[str], mesh: Mesh) -> Teacher:
-    """The teacher that ``config.objective`` names.
+def load(config: TrainConfig, model: nn.Module, class_names: Sequence[str], mesh: Mesh, objective: Distill) -> Teacher:
+    """The teacher that ``objective`` names.
 
     It computes in its own type, from the run's images: positions are resized where the run's are of another size.
 
@@ -37,11 +40,11 @@ def load(config: TrainConfig, model: nn.Module, class_names: Sequence[str], mesh
       UserError: it cannot be loaded, is no classifier of these classes, takes images prepared otherwise, or its block
         outputs cannot be compared with the student's.
     """
-    objective, size = config.objective, config.augment.size
+    size = config.augment.size
     here = Mesh(np.asarray(jax.local_devices()[:1]), "x")  # to be read on, whatever mesh the caller computes on
     try:
         with jax.set_mesh(here), read.load(objective.teacher) as found:
-            _check(found, config, class_names)
+            _check(found, objective, config.augment.norm, class_names)
             theirs = found.model
             boxed = abstract_params(theirs, theirs.inputs(size))
             shapes = nn.unbox(boxed)
@@ -54,19 +57,15 @@ def load(config: TrainConfig, model: nn.Module, class_names: Sequence[str], mesh
         notes.append(f"it knows images of {found.preprocess.size} px and sees {size} px")
     say(f"the teacher is {found.source}: " + ("; ".join([*found.notes, *notes]) or "every parameter taken as it is"))
     placed = jax.tree.map(jax.device_put, params, sharding.param_shardings(boxed, mesh))
-    return Teacher(placed, _function(theirs))
+    return Teacher(placed, ModelFn(theirs))
 
 
-def _function(model: Any) -> Any:
-    return lambda params, *inputs, **options: model.apply({"params": params}, *inputs, **options)
-
-
-def _check(found: Stored, config: TrainConfig, class_names: Sequence[str]) -> None:
+def _check(found: Stored, objective: Distill, norm: Norm, class_names: Sequence[str]) -> None:
     if not isinstance(found.model, models.ImageModel):
         raise UserError(f"{found.source} is an image-text model; give a classifier.")
-    if config.objective.soft:
-        _check_classes(found, config.objective, list(class_names))
-    was, norm = found.preprocess, config.augment.norm
+    if objective.soft:
+        _check_classes(found, objective, list(class_names))
+    was = found.preprocess
     if not np.allclose(was.mean + was.std, norm.mean + norm.std, atol=1e-6):
         kept = was.augment()["norm"]
         kept = kept if isinstance(kept, str) else f"norm(mean={was.mean}, std={was.std})"
@@ -76,12 +75,9 @@ def _check(found: Stored, config: TrainConfig, class_names: Sequence[str]) -> No
 
 
 def _check_classes(found: Stored, objective: Distill, here: list[str]) -> None:
-    stored = list(found.class_names)
-    if stored != here and stored != [str(i) for i in range(len(here))]:
-        new = [name for name, other in zip(stored, here, strict=False) if name != other]
+    if differs := mismatch(found.class_names, here):
         raise UserError(
-            f"{found.source} has the classes {_some(stored)}, the data {_some(here)}"
-            f"{f' (first difference: {new[0]})' if new else ''}; give a teacher of the data's classes, in that order, "
+            f"{found.source} {differs}; give a teacher of the data's classes, in that order, "
             "or set --config.objective.soft=0."
         )
     theirs, ours = found.output_activation, objective.output_activation
@@ -94,7 +90,7 @@ def _check_classes(found: Stored, objective: Distill, here: list[str]) -> None:
 
 def _check_blocks(objective: Distill, theirs: nn.Module, shapes: Params, model: Any, size: int) -> None:
     def outputs(model: Any, params: Params) -> Any:
-        run = lambda p, x: with_blocks(_function(model), objective.blocks, p, x, train=False)[1]  # noqa: E731
+        run = lambda p, x: with_blocks(ModelFn(model), objective.blocks, p, x, train=False)[1]  # noqa: E731
         return [x.shape[1:] for x in jax.eval_shape(run, params, *model.inputs(size))]
 
     student = nn.unbox(abstract_params(model, model.inputs(size)))
@@ -115,7 +111,3 @@ def _fitted(found: Stored, shapes: Params) -> tuple[Params, list[str]]:
     if kinds == {path: (leaf.shape, leaf.dtype) for path, leaf in flat(shapes).items()}:
         return found.tree(), []
     return adapt(found.tree(), shapes, name=found.source, resize=found.resize)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names) if len(names) <= 6 else f"{', '.join(names[:3])}, ... ({len(names)})"

@@ -15,9 +15,8 @@ from vit_jax.convert.format import Reading
 from vit_jax.convert.pretrained import Preprocess, Stored
 from vit_jax.io.sidecar import About
 from vit_jax.io.tensors import Tensors
-from vit_jax.losses import OutputActivation
 from vit_jax.models import Mixer, describe
-from vit_jax.types import UserError
+from vit_jax.types import OutputActivation, UserError
 
 SIDECAR = "vit_jax.json"
 PREFIXES = ("", "params/", "opt/target/")

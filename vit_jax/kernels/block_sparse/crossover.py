@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax import sharding
 from vit_jax.kernels.block_sparse.plan import as_pattern, parts, width
 from vit_jax.types import Array
 
@@ -29,7 +30,7 @@ def dense_is_faster(x: jax.Array, kernel: jax.Array, index: Array, bias: jax.Arr
     density = per * block / x.shape[1]
     if density >= 1:
         return "every block is there"
-    if jax.default_backend() != "cpu":
+    if sharding.platform() != "cpu":
         return None
     if not isinstance(index, np.ndarray):
         return "which blocks are there is known only at run time, and a CPU gathers slower than it multiplies zeros"

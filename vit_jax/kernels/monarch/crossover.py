@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import jax
 
+from vit_jax import sharding
+
 ROWS = 1024
 """From so many rows on, multiplying the weight out costs no more than it saves (``bench kernels --op 'monarch(2)'``:
 768 x 768 so took 0.7 to 1.0 of the factors' time for 1,576 and 6,304 rows, with gradients or not, in both types)."""
@@ -19,7 +21,7 @@ def dense_is_faster(
     """
     blocks, _, size = kernel_1.shape
     factors, dense = kernel_1.size + kernel_2.size, blocks * size * kernel_2.shape[0] * kernel_2.shape[1]
-    if jax.default_backend() == "cpu" and factors >= dense and x.shape[0] >= ROWS:
+    if sharding.platform() == "cpu" and factors >= dense and x.shape[0] >= ROWS:
         return (
             f"factors {kernel_1.shape} and {kernel_2.shape} have {factors / dense:.0%} of the dense map's weights, "
             f"which on a CPU is slower than that map from {ROWS:,} rows on"

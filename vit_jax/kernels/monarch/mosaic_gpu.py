@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from vit_jax.kernels.dispatch import other_gpu
 from vit_jax.kernels.monarch import xla
 from vit_jax.kernels.monarch.hopper import Plan, plan
 from vit_jax.kernels.monarch.layout import Sizes, blocked_bias, first
@@ -54,10 +55,8 @@ def slower_reason(
     x: jax.Array, kernel_1: jax.Array, kernel_2: jax.Array, bias: jax.Array | None, *, input_parts: int, blocked: bool
 ) -> str | None:
     """Why another implementation should run unless this one is named, as the end of a sentence, or None."""
-    if jax.default_backend() == "gpu":
-        found = getattr(jax.devices()[0], "compute_capability", "9.0")
-        if found != "9.0":
-            return f"this GPU has compute capability {found}, the kernel is for 9.0"
+    if reason := other_gpu("9.0"):
+        return reason
     sizes = Sizes.of(x.shape[-1], kernel_1, kernel_2, bias, input_parts)
     p, dense = plan(sizes, x.shape[0], False), sizes.inputs * sizes.outputs
     if isinstance(p, str) or p.area < dense:

@@ -26,6 +26,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from vit_jax.kernels import sharded
+from vit_jax.kernels.dispatch import other_gpu
 
 ROWS = 64
 """Rows of a program: what the matrix unit takes. With more the weights would be read and expanded again."""
@@ -86,10 +87,8 @@ def unsupported_reason(x: Any, values: Any, index: Any, bias: Any, scale: Any) -
 
 def slower_reason(x: Any, values: Any, index: Any, bias: Any, scale: Any) -> str | None:
     """Why another implementation should run unless this one is named."""
-    if jax.default_backend() == "gpu":
-        found = getattr(jax.devices()[0], "compute_capability", "9.0")
-        if found != "9.0":
-            return f"this GPU has compute capability {found}, the kernel is for 9.0"
+    if reason := other_gpu("9.0"):
+        return reason
     if sharded.rows(x) > ROWS:
         return f"with {sharded.rows(x)} rows, above {ROWS}, the weights would be expanded more than once"
     return "float32 values would be cast first" if values.dtype == jnp.float32 else None

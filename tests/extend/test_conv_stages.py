@@ -1,0 +1,87 @@
+"""Batch statistics through state, checkpoint, evaluation and prediction; other formats refuse them in a sentence."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import vit_jax as vj
+from tests.extend.conv_stages.model import ConvStages
+from vit_jax import metrics
+from vit_jax.config import parse
+from vit_jax.train import loop
+from vit_jax.train.config import TrainConfig
+from vit_jax.train.setup import build
+from vit_jax.types import UserError
+
+MODEL = {"model": ConvStages(), "duration": 6, "checkpoint_every": 2, "eval_every": 6, "ema": None}
+
+
+class Stop(Exception):
+    pass
+
+
+def rows(folder):
+    return [{k: v for k, v in row.items() if not k.startswith("speed/")} for row in metrics.read(folder)]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, alone, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stages") / "run"
+    with alone():
+        return loop.run(tiny(**MODEL, accumulate=2), folder), folder
+
+
+def test_a_run_resumes_bit_for_bit(tiny, alone, trained, tmp_path):
+    def die(event):
+        if event.step == 5:
+            raise Stop
+
+    with alone():
+        with pytest.raises(Stop):
+            loop.run(tiny(**MODEL, accumulate=2), tmp_path / "cut", hooks=[die])
+        again = loop.run(tiny(**MODEL, accumulate=2), tmp_path / "cut")
+    assert rows(tmp_path / "cut") == rows(trained[1])
+    jax.tree.map(np.testing.assert_array_equal, again.state.variables, trained[0].state.variables)
+
+
+def test_statistics_are_means_over_the_slices(tiny):
+    """Of one step from zero and one: a fifth of the batch's statistics, averaged over the micro-batches."""
+    setup = build(parse(TrainConfig, tiny(**MODEL, accumulate=2, augment={"size": 8, "train": []})), jax.devices()[:1])
+    state, batches = setup.init(), setup.train_batches(0)
+    batch = next(batches)
+    batches.close()
+    with jax.set_mesh(setup.mesh):
+        params = jax.device_get(state.params)
+        image = np.asarray(setup.prepare({**batch, "image": jnp.asarray(batch["image"])})["image"])
+        state, _ = setup.step(state, jax.tree.map(jnp.asarray, batch))
+    first = jax.lax.conv_general_dilated(
+        image, params["stage_0_down"]["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    first = np.asarray(first, np.float64) + params["stage_0_down"]["bias"]
+    slices = [first[0::2], first[1::2]]
+    stats = state.variables["batch_stats"]["stage_0_norm"]
+    np.testing.assert_allclose(stats["mean"], 0.2 * np.mean([s.mean((0, 1, 2)) for s in slices], 0), atol=1e-6)
+    np.testing.assert_allclose(stats["var"], 0.8 + 0.2 * np.mean([s.var((0, 1, 2)) for s in slices], 0), atol=1e-6)
+
+
+def test_evaluation_and_prediction_use_them(trained, alone):
+    result, folder = trained
+    with alone():
+        report = vj.evaluate(folder, changes={"model": ConvStages()})
+    assert report.metrics == result.report.metrics
+    model, params, preprocess = found = vj.load(folder, changes={"model": ConvStages()})
+    assert jax.tree.all(jax.tree.map(np.array_equal, found.variables, jax.device_get(result.state.variables)))
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    (row,) = vj.predict(found, image, top=1)
+    logits = model.apply({"params": params, **found.variables}, preprocess([image]))[0]
+    assert row["predictions"][0]["probability"] == pytest.approx(float(jax.nn.softmax(logits).max()), rel=1e-5)
+
+
+def test_formats_of_others_refuse(trained, tmp_path):
+    found = vj.load(trained[1], changes={"model": ConvStages()})
+    for to, name in {"timm": "x", "hf": "x", "open_clip": "x", "npz": "x.npz", "big_vision": "x.npz"}.items():
+        with pytest.raises(UserError, match=r"has no ConvStages; write --to vit_jax\.$"):
+            vj.convert(found, tmp_path / name, to=to)
+        assert not list(tmp_path.iterdir())
+    vj.convert(found, tmp_path / "own", to="vit_jax")
