@@ -16,7 +16,7 @@ from vit_jax.io.sidecar import About
 from vit_jax.io.tensors import Tensors
 from vit_jax.layers.linear import LinearSpec
 from vit_jax.models.describe import structured
-from vit_jax.types import UserError
+from vit_jax.types import OutputActivation, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Reading:
       layout: whatever ``Codec.rules`` needs to know of this file.
       unused: tensors that may be left out -> why.
       notes: one human-readable note per assumption.
-      output_activation: how logits become probabilities, ``"softmax"`` or ``"sigmoid"``.
+      output_activation: how logits become probabilities; None where the files do not say.
       resize: how position embeddings are resized; None for the format's usual way.
       encoder: tokenizer and context length, where known.
     """
@@ -41,7 +41,7 @@ class Reading:
     layout: Any = None
     unused: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    output_activation: str = "softmax"
+    output_activation: OutputActivation | None = None
     resize: str | None = None
     encoder: TextCodec | None = None
 

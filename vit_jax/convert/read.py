@@ -71,7 +71,7 @@ def _foreign(path: pathlib.Path, theirs: Tensors, source: str, model: str | None
         params,
         found.preprocess,
         names,
-        module.output_activation if isinstance(module, ImageTextModel) else found.output_activation,
+        found.output_activation or (module.output_activation if isinstance(module, ImageTextModel) else "softmax"),
         resize,
         source,
         tuple(notes),
