@@ -18,7 +18,7 @@ from vit_jax import sharding
 from vit_jax.evals import EvalContext, classify
 from vit_jax.evals.calibration import reliability
 from vit_jax.evals.classify import Classify
-from vit_jax.models import ImageModel, TwoTower
+from vit_jax.models import ImageModel, create
 from vit_jax.objectives import Classify as Objective
 from vit_jax.types import UserError
 
@@ -158,7 +158,7 @@ def test_no_example_is_an_error() -> None:
 def test_what_is_no_classifier_is_refused() -> None:
     with pytest.raises(UserError, match="scores classifiers, and ImageModel trained with SimpleNamespace is none"):
         score(Classify(), apply, PARAMS, [], info(3), types.SimpleNamespace(output_activation=None))
-    context = EvalContext(TwoTower(None, None), apply, PARAMS, Objective(), info(3), (), lambda *_: [])
+    context = EvalContext(create("clip_vit_b32"), apply, PARAMS, Objective(), info(3), (), lambda *_: [])
     with pytest.raises(UserError, match="TwoTower trained with Classify is none"):
         Classify()(context)
 

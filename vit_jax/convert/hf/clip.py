@@ -12,8 +12,9 @@ from vit_jax.convert.pretrained import Stored
 from vit_jax.io.sidecar import About
 from vit_jax.io.tensors import Tensors
 from vit_jax.models import TextTransformer, TwoTower, ViT
+from vit_jax.types import OutputActivation
 
-LINKS = {"clip": "softmax", "siglip": "sigmoid"}
+ACTIVATIONS: dict[str, OutputActivation] = {"clip": "softmax", "siglip": "sigmoid"}
 
 
 def read(theirs: Tensors, about: About) -> Reading:
@@ -36,7 +37,7 @@ def read(theirs: Tensors, about: About) -> Reading:
         model["text_tower"] = {**text, "pad_id": t.pad_id, **({"end_id": t.end_id} if family == "siglip" else {})}
     unused = dict.fromkeys(BUFFERS, "positions are counted, not stored")
     found = (*notes, *more, *unfound)
-    return Reading(model, preprocess, (), family, unused, found, LINKS[family], encoder=encoder)
+    return Reading(model, preprocess, (), family, unused, found, ACTIVATIONS[family], encoder=encoder)
 
 
 def write(pretrained: Stored) -> Writing:

@@ -19,6 +19,7 @@ from vit_jax.io.sidecar import About
 from vit_jax.io.tensors import Tensor, Tensors
 from vit_jax.layers.embed import sincos_positions
 from vit_jax.models import ViT
+from vit_jax.types import OutputActivation
 
 
 def read(theirs: Tensors, about: About) -> Reading:
@@ -36,7 +37,9 @@ def read(theirs: Tensors, about: About) -> Reading:
     unused = {layout.prefix + MASK: "only training on masked images uses it"}
     if layout.headed:
         unused |= {f"{layout.prefix}{POOLER}.{part}": "the classifier does not use it" for part in ("weight", "bias")}
-    output_activation = "sigmoid" if settings.get("problem_type") == "multi_label_classification" else "softmax"
+    output_activation: OutputActivation = (
+        "sigmoid" if settings.get("problem_type") == "multi_label_classification" else "softmax"
+    )
     resize = "bicubic" if layout.family == "dinov2_with_registers" else None  # they alone are smoothed
     return Reading(model, preprocess, names, layout, unused, (*notes, *more, *unnamed), output_activation, resize)
 
