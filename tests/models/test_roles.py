@@ -110,6 +110,17 @@ def test_blocks_of_all_stages_count():
     assert found["norm/scale"] == Role("head", "scale") and found["head/bias"] == Role("head", "bias", new=True)
 
 
+def test_stages_may_have_no_blocks_or_more_than_them():
+    found = by_path(leaf(*(f"stage_{i}_{name}/kernel" for i in range(11) for name in ("down", "conv")), "patch/bias"))
+    assert [found[f"stage_{i}_down/kernel"].above for i in range(11)] == list(range(11, 0, -1))
+    assert found["stage_3_down/kernel"] == found["stage_3_conv/kernel"] and found["patch/bias"].above == 12
+    blocks = [f"stage_{s}/block_{i}/kernel" for s in range(2) for i in range(2)]
+    found = by_path(leaf(*blocks, "stage_0/norm/scale", "stage_1/down/kernel", "stage_2/down/kernel"))
+    assert [found[name].above for name in blocks] == [5, 4, 3, 2]
+    assert [found[f"stage_{i}/{name}"].above for i, name in ((0, "norm/scale"), (1, "down/kernel"))] == [5, 3]
+    assert found["stage_2/down/kernel"] == Role("block", "kernel", 1)
+
+
 def test_each_stack_has_its_own_depth():
     image, text = ([f"{side}/encoder/block_{i}/kernel" for i in range(n)] for side, n in (("image", 4), ("text", 11)))
     found = by_path(leaf(*image, *text, "image/patch/kernel", "text/token/embedding"))

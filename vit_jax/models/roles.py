@@ -5,8 +5,10 @@ Whoever decays, freezes, casts or replaces parameters asks the model for their r
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import fnmatch
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -18,6 +20,8 @@ from vit_jax.types import Params
 Part = Literal["stem", "block", "head"]
 Kind = Literal["kernel", "bias", "scale", "token", "scalar", "filter", "packed"]
 Path = tuple[str, ...]
+LAYER = re.compile(r"(stage|block)_(\d+)")
+"""How the names of modules begin that stand one after the other in the depth; blocks may be inside of stages."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Model(nn.Module):
         **dict.fromkeys(("stem", "patch", "cls", "registers", "position", "token", "norm_pre"), "stem"),
         **dict.fromkeys(("norm", "pool", "map", "head", "pre_logits"), "head"),
     }
-    """Name of a module or a parameter -> its part; what is below ``block_<i>`` is in a block."""
+    """Name of a module or a parameter -> its part; what is below ``block_<i>`` or ``stage_<i>`` is in a block."""
     KINDS: ClassVar[Mapping[str, Kind]] = {
         "kernel": "kernel", "bias": "bias", "scale": "scale",
         **dict.fromkeys(("embedding", "cls", "registers", "probe", "queries"), "token"),
@@ -71,46 +75,42 @@ def roles(params: Params, model: type[Model] = Model) -> Any:
     flat, tree = jax.tree_util.tree_flatten_with_path(params)
     paths = [tuple(jax.tree_util.keystr((key,), simple=True) for key in path) for path, _ in flat]
     places = [_place(path, model.PARTS) for path in paths]
-    stacks: dict[Path, list[Path]] = {}
-    for block in sorted({block for _, block in places if block}, key=_numbers):
-        stacks.setdefault(_stack(block), []).append(block)
+    layers: dict[Path, list[tuple[int, ...]]] = {}
+    for _, stack, number in sorted({place for place in places if place[0] == "block"}):
+        if layers.setdefault(stack, []) and number[: len(layers[stack][-1])] == layers[stack][-1]:
+            layers[stack].pop()  # a stage that has blocks is none itself
+        layers[stack].append(number)
 
-    def role(path: Path, part: Part | None, block: Path) -> Role:
+    def role(path: Path, part: Part | None, stack: Path, number: tuple[int, ...]) -> Role:
+        above = 0
         if part == "block":
-            blocks = stacks[_stack(block)]
-            above = len(blocks) - blocks.index(block)
-        else:  # of the nearest stack
-            near = max(stacks, key=lambda stack: _shared(stack, path), default=())
-            above = len(stacks.get(near, ())) + 1 if part == "stem" else 0
+            above = len(layers[stack]) - bisect.bisect_left(layers[stack], number)
+        elif part == "stem":  # of the nearest stack
+            near = max(layers, key=lambda stack: _shared(stack, path), default=())
+            above = len(layers.get(near, ())) + 1
         new = any(fnmatch.fnmatchcase(name, pattern) for name in path for pattern in model.NEW)
         return Role(part, _kind(path, model.KINDS), above, new)
 
     return jax.tree.unflatten(tree, [role(path, *place) for path, place in zip(paths, places, strict=True)])
 
 
-def _place(path: Path, parts: Mapping[str, Part]) -> tuple[Part | None, Path]:
-    """The part that ``path`` is in, and the path of its block."""
+def _place(path: Path, parts: Mapping[str, Part]) -> tuple[Part | None, Path, tuple[int, ...]]:
+    """The part that ``path`` is in, the path of its stack, and the numbers of its stage and block."""
+    stack: Path = ()
+    number: tuple[int, ...] = ()
     for i, name in enumerate(path):
-        if name in parts:
-            return parts[name], ()
-        if name.startswith("block_"):
-            return "block", path[: i + 1]
-    return None, ()
+        if not number and name in parts:
+            return parts[name], (), ()
+        if found := LAYER.match(name):
+            stack, number = stack if number else path[:i], (*number, int(found[2]))
+            if found[1] == "block":
+                break
+    return "block" if number else None, stack, number
 
 
 def _kind(path: Path, kinds: Mapping[str, Kind]) -> Kind | None:
     found = next((kinds[name] for name in path if name in kinds), None)
     return found or kinds.get(path[-1].partition("_")[0])
-
-
-def _stack(block: Path) -> Path:
-    """What the blocks of a stack have in common: the path without the numbers of stage and block."""
-    return tuple(name.rstrip("0123456789") for name in block)
-
-
-def _numbers(block: Path) -> list[int]:
-    words = (name.rpartition("_")[2] for name in block)
-    return [int(word) if word.isdigit() else 0 for word in words]
 
 
 def _shared(a: Path, b: Path) -> int:
