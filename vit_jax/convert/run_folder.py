@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping
@@ -91,10 +92,11 @@ def run_config(pretrained: Described) -> dict[str, Any]:
 def _objective(pretrained: Described) -> dict[str, Any]:
     """What the model was trained with, as far as it shows."""
     model = pretrained.model
-    if not isinstance(model, models.TwoTower):
+    if not isinstance(model, models.ImageTextModel):
         return {"name": "classify", "output_activation": pretrained.output_activation}
-    loss = {} if model.bias is None else {"loss": "sigmoid"}
-    return {"name": "coca" if isinstance(model, models.CoCa) else "contrast", **loss}
+    loss = {"loss": "sigmoid"} if model.output_activation == "sigmoid" else {}
+    captioner = any(field.name == "decoder" for field in dataclasses.fields(model))
+    return {"name": "coca" if captioner else "contrast", **loss}
 
 
 def save(pretrained: Stored, folder: pathlib.Path) -> None:

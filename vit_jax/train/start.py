@@ -76,7 +76,7 @@ def _initial(setup: Setup, source: str) -> tuple[Params, str, list[str]]:
       UserError: they cannot be read or do not fit, or are of a model with other heads or another tokenizer.
     """
     with load(source) as found:
-        if isinstance(found.model, models.TwoTower) == isinstance(setup.model, models.TwoTower):
+        if isinstance(found.model, models.ImageTextModel) == isinstance(setup.model, models.ImageTextModel):
             text.check_same(found.encoder, setup.train.info.encoder, found.source)
         new_head = found.class_names != setup.train.info.class_names
         size = setup.config.augment.size
@@ -106,7 +106,7 @@ def fitted(found: Stored, ours: Any, fresh: Params, size: int, *, new_head: bool
     """
     tree, theirs, full = found.tree(), found.model, fresh
     notes, path = [], ""
-    towers = [isinstance(m, models.TwoTower) for m in (theirs, ours)]
+    towers = [isinstance(m, models.ImageTextModel) for m in (theirs, ours)]
     if towers == [False, True]:
         notes.append(f"its parameters are those of the {IMAGE}, all else is new")
         tree = {k: v for k, v in tree.items() if k not in {path.partition("/")[0] for path in _new(theirs, tree)}}
@@ -152,7 +152,7 @@ def _numerics(there: Any, here: Any, source: str, path: str) -> list[str]:
             raise UserError(f"{source} has {was} heads, the model {now}; add --config.model.{path}heads={was}")
         keeps = f"--config.model.{path}{key}={was} keeps that"
         notes.append(f"its model has {path}{key}={was!r}, this one {now!r} ({keeps})")
-    if isinstance(there, models.TwoTower) and isinstance(here, models.TwoTower):
+    if isinstance(there, models.ImageTextModel) and isinstance(here, models.ImageTextModel):
         for tower in (IMAGE, "text_tower", "decoder"):
             notes += _numerics(getattr(there, tower, None), getattr(here, tower, None), source, f"{tower}.")
     return notes
