@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vit_jax import checkpoint
-from vit_jax.checkpoint import Checkpoints, load_params, read_item, restore
+from vit_jax.checkpoint import SCHEMA, Checkpoints, load_params, read_item, restore
 from vit_jax.sharding import MeshConfig, make_mesh
 from vit_jax.types import UserError
 
@@ -78,7 +78,10 @@ def test_round_trip(run):
     assert step == 8
     chex.assert_trees_all_equal(found, items(8))
     chex.assert_trees_all_equal_dtypes(found, items(8))
-    assert {k: v for k, v in read_item(run / "checkpoints" / "8", "meta").items() if k != "checksums"} == META
+    assert {k: v for k, v in read_item(run / "checkpoints" / "8", "meta").items() if k != "checksums"} == {
+        "schema": SCHEMA,
+        **META,
+    }
 
 
 def test_without_a_description_the_tree_on_disk_is_read(run):

@@ -66,6 +66,14 @@ def sign(metric: str) -> float:
     return -1.0 if metric.endswith(("loss", "ece", "rank")) else 1.0
 
 
+SCHEMA = 2
+"""Version of what a checkpoint holds. 1 had no number, and no items ``variables`` and ``objective``."""
+
+
+class NewerSchema(UserError):
+    """A checkpoint of a later version of this package: not damaged, but not to be read either."""
+
+
 class Checkpoints:
     """The checkpoints of one run.
 
@@ -111,7 +119,8 @@ class Checkpoints:
           UserError: this save or the one before it failed, for want of space for instance; earlier ones stay.
         """
         args = {k: ocp.args.StandardSave(v) for k, v in items.items()}
-        args["meta"] = ocp.args.JsonSave({**meta, "checksums": {k: checksums(v) for k, v in items.items()}})
+        sums = {k: checksums(v) for k, v in items.items()}
+        args["meta"] = ocp.args.JsonSave({"schema": SCHEMA, **meta, "checksums": sums})
         with _writing(self.folder):
             self._manager.save(step, args=ocp.args.Composite(**args), metrics=dict(metrics) or None, force=True)
 
@@ -142,6 +151,8 @@ def restore(workdir: pathlib.Path, items: Mapping[str, Any]) -> tuple[int, dict[
     for folder in steps(workdir / FOLDER):
         try:
             found = {k: read_item(folder, k, v) for k, v in items.items()}
+        except NewerSchema:
+            raise
         except UserError as e:
             log.warning("%s Trying the checkpoint before it.", e)
             damaged.append((folder, e))
@@ -198,6 +209,8 @@ def read_item(folder: pathlib.Path, name: str, like: Any = None) -> Any:
     """
     try:
         return _read(folder.absolute() / name, like)
+    except NewerSchema:
+        raise
     except Exception as e:  # orbax and tensorstore raise a dozen unrelated types for damaged files
         reason = (str(e) or type(e).__name__).splitlines()[0][:160]
     _forget_failed_read()
@@ -207,7 +220,13 @@ def read_item(folder: pathlib.Path, name: str, like: Any = None) -> Any:
 def _read(path: pathlib.Path, like: Any) -> Any:
     if path.name == "meta":
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-            return reader.restore(path)
+            meta = reader.restore(path)
+        if (schema := meta.get("schema", 1)) > SCHEMA:
+            raise NewerSchema(
+                f"checkpoint {path.parent} is of schema {schema}, and this version of vit_jax reads up to {SCHEMA}; "
+                "upgrade vit_jax."
+            )
+        return meta
     with ocp.StandardCheckpointer() as reader:
         there = reader.metadata(path).item_metadata.tree
         if like is None:
@@ -264,6 +283,8 @@ def load_params(path: str | pathlib.Path, like: Any = None) -> tuple[Any, dict[s
             meta = read_item(folder, "meta")
             name = "ema" if "ema" in meta["checksums"] else "params"  # not what is there: a lost one is damage
             return read_item(folder, name, like), meta, folder
+        except NewerSchema:
+            raise
         except UserError as e:
             log.warning("%s Trying the checkpoint before it.", e)
             problem = problem or e

@@ -1,0 +1,68 @@
+"""Runs of every earlier schema of checkpoints are read: predicted with, evaluated, continued and started from."""
+
+import pathlib
+import tarfile
+
+import numpy as np
+import pytest
+
+import vit_jax as vj
+from vit_jax import checkpoint
+from vit_jax.checkpoint import Checkpoints, NewerSchema, load_params, restore
+from vit_jax.train import loop, workdir
+
+RUNS = sorted((pathlib.Path(__file__).parent / "golden").glob("run_*.tar.gz"))
+FOUND = {  # what the version that wrote it found
+    "run_0.2.0.tar.gz": {"loss": 2.7706403881311417, "p": [0.49965476989746094, 0.49991506338119507]},
+}
+
+
+@pytest.fixture(params=RUNS, ids=lambda path: path.name)
+def run(request, tmp_path):
+    """A run as its version wrote it, and what it found."""
+    with tarfile.open(request.param) as tar:
+        tar.extractall(tmp_path / "run", filter="data")
+    return tmp_path / "run", FOUND[request.param.name]
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    import jax
+
+    devices = jax.devices()
+    monkeypatch.setattr(jax, "devices", lambda *_: devices[:1])
+    monkeypatch.setattr(jax, "device_count", lambda *_: 1)
+
+
+def test_there_is_one():
+    assert [path.name for path in RUNS] == list(FOUND)
+
+
+def test_a_run_is_read(run, alone, tmp_path, capsys):
+    folder, found = run
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    rows = vj.predict(folder, images, top=1)
+    assert [row["predictions"][0]["probability"] for row in rows] == pytest.approx(found["p"], rel=1e-5)
+    assert vj.evaluate(folder).metrics["loss"] == pytest.approx(found["loss"], rel=1e-5)
+    raw = workdir.load(folder)
+    assert loop.run(raw, folder).report.metrics["loss"] == pytest.approx(found["loss"], rel=1e-5)
+    longer = {**raw, "duration": 6, "resume_from": str(folder)}
+    assert int(loop.run(longer, tmp_path / "longer").state.step) == 6
+    loop.run({**raw, "init": str(folder)}, tmp_path / "tuned")
+    said = capsys.readouterr().out
+    assert "resumed at step 4" in said and "continues " in said and "every parameter taken as it is" in said
+
+
+def test_a_newer_schema_is_left_alone(tmp_path, monkeypatch):
+    """It is not taken for damaged: nothing is moved aside, and no older checkpoint is taken in its place."""
+    params = {"w": np.ones(3, np.float32)}
+    for step, schema in ((1, checkpoint.SCHEMA), (2, checkpoint.SCHEMA + 1)):
+        monkeypatch.setattr(checkpoint, "SCHEMA", schema)
+        checkpoints = Checkpoints(tmp_path)
+        checkpoints.save(step, {"params": params}, {"class_names": []}, {})
+        checkpoints.close()
+    monkeypatch.undo()
+    for read in (lambda: load_params(tmp_path), lambda: restore(tmp_path, {"params": params})):
+        with pytest.raises(NewerSchema, match=r"is of schema 3, and this version of vit_jax reads up to 2; upgrade"):
+            read()
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir() if p.is_dir()) == ["1", "2"]
