@@ -66,10 +66,10 @@ def _like(found: Stored, name: str, wanted: Any, fields: Mapping[str, Any]) -> A
       UserError: the weights are of another kind of model.
     """
     theirs = found.model
-    if isinstance(theirs, ImageTextModel) and not isinstance(wanted, ImageTextModel):
-        theirs = theirs.image_tower
-    if isinstance(wanted, ImageTextModel) and not isinstance(theirs, ImageTextModel):
-        return wanted
+    if theirs.ENCODER != wanted.ENCODER:
+        if wanted.ENCODER:
+            return wanted
+        theirs = getattr(theirs, theirs.ENCODER)
     if type(theirs) is not type(wanted):
         raise UserError(
             f"{found.source} holds the weights of a {type(theirs).__name__}, and {name} is a {type(wanted).__name__}."

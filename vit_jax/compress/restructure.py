@@ -29,6 +29,7 @@ from vit_jax.layers.linear import Dense, LinearSpec
 from vit_jax.layers.linear.sparse24 import Packed24, Sparse24
 from vit_jax.layers.linear.specs import FIELDS, Spec, name_of
 from vit_jax.models.describe import describe, shapes
+from vit_jax.trees import flat, nested
 from vit_jax.types import Params, UserError
 
 
@@ -87,7 +88,7 @@ def relinear(pretrained: Stored, requests: Sequence[Request]) -> tuple[Stored, l
             change = _change(have, old, new, inputs, outputs)
         except UserError as e:
             raise type(e)(f"{path}: {e}") from e
-        params |= {f"{path}/{leaf}": Tensor.of(np.asarray(value)) for leaf, value in change.params.items()}
+        params |= {f"{path}/{leaf}": Tensor.of(np.asarray(value)) for leaf, value in flat(change.params).items()}
         done[f"from {name_of(old)} to {name_of(new)}"].append(change)
     want = shapes(changed, size)
     assert {k: t.shape for k, t in params.items()} == want, "specs and layers disagree"
@@ -126,12 +127,12 @@ def restructure(
             change = _change({k: _wide(x) for k, x in there.items()}, old, new, *ours[path][1:])
         except KeyError:  # a leaf is missing, which whoever takes the parameters says
             continue
-        params = {leaf: np.asarray(value) for leaf, value in change.params.items()}
+        params = {leaf: np.asarray(value) for leaf, value in flat(change.params).items()}
         fits = {leaf: x.shape for leaf, x in params.items()} == {leaf: tuple(x.shape) for leaf, x in here.items()}
         same = params.keys() == there.keys() and all(np.array_equal(x, there[leaf]) for leaf, x in params.items())
         if not fits or same:
             continue
-        out = {k: x for k, x in out.items() if k.rpartition("/")[0] != path or k.rpartition("/")[2] not in there}
+        out = {k: x for k, x in out.items() if k.removeprefix(f"{path}/") not in there or not k.startswith(f"{path}/")}
         out |= {f"{path}/{leaf}": x for leaf, x in params.items()}
         done[f"from {name_of(old)} to {name_of(new)}"].append(change)
     return out, [_note(how, changes) for how, changes in done.items()]
@@ -153,9 +154,8 @@ def _wide(x: Any) -> np.ndarray:
 
 
 def _leaves(tree: Mapping[str, Any], parent: str) -> dict[str, Any]:
-    """The parameters of the map at ``parent``, by name."""
-    found = ((path, path.rpartition("/")) for path in tree)
-    return {name: tree[path] for path, (at, _, name) in found if at == parent}
+    """The parameters of the map at ``parent``, by their paths below it."""
+    return {path.removeprefix(f"{parent}/"): x for path, x in tree.items() if path.startswith(f"{parent}/")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +168,7 @@ class _Change:
 
 
 def _change(have: Mapping[str, np.ndarray], old: LinearSpec, new: LinearSpec, inputs: int, outputs: int) -> _Change:
-    wide = {k: jnp.asarray(v) for k, v in have.items()}
+    wide = nested({k: jnp.asarray(v) for k, v in have.items()})
     kernel, bias = old.to_dense(wide)
     kernel = kernel[:inputs, :outputs].astype(jnp.float32)  # what was padded to fill blocks is cut
     if isinstance(old, Sparse24) and old.bits and isinstance(new, Packed24) and new.storage == "int8":

@@ -54,10 +54,6 @@ class ImageModel(Model):
         """float32 ``[B, H, W, C]`` -> float32 ``[B, D]``, which is the pooled features."""
         return self.features(image, train=train).pooled
 
-    def image_encoder(self, params: Params) -> tuple[ImageModel, Params]:
-        """The model of images alone in this one, and its parameters: here itself."""
-        return self, params
-
     def inputs(self, size: int) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Shape of one image of ``size`` pixels as the model takes it, float32[1,S,S,3]."""
         return (jax.ShapeDtypeStruct((1, size, size, 3), "float32"),)
@@ -83,10 +79,6 @@ class ImageTextModel(Model):
 
     def embed_image(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         """float32 ``[B, H, W, 3]`` -> float32 ``[B, E]`` of unit length."""
-        raise NotImplementedError
-
-    def image_encoder(self, params: Params) -> tuple[ImageModel, Params]:
-        """The image tower and its parameters."""
         raise NotImplementedError
 
     def embed_text(self, text: jax.Array, *, train: bool = False) -> jax.Array:

@@ -48,6 +48,9 @@ class Role:
 class Model(nn.Module):
     """A module with a compute type ``dtype`` that says what its parameters are, by the names that it gives them."""
 
+    ENCODER: ClassVar[str | None] = None
+    """The field that is the model's image encoder, where that is a model of its own; None where it is the model."""
+
     PARTS: ClassVar[Mapping[str, Part]] = {
         **dict.fromkeys(("stem", "patch", "cls", "registers", "position", "token", "norm_pre"), "stem"),
         **dict.fromkeys(("norm", "pool", "map", "head", "pre_logits"), "head"),
@@ -61,6 +64,10 @@ class Model(nn.Module):
     """Name of a module, of a parameter, or the first word of a parameter's -> its kind."""
     NEW: ClassVar[tuple[str, ...]] = ("head", "pre_logits", "adapter_*")
     """Names of modules, wildcards allowed, that weights may lack."""
+
+    def image_encoder(self, params: Params) -> tuple[Model, Params]:
+        """The model of images alone in this one, and its parameters."""
+        return (self, params) if self.ENCODER is None else (getattr(self, self.ENCODER), params[self.ENCODER])
 
     def roles(self, params: Params) -> Any:
         """A tree like ``params`` (arrays or shapes) of :class:`Role`; models among the fields say theirs themselves."""

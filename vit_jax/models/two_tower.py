@@ -16,7 +16,7 @@ from vit_jax.models.base import Features, ImageModel, ImageTextModel
 from vit_jax.models.images import IMAGES
 from vit_jax.models.roles import Kind, Model, Part
 from vit_jax.models.text import TextTransformer
-from vit_jax.types import OutputActivation, Params, UserError
+from vit_jax.types import OutputActivation, UserError
 
 Head = Literal["none", "linear", "biased"]
 """The map from a tower's pooled features to the embedding: the features as they are, without or with a bias."""
@@ -70,6 +70,7 @@ class TwoTower(ImageTextModel):
     bias: float | None = None
     lock: Literal["none", "image", "text"] = "none"
 
+    ENCODER: ClassVar[str | None] = "image_tower"
     PARTS: ClassVar[Mapping[str, Part]] = dict.fromkeys(
         ("image_head", "text_head", "logit_scale", "logit_bias"), "head"
     )
@@ -132,10 +133,6 @@ class TwoTower(ImageTextModel):
                 f"set {side}_head='linear', or embed_dim={x.shape[-1]}."
             )
         return unit(x)
-
-    def image_encoder(self, params: Params) -> tuple[ImageModel, Params]:
-        """The image tower and its parameters."""
-        return self.image_tower, params["image_tower"]
 
     @property
     def output_activation(self) -> OutputActivation:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 
@@ -66,7 +68,6 @@ def start(setup: Setup, workdir: pathlib.Path) -> tuple[TrainState, str]:
 
 NUMERICS = ("activation", "norm_epsilon", "stem_numerics", "positions", "cls_mask", "heads")
 """Fields of a model that its parameters do not show."""
-IMAGE = "image_tower"
 
 
 def _initial(setup: Setup, source: str) -> tuple[Params, str, list[str]]:
@@ -92,7 +93,7 @@ def _initial(setup: Setup, source: str) -> tuple[Params, str, list[str]]:
 def fitted(found: Stored, ours: Any, fresh: Params, size: int, *, new_head: bool = False) -> tuple[Params, list[str]]:
     """The parameters of ``found`` for the model ``ours``, and what was changed, one note each.
 
-    An image model becomes the image tower of an image-text model, and the other way round.
+    An image model becomes the image encoder of a model that has one, and the other way round.
 
     Args:
       found: weights in any format.
@@ -106,22 +107,22 @@ def fitted(found: Stored, ours: Any, fresh: Params, size: int, *, new_head: bool
     """
     tree, theirs, full = found.tree(), found.model, fresh
     notes, path = [], ""
-    towers = [isinstance(m, models.ImageTextModel) for m in (theirs, ours)]
-    if towers == [False, True]:
-        notes.append(f"its parameters are those of the {IMAGE}, all else is new")
+    whole = theirs.ENCODER == ours.ENCODER
+    if not whole and theirs.ENCODER:
+        notes.append(f"only its {theirs.ENCODER} is used")
+        theirs, tree = theirs.image_encoder(tree)
+    if not whole and ours.ENCODER:
+        notes.append(f"its parameters are those of the {ours.ENCODER}, all else is new")
         tree = {k: v for k, v in tree.items() if k not in {path.partition("/")[0] for path in _new(theirs, tree)}}
-        fresh, ours, path = fresh[IMAGE], ours.image_tower, f"{IMAGE}."
-    elif towers == [True, False]:
-        notes.append(f"only its {IMAGE} is used")
-        tree, theirs = tree[IMAGE], theirs.image_tower
+        path, (ours, fresh) = f"{ours.ENCODER}.", ours.image_encoder(fresh)
     if len({*specs(theirs), *specs(ours)}) > 1:
         maps = linear_maps(theirs, found.preprocess.size), linear_maps(ours, size)
         have, done = restructure(flat(tree), *maps, flat(fresh))
         tree, notes = nested(have), notes + done
     new = _new(theirs, tree) | _new(ours, fresh)
     params, changes = adapt(tree, fresh, name=found.source, new=new, new_head=new_head, resize=found.resize)
-    if towers == [False, True]:
-        params = {**full, IMAGE: params}
+    if path:
+        params = {**full, path.rstrip("."): params}
     return params, notes + changes + _numerics(theirs, ours, found.source, path)
 
 
@@ -152,9 +153,10 @@ def _numerics(there: Any, here: Any, source: str, path: str) -> list[str]:
             raise UserError(f"{source} has {was} heads, the model {now}; add --config.model.{path}heads={was}")
         keeps = f"--config.model.{path}{key}={was} keeps that"
         notes.append(f"its model has {path}{key}={was!r}, this one {now!r} ({keeps})")
-    if isinstance(there, models.ImageTextModel) and isinstance(here, models.ImageTextModel):
-        for tower in (IMAGE, "text_tower", "decoder"):
-            notes += _numerics(getattr(there, tower, None), getattr(here, tower, None), source, f"{tower}.")
+    inner = {f.name: getattr(there, f.name) for f in dataclasses.fields(there) if f.name not in ("parent", "name")}
+    for name, tower in inner.items():
+        if isinstance(tower, nn.Module) and isinstance(getattr(here, name, None), nn.Module):
+            notes += _numerics(tower, getattr(here, name), source, f"{path}{name}.")
     return notes
 
 
