@@ -25,6 +25,7 @@ def code(path):
     return [TransformerManager().transform_cell(cell.source) for cell in cells]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 @pytest.mark.filterwarnings("ignore")  # of the notebook client's own dependencies; the kernel is another process
 def test_runs(path, tmp_path, monkeypatch):

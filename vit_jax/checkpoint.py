@@ -247,7 +247,7 @@ def _forget_failed_read() -> None:
     """Collects the coroutines that orbax abandons when a read fails: later they would litter the terminal."""
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
-        gc.collect()
+        gc.collect(1)  # they are young; all objects of a large program would take seconds
     finally:
         sys.unraisablehook = hook
 

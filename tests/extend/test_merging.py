@@ -53,6 +53,7 @@ def test_a_scan_is_refused(rng):
         jax.eval_shape(lambda p: model.apply({"params": p}, image), params)
 
 
+@pytest.mark.slow
 def test_a_run(tiny, alone, tmp_path):
     with alone():
         raw = tiny(model={"reducer": Merge(1, until=1), "pool": "cls"}, duration=3)

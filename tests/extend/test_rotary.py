@@ -41,6 +41,7 @@ def test_the_model_hears_them_and_scan_changes_nothing(rng, pool):
     np.testing.assert_allclose(turned, scanned, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run(tiny, alone, tmp_path):
     with alone():
         report = loop.run(tiny(model={"rotary": Axial(), "heads": 2}, duration=3), tmp_path / "run").report
