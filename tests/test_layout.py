@@ -6,6 +6,7 @@ import gc
 import inspect
 import json
 import pathlib
+import re
 
 import vit_jax
 from vit_jax.evals import EvalContext, Evaluator
@@ -161,6 +162,29 @@ def test_one_place_knows_the_platform():
     """What is traced may be for a topology that is not here: ``sharding.platform`` says which platform it is for."""
     found = [name(path) for path in MODULES if "default_backend" in path.read_text(encoding="utf-8")]
     assert found == ["vit_jax.sharding"]
+
+
+CONCRETE = {"ViT", "Mixer", "MonarchMixer", "TwoTower", "CoCa", "TextTransformer", "TextDecoder", "ResNet"}
+
+
+def families(module: ast.Module) -> list[str]:
+    """``isinstance(x, Model)`` of a concrete model, a line each."""
+    calls = [n for n in ast.walk(module) if isinstance(n, ast.Call) and ast.unparse(n.func) == "isinstance"]
+    named = r"\b({})\b".format("|".join(CONCRETE))
+    return [f"line {n.lineno}: {ast.unparse(n)}" for n in calls if re.search(named, ast.unparse(n.args[1]))]
+
+
+def test_families_of_models_are_the_affair_of_models_and_codecs():
+    """Elsewhere a model is what its base class promises; captions need a CoCa, and a benchmark compares ViTs."""
+    found = {name(path) for path in MODULES if families(tree(path))}
+    inside = ("vit_jax.models", *(f"vit_jax.convert.{room}" for room in ("timm", "hf", "open_clip", "flax")))
+    assert {module for module in found if not module.startswith(inside)} == {"vit_jax.decoding", "vit_jax.cli.bench"}
+    assert len(families(ast.parse("isinstance(m, models.ViT)\nisinstance(m, (CoCa, str))\nisinstance(m, Model)"))) == 2
+
+
+def test_rooms_are_small():
+    rooms = {p.parent for p in MODULES}
+    assert {name(room / "x")[:-2]: n for room in rooms if (n := len(list(room.glob("*.py")))) > 20} == {}
 
 
 def code(path: pathlib.Path) -> str:

@@ -7,9 +7,9 @@ import pytest
 
 import vit_jax as vj
 from tests.extend.conv_stages.model import ConvStages
-from vit_jax import metrics
+from vit_jax import metrics, models
 from vit_jax.config import parse
-from vit_jax.train import loop
+from vit_jax.train import loop, start
 from vit_jax.train.config import TrainConfig
 from vit_jax.train.setup import build
 from vit_jax.types import UserError
@@ -76,6 +76,18 @@ def test_evaluation_and_prediction_use_them(trained, alone):
     (row,) = vj.predict(found, image, top=1)
     logits = model.apply({"params": params, **found.variables}, preprocess([image]))[0]
     assert row["predictions"][0]["probability"] == pytest.approx(float(jax.nn.softmax(logits).max()), rel=1e-5)
+
+
+def test_a_start_takes_them(tiny, trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(models.NAMES, "conv_stages", ConvStages)  # the row that a model of the package would have
+    setup = build(parse(TrainConfig, tiny(**MODEL, init=str(trained[1]))), jax.devices()[:1])
+    state, said = start.start(setup, tmp_path / "new")
+    assert said.endswith("every parameter taken as it is")
+    for mine, theirs in ((state.variables, trained[0].state.variables), (state.params, trained[0].state.params)):
+        jax.tree.map(np.testing.assert_array_equal, mine, theirs)
+    other = build(parse(TrainConfig, tiny(init=str(trained[1]))), jax.devices()[:1])
+    with pytest.raises(UserError, match="does not fit the model"):
+        start.start(other, tmp_path / "other")
 
 
 def test_formats_of_others_refuse(trained, tmp_path):

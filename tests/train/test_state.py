@@ -55,6 +55,15 @@ def test_given_parameters_are_used(single):
     chex.assert_trees_all_equal(found.opt_state, state.opt_state)  # fresh
 
 
+def test_shapes_among_them_are_drawn_as_a_fresh_state_has_them(single):
+    init, shapes, _, state = single
+    given = jax.tree.map(jnp.ones_like, state.params) | {"patch": shapes.params["patch"]}
+    found = init(given).params
+    chex.assert_trees_all_equal(found["patch"], state.params["patch"])
+    chex.assert_trees_all_equal(found["encoder"], given["encoder"])
+    assert float(jnp.abs(found["patch"]["kernel"]).max()) > 0
+
+
 def test_without_an_average_the_parameters_are_evaluated():
     _, shapes, shardings = make(make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]), ema=False)
     assert shapes.ema is None and shardings.ema is None

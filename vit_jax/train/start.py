@@ -60,9 +60,12 @@ def start(setup: Setup, workdir: pathlib.Path) -> tuple[TrainState, str]:
         read = {k: checkpoint.read_item(folder, k, v) for k, v in items(like).items()}
         return from_items(read, like), f"continues {folder}"
     if c.init:
-        params, name, notes = _initial(setup, c.init)
-        params = jax.tree.map(lambda x, s: jax.device_put(x, s), params, setup.shardings.params)
-        return setup.init(params), f"starts from {name}: " + ("; ".join(notes) or "every parameter taken as it is")
+        params, variables, name, notes = _initial(setup, c.init)
+        place = lambda x, s: x if isinstance(x, jax.ShapeDtypeStruct) else jax.device_put(x, s)  # noqa: E731
+        params = jax.tree.map(place, params, setup.shardings.params)
+        return setup.init(params, variables), f"starts from {name}: " + (
+            "; ".join(notes) or "every parameter taken as it is"
+        )
     return setup.init(), "starts from scratch"
 
 
@@ -70,8 +73,10 @@ NUMERICS = ("activation", "norm_epsilon", "stem_numerics", "positions", "cls_mas
 """Fields of a model that its parameters do not show."""
 
 
-def _initial(setup: Setup, source: str) -> tuple[Params, str, list[str]]:
-    """Parameters from ``source`` (any format) fitted to the run's model, their origin's name, and what was changed.
+def _initial(setup: Setup, source: str) -> tuple[Params, Any, str, list[str]]:
+    """Parameters and other variables (None: fresh ones) from ``source`` (any format), its name, and what was changed.
+
+    What is new among the parameters is a shape, to be drawn where it belongs.
 
     Raises:
       UserError: they cannot be read or do not fit, or are of a model with other heads or another tokenizer.
@@ -81,13 +86,21 @@ def _initial(setup: Setup, source: str) -> tuple[Params, str, list[str]]:
             text.check_same(found.encoder, setup.train.info.encoder, found.source)
         new_head = found.class_names != setup.train.info.class_names
         size = setup.config.augment.size
-        params, notes = fitted(found, setup.model, setup.init().params, size, new_head=new_head)
+        params, notes = fitted(found, setup.model, setup.shapes.params, size, new_head=new_head)
+        variables = found.variables or None
+        if variables and _sizes(variables) != _sizes(setup.shapes.variables):
+            notes.append(f"its {', '.join(variables)} are not used")
+            variables = None
     was, norm = found.preprocess, setup.config.augment.norm
     if not np.allclose(was.mean + was.std, norm.mean + norm.std, atol=1e-6):
         kept = was.augment()["norm"]
         kept = kept if isinstance(kept, str) else f"norm(mean={was.mean}, std={was.std})"
         notes.append(f"its images were normalised otherwise (--config.augment.norm='{kept}' keeps that)")
-    return params, found.source, [*found.notes, *notes]
+    return params, variables, found.source, [*found.notes, *notes]
+
+
+def _sizes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {path: tuple(leaf.shape) for path, leaf in flat(tree).items()}
 
 
 def fitted(found: Stored, ours: Any, fresh: Params, size: int, *, new_head: bool = False) -> tuple[Params, list[str]]:
@@ -98,7 +111,7 @@ def fitted(found: Stored, ours: Any, fresh: Params, size: int, *, new_head: bool
     Args:
       found: weights in any format.
       ours: the model to fit them to.
-      fresh: its own parameters; what ``found`` lacks is taken from them.
+      fresh: its own parameters, or their shapes; what ``found`` lacks is taken from them.
       size: side in pixels of its images.
       new_head: leave the head out even where it fits: its classes are others.
 

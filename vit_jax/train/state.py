@@ -19,6 +19,7 @@ from vit_jax.models import Variables
 from vit_jax.models.base import split_variables
 from vit_jax.objectives import Objective
 from vit_jax.train import rng
+from vit_jax.trees import flat, unflat
 from vit_jax.types import Array, Params
 
 
@@ -71,7 +72,7 @@ def make_init(
 
     Returns:
       ``init(params=None, variables=None) -> TrainState`` (jitted, sharded; what is given is used instead of fresh
-      values), the state's shapes and its shardings.
+      values, but where it is a shape), the state's shapes and its shardings.
     """
 
     def finish(params: Params, variables: Any) -> TrainState:
@@ -104,6 +105,11 @@ def make_init(
             return jax.jit(fresh, out_shardings=shardings)()
         if variables is None and shapes.variables:
             variables = jax.jit(lambda: draw()[1], out_shardings=shardings.variables)()
+        given, layouts = flat(params), flat(params_shardings)
+        if missing := {path for path, leaf in given.items() if isinstance(leaf, jax.ShapeDtypeStruct)}:
+            own = lambda: {path: leaf for path, leaf in flat(draw()[0]).items() if path in missing}  # noqa: E731
+            new = jax.jit(own, out_shardings={path: layouts[path] for path in missing})()
+            params = unflat(given | new, params)
         return jax.jit(finish, out_shardings=shardings)(params, variables or {})
 
     return init, shapes, shardings
