@@ -53,6 +53,7 @@ def stop_at_6(moment):
         raise Stop
 
 
+@pytest.mark.slow
 def test_another_mesh_goes_on_with_the_same_curve(tmp_path, monkeypatch):
     """One device until step 4, then 2x2x2: equal to 1e-5."""
     raw = {**RAW, "model": {**RAW["model"], "depth": 1}, "duration": 8, "plots": False}

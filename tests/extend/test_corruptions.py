@@ -12,6 +12,7 @@ from vit_jax.types import UserError
 DIGITS = {"data": {"path": "digits", "holdout": 360}, "duration": 150, "eval_every": 150, "checkpoint_every": 150}
 
 
+@pytest.mark.slow
 def test_clean_and_corrupted_images_in_one_report(tiny, alone, tmp_path):
     second = "classify(5, data='fake:4000x8x10', prefix=fake)"
     raw = tiny(**DIGITS, plots=True, evaluators=[Corrupted(), second], best="val/accuracy", optim={"lr": 0.01})

@@ -22,7 +22,8 @@ def test_a_layer_is_that_of_integers(rng):
     assert np.abs(found - x @ kernel).max() > 1e-3
 
 
-@pytest.mark.parametrize("scan", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("scan", [False, True])
 def test_ranges_are_calibrated_saved_and_used(tiny, alone, tmp_path, scan):
     model = {"mlp_linear": Int8(), "qkv_linear": Int8(), "scan": scan, "dropout": 0.0}
     with alone():

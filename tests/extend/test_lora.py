@@ -22,7 +22,8 @@ def dense(tiny, alone, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("scan", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("scan", [False, True])
 def test_a_dense_run_goes_on_with_adapters(tiny, alone, dense, tmp_path, scan, capsys):
     lora = LoRA(rank=2, dropout=0.5)
     model = {"qkv_linear": lora, "mlp_linear": lora, "scan": scan, "dropout": 0.0}

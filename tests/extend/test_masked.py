@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from tests.extend.masked.model import MAE
 from tests.extend.masked.objective import Masked, patches
@@ -39,6 +40,7 @@ def test_the_loss_is_of_unseen_patches(rng):
     np.testing.assert_allclose(again, pixels, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_its_encoder_loads_as_a_vit(tiny, alone, tmp_path, monkeypatch, capsys):
     options = dict(model=model(), objective=Masked(2), evaluators=["knn(k=3)"], best="val/knn/accuracy", duration=8)
     with alone():

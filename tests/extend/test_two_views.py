@@ -38,7 +38,8 @@ def rows(folder):
     return [{k: v for k, v in row.items() if not k.startswith("speed/")} for row in metrics.read(folder)]
 
 
-@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 4])
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [1, 4])
 def test_a_run_resumes_bit_for_bit(tiny, alone, tmp_path, accumulate):
     raw, states = tiny(**OPTIONS, accumulate=accumulate), {}
 
