@@ -16,7 +16,7 @@ from vit_jax.convert import read, zoo
 from vit_jax.convert.pretrained import Preprocess, Pretrained, Stored, numbered
 from vit_jax.models import ImageTextModel, describe
 from vit_jax.models.base import split_variables
-from vit_jax.train.start import fitted
+from vit_jax.train.start import fitted, fitting
 from vit_jax.types import Params, UserError
 
 SIZE = 224
@@ -41,6 +41,7 @@ def create(
         size = size or found.preprocess.size
         new, variables = initial(model, size, seed)
         params, changes = fitted(found, model, new, size)
+        kept, left_out = fitting(found.variables, variables)
         preprocess = found.preprocess
         if size != preprocess.size:
             preprocess = dataclasses.replace(preprocess, size=size, canvas=None)
@@ -48,8 +49,8 @@ def create(
         return Pretrained(
             model, jax.tree.map(jnp.asarray, params), preprocess,
             numbered(found.class_names, describe.classes(model)), found.output_activation, found.resize, found.source,
-            (*found.notes, *changes), provenance=found.provenance, encoder=found.encoder if both else None,
-            variables=found.variables or variables,
+            (*found.notes, *changes, *left_out), provenance=found.provenance, encoder=found.encoder if both else None,
+            variables=kept or variables,
         )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import pytest
 import vit_jax as vj
 from tests.extend.conv_stages.model import ConvStages
 from vit_jax import metrics, models
-from vit_jax.config import parse
+from vit_jax.config import Variant, parse
 from vit_jax.train import loop, start
 from vit_jax.train.config import TrainConfig
 from vit_jax.train.setup import build
@@ -79,7 +79,9 @@ def test_evaluation_and_prediction_use_them(trained, alone):
 
 
 def test_a_start_takes_them(tiny, trained, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(models.NAMES, "conv_stages", ConvStages)  # the row that a model of the package would have
+    monkeypatch.setitem(
+        models.NAMES, "conv_stages", Variant(ConvStages)
+    )  # a row as a model of the package has
     setup = build(parse(TrainConfig, tiny(**MODEL, init=str(trained[1]))), jax.devices()[:1])
     state, said = start.start(setup, tmp_path / "new")
     assert said.endswith("every parameter taken as it is")
@@ -88,6 +90,23 @@ def test_a_start_takes_them(tiny, trained, tmp_path, monkeypatch, capsys):
     other = build(parse(TrainConfig, tiny(init=str(trained[1]))), jax.devices()[:1])
     with pytest.raises(UserError, match="does not fit the model"):
         start.start(other, tmp_path / "other")
+
+
+@pytest.mark.slow
+def test_a_teacher_has_them(tiny, alone, trained, tmp_path, monkeypatch):
+    """Without the statistics it could not even run."""
+    monkeypatch.setitem(models.NAMES, "conv_stages", Variant(ConvStages))
+    distill = {"name": "distill", "teacher": str(trained[1]), "feature": 0.0, "hard": 0.0}
+    with alone():
+        loop.run(tiny(objective=distill, duration=3), tmp_path / "student")
+    rows = [row for row in metrics.read(tmp_path / "student") if "train/soft" in row]
+    assert len(rows) == 3 and np.isfinite([row["train/soft"] for row in rows]).all()
+
+
+def test_a_model_is_created_with_them(trained, monkeypatch):
+    monkeypatch.setitem(models.NAMES, "conv_stages", Variant(ConvStages))
+    found = vj.create("conv_stages", trained[1])
+    jax.tree.map(np.testing.assert_array_equal, found.variables, jax.device_get(trained[0].state.variables))
 
 
 def test_formats_of_others_refuse(trained, tmp_path):

@@ -31,6 +31,14 @@ def test_clean_and_corrupted_images_in_one_report(tiny, alone, tmp_path):
     np.testing.assert_allclose(sum(row["examples"] for row in stored["noise"]["reliability"]), 360)
 
 
+@pytest.mark.parametrize("prefix", ["../out", "/tmp/x", "", ".", "a/b", "a b"])
+def test_a_prefix_is_a_name_and_leads_nowhere(tiny, alone, tmp_path, prefix):
+    raw = tiny(evaluators=[{"name": "classify", "prefix": prefix}], best="val/accuracy")
+    with alone(), pytest.raises(UserError, match="is no name; give letters"):
+        loop.run(raw, tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
 def test_two_of_a_kind_need_a_prefix(tiny, alone, tmp_path):
     raw = tiny(evaluators=["classify", {"name": "classify", "bins": 5}])
     with alone(), pytest.raises(UserError, match="two evaluators report val/accuracy; give one of them a prefix"):

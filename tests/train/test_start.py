@@ -191,3 +191,13 @@ def test_evaluation_refuses_other_classes(weights, tiny, one_device):
     raw = tiny(model=fields, augment={"size": 12}, data={"path": "fake:64x12x5", "canvas": 12})
     with pytest.raises(UserError, match=r"has the classes a, b, c, d, e, the data .* \(first difference: a\)"):
         start.eval_params(one_device(raw), weights[0]["vit_jax"])
+
+
+def test_variables_of_another_model_are_left_out_and_noted():
+    mine = {"batch_stats": {"norm": {"mean": np.zeros(4)}}}
+    assert start.fitting(mine, {"batch_stats": {"norm": {"mean": np.ones(4)}}}) == (mine, [])
+    assert start.fitting(mine, {"batch_stats": {"norm": {"mean": np.ones(5)}}}) == (
+        None,
+        ["its batch_stats are not used"],
+    )
+    assert start.fitting(mine, {}) == (None, ["its batch_stats are not used"]) and start.fitting({}, mine) == (None, [])

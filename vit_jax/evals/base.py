@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -18,7 +19,7 @@ import numpy as np
 from vit_jax.io import atomic
 from vit_jax.models import Variables
 from vit_jax.objectives.base import Apply, Objective
-from vit_jax.types import Batch, Params
+from vit_jax.types import Batch, Params, UserError
 
 Split = Literal["train", "val"]
 Transform = Callable[[jax.Array], jax.Array]
@@ -102,7 +103,7 @@ class Prefixed(Report):
 
     def results(self, class_names: tuple[str, ...]) -> dict[str, Any]:
         """The tables, under the prefix."""
-        return {**super().results(class_names), self.prefix: self.report.results(class_names)}
+        return {self.prefix: self.report.results(class_names), **super().results(class_names)}
 
     def draw(self, folder: pathlib.Path, class_names: tuple[str, ...]) -> None:
         """Writes the pictures into a folder of that name."""
@@ -192,7 +193,13 @@ class Evaluator(abc.ABC):
 
     @property
     def reported(self) -> tuple[str, ...]:
-        """:attr:`metrics` with the prefix in front."""
+        """:attr:`metrics` with the prefix in front.
+
+        Raises:
+          UserError: the prefix is no name of a folder.
+        """
+        if self.prefix is not None and not re.fullmatch(r"\w[\w.-]*", self.prefix):
+            raise UserError(f"prefix={self.prefix!r} is no name; give letters, digits, '_', '-' and '.', such as 'v2'.")
         return tuple(f"{self.prefix}/{metric}" if self.prefix else metric for metric in self.metrics)
 
 

@@ -87,20 +87,21 @@ def _initial(setup: Setup, source: str) -> tuple[Params, Any, str, list[str]]:
         new_head = found.class_names != setup.train.info.class_names
         size = setup.config.augment.size
         params, notes = fitted(found, setup.model, setup.shapes.params, size, new_head=new_head)
-        variables = found.variables or None
-        if variables and _sizes(variables) != _sizes(setup.shapes.variables):
-            notes.append(f"its {', '.join(variables)} are not used")
-            variables = None
+        variables, left_out = fitting(found.variables, setup.shapes.variables)
     was, norm = found.preprocess, setup.config.augment.norm
     if not np.allclose(was.mean + was.std, norm.mean + norm.std, atol=1e-6):
         kept = was.augment()["norm"]
         kept = kept if isinstance(kept, str) else f"norm(mean={was.mean}, std={was.std})"
         notes.append(f"its images were normalised otherwise (--config.augment.norm='{kept}' keeps that)")
-    return params, variables, found.source, [*found.notes, *notes]
+    return params, variables, found.source, [*found.notes, *notes, *left_out]
 
 
-def _sizes(tree: Any) -> dict[str, tuple[int, ...]]:
-    return {path: tuple(leaf.shape) for path, leaf in flat(tree).items()}
+def fitting(variables: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, list[str]]:
+    """``variables`` for a model that has ``wanted`` (arrays or shapes); None and a note if those are others."""
+    sizes = [{path: tuple(leaf.shape) for path, leaf in flat(tree).items()} for tree in (variables, wanted)]
+    if not variables or sizes[0] == sizes[1]:
+        return variables or None, []
+    return None, [f"its {', '.join(variables)} are not used"]
 
 
 def fitted(found: Stored, ours: Any, fresh: Params, size: int, *, new_head: bool = False) -> tuple[Params, list[str]]:

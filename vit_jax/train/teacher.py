@@ -8,13 +8,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vit_jax import models, sharding
 from vit_jax.augment import Norm
 from vit_jax.convert import Stored, read
 from vit_jax.data.classes import mismatch
-from vit_jax.models import ModelFn
+from vit_jax.models import ModelFn, Variables
 from vit_jax.objectives import Teacher
 from vit_jax.objectives.distill import Distill, with_blocks
 from vit_jax.train.adapt import adapt
@@ -57,7 +57,10 @@ def load(config: TrainConfig, model: nn.Module, class_names: Sequence[str], mesh
         notes.append(f"it knows images of {found.preprocess.size} px and sees {size} px")
     say(f"the teacher is {found.source}: " + ("; ".join([*found.notes, *notes]) or "every parameter taken as it is"))
     placed = jax.tree.map(jax.device_put, params, sharding.param_shardings(boxed, mesh))
-    return Teacher(placed, ModelFn(theirs))
+    if not found.variables:
+        return Teacher(placed, ModelFn(theirs))
+    others = jax.device_put(found.variables, NamedSharding(mesh, PartitionSpec()))
+    return Teacher(Variables(placed, others), ModelFn(theirs))
 
 
 def _check(found: Stored, objective: Distill, norm: Norm, class_names: Sequence[str]) -> None:

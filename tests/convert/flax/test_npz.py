@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from tests.convert.flax.reference import read_all, same_bits
 from tests.convert.outputs import captured
 from vit_jax import models
 from vit_jax.convert import flax
@@ -47,17 +48,6 @@ def written(path, ours):
     writing = flax.ORIGINAL.write(ours)
     write_npz(path, back(flax.ORIGINAL.rules(ours.model, writing.layout), ours.params, name="npz"))
     return json.loads(json.dumps(writing.about))
-
-
-def same_bits(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert (a[name].dtype, a[name].shape) == (b[name].dtype, b[name].shape), name
-        assert a[name].tobytes() == b[name].tobytes(), name
-
-
-def read_all(tensors):
-    return {name: tensor.read() for name, tensor in tensors.items()}
 
 
 # What the original's code computes, in float64, on its own names and shapes.
