@@ -79,9 +79,7 @@ def test_evaluation_and_prediction_use_them(trained, alone):
 
 
 def test_a_start_takes_them(tiny, trained, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(
-        models.NAMES, "conv_stages", Variant(ConvStages)
-    )  # a row as a model of the package has
+    monkeypatch.setitem(models.NAMES, "conv_stages", Variant(ConvStages))  # a row as a model of the package has
     setup = build(parse(TrainConfig, tiny(**MODEL, init=str(trained[1]))), jax.devices()[:1])
     state, said = start.start(setup, tmp_path / "new")
     assert said.endswith("every parameter taken as it is")
