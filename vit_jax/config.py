@@ -18,7 +18,7 @@ import runpy
 import types
 import typing
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar, overload
 
 import numpy as np
@@ -382,6 +382,20 @@ def _gone(value: Mapping[str, Any], path: str) -> UsageError:
         f"{path} was the Python object {value[PYTHON]}({fields}), which no file can hold; hand it in again from "
         f"Python: changes={{{key!r}: ...}} of vit_jax.train, evaluate or load."
     )
+
+
+def resumable(default: Any) -> Any:
+    """A dataclass field that leaves the result of training as it is: a run may be resumed with another value."""
+    return dataclasses.field(default=default, metadata={"resumable": True})
+
+
+def resumable_keys(value: Any, path: str = "") -> Iterator[str]:
+    """Dotted keys of the :func:`resumable` fields of a configuration and of the dataclasses in it."""
+    for field in dataclasses.fields(value):
+        if "resumable" in field.metadata:
+            yield f"{path}{field.name}"
+        elif dataclasses.is_dataclass(inner := getattr(value, field.name)):
+            yield from resumable_keys(inner, f"{path}{field.name}.")
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:

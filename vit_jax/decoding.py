@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax import sharding
-from vit_jax.models import CoCa, Model, cast_kernels
+from vit_jax.models import Captioner
 from vit_jax.types import Params, UserError
 
 Kept = Mapping[str, Any]
@@ -191,7 +191,7 @@ def generate(
     """Captions of prepared images: pure and traceable, one pass over the images and one over each token.
 
     Args:
-      apply: a :class:`~vit_jax.models.CoCa` as a function of its parameters.
+      apply: a :class:`~vit_jax.models.Captioner` such as CoCa as a function of its parameters.
       params: its parameters.
       image: float32 ``[B, H, W, 3]``.
       start_id: the token that begins a caption; never generated.
@@ -207,12 +207,12 @@ def generate(
     tokens = Tokens(start_id, end_id, pad_id)
 
     def run(model: Any, image: jax.Array) -> Captions:
-        if not isinstance(model, CoCa):
+        if not isinstance(model, Captioner):
             raise UserError(f"a {type(model).__name__} has no caption decoder; captions need a CoCa, coca_vit_b32 say.")
-        if not 2 <= length <= model.text_tower.length + 1:
+        most = model.caption_length
+        if not 2 <= length <= most:
             raise UserError(
-                f"captions of {length} tokens are not possible with this text tower; choose between 2 and "
-                f"{model.text_tower.length + 1}."
+                f"captions of {length} tokens are not possible with this text tower; choose between 2 and {most}."
             )
         return _generate(model, image, tokens, length, decoder, rows)
 
@@ -220,11 +220,11 @@ def generate(
 
 
 def _generate(
-    bound: CoCa, image: jax.Array, tokens: Tokens, length: int, decoder: SearchStrategy, rows: jax.Array | None
+    bound: Any, image: jax.Array, tokens: Tokens, length: int, decoder: SearchStrategy, rows: jax.Array | None
 ) -> Captions:
     memory = bound.encode(image)[1]
     model, variables = bound.unbind()
-    params = _cast(bound, variables["params"])
+    params = bound.decoding_params(variables["params"])
 
     def read(last: jax.Array, at: jax.Array | int, kept: Kept) -> tuple[jax.Array, Kept]:
         new: Any = ["cache"] if kept else ["cache", "memory"]
@@ -281,13 +281,6 @@ def search(read: Read, tokens: Tokens, length: int, decoder: SearchStrategy, row
     one = jnp.int32(1)
     found = jax.lax.while_loop(more, body, (one + 1, *step(one, logits, _start(b, w, length, tokens), cache)))[1]
     return Captions(found.tokens[:, 0], found.log_p[:, 0])
-
-
-def _cast(model: CoCa, params: Params) -> Params:
-    """What each token is computed with in its compute type, once; the logits are the same bit for bit."""
-    parts: dict[str, Model] = {"text_tower": model.text_tower, "decoder": model.decoder}
-    cast = {name: cast_kernels(part, params[name]) for name, part in parts.items()}
-    return {**params, **cast, "vocabulary": params["vocabulary"].astype(model.decoder.dtype)}
 
 
 def _start(b: int, w: int, length: int, tokens: Tokens) -> Hypotheses:

@@ -1,5 +1,8 @@
 """Batch statistics through state, checkpoint, evaluation and prediction; other formats refuse them in a sentence."""
 
+import contextlib
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +10,7 @@ import pytest
 
 import vit_jax as vj
 from tests.extend.conv_stages.model import ConvStages
-from vit_jax import metrics, models
+from vit_jax import metrics, models, sharding
 from vit_jax.config import Variant, parse
 from vit_jax.train import loop, start
 from vit_jax.train.config import TrainConfig
@@ -63,6 +66,38 @@ def test_statistics_are_means_over_the_slices(tiny):
     stats = state.variables["batch_stats"]["stage_0_norm"]
     np.testing.assert_allclose(stats["mean"], 0.2 * np.mean([s.mean((0, 1, 2)) for s in slices], 0), atol=1e-6)
     np.testing.assert_allclose(stats["var"], 0.8 + 0.2 * np.mean([s.var((0, 1, 2)) for s in slices], 0), atol=1e-6)
+
+
+def moved(tiny, devices, **optim):
+    """What one step of gradient descent from some random parameters adds to them, and how the last stage is split."""
+    options = {
+        **MODEL,
+        "optim": {"optimizer": "sgd", "lr": 0.1, "warmup": 0, **optim},
+        "mesh": {"fsdp": len(devices), "replica": 1},
+    }
+    setup = build(parse(TrainConfig, tiny(**options)), devices)
+    draw = np.random.default_rng(0).normal
+    before = jax.tree.map(lambda x: np.asarray(draw(0, 0.1, x.shape), x.dtype), setup.shapes.params)
+    state = setup.init(jax.device_put(before, setup.shardings.params))
+    with contextlib.closing(setup.train_batches(0)) as batches, jax.set_mesh(setup.mesh):
+        state, _ = setup.step(state, sharding.put(next(batches), setup.mesh))
+    split = state.params["stage_3_conv"]["kernel"].sharding.shard_shape((3, 3, 32, 32))
+    return jax.tree.map(np.subtract, jax.device_get(state.params), before), split
+
+
+@pytest.mark.slow
+def test_layer_decay_under_fsdp(tiny, monkeypatch):
+    """Eight shares of parameters and rows train as one device does; a stage learns half as fast as the next."""
+    monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 64)
+    decayed, split = moved(tiny, jax.devices(), layer_decay=0.5)
+    assert split == (3, 3, 4, 32)
+    alone, _ = moved(tiny, jax.devices()[:1], layer_decay=0.5)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), decayed, alone)
+    plain, _ = moved(tiny, jax.devices())
+    for i in range(4):
+        of = f"stage_{i}_conv"
+        ratio = np.linalg.norm(decayed[of]["kernel"]) / np.linalg.norm(plain[of]["kernel"])
+        assert ratio == pytest.approx(0.5 ** (4 - i), rel=1e-3)
 
 
 def test_evaluation_and_prediction_use_them(trained, alone):

@@ -17,6 +17,10 @@ RAW = {
     "data": {"path": "digits", "workers": 1},
     "optim": {"pair": (1, 2)},
 }
+FREE = (
+    "mesh", "log_every", "keep", "best", "eval_batch_size", "model.scan", "model.remat",
+    "data.workers", "data.prefetch",
+)  # fmt: skip
 
 
 def test_claim_then_load(tmp_path):
@@ -40,7 +44,7 @@ def test_claim_then_load(tmp_path):
 def test_another_run_is_refused_with_the_difference(tmp_path, change, text):
     workdir.claim(tmp_path, RAW)
     with pytest.raises(UsageError) as e:
-        workdir.check(tmp_path, {**RAW, **change})
+        workdir.check(tmp_path, {**RAW, **change}, FREE)
     assert str(e.value) == (
         f"{tmp_path} holds a run with another configuration {text}; use a new --workdir, or the old values."
     )
@@ -56,14 +60,14 @@ def test_another_run_is_refused_with_the_difference(tmp_path, change, text):
 )  # fmt: skip
 def test_what_leaves_the_result_as_it_is_may_change(tmp_path, change):
     workdir.claim(tmp_path, RAW)
-    workdir.check(tmp_path, {**RAW, **change})
+    workdir.check(tmp_path, {**RAW, **change}, FREE)
 
 
 def test_allowed_keys_are_whole_keys(tmp_path):
     """ "keep" does not allow "keep_all", nor "mesh" "mesh_shape"."""
     workdir.claim(tmp_path, RAW)
     with pytest.raises(UsageError, match="keep_all"):
-        workdir.check(tmp_path, {**RAW, "keep_all": True})
+        workdir.check(tmp_path, {**RAW, "keep_all": True}, FREE)
 
 
 def test_folders_that_are_no_run(tmp_path):

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from vit_jax.config import resumable
 from vit_jax.data.permute import hash64, make_key, permute
 from vit_jax.data.prompts import read_templates
 from vit_jax.data.reader import MAX_SKIPPED, OnError, Reader
@@ -54,8 +55,8 @@ class DataConfig:
     text: TextConfig | None = None
     canvas: int = 256
     on_error: OnError = "raise"
-    workers: int | None = None
-    prefetch: int = 3
+    workers: int | None = resumable(None)
+    prefetch: int = resumable(3)
 
     def __post_init__(self) -> None:
         for name, least in (("canvas", 1), ("prefetch", 1), ("workers", 1), ("holdout", 0)):

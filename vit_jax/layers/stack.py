@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vit_jax.config import resumable
 from vit_jax.layers.attention import KVCache
 from vit_jax.layers.block import Block, Encoder, Remat
 from vit_jax.layers.hooks import Adapter, LogitBias, MLPSpec, Reducer, Rotary
@@ -50,8 +51,8 @@ class Stack(nn.Module):
     norm_epsilon: float = EPSILON
     mlp_linear: Spec = Dense()
     dtype: DType = "float32"
-    scan: bool = False
-    remat: Remat = "none"
+    scan: bool = resumable(False)
+    remat: Remat = resumable("none")
     adapter: Adapter | None = None
     ffn: MLPSpec | None = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -93,6 +94,39 @@ class ImageTextModel(Model):
     def output_activation(self) -> OutputActivation:
         """How the logits of weights become probabilities whose training is not known."""
         raise NotImplementedError
+
+
+class Captioner(abc.ABC):
+    """What else a model has that writes captions."""
+
+    @property
+    @abc.abstractmethod
+    def caption_length(self) -> int:
+        """Most tokens of a caption, start and end included."""
+
+    @abc.abstractmethod
+    def encode(self, image: jax.Array, *, train: bool = False) -> tuple[jax.Array, jax.Array]:
+        """float32 ``[B, H, W, 3]`` -> embedding float32 ``[B, E]`` and the decoder's memory ``[B, M, E]``."""
+
+    @abc.abstractmethod
+    def next_logits(self, tokens: jax.Array, memory: jax.Array, *, start: jax.Array | int, length: int) -> jax.Array:
+        """Logits float32 ``[B, N, V]`` of the tokens after ``tokens`` int32 ``[B, N]``, which are at ``start`` on.
+
+        Keys and values of what came before are in the collection "cache", those of the memory in "memory": apply with
+        ``mutable=["cache", "memory"]`` and ``start=0`` first, then with what came back and ``mutable=["cache"]``.
+        Nothing but the new tokens is computed. The cache may have W rows for each row of the memory, one after the
+        other: captions of one image.
+
+        Args:
+          tokens: int32 ``[B, N]``; ``[B * W, N]`` after the first call.
+          memory: from :meth:`encode`; read by the first call.
+          start: position of the first of ``tokens``; may be traced.
+          length: most tokens of a caption and its end, static; less than :attr:`caption_length`.
+        """
+
+    @abc.abstractmethod
+    def decoding_params(self, params: Params) -> Params:
+        """``params`` with what each token is computed with in its compute type; the logits are the same bit for bit."""
 
 
 @flax.struct.dataclass

@@ -17,10 +17,11 @@ from vit_jax.layers.linear import logical
 from vit_jax.layers.norm import EPSILON, LayerNorm
 from vit_jax.layers.pool import QueryPool
 from vit_jax.layers.stack import Stack, TransformerStack
+from vit_jax.models.base import Captioner, cast_kernels
 from vit_jax.models.roles import Kind, Model, Part
 from vit_jax.models.text import real
 from vit_jax.models.two_tower import CLIP_IMAGE, CLIP_TEXT, Embedded, TwoTower, image_row, text_row
-from vit_jax.types import UserError
+from vit_jax.types import Params, UserError
 
 POOLING = ("shared", "cascade", "parallel")
 
@@ -47,7 +48,7 @@ class TextDecoder(TransformerStack, Model):
         return encoder(x, train=train, context=context.astype(self.dtype), cache=cache, at=self.places(x, cache))
 
 
-class CoCa(TwoTower):
+class CoCa(TwoTower, Captioner):
     """Two towers and a caption decoder on top of both; one forward pass serves both losses.
 
     The text tower's states of all but its cls go on, not normalised, to the decoder, which attends to image tokens made
@@ -118,24 +119,20 @@ class CoCa(TwoTower):
         """float32 ``[B, H, W, 3]`` -> float32 ``[B, E]`` of unit length."""
         return self.encode(image, train=train)[0]
 
+    @property
+    def caption_length(self) -> int:
+        return self.text_tower.length + 1
+
+    def decoding_params(self, params: Params) -> Params:
+        parts: dict[str, Model] = {"text_tower": self.text_tower, "decoder": self.decoder}
+        cast = {name: cast_kernels(part, params[name]) for name, part in parts.items()}
+        return {**params, **cast, "vocabulary": params["vocabulary"].astype(self.decoder.dtype)}
+
     def caption_logits(self, text: jax.Array, memory: jax.Array) -> jax.Array:
         """int32 ``[B, L]`` and the memory -> float32 ``[B, L, V]``; position t is about token t + 1."""
         return self._logits(self.decoder(self.text_features(text, False).tokens, memory))
 
     def next_logits(self, tokens: jax.Array, memory: jax.Array, *, start: jax.Array | int, length: int) -> jax.Array:
-        """Logits float32 ``[B, N, V]`` of the tokens after ``tokens`` int32 ``[B, N]``, which are at ``start`` on.
-
-        Keys and values of what came before are in the collection "cache", those of the memory in "memory": apply with
-        ``mutable=["cache", "memory"]`` and ``start=0`` first, then with what came back and ``mutable=["cache"]``.
-        Nothing but the new tokens is computed. The cache may have W rows for each row of the memory, one after the
-        other: captions of one image.
-
-        Args:
-          tokens: int32 ``[B, N]``; ``[B * W, N]`` after the first call.
-          memory: from :meth:`encode`; read by the first call.
-          start: position of the first of ``tokens``; may be traced.
-          length: most tokens of a caption, static; at most the text tower's.
-        """
         cache = KVCache(start, length)
         return self._logits(self.decoder(self.text_tower.step(tokens, cache), memory, cache=cache))
 

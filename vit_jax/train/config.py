@@ -6,7 +6,7 @@ import dataclasses
 from typing import Annotated
 
 from vit_jax.augment import Augment
-from vit_jax.config import Choice, Duration
+from vit_jax.config import Choice, Duration, resumable
 from vit_jax.data.loader import DataConfig
 from vit_jax.evals import EVALUATORS, Classify, Evaluator
 from vit_jax.models import NAMES, Model
@@ -15,13 +15,6 @@ from vit_jax.objectives import Classify as ClassifyObjective
 from vit_jax.optim import OptimConfig
 from vit_jax.sharding import MeshConfig
 from vit_jax.types import UserError
-
-MAY_CHANGE = (
-    "mesh", "log_every", "eval_every", "checkpoint_every", "keep", "best", "plots", "evaluators", "eval_batch_size",
-    "data.workers", "data.prefetch",
-    *(f"model.{part}{key}" for part in ("", "image_tower.", "text_tower.", "decoder.") for key in ("scan", "remat")),
-)  # fmt: skip
-"""Keys that leave the result of training as it is, so that a run may be resumed with other values."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,22 +51,22 @@ class TrainConfig:
     augment: Augment
     optim: OptimConfig = OptimConfig()
     objective: Annotated[Objective, Choice(OBJECTIVES, Objective)] = ClassifyObjective()
-    evaluators: tuple[Annotated[Evaluator, Choice(EVALUATORS, Evaluator)], ...] = (Classify(),)
+    evaluators: tuple[Annotated[Evaluator, Choice(EVALUATORS, Evaluator)], ...] = resumable((Classify(),))
     duration: Duration = Duration(10, "epochs")
     batch_size: int = 128
-    eval_batch_size: int | None = None
+    eval_batch_size: int | None = resumable(None)
     accumulate: int = 1
     ema: float | None = None
     seed: int = 0
-    mesh: MeshConfig = MeshConfig()
+    mesh: MeshConfig = resumable(MeshConfig())
     init: str | None = None
     resume_from: str | None = None
-    log_every: Duration = Duration(10)
-    eval_every: Duration = Duration(1, "epochs")
-    checkpoint_every: Duration = Duration(1, "epochs")
-    keep: int = 2
-    best: str = "val/accuracy"
-    plots: bool = True
+    log_every: Duration = resumable(Duration(10))
+    eval_every: Duration = resumable(Duration(1, "epochs"))
+    checkpoint_every: Duration = resumable(Duration(1, "epochs"))
+    keep: int = resumable(2)
+    best: str = resumable("val/accuracy")
+    plots: bool = resumable(True)
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulate", "keep", "eval_batch_size"):

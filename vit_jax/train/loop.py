@@ -18,7 +18,7 @@ import numpy as np
 
 from vit_jax import checkpoint, plots, sharding
 from vit_jax.checkpoint import Checkpoints
-from vit_jax.config import parse
+from vit_jax.config import parse, resumable_keys
 from vit_jax.evals import Report
 from vit_jax.metrics import MetricsWriter, read
 from vit_jax.train import flops, start, workdir
@@ -75,8 +75,9 @@ def run(raw: Mapping[str, Any], folder: str | pathlib.Path, hooks: Sequence[Hook
       UserError: whatever the user got wrong (before the first step), non-finite values, a full disk, an interruption.
     """
     path = pathlib.Path(folder)
-    workdir.check(path, raw)
-    setup = build(parse(TrainConfig, raw))
+    config = parse(TrainConfig, raw)
+    workdir.check(path, raw, tuple(resumable_keys(config)))
+    setup = build(config)
     state, origin = start.start(setup, path)
     workdir.claim(path, raw)
     for note in setup.train.info.notes:

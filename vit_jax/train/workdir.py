@@ -6,7 +6,7 @@ import json
 import pathlib
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -15,7 +15,6 @@ import vit_jax
 from vit_jax.config import difference, record
 from vit_jax.data.sources import Source
 from vit_jax.io import atomic, jsonfile
-from vit_jax.train.config import MAY_CHANGE
 from vit_jax.types import UsageError, UserError
 
 FILE = "config.json"
@@ -32,10 +31,10 @@ def plain(raw: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(raw, default=default))
 
 
-def check(workdir: pathlib.Path, raw: Mapping[str, Any]) -> None:
+def check(workdir: pathlib.Path, raw: Mapping[str, Any], resumable: Collection[str] = ()) -> None:
     """Raises :class:`UsageError` where ``workdir`` holds a run whose result another configuration decides.
 
-    Keys in ``MAY_CHANGE`` do not count.
+    Keys in ``resumable`` do not count.
     """
     if workdir.exists() and not workdir.is_dir():
         raise UsageError(f"workdir {str(workdir)!r} is a file; name a folder.")
@@ -46,7 +45,7 @@ def check(workdir: pathlib.Path, raw: Mapping[str, Any]) -> None:
     changes = [
         line
         for line in difference(load(workdir), plain(raw))
-        if not any(line.startswith((f"{key}:", f"{key}.")) for key in MAY_CHANGE)
+        if not any(line.startswith((f"{key}:", f"{key}.")) for key in resumable)
     ]
     if changes:
         raise UsageError(
