@@ -21,9 +21,9 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 TIERS = (
     ("types", "trees"), ("checks", "config"), ("io",), ("sharding", "metrics"), ("data", "augment", "kernels"),
     ("layers",), ("models",),
-    ("losses",), ("objectives",), ("optim",), ("checkpoint", "plots", "decoding"), ("evals", "convert"), ("compress",),
+    ("losses",), ("objectives",), ("optim",), ("checkpoint", "report", "decoding"), ("evals", "convert"), ("compress",),
     ("train",),
-    ("predict", "benchmark", "explain", "create"), ("export",), ("launch", "api"), ("cli",), ("__main__",),
+    ("predict", "bench", "explain", "create"), ("export",), ("launch", "api"), ("cli",), ("__main__",),
 )  # fmt: skip
 """A module imports from its own package and from tiers to the left, never from a neighbour in its tier."""
 RANK = {unit: i for i, tier in enumerate(TIERS) for unit in tier}
@@ -175,10 +175,10 @@ def families(module: ast.Module) -> list[str]:
 
 
 def test_families_of_models_are_the_affair_of_models_and_codecs():
-    """Elsewhere a model is what its base class promises; a benchmark compares ViTs."""
+    """Elsewhere a model is what its base class promises."""
     found = {name(path) for path in MODULES if families(tree(path))}
     inside = ("vit_jax.models", *(f"vit_jax.convert.{room}" for room in ("timm", "hf", "open_clip", "flax")))
-    assert {module for module in found if not module.startswith(inside)} <= {"vit_jax.cli.bench"}
+    assert {module for module in found if not module.startswith(inside)} == set()
     assert len(families(ast.parse("isinstance(m, models.ViT)\nisinstance(m, (CoCa, str))\nisinstance(m, Model)"))) == 2
 
 

@@ -150,6 +150,13 @@ def test_put_splits_rows_over_replica_and_fsdp(rng):
     assert [by_device[d] for d in m.devices.flat] == [0, 0, 2, 2, 4, 4, 6, 6]  # tensor devices share their rows
 
 
+def test_the_layout_that_has_everything_on_each_device():
+    mesh = make_mesh(MeshConfig(replica=4, fsdp=2))
+    layout = sharding.replicated_like(sharding.put({"x": np.zeros(16, np.float32)}, mesh)["x"])
+    assert layout is not None and layout.is_fully_replicated and layout.mesh == mesh
+    assert sharding.replicated_like(np.zeros(2)) is None and sharding.replicated_like(jnp.zeros(2)) is None
+
+
 def test_constrain():
     x = jnp.zeros((8, 16))
     assert sharding.constrain(x, "batch", "mlp") is x  # no mesh

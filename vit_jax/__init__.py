@@ -38,29 +38,18 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
-PUBLIC = {
-    "create": "api",
-    "load": "api",
-    "predict": "api",
-    "embed": "api",
-    "train": "api",
-    "evaluate": "api",
-    "convert": "api",
-    "export": "api",
-    "open_source": "data.sources",
-    "list_models": "api",
-    "list_pretrained": "api",
-    "Conversion": "api",
-    "Exported": "export.base",
-    "Preprocess": "convert.pretrained",
-    "Pretrained": "convert.pretrained",
-    "PretrainedTag": "convert.zoo",
-    "Report": "evals.base",
-    "Result": "train.loop",
-    "Source": "data.sources",
-    "UsageError": "types",
-    "UserError": "types",
+HOMES = {
+    "api": "create load predict embed train evaluate convert export list_models list_pretrained Conversion",
+    "convert.pretrained": "Preprocess Pretrained",
+    "convert.zoo": "PretrainedTag",
+    "data.sources": "Source open_source",
+    "evals.base": "Report",
+    "export.base": "Exported",
+    "train.loop": "Result",
+    "types": "UsageError UserError",
 }
+"""Module -> the public names in it."""
+PUBLIC = {name: module for module, names in HOMES.items() for name in names.split()}
 """Public name -> the module that it is in."""
 
 __all__ = ["__version__", *PUBLIC]

@@ -73,6 +73,12 @@ def data_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(BATCH))
 
 
+def replicated_like(x: Array) -> NamedSharding | None:
+    """The layout on the mesh of ``x`` that has everything on each device; None where ``x`` is on no mesh."""
+    layout = getattr(x, "sharding", None)
+    return NamedSharding(layout.mesh, P()) if isinstance(layout, NamedSharding) else None
+
+
 def param_spec(shape: tuple[int, ...], logical: Sequence[str | None], mesh: Mesh) -> P:
     """One leaf's partition: logical axes by :data:`RULES` where the size divides, then the largest free one to fsdp."""
     axes: list[Any] = [RULES.get(name) if name else None for name in (*logical, *[None] * (len(shape) - len(logical)))]

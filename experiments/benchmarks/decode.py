@@ -14,7 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax import benchmark, config, models
+from vit_jax import config, models
+from vit_jax.bench.timing import alternate
 from vit_jax.cli import output
 from vit_jax.decoding import DECODERS, generate
 
@@ -65,16 +66,13 @@ def main() -> None:
     fast = jax.jit(lambda p, x: generate(apply, p, x, length=args.length, decoder=decoder, **named).tokens)
     slow = jax.jit(lambda p, x: uncached(model, p, x, length=args.length, **ids))
     run = {"cached": lambda: fast(params, image), "uncached": lambda: slow(params, image)}
-    times = benchmark.alternate(run, args.rounds)
-    ratio, low, high = times["cached"].over(times["uncached"])
+    times = alternate(run, args.rounds)
     result = {
         "model": f"{args.model} {args.dtype}, {args.batch} images, {args.length} tokens, {args.decoder}",
         "tokens generated": int((fast(params, image) != 0).sum()),
         "cached tokens/s": args.batch * (args.length - 1) / times["cached"].median,
         "uncached tokens/s": args.batch * (args.length - 1) / times["uncached"].median,
-        "times faster (median)": ratio,
-        "times faster (10th percentile)": low,
-        "times faster (90th percentile)": high,
+        **times["cached"].compared("times faster", times["uncached"]),
         "same captions": bool((fast(params, image) == slow(params, image)).all()),
     }
     if args.json != "-":

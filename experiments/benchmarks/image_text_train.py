@@ -17,7 +17,8 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from vit_jax import benchmark, models, sharding
+from vit_jax import models, sharding
+from vit_jax.bench.timing import alternate
 from vit_jax.cli import output
 from vit_jax.config import Duration
 from vit_jax.objectives import OBJECTIVES
@@ -114,14 +115,11 @@ def main() -> None:
     args = parser.parse_args()
     image, text = batch(args.batch, args.size, models.create(args.model).text_tower.length)
     steps = {"vit_jax": ours(args.model, image, text), "open_clip": theirs(args.model, image, text)}
-    times = benchmark.alternate(steps, args.rounds)
-    ratio, low, high = times["vit_jax"].over(times["open_clip"])
+    times = alternate(steps, args.rounds)
     result = {
         "model": f"{args.model} bfloat16, {args.batch} pairs of {args.size} px",
         **{f"{name} pairs/s": args.batch / t.median for name, t in times.items()},
-        "times faster (median)": ratio,
-        "times faster (10th percentile)": low,
-        "times faster (90th percentile)": high,
+        **times["vit_jax"].compared("times faster", times["open_clip"]),
     }
     for key, value in result.items():
         print(f"{key:34s} {value}")

@@ -15,8 +15,10 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from vit_jax import benchmark, models, plots
+from vit_jax import models
+from vit_jax.bench.timing import alternate
 from vit_jax.cli import output
+from vit_jax.report import plots
 
 SIZES = (224, 448, 896, 1344, 2048)
 NAMES = ("attention", "monarch", "fft")
@@ -62,12 +64,11 @@ def measure(size: int, args: argparse.Namespace) -> list[dict[str, Any]]:
         params = nn.unbox(jax.jit(model.init)(jax.random.key(1), image)["params"])
         run = jax.jit(lambda p, x, model=model: model.apply({"params": p}, x))
         runs[name] = lambda run=run, params=params: run(params, image)
-    times = benchmark.alternate(runs, args.rounds)
-    keys = ("median", "10th percentile", "90th percentile")
+    times = alternate(runs, args.rounds)
     return [
         {
             "implementation": name, "rows": math.prod((size // 16,) * 2), "seconds": times[name].median,
-            **{f"times dense ({k})": v for k, v in zip(keys, times[name].over(times["attention"]), strict=True)},
+            **times[name].compared("times dense", times["attention"]),
         }
         for name in NAMES
     ]  # fmt: skip

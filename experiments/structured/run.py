@@ -23,7 +23,8 @@ from vit_jax.launch import runtime
 from vit_jax.layers.linear import Dense
 from vit_jax.layers.linear.sparse24 import Sparse24
 from vit_jax.layers.linear.specs import FIELDS
-from vit_jax.train import flops, loop, workdir
+from vit_jax.models import cost
+from vit_jax.train import loop, workdir
 
 HERE = pathlib.Path(__file__).parent
 CONFIGS = HERE.parent.parent / "configs"
@@ -125,7 +126,7 @@ def noise(prepare: Any, batch: Any) -> Any:
 def mflops(setup: Any) -> float:
     """Of one image forward, by XLA's count."""
     model = setup.model.clone(**{k: structured(getattr(setup.model, k)) for k in FIELDS})
-    return flops.forward(model, model.inputs(setup.config.augment.size)) / 1e6
+    return cost.flops(model, model.inputs(setup.config.augment.size)) / 1e6
 
 
 def structured(spec: Any) -> Any:

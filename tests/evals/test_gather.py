@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax import sharding
-from vit_jax.evals.gather import concatenate, encoder_of, gather, replicated_like
+from vit_jax.evals.gather import concatenate, encoder_of, gather
 from vit_jax.types import UserError
 
 
@@ -37,14 +36,6 @@ def test_nothing_is_an_error() -> None:
     for parts in ([], [{"row": np.zeros(0, np.int64)}]):
         with pytest.raises(UserError, match="nothing to fit to: the data holds no example"):
             concatenate(parts, "fit to")
-
-
-def test_layout() -> None:
-    mesh = sharding.make_mesh(sharding.MeshConfig(replica=4, fsdp=2))
-    x = sharding.put({"x": np.zeros(16, np.float32)}, mesh)["x"]
-    layout = replicated_like(x)
-    assert layout is not None and layout.is_fully_replicated and layout.mesh == mesh
-    assert replicated_like(np.zeros(2)) is None and replicated_like(jnp.zeros(2)) is None
 
 
 def test_a_run_without_texts() -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from vit_jax import models, sharding
+from vit_jax.bench.plain import PlainViT
 from vit_jax.layers.norm import LayerNorm
-from vit_jax.models.plain import PlainViT
 from vit_jax.models.resnet import ResNet
 from vit_jax.models.vit import SIZES
 from vit_jax.types import UserError
@@ -51,7 +51,7 @@ def to_plain(p):
 
 
 def test_equals_the_plain_vit_in_value_and_gradient(image):
-    ours, plain = models.create("vit", **TINY), PlainViT(**TINY)
+    ours, plain = models.create("vit", **TINY), PlainViT(**TINY, dtype="float32")
     params = init(ours, image)
 
     def loss(p, model, convert):

@@ -14,19 +14,12 @@ from collections.abc import Sequence
 from vit_jax.cli import bench, convert, data, embed, evaluate, export, models, predict, train
 from vit_jax.launch import memory
 
-COMMANDS = {
-    "train": train,
-    "evaluate": evaluate,
-    "predict": predict,
-    "embed": embed,
-    "convert": convert,
-    "export": export,
-    "models": models,
-    "data": data,
-    "bench": bench,
-}
+MODULES = (train, evaluate, predict, embed, convert, export, models, data, bench)
+COMMANDS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 REPEATING = ("train", "evaluate", "embed", "bench")
 """Commands that run one program again and again."""
+COMPUTING = ("train", "evaluate", "predict", "embed", "convert", "export")
+"""Commands that may run on several hosts, and whose compiled programs are worth keeping."""
 
 
 def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
@@ -54,9 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None and args.command in REPEATING:
         memory.restart()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    from vit_jax.launch import runtime
     from vit_jax.types import UsageError, UserError
 
     try:
+        if args.command in COMPUTING:
+            runtime.setup()
         return COMMANDS[args.command].run(args)
     except UserError as e:
         if args.verbose:

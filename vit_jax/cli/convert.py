@@ -9,14 +9,12 @@ HELP = "move weights between other projects' formats and ours"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
-    parser.add_argument(
-        "source", metavar="SRC", help="a file, folder, run, hf://ORG/NAME[@REV][/FILE], gs:// or https://"
-    )
+    text = "a file, folder, run, hf://ORG/NAME[@REV][/FILE], gs:// or https://"
+    parser.add_argument("source", metavar="SRC", help=text)
     parser.add_argument("target", metavar="DST", help="a new folder, or a new file (.safetensors, .npz)")
     parser.add_argument("--to", required=True, metavar="FORMAT", help="vit_jax, timm, open_clip, hf, npz or big_vision")
-    parser.add_argument(
-        "--model", metavar="NAME", help="what the model is, where shapes do not say: 'vit_b16(heads=12)'"
-    )
+    text = "what the model is, where shapes do not say: 'vit_b16(heads=12)'"
+    parser.add_argument("--model", metavar="NAME", help=text)
     parser.add_argument(
         "--linear", action="append", default=[], metavar="[FIELD=]SPEC",
         help="change linear maps on the way: 'packed24(int8)' packs what was trained as sparse24, 'dense' multiplies "
@@ -29,9 +27,7 @@ def run(args: argparse.Namespace) -> int:
     """Converts; exit status 1 where ``--verify`` finds a difference above the tolerance."""
     import vit_jax as vj
     from vit_jax.convert.verify import TOLERANCE
-    from vit_jax.launch import runtime
 
-    runtime.setup()
     done = vj.convert(args.source, args.target, to=args.to, model=args.model, linear=args.linear, verify=args.verify)
     print(f"{args.source}: {done.summary}")
     for note in done.notes:

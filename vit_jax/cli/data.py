@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+import vit_jax as vj
+from vit_jax.cli import options
+
 HELP = "check or pack data, or train a tokenizer on it"
 
 
@@ -13,11 +16,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     check = commands.add_parser("check", help="read every image once; name the unreadable ones and count classes")
     check.add_argument("path", help="source, such as folder:/my/images")
-    check.add_argument("--json", metavar="FILE", help="write the findings there, - for the terminal")
+    options.json(check, "findings")
     pack = commands.add_parser("pack", help="write the examples as tar shards, in the same order")
     pack.add_argument("path", help="source, such as folder:/my/images")
     pack.add_argument("shards", help="file to write, with a field for the shard's number: /data/train-{:05d}.tar")
-    pack.add_argument("--shard_size", type=int, default=10_000, metavar="N", help="examples a shard (default 10000)")
+    options.value(pack, "shard_size", 10_000, "examples a shard", metavar="N")
     tokenizer = commands.add_parser("tokenizer", help="train a byte-level tokenizer on the captions of a source")
     tokenizer.add_argument("path", help="source with captions, such as jsonl:/my/pairs.jsonl")
     tokenizer.add_argument("out", help="file to write; --config.data.text.tokenizer=json:OUT uses it")
@@ -27,7 +30,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Checks (exit status 1 if an image is unreadable), packs, or trains a tokenizer."""
-    import vit_jax as vj
 
     source = vj.open_source(args.path, holdout=0)
     return {"check": _check, "pack": _pack, "tokenizer": _tokenizer}[args.action](args, source)
@@ -71,10 +73,9 @@ def _check(args: argparse.Namespace, source: Any) -> int:
 def _tokenizer(args: argparse.Namespace, source: Any) -> int:
     from vit_jax.data.tokenizer import open_tokenizer
     from vit_jax.data.tokenizer.train import captions, save, train
-    from vit_jax.types import UserError
 
     if not source.info.captions:
-        raise UserError(f"{args.path!r} has no captions; name image-text data, such as jsonl:/my/pairs.jsonl.")
+        raise vj.UserError(f"{args.path!r} has no captions; name image-text data, such as jsonl:/my/pairs.jsonl.")
     skipped: list[str] = []
     save(args.out, lambda: train(captions(source, skipped), args.vocab_size, lower=args.lower))
     size = open_tokenizer(f"json:{args.out}").vocab_size

@@ -7,24 +7,17 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import vit_jax as vj
+from vit_jax.cli import options
+
 HELP = "write the embeddings of images and texts to a file"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--workdir", metavar="DIR", help="folder of a run; its newest checkpoint")
-    which.add_argument(
-        "--checkpoint",
-        metavar="X",
-        help="one checkpoint: WORKDIR/checkpoints/STEP, or weights of any format: a path, hf://ORG/NAME",
-    )
-    parser.add_argument(
-        "--output",
-        required=True,
-        metavar="FILE",
-        help="a new file: .npy, float32[N,E] with a .json beside it that names the rows, or .parquet",
-    )
+    options.weights(parser)
+    text = "a new file: .npy, float32[N,E] with a .json beside it that names the rows, or .parquet"
+    parser.add_argument("--output", required=True, metavar="FILE", help=text)
     parser.add_argument("--text", nargs="+", default=[], metavar="T", help="texts, or .txt files with one a line")
     parser.add_argument("paths", nargs="*", metavar="PATH", help="images, or folders of images")
     parser.epilog = "Unit length for image-text models; the pooled features, as they are, for models of images alone."
@@ -37,27 +30,24 @@ def run(args: argparse.Namespace) -> int:
     import numpy as np
 
     from vit_jax import api, config
-    from vit_jax.launch import runtime
-    from vit_jax.types import UsageError, UserError
 
     target = pathlib.Path(args.output)
     write = config.lookup(WRITERS, target.suffix, "kind of output file")
     for path in (target, target.with_suffix(".json")) if target.suffix == ".npy" else (target,):
         if path.exists():
-            raise UserError(f"--output {str(path)!r} exists already; name a new file.")
+            raise vj.UserError(f"--output {str(path)!r} exists already; name a new file.")
     if not target.parent.is_dir():
-        raise UserError(f"--output {args.output!r} cannot be written: there is no folder {str(target.parent)!r}.")
+        raise vj.UserError(f"--output {args.output!r} cannot be written: there is no folder {str(target.parent)!r}.")
     if not (args.paths or args.text):
-        raise UsageError("there is nothing to embed; name images, folders of images, or texts by --text.")
+        raise vj.UsageError("there is nothing to embed; name images, folders of images, or texts by --text.")
     texts = _texts(args.text)
-    runtime.setup()
     rows = api.embedded(args.workdir or args.checkpoint, args.paths, texts)
     errors = [row["error"] for row in rows if "error" in row]
     rows = [row for row in rows if "error" not in row]
     for error in errors:
         print(f"vit_jax embed: {error}", file=sys.stderr)
     if not rows:
-        raise UserError(f"none of the {len(errors)} images could be read, and nothing was written.")
+        raise vj.UserError(f"none of the {len(errors)} images could be read, and nothing was written.")
     embeddings = np.stack([row.pop("embedding") for row in rows]).astype(np.float32)
     write(target, embeddings, rows)
     print(f"{target}: float32[{', '.join(map(str, embeddings.shape))}], {len(errors)} images left out")
@@ -70,7 +60,6 @@ def _texts(given: Sequence[str]) -> list[str]:
     Raises:
       UserError: a file cannot be read or holds no text.
     """
-    from vit_jax.types import UserError
 
     texts: list[str] = []
     for text in given:
@@ -80,10 +69,10 @@ def _texts(given: Sequence[str]) -> list[str]:
         try:
             lines = pathlib.Path(text).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as e:
-            raise UserError(f"--text {text!r} cannot be read ({getattr(e, 'strerror', None) or e}).") from e
+            raise vj.UserError(f"--text {text!r} cannot be read ({getattr(e, 'strerror', None) or e}).") from e
         found = [line.strip() for line in lines if line.strip()]
         if not found:
-            raise UserError(f"--text {text!r} holds no text; write one a line.")
+            raise vj.UserError(f"--text {text!r} holds no text; write one a line.")
         texts += found
     return texts
 
@@ -109,9 +98,7 @@ def _parquet(target: pathlib.Path, embeddings: Any, rows: Sequence[dict[str, str
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        from vit_jax.types import UserError
-
-        raise UserError("parquet files need pyarrow; run: pip install pyarrow, or write .npy") from None
+        raise vj.UserError("parquet files need pyarrow; run: pip install pyarrow, or write .npy") from None
     vectors = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(embeddings.ravel()), embeddings.shape[1])
     names = [name for name in ("path", "text") if any(name in row for row in rows)]
     columns = {name: pyarrow.array([row.get(name) for row in rows], pyarrow.string()) for name in names}
@@ -121,13 +108,12 @@ def _parquet(target: pathlib.Path, embeddings: Any, rows: Sequence[dict[str, str
 
 def _atomically(target: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> None:
     from vit_jax.io import atomic
-    from vit_jax.types import UserError
 
     try:
         with atomic.new_file(target) as new:
             write(new)
     except OSError as e:
-        raise UserError(f"--output {str(target)!r} cannot be written ({e.strerror}); choose another place.") from e
+        raise vj.UserError(f"--output {str(target)!r} cannot be written ({e.strerror}); choose another place.") from e
 
 
 WRITERS: dict[str, Callable[[pathlib.Path, Any, Sequence[dict[str, str]]], None]] = {".npy": _npy, ".parquet": _parquet}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from vit_jax.cli import options
+
 HELP = "evaluate the newest checkpoint of a run"
 
 
@@ -11,10 +13,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.set_defaults(takes_overrides=True)
     parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run")
-    parser.add_argument(
-        "--checkpoint", metavar="DIR", help="another checkpoint than the newest: WORKDIR/checkpoints/STEP"
-    )
-    parser.add_argument("--json", metavar="FILE", help="write the metrics there, - for the terminal")
+    text = "another checkpoint than the newest: WORKDIR/checkpoints/STEP"
+    parser.add_argument("--checkpoint", metavar="DIR", help=text)
+    options.json(parser, "metrics")
     parser.epilog = "Other data: --config.data.val=folder:/other/images"
 
 
@@ -23,10 +24,8 @@ def run(args: argparse.Namespace) -> int:
     import vit_jax as vj
     from vit_jax import config
     from vit_jax.cli import output
-    from vit_jax.launch import runtime
     from vit_jax.train.progress import say, table
 
-    runtime.setup()
     changes = {key: config.literal(text) for key, text in args.overrides}
     report = vj.evaluate(args.workdir, checkpoint=args.checkpoint, changes=changes)
     found = {"checkpoint": report.checkpoint, **report.prefixed("val")}

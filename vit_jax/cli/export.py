@@ -12,21 +12,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--workdir", metavar="DIR", help="folder of a run; its newest checkpoint")
     which.add_argument("--checkpoint", metavar="DIR", help="one checkpoint: WORKDIR/checkpoints/STEP")
-    parser.add_argument(
-        "--to",
-        required=True,
-        metavar="FORMAT",
-        help="stablehlo: a program for JAX; onnx: a program for ONNX runtimes; safetensors: weights that timm loads",
-    )
+    text = "stablehlo: a program for JAX; onnx: a program for ONNX runtimes; safetensors: weights that timm loads"
+    parser.add_argument("--to", required=True, metavar="FORMAT", help=text)
     parser.add_argument("out", metavar="OUT", help="a new folder")
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints what was written, its inputs and outputs, how far it is from the checkpoint and how to load it."""
     import vit_jax as vj
-    from vit_jax.launch import runtime
 
-    runtime.setup()
     written = vj.export(args.workdir or args.checkpoint, args.out, to=args.to)
     for path in sorted(written.folder.iterdir()):
         print(f"{path}  {path.stat().st_size / 2**20:,.2f} MiB")

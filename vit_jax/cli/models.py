@@ -5,29 +5,29 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+import vit_jax as vj
+from vit_jax.cli import options
+
 HELP = "list the models, or describe one"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.add_argument("name", nargs="?", help="a model, such as vit_b16; all of them by default")
-    parser.add_argument("--size", type=int, default=224, metavar="PIXELS", help="side of the image (default 224)")
-    parser.add_argument("--num_classes", type=int, default=1000, metavar="C", help="outputs of the head (default 1000)")
-    parser.add_argument(
-        "--linear", metavar="SPEC", help="also with the maps of attention and MLPs as, for instance, monarch(4)"
-    )
-    parser.add_argument("--json", metavar="FILE", help="write the table there, - for the terminal")
+    options.value(parser, "size", 224, "side of the image", metavar="PIXELS")
+    options.value(parser, "num_classes", 1000, "outputs of the head", metavar="C")
+    text = "also with the maps of attention and MLPs as, for instance, monarch(4)"
+    parser.add_argument("--linear", metavar="SPEC", help=text)
+    options.json(parser, "table")
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints parameters, their bytes as they are trained, and FLOPs."""
     import dataclasses
 
-    import vit_jax as vj
     from vit_jax import config
     from vit_jax.cli import output
     from vit_jax.layers.linear.specs import FIELDS, Spec
-    from vit_jax.types import UserError
 
     changes: list[tuple[str, dict[str, Any]]] = [("", {})]
     if args.linear:
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         for label, fields in changes:
             try:
                 rows.append(_row(name, label, fields, args))
-            except UserError as e:
+            except vj.UserError as e:
                 if args.name:
                     raise
                 rows.append({"model": name + label, "error": str(e)})
@@ -65,7 +65,7 @@ def _row(name: str, label: str, fields: dict[str, Any], args: argparse.Namespace
     import jax
 
     from vit_jax import models
-    from vit_jax.train import flops
+    from vit_jax.models import cost
     from vit_jax.train.state import abstract_params
 
     head = {"num_classes": args.num_classes} if name in models.IMAGES else {}
@@ -73,11 +73,10 @@ def _row(name: str, label: str, fields: dict[str, Any], args: argparse.Namespace
     inputs = model.inputs(args.size)
     leaves = jax.tree.leaves(abstract_params(model, inputs))
     sizes = [math.prod(x.shape) for x in leaves]
-    gflops = round(flops.forward(model, inputs) / 1e9, 6)
     return {
         "model": name + label,
         "parameters": sum(sizes),
         "bytes": sum(n * x.dtype.itemsize for n, x in zip(sizes, leaves, strict=True)),
-        "gflops": gflops,
+        "gflops": round(cost.flops(model, inputs) / 1e9, 6),
         "size": args.size,
     }

@@ -20,13 +20,11 @@ def run(args: argparse.Namespace) -> int:
     """Trains."""
     import vit_jax as vj
     from vit_jax import config
-    from vit_jax.launch import runtime
     from vit_jax.train import setup
     from vit_jax.train.config import TrainConfig
     from vit_jax.train.progress import say, table
 
     raw = config.load(args.config, args.overrides)
-    runtime.setup()
     if args.dry_run:
         say(table(setup.describe(setup.build(config.parse(TrainConfig, raw)))))
         return 0

@@ -11,11 +11,12 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from vit_jax import plots
 from vit_jax.evals.base import EvalContext, Evaluator, Report
-from vit_jax.evals.gather import concatenate, gather, replicated_like
+from vit_jax.evals.gather import concatenate, gather
 from vit_jax.objectives import activity
 from vit_jax.objectives.base import Apply
+from vit_jax.report import plots
+from vit_jax.sharding import replicated_like
 from vit_jax.types import Batch, Params
 
 

@@ -14,8 +14,9 @@ from vit_jax.config import Choice
 from vit_jax.decoding import DECODERS, Greedy, SearchStrategy, generate, special_ids
 from vit_jax.evals.base import EvalContext, Evaluator, Report
 from vit_jax.evals.caption_metrics import CAPTION_METRICS
-from vit_jax.evals.gather import concatenate, encoder_of, gather, replicated_like
+from vit_jax.evals.gather import concatenate, encoder_of, gather
 from vit_jax.objectives.base import Apply
+from vit_jax.sharding import replicated_like
 from vit_jax.types import Batch, Params, UserError
 
 EXAMPLES = 20

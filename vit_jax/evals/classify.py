@@ -13,14 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from vit_jax import plots
 from vit_jax.data.classes import mismatch
 from vit_jax.evals.base import EvalContext, Evaluator, Report
 from vit_jax.evals.calibration import Reliability, reliability
-from vit_jax.evals.gather import concatenate, gather, replicated_like
+from vit_jax.evals.gather import concatenate, gather
 from vit_jax.losses import CROSS_ENTROPIES, PROBABILITIES
 from vit_jax.models import ImageModel
 from vit_jax.objectives.base import Apply
+from vit_jax.report import plots
+from vit_jax.sharding import replicated_like
 from vit_jax.types import Array, Batch, OutputActivation, Params, UserError
 
 MAX_CONFUSION_CLASSES = 4096

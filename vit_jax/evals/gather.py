@@ -7,18 +7,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from vit_jax.evals.base import DataInfo
-from vit_jax.types import Array, Batch, UserError
+from vit_jax.types import Batch, UserError
 
 Run = Callable[[Batch], dict[str, jax.Array]]
-
-
-def replicated_like(x: Array) -> NamedSharding | None:
-    """The layout on the mesh of ``x`` that has everything on each device; None where ``x`` is on no mesh."""
-    layout = getattr(x, "sharding", None)
-    return NamedSharding(layout.mesh, PartitionSpec()) if isinstance(layout, NamedSharding) else None
 
 
 def gather(run: Run, batches: Iterable[Batch]) -> Iterator[tuple[Batch, dict[str, np.ndarray]]]:

@@ -13,9 +13,10 @@ from jax.sharding import NamedSharding
 from vit_jax.evals import linear
 from vit_jax.evals.base import EvalContext, Evaluator, Report, Split
 from vit_jax.evals.classify import scores, summarise
-from vit_jax.evals.gather import concatenate, gather, replicated_like
+from vit_jax.evals.gather import concatenate, gather
 from vit_jax.evals.ranking import CHUNK, similarities
 from vit_jax.objectives.base import Apply
+from vit_jax.sharding import replicated_like
 from vit_jax.types import Batch, Params, UserError
 
 Method = Literal["features", "embed_image"]

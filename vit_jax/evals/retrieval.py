@@ -12,10 +12,11 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from vit_jax.evals.base import EvalContext, Evaluator, Report
-from vit_jax.evals.contact_sheet import ContactSheet
-from vit_jax.evals.gather import concatenate, encoder_of, gather, replicated_like
-from vit_jax.evals.ranking import rank
+from vit_jax.evals.gather import concatenate, encoder_of, gather
+from vit_jax.evals.ranking import rank, similarities
 from vit_jax.objectives.base import Apply
+from vit_jax.report.contact_sheet import ContactSheet
+from vit_jax.sharding import replicated_like
 from vit_jax.types import Batch, Params, UserError
 
 AT = (1, 5, 10)
@@ -63,14 +64,15 @@ class Retrieval(Evaluator):
         for batch, found in gather(run, context.batches()):
             sheet = sheet or ContactSheet.start(batch, found, encoder)
             if sheet:
-                sheet.update(batch, found)
+                sheet.update(batch, found, np.concatenate([v for _, v in similarities(sheet.text, found["image"])]))
             parts.append(found)
         whole = concatenate(parts)
         if not whole["captions"].any():
             raise UserError("there is nothing to retrieve: no image of the data has a caption.")
         assert sheet is not None
+        sheet.rank = rank(sheet.text, whole["image"], sheet.own, whole["index"]).rank()
         report = summarise(whole["image"], whole["text"], whole["captions"])
-        return dataclasses.replace(report, sheet=sheet.ranked(whole["image"], whole["index"]))
+        return dataclasses.replace(report, sheet=sheet)
 
 
 def _embedder(apply: Apply, most: int | None, replicated: NamedSharding | None) -> Any:

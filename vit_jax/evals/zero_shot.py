@@ -13,12 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vit_jax import plots, sharding
+from vit_jax import sharding
 from vit_jax.data.prompts import ensemble, read_class_names, read_templates
 from vit_jax.evals.base import DataInfo, EvalContext, Evaluator, Report
 from vit_jax.evals.classify import ClassificationReport, scores, summarise
-from vit_jax.evals.gather import concatenate, encoder_of, gather, replicated_like
+from vit_jax.evals.gather import concatenate, encoder_of, gather
 from vit_jax.objectives.base import Apply
+from vit_jax.report import plots
+from vit_jax.sharding import replicated_like
 from vit_jax.types import Array, Batch, Params, UserError
 
 PROMPTS_AT_ONCE = 256

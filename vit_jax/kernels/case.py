@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -70,9 +69,3 @@ class Case:
         """Names of the implementations of this platform."""
         platform = (None, sharding.platform())
         return [name for name, one in self.implementations.items() if one.platform in platform]
-
-
-class Maker(Protocol):
-    """A frozen dataclass, the operation's options, that makes its case at a size."""
-
-    def __call__(self, rows: int, inputs: int, outputs: int, dtype: Any) -> Case: ...

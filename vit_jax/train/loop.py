@@ -16,12 +16,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax import checkpoint, plots, sharding
+from vit_jax import checkpoint, sharding
 from vit_jax.checkpoint import Checkpoints
 from vit_jax.config import parse, resumable_keys
 from vit_jax.evals import Report
 from vit_jax.metrics import MetricsWriter, read
-from vit_jax.train import flops, start, workdir
+from vit_jax.models import cost
+from vit_jax.report import plots
+from vit_jax.train import start, workdir
 from vit_jax.train.config import TrainConfig
 from vit_jax.train.progress import Progress, say, table
 from vit_jax.train.setup import Setup, build
@@ -174,7 +176,7 @@ class Meter:
         """Optimizer steps a second at the devices' peak: found out at the first log, for a CPU by measuring."""
         device = self._setup.mesh.devices.flat[0]
         devices = 1 if device.platform == "cpu" else self._setup.mesh.size  # CPU devices share the cores
-        peak = devices * flops.peak(device, self._setup.model.dtype)
+        peak = devices * cost.peak(device, self._setup.model.dtype)
         return peak / self._setup.step_flops
 
     def restart(self) -> None:

@@ -21,12 +21,12 @@ from vit_jax.data.loader import Batches, Reader, eval_batches, train_batches
 from vit_jax.data.sources import Source
 from vit_jax.evals import EvalContext, Evaluator, Report, combine
 from vit_jax.evals.base import Split, Transform, prefixed
-from vit_jax.models import ModelFn, Variables
+from vit_jax.models import ModelFn, Variables, cost
 from vit_jax.objectives import Apply
 from vit_jax.optim import build as build_optimizer
 from vit_jax.optim import masks, trainable
 from vit_jax.sharding import make_mesh
-from vit_jax.train import flops, teacher
+from vit_jax.train import teacher
 from vit_jax.train.config import TrainConfig
 from vit_jax.train.state import TrainState, abstract_params, make_init
 from vit_jax.train.step import Step, check_batch, make_train_step
@@ -92,7 +92,7 @@ class Setup:
         sam = self.config.optim.sam
         passes = 1 if sam is None else sam.passes
         inputs = self.model.inputs(self.config.augment.size)
-        return 3 * passes * flops.forward(self.model, inputs) * self.config.batch_size
+        return 3 * passes * cost.flops(self.model, inputs) * self.config.batch_size
 
     def train_batches(self, start_step: int) -> Batches:
         """This host's training batches from ``start_step`` on."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict
 
+from vit_jax.explain import by_block
 from vit_jax.models import ModelFn
 
 
@@ -21,12 +21,7 @@ def attention_and_gradient(model, params, images, target):
         return jnp.sum(jnp.take_along_axis(out, target[:, None], 1)), state["intermediates"]
 
     gradients, found = jax.grad(logit, has_aux=True)(zero)
-    order = lambda tree: [v for _, v in sorted(flatten_dict(tree).items(), key=lambda kv: _block(kv[0]))]  # noqa: E731
-    return [a[0] if isinstance(a, tuple) else a for a in order(found)], order(gradients)
-
-
-def _block(path):
-    return next(int(name.removeprefix("block_")) for name in path if name.startswith("block_"))
+    return [probabilities for (probabilities,) in by_block(found)], by_block(gradients)
 
 
 def relevance(model, params, images, target):

@@ -1,12 +1,12 @@
-"""What a ViT looks at: attention maps and their rollout."""
+"""Attention maps and their rollout."""
 
 from __future__ import annotations
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict
 
+from vit_jax.explain.base import by_block
 from vit_jax.types import Array, Params, UserError
 
 
@@ -25,12 +25,10 @@ def attention_maps(model: nn.Module, params: Params, images: Array) -> jax.Array
       UserError: the model has no self-attention (a Mixer).
     """
     _, state = model.apply({"params": params}, images, mutable=["intermediates"])
-    found = flatten_dict(state.get("intermediates", {}))
-    maps = {path: v[0] for path, v in found.items() if "encoder" in path and path[-1] == "attention"}
+    maps = by_block(state.get("intermediates", {}))
     if not maps:
         raise UserError(f"{type(model).__name__} has no attention to show; take a ViT.")
-    order = sorted(maps, key=lambda path: int(next(p for p in path if p.startswith("block_")).removeprefix("block_")))
-    return jnp.stack([maps[path] for path in order]).astype(jnp.float32)
+    return jnp.stack([probabilities for (probabilities,) in maps]).astype(jnp.float32)
 
 
 def rollout(maps: Array) -> jax.Array:
@@ -50,9 +48,3 @@ def rollout(maps: Array) -> jax.Array:
     for layer in mixed[1:]:
         total = jnp.einsum("bij,bjk->bik", layer, total)
     return total
-
-
-def heatmap(weights: Array, grid: tuple[int, int], prefix: int = 0) -> jax.Array:
-    """Token weights as a picture: float[B,N] -> float32[B,h,w], the ``prefix`` tokens left out, the largest value 1."""
-    picture = jnp.asarray(weights, jnp.float32)[:, prefix : prefix + grid[0] * grid[1]].reshape(-1, *grid)
-    return picture / jnp.max(picture, axis=(1, 2), keepdims=True)

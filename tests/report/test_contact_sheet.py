@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vit_jax.evals.contact_sheet import NEAREST, QUERIES, ContactSheet
+from vit_jax.report.contact_sheet import NEAREST, QUERIES, ContactSheet
 
 ENCODER = types.SimpleNamespace(decode=lambda ids: f"caption {ids[0]}")
 
@@ -37,17 +37,18 @@ def test_against_a_search_among_all(size: int, rng: np.random.Generator) -> None
     for batch, found in parts(image, text, captions, size):
         sheet = sheet or ContactSheet.start(batch, found, ENCODER)
         assert sheet is not None
-        sheet.update(batch, found)
+        sheet.update(batch, found, sheet.text @ found["image"].T)
         assert len(sheet.images) <= QUERIES * (NEAREST + 1)
     assert sheet is not None
     with_text = np.flatnonzero(captions[:size])
     assert len(sheet.own) == min(QUERIES, len(with_text)) and set(sheet.own) <= set(with_text.tolist())
     assert {sheet.own[0], sheet.own[-1]} == {with_text[0], with_text[-1]}  # from all over the batch
-    rows = sheet.ranked(image, np.arange(50)).rows()
+    sheet.rank = np.arange(len(sheet.own)) + 0.5
+    rows = sheet.rows()
+    assert [row["rank"] for row in rows] == sheet.rank.tolist()
     for row in rows:
         order = np.argsort(-image.astype(np.float64) @ text[row["image"], 0].astype(np.float64))
         assert row["nearest"] == order[:NEAREST].tolist() and row["caption"] == f"caption {row['image']}"
-        assert row["rank"] == order.tolist().index(row["image"]) + 1
     assert set(sheet.images) == {i for row in rows for i in (row["image"], *row["nearest"])}
     assert all((picture == 10 * i).all() for i, picture in sheet.images.items())
 
@@ -63,9 +64,9 @@ def test_draw(tmp_path: pathlib.Path, rng: np.random.Generator) -> None:
     ((batch, found),) = parts(image, image[:, None], np.ones(3, np.int64), 3)
     sheet = ContactSheet.start(batch, found, ENCODER)
     assert sheet is not None
-    sheet.update(batch, found)
-    sheet = sheet.ranked(image, np.arange(3))
-    assert [(row["rank"], row["nearest"][0]) for row in sheet.rows()] == [(1, 0), (1, 1), (1, 2)]
+    sheet.update(batch, found, sheet.text @ found["image"].T)
+    sheet.rank = np.ones(3)
+    assert [row["nearest"][0] for row in sheet.rows()] == [0, 1, 2]
     assert [len(row["nearest"]) for row in sheet.rows()] == [3] * 3  # there are no more
     sheet.draw(tmp_path / "sheet.png")
     assert (tmp_path / "sheet.png").stat().st_size > 1000

@@ -4,8 +4,8 @@ import jax
 import pytest
 
 from vit_jax import models
+from vit_jax.models import cost
 from vit_jax.sharding import MeshConfig, make_mesh
-from vit_jax.train import flops
 
 
 def shape(size, batch=1):
@@ -23,20 +23,20 @@ def test_a_vit_is_two_per_weight_and_token():
     n, d, f, layers, classes = 16, 64, 1024, 3, 10
     weights = 4 * 4 * 3 * d + layers * (4 * d * d + 2 * d * f)
     closed = 2 * n * weights + 2 * d * classes + layers * 4 * n * n * d
-    assert flops.forward(vit(num_classes=classes), shape(16)) == pytest.approx(closed, rel=0.06)
+    assert cost.flops(vit(num_classes=classes), shape(16)) == pytest.approx(closed, rel=0.06)
 
 
 def test_they_grow_with_the_batch():
-    one, four = (flops.forward(vit(num_classes=10), shape(16, b)) for b in (1, 4))
+    one, four = (cost.flops(vit(num_classes=10), shape(16, b)) for b in (1, 4))
     assert four == pytest.approx(4 * one, rel=0.01)
 
 
 def test_scan_and_remat_do_not_matter():
     """XLA counts the body of a loop once; the unrolled model is what is counted."""
-    plain = flops.forward(vit(), shape(16))
-    assert flops.forward(vit(scan=True), shape(16)) == plain
-    assert flops.forward(vit(scan=True, remat="full"), shape(16)) == plain
-    assert flops.forward(vit(depth=6), shape(16)) > 1.9 * plain
+    plain = cost.flops(vit(), shape(16))
+    assert cost.flops(vit(scan=True), shape(16)) == plain
+    assert cost.flops(vit(scan=True, remat="full"), shape(16)) == plain
+    assert cost.flops(vit(depth=6), shape(16)) > 1.9 * plain
 
 
 class Device:
@@ -55,10 +55,10 @@ class Device:
     ],
 )
 def test_published_peaks(kind, peak):
-    assert flops.peak(Device(kind), "bfloat16") == peak
+    assert cost.peak(Device(kind), "bfloat16") == peak
 
 
 def test_a_cpu_is_measured():
-    assert 1e8 < flops.peak(jax.devices()[0], "float32") < 1e15
+    assert 1e8 < cost.peak(jax.devices()[0], "float32") < 1e15
     with jax.set_mesh(make_mesh(MeshConfig())):  # one device is measured, wherever the caller computes
-        assert 1e8 < flops.peak(jax.devices()[3], "bfloat16") < 1e15
+        assert 1e8 < cost.peak(jax.devices()[3], "bfloat16") < 1e15

@@ -5,14 +5,14 @@ import itertools
 import numpy as np
 import pytest
 
-from vit_jax import benchmark
-from vit_jax.benchmark import Timing
+from vit_jax.bench import timing
+from vit_jax.bench.timing import Timing
 
 
 def test_candidates_alternate_and_warm_up(monkeypatch):
     """A counting clock: a call of "slow" takes 3 ticks, one of "fast" 1; the first two calls do not count."""
     now, calls = [0.0], []
-    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
 
     def candidate(name, ticks):
         first = itertools.count()
@@ -24,7 +24,7 @@ def test_candidates_alternate_and_warm_up(monkeypatch):
 
         return run
 
-    found = benchmark.alternate({"slow": candidate("slow", 3), "fast": candidate("fast", 1)}, rounds=3, calls=2)
+    found = timing.alternate({"slow": candidate("slow", 3), "fast": candidate("fast", 1)}, rounds=3, calls=2)
     assert calls == ["slow"] * 2 + ["fast"] * 2 + (["slow"] * 2 + ["fast"] * 2) * 3
     np.testing.assert_array_equal(found["slow"].seconds, [3, 3, 3])
     assert found["fast"].over(found["slow"]) == (3, 3, 3)
@@ -35,3 +35,5 @@ def test_ratios_are_of_paired_rounds(rng):
     ratios = sorted(b / a)
     assert Timing(a).median == sorted(a)[5]
     assert Timing(a).over(Timing(b)) == pytest.approx((ratios[5], ratios[1], ratios[9]))
+    want = {"faster (median)": ratios[5], "faster (10th percentile)": ratios[1], "faster (90th percentile)": ratios[9]}
+    assert Timing(a).compared("faster", Timing(b)) == pytest.approx(want)

@@ -9,8 +9,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from vit_jax import plots
 from vit_jax.evals.calibration import reliability
+from vit_jax.report import plots
 
 
 @pytest.fixture

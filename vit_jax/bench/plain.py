@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from vit_jax import models
 
 
 class PlainViT(nn.Module):
@@ -20,13 +24,13 @@ class PlainViT(nn.Module):
       dtype: compute type; parameters are float32.
     """
 
-    num_classes: int = 1000
-    patch: int = 16
-    width: int = 768
-    depth: int = 12
-    heads: int = 12
-    mlp_dim: int = 3072
-    dtype: str = "float32"
+    num_classes: int
+    patch: int
+    width: int
+    depth: int
+    heads: int
+    mlp_dim: int
+    dtype: str
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
@@ -48,3 +52,10 @@ class PlainViT(nn.Module):
             x = x + nn.Dense(self.width, dtype=dtype, kernel_init=init, name=f"mlp_out_{i}")(y)
         x = nn.LayerNorm(dtype=dtype, name="norm")(x)[:, 0]
         return nn.Dense(self.num_classes, dtype=dtype, kernel_init=nn.initializers.zeros, name="head")(x)
+
+
+def twin(model: nn.Module) -> PlainViT | None:
+    """The plain ViT that computes what ``model`` does; None for a model that has more to say than its sizes."""
+    names = {f.name for f in dataclasses.fields(PlainViT)} - {"parent", "name"}
+    sizes = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name in names}
+    return PlainViT(**sizes) if model == models.create("vit", **sizes) else None

@@ -26,6 +26,11 @@ class Timing:
         ratios = other.seconds / self.seconds
         return float(np.median(ratios)), float(np.percentile(ratios, 10)), float(np.percentile(ratios, 90))
 
+    def compared(self, what: str, other: Timing) -> dict[str, float]:
+        """:meth:`over` as columns of a table: ``"what (median)"``, ``"what (10th percentile)"`` and so on."""
+        names = (f"{what} ({name})" for name in ("median", "10th percentile", "90th percentile"))
+        return dict(zip(names, self.over(other), strict=True))
+
 
 def alternate(candidates: Mapping[str, Callable[[], Any]], rounds: int, calls: int = 1) -> dict[str, Timing]:
     """Times every candidate once a round, ``calls`` calls each, after two calls that do not count.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from vit_jax.models import replace_in_towers
+from vit_jax.models.base import replace_in_towers
 
 PEAK = {
     "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12, "TPU v5p": 459e12, "TPU v5": 459e12,
@@ -20,7 +20,7 @@ PEAK = {
 """Published dense bfloat16 FLOP/s by the beginning of the device kind, longest match first."""
 
 
-def forward(model: nn.Module, inputs: tuple[Any, ...]) -> float:
+def flops(model: nn.Module, inputs: tuple[Any, ...]) -> float:
     """FLOPs (2 per multiply-add) of one forward pass over ``inputs`` (shapes), by XLA's count of the unrolled model."""
     plain = replace_in_towers(model, scan=False, remat="none")
     variables = jax.eval_shape(lambda *x: nn.unbox(plain.init(jax.random.key(0), *x)), *inputs)

@@ -41,12 +41,6 @@ def test_rollout_is_the_matrix_product(rng):
         np.testing.assert_allclose(found[b], total, atol=1e-6)
 
 
-def test_heatmap_leaves_out_the_prefix(rng):
-    weights = rng.random((2, 7)).astype(np.float32)
-    picture = explain.heatmap(weights, (2, 3), prefix=1)
-    np.testing.assert_allclose(picture[1], weights[1, 1:].reshape(2, 3) / weights[1, 1:].max(), rtol=1e-6)
-
-
 def test_a_mixer_has_none():
     model, params, images = make("mixer", token_dim=8)
     with pytest.raises(UserError, match="Mixer has no attention"):

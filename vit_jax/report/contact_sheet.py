@@ -11,9 +11,8 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from vit_jax import plots
-from vit_jax.evals.gather import replicated_like
-from vit_jax.evals.ranking import rank, similarities
+from vit_jax.report import plots
+from vit_jax.sharding import replicated_like
 from vit_jax.types import Array, Batch
 
 QUERIES, NEAREST = 8, 5
@@ -43,7 +42,7 @@ class ContactSheet:
       nearest: int64[Q, NEAREST], the best images so far, best first; -1 where there are none yet.
       score: float32[Q, NEAREST], similarities of the best images.
       images: index -> picture float32[H, W, 3] as the model sees it.
-      rank: float64[Q], the expected rank of the right image; None until :meth:`ranked`.
+      rank: float64[Q], the expected rank of the right image among all; None while there are more to come.
     """
 
     captions: tuple[str, ...]
@@ -68,9 +67,8 @@ class ContactSheet:
         empty = np.full((count, NEAREST), -1, np.int64), np.full((count, NEAREST), -np.inf, np.float32)
         return cls(captions, found["text"][chosen, 0], own, *empty, images)
 
-    def update(self, batch: Batch, found: dict[str, np.ndarray]) -> None:
-        """Takes in the images of a batch."""
-        values = np.concatenate([v for _, v in similarities(self.text, found["image"])])
+    def update(self, batch: Batch, found: dict[str, np.ndarray], values: np.ndarray) -> None:
+        """Takes in the images of a batch, ``values`` float32[Q, B] being their similarities to the queries."""
         index = np.broadcast_to(found["index"].astype(np.int64), values.shape)
         score, index = np.concatenate([self.score, values], axis=1), np.concatenate([self.nearest, index], axis=1)
         order = np.argsort(-score, axis=1, kind="stable")[:, :NEAREST]
@@ -80,10 +78,6 @@ class ContactSheet:
         taken = _rows(batch["image"], found["row"][new], QUERIES * NEAREST)
         self.images |= dict(zip(found["index"][new].tolist(), taken, strict=True))
         self.images = {i: picture for i, picture in self.images.items() if i in wanted}
-
-    def ranked(self, image: np.ndarray, index: np.ndarray) -> ContactSheet:
-        """The sheet with the ranks of its queries among all images, float[N, E] with int[N] ``index``."""
-        return dataclasses.replace(self, rank=rank(self.text, image, self.own, index).rank())
 
     def rows(self) -> list[dict[str, Any]]:
         """Plain data: ``caption``, ``image``, ``rank`` and ``nearest`` of each query."""

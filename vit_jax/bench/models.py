@@ -1,0 +1,104 @@
+"""Speed of a model, forward or in training, against the same model in another form."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from vit_jax import models
+from vit_jax.bench.plain import twin
+from vit_jax.bench.timing import alternate
+from vit_jax.layers.linear import LinearSpec
+from vit_jax.layers.linear.specs import FIELDS
+from vit_jax.losses import softmax_cross_entropy
+from vit_jax.models import cost
+from vit_jax.types import Params, UserError
+
+Kind = Literal["forward", "train"]
+
+
+def compare(
+    kind: Kind, name: str, dtype: str, batch: int, size: int, *, linear: tuple[str, LinearSpec] | None, rounds: int
+) -> dict[str, Any]:
+    """Times a ViT against one of Flax's own layers or, with ``linear``, against itself.
+
+    Args:
+      kind: "forward", images to logits; "train", forward, backward and AdamW.
+      name: of the model.
+      dtype: of the computation.
+      batch: images a step.
+      size: side of the image, in pixels.
+      linear: a structured map for attention and MLPs, after the name that it has in the result; None for none.
+      rounds: pairs of measurements.
+
+    Returns:
+      Images per second of both, how many times faster the first is, and its share of the dense model's parameters or
+      of the speed of one large product.
+
+    Raises:
+      UserError: the model is no ViT.
+    """
+    model = models.create(name, dtype=dtype)
+    rivals: dict[str, Any]
+    if linear and {f.name for f in dataclasses.fields(model)}.issuperset(FIELDS):
+        rivals = {linear[0]: model.clone(**dict.fromkeys(FIELDS, linear[1])), "dense": model}
+    elif not linear and (plain := twin(model)):
+        rivals = {"vit_jax": model, "plain flax": plain}
+    else:
+        raise UserError(
+            f"bench {kind} compares ViTs, and {name!r} is none, or no plain one; take vit_b16 for instance."
+        )
+    images = jax.random.uniform(jax.random.key(0), (batch, size, size, 3))
+    labels = jnp.arange(batch) % model.num_classes
+    make = _forward if kind == "forward" else _train
+    candidates, sizes = {}, []
+    for label, one in rivals.items():
+        params = jax.jit(lambda m=one: nn.unbox(m.init(jax.random.key(1), images)["params"]))()
+        sizes.append(sum(x.size for x in jax.tree.leaves(params)))
+        candidates[label] = make(one, params, images, labels)
+    times = alternate(candidates, rounds)
+    ours, theirs = times.values()
+    result = {
+        "model": f"{name} {dtype}, {batch} images of {size} px",
+        **{f"{label} images/s": batch / t.median for label, t in times.items()},
+        **ours.compared("times faster", theirs),
+    }
+    if linear:
+        return {**result, "share of the dense model's parameters": sizes[0] / sizes[1]}
+    total = cost.flops(model, model.inputs(size)) * batch * (1 if kind == "forward" else 3)
+    peak = cost.peak(jax.devices()[0], dtype)
+    return {**result, "share of one large product's speed": total / ours.median / peak}
+
+
+def _forward(model: nn.Module, params: Params, images: jax.Array, labels: jax.Array) -> Callable[[], Any]:
+    run = jax.jit(lambda p, x: model.apply({"params": p}, x))
+    return lambda: run(params, images)  # float32 parameters for both, as in training and evaluation
+
+
+def _train(model: nn.Module, params: Params, images: jax.Array, labels: jax.Array) -> Callable[[], Any]:
+    tx = optax.adamw(1e-4, weight_decay=0.1)
+
+    def loss(p: Any) -> jax.Array:
+        return softmax_cross_entropy(model.apply({"params": p}, images), labels).mean()
+
+    def step(state: Any) -> Any:
+        p, opt = state
+        value, grads = jax.value_and_grad(loss)(p)
+        updates, opt = tx.update(grads, opt, p)
+        return (optax.apply_updates(p, updates), opt), value
+
+    compiled = jax.jit(step, donate_argnums=0)
+    state = (params, jax.jit(tx.init)(params))
+
+    def run() -> Any:
+        nonlocal state
+        state, value = compiled(state)
+        return value, jax.tree.leaves(state)[0]
+
+    return run
