@@ -30,7 +30,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Checks (exit status 1 if an image is unreadable), packs, or trains a tokenizer."""
-
     source = vj.open_source(args.path, holdout=0)
     return {"check": _check, "pack": _pack, "tokenizer": _tokenizer}[args.action](args, source)
 

@@ -60,7 +60,6 @@ def _texts(given: Sequence[str]) -> list[str]:
     Raises:
       UserError: a file cannot be read or holds no text.
     """
-
     texts: list[str] = []
     for text in given:
         if not text.endswith(".txt"):

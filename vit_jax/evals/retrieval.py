@@ -105,10 +105,7 @@ def summarise(image: np.ndarray, text: np.ndarray, captions: np.ndarray) -> Retr
     """
     owner, column = np.nonzero(np.arange(text.shape[1]) < captions[:, None])
     described, texts, every = np.flatnonzero(captions), text[owner, column], np.arange(len(image))
-    rankings = {
-        "i2t": rank(image[described], texts, described, owner),
-        "t2i": rank(texts, image, owner, every),
-    }
+    rankings = {"i2t": rank(image[described], texts, described, owner), "t2i": rank(texts, image, owner, every)}
     metrics: dict[str, float] = {}
     for name, ranking in rankings.items():
         metrics |= {f"{name}_r{k}": float(ranking.recall(k).mean()) for k in AT}

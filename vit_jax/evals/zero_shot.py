@@ -20,7 +20,6 @@ from vit_jax.evals.classify import ClassificationReport, scores, summarise
 from vit_jax.evals.gather import concatenate, encoder_of, gather
 from vit_jax.objectives.base import Apply
 from vit_jax.report import plots
-from vit_jax.sharding import replicated_like
 from vit_jax.types import Array, Batch, Params, UserError
 
 PROMPTS_AT_ONCE = 256
@@ -65,7 +64,7 @@ class ZeroShot(Evaluator):
             nonlocal classifier
             if not classifier.size:  # the first batch says where texts belong
                 classifier = text_classifier(*_embedder(context, batch["image"]), tokens)
-            score = context.program(_scorer, replicated_like(batch["image"]))
+            score = context.program(_scorer, sharding.replicated_like(batch["image"]))
             return score(context.params, classifier, batch["image"], batch["label"], batch["mask"])
 
         whole = concatenate(found for _, found in gather(run, context.batches()))
@@ -126,7 +125,7 @@ def _tokens(encoder: Any, names: tuple[str, ...], templates: tuple[str, ...]) ->
 
 def _embedder(context: EvalContext, image: Array) -> tuple[Embed, int]:
     """What embeds a batch of texts, spread over the devices as the batch ``image`` is, and the rows of such a batch."""
-    layout = replicated_like(image)
+    layout = sharding.replicated_like(image)
     run = context.program(_text_embedder, layout)
 
     def embed(tokens: np.ndarray) -> np.ndarray:

@@ -1,6 +1,5 @@
 """What a model looks at."""
 
-from vit_jax.explain.attention import attention_maps, rollout
-from vit_jax.explain.base import by_block, heatmap
+from vit_jax.explain.attention import attention_maps, by_block, heatmap, rollout
 
 __all__ = ["attention_maps", "by_block", "heatmap", "rollout"]

@@ -1,13 +1,23 @@
-"""Attention maps and their rollout."""
+"""What a ViT looks at: attention maps, their rollout, and pictures of what tokens are worth."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 
-from vit_jax.explain.base import by_block
+from vit_jax.models.roles import LAYER
 from vit_jax.types import Array, Params, UserError
+
+
+def by_block(collection: dict[str, Any]) -> list[Any]:
+    """Of "intermediates" or "perturbations", what the encoder's blocks have under "attention", in their order."""
+    found = [(path, v) for path, v in flatten_dict(collection).items() if "encoder" in path and path[-1] == "attention"]
+    depth = lambda item: [int(match[2]) for match in map(LAYER.match, item[0]) if match]  # noqa: E731
+    return [value for _, value in sorted(found, key=depth)]
 
 
 def attention_maps(model: nn.Module, params: Params, images: Array) -> jax.Array:
@@ -48,3 +58,9 @@ def rollout(maps: Array) -> jax.Array:
     for layer in mixed[1:]:
         total = jnp.einsum("bij,bjk->bik", layer, total)
     return total
+
+
+def heatmap(weights: Array, grid: tuple[int, int], prefix: int = 0) -> jax.Array:
+    """Token weights as a picture: float[B,N] -> float32[B,h,w], the ``prefix`` tokens left out, the largest value 1."""
+    picture = jnp.asarray(weights, jnp.float32)[:, prefix : prefix + grid[0] * grid[1]].reshape(-1, *grid)
+    return picture / jnp.max(picture, axis=(1, 2), keepdims=True)

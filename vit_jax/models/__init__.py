@@ -9,9 +9,7 @@ from vit_jax import config
 from vit_jax.config import Variant
 from vit_jax.models import coca, images, mixer, two_tower, vit
 from vit_jax.models.base import (
-    Captioner as Captioner,
-)
-from vit_jax.models.base import (
+    Captioner,
     Features,
     ImageModel,
     ImageTextModel,
@@ -32,8 +30,7 @@ from vit_jax.models.vit import ViT
 __all__ = [
     "ALIASES", "FAMILIES", "IMAGES", "MODELS", "NAMES", "Captioner", "CoCa", "Embedded", "Features", "ImageModel",
     "ImageTextModel", "Mixer", "Model", "ModelFn", "MonarchMixer", "Role", "TextTransformer", "TwoTower", "Variables",
-    "ViT", "cast_kernels", "create", "mixer", "names",
-    "replace_in_towers", "vit",
+    "ViT", "cast_kernels", "create", "mixer", "names", "replace_in_towers", "vit",
 ]  # fmt: skip
 
 MODELS: dict[str, Variant] = {

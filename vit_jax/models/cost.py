@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import Any
 
@@ -30,19 +31,15 @@ def flops(model: nn.Module, inputs: tuple[Any, ...]) -> float:
 def peak(device: jax.Device, dtype: str) -> float:
     """FLOP/s the device could do: published for accelerators, else measured with one large product in ``dtype``.
 
-    A kind of device is measured once a process.
+    A device is measured once a process.
     """
     for kind in sorted(PEAK, key=len, reverse=True):
         if device.device_kind.startswith(kind):
             return PEAK[kind]
-    if (device.device_kind, dtype) not in _MEASURED:
-        _MEASURED[device.device_kind, dtype] = _measure(device, dtype)
-    return _MEASURED[device.device_kind, dtype]
+    return _measure(device, dtype)
 
 
-_MEASURED: dict[tuple[str, str], float] = {}
-
-
+@functools.cache
 def _measure(device: jax.Device, dtype: str) -> float:
     n, best = 1024, float("inf")
     product = jax.jit(lambda x: jax.lax.dot(x, x, preferred_element_type=jnp.float32).astype(x.dtype))

@@ -39,27 +39,20 @@ def curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
         "lr": ("Learning rate", "learning rate"),
     }
     keys = sorted({key for row in rows for key in row if key != "step"})
-    found = {name: [k for k in keys if k.rsplit("/")[-1] == name] for name in panels}
-    found = {name: match for name, match in found.items() if match}
+    found = {name: match for name in panels if (match := [k for k in keys if k.rsplit("/")[-1] == name])}
     figure = _figure(4.6 * max(len(found), 1) + 0.4, 3.8)
     if not found:
         figure.text(0.5, 0.5, "nothing logged yet", ha="center", va="center", color=GREY)
     for i, (name, match) in enumerate(found.items(), 1):
         ax = figure.add_subplot(1, len(found), i)
         for key in match:
-            steps, values = _series(rows, key)
+            steps, values = np.asarray([(row["step"], row[key]) for row in rows if key in row], np.float64).T
             _curve(ax, steps, 100 * values if name == "accuracy" else values, key)
         _dress(ax, *panels[name], "step")
         _scale(ax, name)
         if len(match) > 1:
             ax.legend(frameon=False, fontsize=9, loc="best")
     _save(figure, path)
-
-
-def _series(rows: Sequence[Mapping[str, float]], key: str) -> tuple[np.ndarray, np.ndarray]:
-    points = [(row["step"], row[key]) for row in rows if key in row]
-    steps, values = np.asarray(points, np.float64).T
-    return steps, values
 
 
 def _curve(ax: Axes, steps: np.ndarray, values: np.ndarray, key: str) -> None:
@@ -75,9 +68,8 @@ def _curve(ax: Axes, steps: np.ndarray, values: np.ndarray, key: str) -> None:
     if key.endswith("accuracy") and np.isfinite(values).any():
         best = int(np.nanargmax(values))
         ax.plot(steps[best], values[best], "o", ms=7, mfc="white", mec=color or INK, mew=1.6, zorder=4, clip_on=False)
-        ax.set_title(
-            f"best {split} {values[best]:.2f} % at step {steps[best]:,.0f}", loc="right", fontsize=9, color=INK
-        )
+        title = f"best {split} {values[best]:.2f} % at step {steps[best]:,.0f}"
+        ax.set_title(title, loc="right", fontsize=9, color=INK)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
@@ -161,10 +153,9 @@ def _top_confusions(counts: np.ndarray, names: Sequence[str], path: Path, limit:
     figure = _figure(8, 1.2 + 0.24 * max(len(pairs), 3))
     ax = figure.add_subplot()
     values = [int(wrong[i, j]) for i, j in pairs]
-    ax.barh(range(len(pairs)), values, color=VAL, height=0.7)
-    for row, (i, j) in enumerate(pairs):
-        share = f"{100 * wrong[i, j] / counts[i].sum():.0f} %"
-        ax.annotate(share, (wrong[i, j], row), (3, 0), textcoords="offset points", va="center", fontsize=8, color=GREY)
+    bars = ax.barh(range(len(pairs)), values, color=VAL, height=0.7)
+    shares = [f"{100 * wrong[i, j] / counts[i].sum():.0f} %" for i, j in pairs]
+    ax.bar_label(bars, shares, padding=3, fontsize=8, color=GREY)
     ax.set_yticks(range(len(pairs)), [f"{names[i]} → {names[j]}" for i, j in pairs], fontsize=8.5, parse_math=False)
     ax.set_ylim(max(len(pairs), 1) - 0.4, -0.6)
     ax.set_xlim(0, 1.12 * max(values, default=1))
@@ -261,10 +252,8 @@ def activity(shares: Mapping[str, float], path: Path) -> None:
     figure = _figure(max(4.6, 0.42 * len(shares) + 1.6), 3.8)
     ax = figure.add_subplot()
     values = [100 * v for v in shares.values()]
-    ax.bar(range(len(values)), values, color=TRAIN, width=0.7)
-    for i, value in enumerate(values):
-        text = f"{value:.3g}"
-        ax.annotate(text, (i, value), (0, 2), textcoords="offset points", ha="center", fontsize=8, color=GREY)
+    bars = ax.bar(range(len(values)), values, color=TRAIN, width=0.7)
+    ax.bar_label(bars, fmt="%.3g", padding=2, fontsize=8, color=GREY)
     names = [name.removesuffix("/mlp").removeprefix("block_") for name in shares]
     ax.set_xticks(range(len(names)), names, rotation=0 if max(map(len, names)) < 4 else 90, fontsize=8.5)
     ax.set_ylim(0, 1.12 * max([*values, 1e-9]))
