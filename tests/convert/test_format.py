@@ -9,7 +9,7 @@ import pytest
 
 from tests.convert.small_models import MODELS, PAIR
 from vit_jax import models
-from vit_jax.convert.format import check, modules
+from vit_jax.convert.format import Limit, check, check_limits, modules
 from vit_jax.convert.formats import FORMATS
 from vit_jax.layers.mlp import TopK
 from vit_jax.models import Features, ImageModel
@@ -82,9 +82,38 @@ def test_what_is_within_a_model():
 
 
 def test_what_is_allowed():
-    for name, kinds in {"timm": ("cls", "mixer"), "hf": ("cls",), "npz": ("cls", "mixer", "hybrid")}.items():
+    for name, kinds in {"timm": ("cls",), "hf": ("cls",), "npz": ("cls", "mixer", "hybrid")}.items():
         for kind in kinds:
             check(MODELS[kind], FORMATS[name], ())
+    check(models.create("mixer_s16"), FORMATS["timm"], ())
+    for name, kind in {"open_clip": "coca_vit_b32", "hf": "clip_vit_b32", "big_vision": "siglip_vit_b16"}.items():
+        check(models.create(kind), FORMATS[name], ())
     for name in ("open_clip", "hf", "npz", "big_vision"):
-        check(PAIRED, FORMATS[name], ())
+        assert FORMATS[name].codec(PAIRED) is not None
     assert dataclasses.replace(FORMATS["hf"], codecs=()).codec(PAIRED) is None
+
+
+def test_limits_of_one_sentence_are_told_in_one():
+    """With the first format that has all of it; a limit of whom the format is among those that have it is none."""
+    lacks = "{title} has no {what}; use --to {to}."
+    limits = (
+        Limit(models.ViT, "registers", (0,), lacks, "registers", ("a", "b")),
+        Limit(models.ViT, "pool", lambda pool: pool == "cls", lacks, "pool={0.pool!r}", ("b",)),
+        Limit(models.ViT, "pre_logits", (None,), lacks, "tanh", ("b", "here")),
+        Limit(models.ViT, "", lambda m: m.width < 64, "too wide: {0.width}."),
+        Limit(models.TwoTower, "text_tower.pool", ("first",), "another.", lambda m: m.text_tower.pool),
+    )
+
+    def says(model: nn.Module, name: str = "here") -> str:
+        with pytest.raises(UserError) as e:
+            check_limits(model, limits, name, "It")
+        return str(e.value)
+
+    small = models.create("vit", width=32, heads=2)
+    check_limits(small.clone(pre_logits=4), limits, "here")
+    check_limits(MODELS["mixer"], limits)  # none is of its class
+    assert says(small.clone(registers=1)) == "It has no registers; use --to a."
+    assert says(small.clone(registers=1, pool="gap", width=64)) == "It has no registers and no pool='gap'; use --to b."
+    assert says(small.clone(registers=1, pre_logits=4)) == "It has no registers; use --to b."
+    assert says(MODELS["cls"]) == "too wide: 64."
+    assert says(PAIRED.clone(image_tower=small)) == "another."

@@ -1,8 +1,17 @@
-"""Small models of timm's, with every parameter random."""
+"""Small models of timm's, with every parameter random, and ours of them."""
 
+import json
+import types
 from typing import Any
 
+import numpy as np
+
+from tests.convert.outputs import captured
+from vit_jax.convert.pretrained import Stored
+from vit_jax.convert.rules import back, into
+from vit_jax.convert.timm import FORMAT
 from vit_jax.io.tensors import Tensor
+from vit_jax.models import describe
 
 
 def randomise(torch: Any, module: Any, seed: int = 0) -> Any:
@@ -38,3 +47,66 @@ def mixer(torch: Any, **args: Any) -> Any:
 
 def tensors_of(module: Any) -> dict[str, Tensor]:
     return {name: Tensor.of(p.detach().numpy().copy()) for name, p in module.state_dict().items()}
+
+
+def convert(theirs: dict[str, Tensor], about: dict[str, Any] | None, model: str | None = None) -> types.SimpleNamespace:
+    found = FORMAT.read(theirs, {} if about is None else {"config.json": json.loads(json.dumps(about))})
+    module = describe.build(found.model, model)
+    shapes = describe.shapes(module, found.preprocess.size)
+    rules = FORMAT.rules(module, found.layout)
+    params, notes = into(rules, theirs, shapes, source="it", unused=found.unused)
+    pretrained = Stored(module, params, found.preprocess, found.class_names, notes=(*found.notes, *notes))
+    return types.SimpleNamespace(pretrained=pretrained, found=found, rules=rules)
+
+
+def ours(pretrained: Stored, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Logits, pooled features, tokens, and what every block gives."""
+    (features, logits), blocks = captured(pretrained, images, train=False, method="_run")
+    return {"logits": logits, "pooled": features.pooled, "tokens": features.tokens} | blocks
+
+
+def theirs(torch: Any, module: Any, images: np.ndarray) -> dict[str, np.ndarray]:
+    found: dict[str, Any] = {}
+    hooks = [
+        b.register_forward_hook(lambda *args, i=i: found.__setitem__(f"block_{i}", args[2]))
+        for i, b in enumerate(module.blocks)
+    ]
+    with torch.no_grad():
+        found["tokens"] = module.forward_features(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+        found["pooled"] = module.forward_head(found["tokens"], pre_logits=True)
+        found["logits"] = module.forward_head(found["tokens"])
+    for hook in hooks:
+        hook.remove()
+    return {k: v.numpy() for k, v in found.items()}
+
+
+def photos(size: int, batch: int = 2) -> np.ndarray:
+    return np.random.default_rng(1).standard_normal((batch, size, size, 3), np.float32)
+
+
+def gaps(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict[str, float]:
+    assert a.keys() == b.keys() and {k: v.shape for k, v in a.items()} == {k: v.shape for k, v in b.items()}
+    return {k: float(np.abs(a[k] - b[k]).max()) for k in a}
+
+
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+def check_equal(torch: Any, module: Any, about: dict[str, Any] | None) -> Stored:
+    """Every number of ``module`` is ours, there and back."""
+    there = tensors_of(module)
+    found = convert(there, about)
+    pretrained = found.pretrained
+    images = photos(pretrained.preprocess.size)
+    want = theirs(torch, module, images)
+    found_gaps = gaps(ours(pretrained, images), want)
+    assert max(found_gaps.values()) <= 2e-5, found_gaps
+    assert 0.1 < np.std(want["logits"]) < 3 and np.abs(want["tokens"]).max() < 30
+    again = back(found.rules, pretrained.params, name="it")
+    assert again.keys() == there.keys()
+    if not any("are added to the registers" in note for note in pretrained.notes):
+        assert all(same_bits(again[k].read(), there[k].read()) for k in there)
+    module.load_state_dict({k: torch.from_numpy(np.array(v.read())) for k, v in again.items()}, strict=True)
+    assert gaps(theirs(torch, module, images), want)["logits"] <= 1e-6
+    return pretrained

@@ -73,10 +73,15 @@ def relinear(pretrained: Stored, requests: Sequence[Request]) -> tuple[Stored, l
       UserError: a map cannot take the structure; the model has no such maps.
     """
     model, size = pretrained.model, pretrained.preprocess.size
-    changed = _with_specs(model, requests)
-    if changed is None:
+    chosen = {
+        path: request.spec
+        for request in requests
+        for path in _specs(model)
+        if (field := path.rpartition(".")[2]) in FIELDS and request.field in (None, field)
+    }
+    if not chosen:
         raise UserError(f"{type(model).__name__} has no linear maps to choose for; leave --linear out.")
-    params = dict(pretrained.params)
+    changed, params = _with(model, chosen), dict(pretrained.params)
     done: dict[str, list[_Change]] = collections.defaultdict(list)
     now = linear_maps(changed, size)
     for path, (old, inputs, outputs) in linear_maps(model, size).items():
@@ -216,19 +221,6 @@ def _bytes(params: Tensors) -> int:
     return sum(math.prod(t.shape) * t.dtype.itemsize for t in params.values())
 
 
-def _with_specs(model: nn.Module, requests: Sequence[Request]) -> Any:
-    """``model`` with the specs asked for, in it and in the modules among its fields; None if it has none of them."""
-    values: dict[str, Any] = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}
-    specs = {r: q.spec for q in requests for r in FIELDS if r in values and q.field in (None, r)}
-    inner = {
-        k: _with_specs(v, requests)
-        for k, v in values.items()
-        if isinstance(v, nn.Module) and k not in ("parent", "name")
-    }
-    changes = specs | {k: v for k, v in inner.items() if v is not None}
-    return model.clone(**changes) if changes else None
-
-
 class LinearMap(NamedTuple):
     """A linear map of a model: its structure, and the sizes of its input and output."""
 
@@ -244,37 +236,36 @@ def linear_maps(model: nn.Module, size: int) -> dict[str, LinearMap]:
       model: any model.
       size: side in pixels of the images that it takes.
     """
-    probe, found = model, []
-    for owner, field in _fields(model):
-        found.append(getattr(_at(model, owner), field))
-        probe = _replaced(probe, owner, field, _Probe(len(found) - 1))
+    found = _specs(model)
+    probe = _with(model, {path: _Probe(number) for number, path in enumerate(found)})
     probed = ((*path.rpartition(f"/{LEAF}"), shape) for path, shape in shapes(probe, size).items())
-    return {path: LinearMap(found[int(number)], s[0], s[1]) for path, leaf, number, s in probed if leaf}
+    return {path: LinearMap(list(found.values())[int(number)], s[0], s[1]) for path, leaf, number, s in probed if leaf}
 
 
 def specs(model: nn.Module) -> set[LinearSpec]:
     """The structures that maps of ``model`` have."""
-    return {getattr(_at(model, owner), field) for owner, field in _fields(model)}
+    return set(_specs(model).values())
 
 
-def _fields(model: Any) -> list[tuple[tuple[str, ...], str]]:
-    """Where specs are: (names of fields that lead to a module, its field)."""
-    values = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in ("parent", "name")}
-    own: list[tuple[tuple[str, ...], str]] = [((), n) for n, v in values.items() if isinstance(v, LinearSpec)]
-    inner = [(n, _fields(v)) for n, v in values.items() if isinstance(v, nn.Module)]
-    return own + [((n, *owner), field) for n, rest in inner for owner, field in rest]
+def _specs(model: Any, where: str = "") -> dict[str, LinearSpec]:
+    """The specs among the fields of ``model`` and of the modules among them, by path: ``"text_tower.mlp_linear"``."""
+    out: dict[str, LinearSpec] = {}
+    for field in dataclasses.fields(model):
+        value = getattr(model, field.name) if field.name not in ("parent", "name") else None
+        if isinstance(value, LinearSpec):
+            out[where + field.name] = value
+        elif isinstance(value, nn.Module):
+            out |= _specs(value, f"{where}{field.name}.")
+    return out
 
 
-def _at(model: Any, owner: tuple[str, ...]) -> Any:
-    for name in owner:
-        model = getattr(model, name)
-    return model
-
-
-def _replaced(model: Any, owner: tuple[str, ...], field: str, value: Any) -> Any:
-    if not owner:
-        return model.clone(**{field: value})
-    return model.clone(**{owner[0]: _replaced(getattr(model, owner[0]), owner[1:], field, value)})
+def _with(model: Any, specs: Mapping[str, LinearSpec]) -> Any:
+    """``model`` with others of its :func:`_specs`."""
+    own: dict[str, Any] = {path: spec for path, spec in specs.items() if "." not in path}
+    for part in dict.fromkeys(path.partition(".")[0] for path in specs if "." in path):
+        inner = {path.removeprefix(f"{part}."): x for path, x in specs.items() if path.startswith(f"{part}.")}
+        own[part] = _with(getattr(model, part), inner)
+    return model.clone(**own)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from vit_jax import models
@@ -22,6 +23,24 @@ def shape(theirs: Tensors, name: str, rank: int) -> tuple[int, ...]:
     if len(found := theirs[name].shape) != rank:
         raise UserError(f"{name} has the shape {found}, expected {rank} axes; the file is of another model or damaged.")
     return found
+
+
+def patches(theirs: Tensors, name: str, channels: int = 3) -> tuple[int, int]:
+    """Width and patch size that the weight ``[width, channels, patch, patch]`` of a convolution tells.
+
+    Raises:
+      UserError: it is missing, or of other patches.
+    """
+    found = shape(theirs, name, 4)
+    if found[1] != channels or found[2] != found[3]:
+        raise UserError(f"{name} is {found}; only square patches of {channels} channels can be converted.")
+    return found[0], found[3]
+
+
+def depth(theirs: Collection[str], start: str) -> int:
+    """How many blocks there are: one more than the largest number behind the pattern ``start``."""
+    found = (re.match(rf"{start}(\d+)\.", name) for name in theirs)
+    return max((int(m[1]) for m in found if m), default=-1) + 1
 
 
 def rgb(said: Mapping[str, Any], key: str, default: RGB, file: str) -> RGB:

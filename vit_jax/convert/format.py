@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 import pathlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
@@ -64,6 +65,41 @@ class Writing:
 
 
 @dataclasses.dataclass(frozen=True)
+class Limit:
+    """What a format cannot say of the modules of a class.
+
+    In ``sentence`` and ``what`` ``{0}`` stands for the module, ``{0.pool!r}`` for a field of it.
+
+    Attributes:
+      kind: the class; the model itself, its towers and its decoder are looked at.
+      field: path of the one whose values are limited, ``"text_tower.pool"``; ``""`` for the module as a whole.
+      allowed: the values that can be said, or whether one can.
+      sentence: of the error; ``{what}`` stands for what is lacking, ``{to}`` for the format that has it, ``{title}``
+        for this one's title.
+      what: what is lacking; limits with the same sentence are told in one.
+      able: names of formats that have it, this one perhaps among them.
+    """
+
+    kind: type[nn.Module]
+    field: str
+    allowed: Collection[Any] | Callable[[Any], bool]
+    sentence: str
+    what: str | Callable[[Any], str] = ""
+    able: tuple[str, ...] = ()
+
+    def allows(self, module: Any) -> bool:
+        """Whether a module, of whatever class, is within the limit."""
+        if not isinstance(module, self.kind):
+            return True
+        value = operator.attrgetter(self.field)(module) if self.field else module
+        return self.allowed(value) if callable(self.allowed) else value in self.allowed
+
+    def lacking(self, module: Any) -> str:
+        """``what`` of a module that is beyond the limit."""
+        return self.what(module) if callable(self.what) else self.what.format(module)
+
+
+@dataclasses.dataclass(frozen=True)
 class Codec:
     """How a format stores one family of models.
 
@@ -72,12 +108,13 @@ class Codec:
       matches: whether tensors of these names are of the family, even of a model that is not converted.
       read: names, shapes and the JSON files beside them -> :class:`Reading`.
       rules: ``(model, layout)`` -> every tensor of the file.
-      write: a model that :func:`check` allows -> :class:`Writing`; raises :class:`UserError` for what else of it the
-        format cannot express.
+      write: a model that :func:`check` allows -> :class:`Writing`; raises :class:`UserError` where it cannot be
+        expressed together with what comes with it, as the size of its images.
       peer: ``(path, our model)`` -> the project's own model with the weights at ``path``, as a function from normalised
         images float32[B,H,W,3] to logits float32[B,C] (pooled features without a head); or, of an image-text model,
         from such images and texts int32[B,L] to arrays by the names that :func:`.verify.outputs` gives them.
       parts: classes of the modules that are among their fields: towers and decoders.
+      limits: what of these modules it cannot say.
     """
 
     kinds: tuple[type[nn.Module], ...]
@@ -87,6 +124,7 @@ class Codec:
     write: Callable[[Stored], Writing]
     peer: Callable[[pathlib.Path, Any], Callable[..., Any]]
     parts: tuple[type[nn.Module], ...] = ()
+    limits: tuple[Limit, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,17 +162,18 @@ class Format:
 
     def rules(self, model: nn.Module, layout: Any) -> list[Rule]:
         """See :class:`Codec`."""
-        return self._known(model).rules(model, layout)
+        return self.known(model).rules(model, layout)
 
     def write(self, pretrained: Stored) -> Writing:
         """See :class:`Codec`."""
-        return self._known(pretrained.model).write(pretrained)
+        return self.known(pretrained.model).write(pretrained)
 
     def peer(self, path: pathlib.Path, model: nn.Module) -> Callable[..., Any]:
         """See :class:`Codec`."""
-        return self._known(model).peer(path, model)
+        return self.known(model).peer(path, model)
 
-    def _known(self, model: nn.Module) -> Codec:
+    def known(self, model: nn.Module) -> Codec:
+        """What stores ``model``, which :func:`check` allows."""
         codec = self.codec(model)
         assert codec is not None, (self.name, type(model))
         return codec
@@ -150,7 +189,7 @@ def modules(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def check(model: nn.Module, fmt: Format, others: Iterable[Format]) -> None:
-    """Raises a :class:`UserError` for what ``fmt`` has not: a structured value of a field, or the family.
+    """Raises a :class:`UserError` for what ``fmt`` has not: a structured value of a field, the family, what it limits.
 
     Args:
       model: what is to be written.
@@ -165,8 +204,21 @@ def check(model: nn.Module, fmt: Format, others: Iterable[Format]) -> None:
                     "them out, or write --to vit_jax."
                 )
             raise UserError(f"{fmt.title} has no {name}='{value}'; write --to vit_jax.")
-    if fmt.codec(model) is None:
+    if (codec := fmt.codec(model)) is None:
         known = {kind for codec in fmt.codecs for kind in codec.kinds + codec.parts}
         new = next((type(module).__name__ for module in modules(model) if type(module) not in known), None)
         able = next((other.name for other in others if other.codec(model)), "vit_jax")
         raise UserError(f"{fmt.title} has no {new or f'{type(model).__name__} by itself'}; write --to {able}.")
+    check_limits(model, codec.limits, fmt.name, fmt.title)
+
+
+def check_limits(model: nn.Module, limits: Iterable[Limit], name: str = "", title: str = "") -> None:
+    """Raises a :class:`UserError` where ``model`` is beyond ``limits`` of the format called ``name``, ``title``."""
+    beyond = [(limit, module) for limit in limits for module in modules(model) if not limit.allows(module)]
+    first, module = next(((limit, module) for limit, module in beyond if name not in limit.able), (None, None))
+    if first is None:
+        return
+    alike = [(limit, module) for limit, module in beyond if limit.sentence == first.sentence]
+    what = " and no ".join(limit.lacking(module) for limit, module in alike if name not in limit.able)
+    to = next((able for able in first.able if all(able in limit.able for limit, _ in alike)), "vit_jax")
+    raise UserError(first.sentence.format(module, what=what, to=to, title=title))

@@ -11,12 +11,13 @@ import dataclasses
 import difflib
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from vit_jax.convert.transforms import LINEAR, SAME, Arrays, Transform
+from vit_jax.convert.transforms import LINEAR, SAME, Arrays, Transform, fused_linear, split_linear, zeros
 from vit_jax.io.tensors import Tensor, Tensors
 from vit_jax.types import UserError
 
@@ -48,13 +49,51 @@ def torch_norm(theirs: str, ours: str) -> list[Rule]:
     return [rule(f"{theirs}.weight", f"{ours}/scale"), rule(f"{theirs}.bias", f"{ours}/bias")]
 
 
-def torch_mlp(theirs: str, ours: str, names: tuple[str, str] = ("fc1", "fc2")) -> list[Rule]:
-    """The two maps of an MLP, called ``names`` there."""
+def torch_mlp(theirs: str, ours: str, names: tuple[str, str] = (".fc1", ".fc2")) -> list[Rule]:
+    """The two maps of an MLP, which there are called ``theirs`` and then ``names``."""
     return [
         r
         for a, b in zip(names, ("mlp_in", "mlp_out"), strict=True)
-        for r in torch_linear(f"{theirs}.{a}", f"{ours}/{b}")
+        for r in torch_linear(f"{theirs}{a}", f"{ours}/{b}")
     ]
+
+
+class Block(NamedTuple):
+    """How a project that is written in PyTorch calls the parts of a block of a Transformer.
+
+    Attributes:
+      qkv: tensors of queries, keys and values, ``{}`` standing for "weight" and "bias": one, or one for each.
+      out: the map after attention.
+      mlp: the two maps of the MLP.
+      norms: before attention and before the MLP.
+      scales: of either branch, in a model with layer scale.
+    """
+
+    qkv: tuple[str, ...]
+    out: str
+    mlp: tuple[str, str]
+    norms: tuple[str, str]
+    scales: tuple[str, str] = ("", "")
+
+
+def torch_blocks(theirs: str, ours: str, tower: Any, names: Block, bias: bool = True) -> Iterator[Rule]:
+    """The blocks of a ``tower``, which are called ``theirs`` and ``ours`` followed by a number.
+
+    Without ``bias`` there are none of queries, keys and values there, and zeros here.
+    """
+    qkv = split_linear(tower.heads) if len(names.qkv) > 1 else fused_linear(tower.heads)
+    for i in range(tower.depth):
+        a, b = f"{theirs}{i}.", f"{ours}{i}/"
+        yield from (
+            *torch_norm(a + names.norms[0], f"{b}norm_attention"),
+            *torch_norm(a + names.norms[1], f"{b}norm_mlp"),
+        )
+        yield rule([a + part.format("weight") for part in names.qkv], f"{b}attention/qkv/kernel", qkv)
+        biases = [a + part.format("bias") for part in names.qkv if bias]
+        yield rule(biases, f"{b}attention/qkv/bias", qkv if bias else zeros(3 * tower.width))
+        yield from (*torch_linear(a + names.out, f"{b}attention/out"), *torch_mlp(a, f"{b}mlp", names.mlp))
+        if tower.layer_scale is not None:
+            yield from (rule(a + x, f"{b}scale_{y}") for x, y in zip(names.scales, ("attention", "mlp"), strict=True))
 
 
 def into(

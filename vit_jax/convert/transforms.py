@@ -44,6 +44,11 @@ def reshape(theirs: Sequence[int], ours: Sequence[int]) -> Transform:
     return Transform(lambda x: (x.reshape(ours),), lambda x: (x.reshape(theirs),))
 
 
+def zeros(count: int) -> Transform:
+    """Nothing there <-> zeros here; no layout that is written is without them."""
+    return Transform(lambda: (np.zeros(count, np.float32),), lambda x: ())
+
+
 def fused_linear(heads: int, parts: int = 3) -> Transform:
     """One torch weight ``[parts K E, D]`` (or bias) with whole parts in sequence <-> ours, ordered (K, parts, E)."""
 

@@ -12,12 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import models
-from vit_jax.augment.geometry import center_box, resample
-from vit_jax.augment.policy import Norm
 from vit_jax.convert import run_folder
 from vit_jax.convert.pretrained import Preprocess, Stored
 from vit_jax.convert.read import format_of
-from vit_jax.data.image import decode
 
 TOLERANCE = 2e-5
 """Largest difference allowed, relative to the largest value, or to 1 where that is smaller; float32."""
@@ -52,17 +49,7 @@ def photographs(preprocess: Preprocess) -> np.ndarray:
     """Two photographs (scikit-learn's), prepared as the model wants them: float32[2,S,S,3]."""
     from sklearn.datasets import load_sample_images
 
-    canvas = preprocess.host_canvas
-    square = [
-        decode({"image": x, "label": 0, "name": "sample"}, canvas, "center")[0] for x in load_sample_images().images
-    ]
-    box, norm = center_box(canvas, preprocess.crop), Norm(preprocess.mean, preprocess.std)
-
-    @jax.jit
-    def prepared(image: jax.Array) -> jax.Array:
-        return norm(resample(image, box, preprocess.size, preprocess.interpolation))
-
-    return np.stack([np.asarray(prepared(x)) for x in square])
+    return np.asarray(preprocess(load_sample_images().images))
 
 
 def inputs(preprocess: Preprocess) -> dict[str, np.ndarray]:

@@ -55,11 +55,9 @@ def tags() -> Mapping[str, PretrainedTag]:
 
 
 def _row(row: Mapping[str, str]) -> PretrainedTag:
-    model = row["tag"].partition(".")[0]
     accuracy = float(row["accuracy"]) if row["accuracy"] else None
-    return PretrainedTag(
-        row["tag"], model, row["place"], row["licence"], int(row["size"]), row["metric"], accuracy, row["source"]
-    )
+    model = row["tag"].partition(".")[0]
+    return PretrainedTag(**{**row, "model": model, "size": int(row["size"]), "accuracy": accuracy})
 
 
 def find(pattern: str = "*") -> list[PretrainedTag]:

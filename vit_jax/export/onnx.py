@@ -15,7 +15,8 @@ from vit_jax.augment.geometry import center_box, resize_matrix
 from vit_jax.config import lookup
 from vit_jax.convert.peer import packages
 from vit_jax.convert.pretrained import Preprocess
-from vit_jax.convert.timm import image
+from vit_jax.convert.timm import FORMAT
+from vit_jax.convert.timm.image import build_peer
 from vit_jax.convert.write import save
 from vit_jax.export import base
 from vit_jax.predict import Predictor
@@ -71,7 +72,7 @@ def timm_twin(predictor: Predictor, scratch: pathlib.Path) -> tuple[Any, list[st
     model = predictor.pretrained.stored()
     bare = dataclasses.replace(model, output_activation="softmax", preprocess=Preprocess(model.preprocess.size))
     notes = save(bare, scratch / "twin", "timm")  # need not tell preprocessing and activation, which follow
-    return image.build_peer(scratch / "twin" / "model.safetensors"), notes
+    return build_peer(scratch / "twin" / "model.safetensors", FORMAT.known(model.model)), notes
 
 
 def _classifier(predictor: Predictor, twin: Any) -> Any:

@@ -15,6 +15,7 @@ from tests.convert.outputs import captured
 from vit_jax import models
 from vit_jax.convert import flax
 from vit_jax.convert.flax.big_vision import LAYOUT
+from vit_jax.convert.format import check
 from vit_jax.convert.pretrained import Preprocess, Stored
 from vit_jax.convert.rules import back, into
 from vit_jax.io.tensors import Tensor, open_tensors, write_npz
@@ -228,7 +229,7 @@ def test_what_big_vision_computes_otherwise_is_said(rng):
 )
 def test_what_big_vision_has_not_is_refused(fields, says):
     with pytest.raises(UserError, match=re.escape(f"the models of big_vision have {says}")):
-        flax.BIG_VISION.write(Stored(models.create("vit", **VIT, **fields), {}, Preprocess(SIZE)))
+        check(models.create("vit", **VIT, **fields), flax.BIG_VISION, ())
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from vit_jax import models
 from vit_jax.convert import flax
 from vit_jax.convert.flax.image import SIDECAR
 from vit_jax.convert.flax.rules import Layout
+from vit_jax.convert.format import check
 from vit_jax.convert.pretrained import Preprocess, Stored
 from vit_jax.convert.rules import back, into
 from vit_jax.io.tensors import Tensor, open_tensors, write_npz
@@ -276,10 +277,9 @@ def test_what_the_original_computes_otherwise_is_said(rng):
         ({"registers": 1, "pre_logits": 4}, "no registers; use --to vit_jax."),
     ],
 )
-def test_what_the_original_has_not_is_refused(rng, fields, says):
-    model = models.create("vit", **VIT, **fields)
+def test_what_the_original_has_not_is_refused(fields, says):
     with pytest.raises(UserError, match=re.escape(f"the models of the original repository have {says}")):
-        flax.ORIGINAL.write(Stored(model, {}, Preprocess(SIZE)))
+        check(models.create("vit", **VIT, **fields), flax.ORIGINAL, ())
 
 
 @pytest.mark.parametrize(

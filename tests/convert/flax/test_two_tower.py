@@ -17,6 +17,7 @@ from vit_jax.convert.flax import big_vision
 from vit_jax.convert.flax.image import SIDECAR
 from vit_jax.convert.flax.rules import Layout
 from vit_jax.convert.flax.two_tower import ENDS, TOKENIZER, Towers, prefix_of
+from vit_jax.convert.format import check
 from vit_jax.convert.pretrained import Preprocess, Stored
 from vit_jax.convert.rules import back, into
 from vit_jax.data.text import TextCodec
@@ -286,7 +287,7 @@ def test_heads_without_bias_get_zeros(tmp_path):
 def test_what_they_have_not_is_refused(to, image, text, fields, says):
     model = model_of({"pool": "cls", **image}, text, embed_dim=16, image_head="none", **fields)
     with pytest.raises(UserError, match=re.escape(says)):
-        formats.FORMATS[to].write(Stored(model, {}, Preprocess(SIZE)))
+        check(model, formats.FORMATS[to], ())
 
 
 def names_of(case):

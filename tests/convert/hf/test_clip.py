@@ -11,6 +11,7 @@ from tests.convert import torch_reference
 from tests.convert.cases import rest_slow
 from vit_jax import models
 from vit_jax.convert import hf, read, write
+from vit_jax.convert.format import check
 from vit_jax.convert.hf import tokenizer
 from vit_jax.convert.pretrained import Preprocess, Stored
 from vit_jax.convert.rules import back, into
@@ -247,7 +248,7 @@ def test_ours_there_and_back(tmp_path, kind, encoder):
 
 def test_the_end_token_that_transformers_takes_for_another_is_refused():
     with pytest.raises(UserError, match="takes the end token 2 for 'the largest of a text'"):
-        hf.FORMAT.write(drawn("clip", TextCodec(Bytes(), 9)))
+        check(drawn("clip", TextCodec(Bytes(), 9)).model, hf.FORMAT, ())
 
 
 def test_old_files_count_their_positions(peer):

@@ -4,8 +4,9 @@ import pytest
 
 from tests.convert.golden_trees import golden, unread
 from vit_jax import models
+from vit_jax.convert.format import check_limits
 from vit_jax.convert.hf import clip_config
-from vit_jax.convert.hf.clip_config import check, content, fields
+from vit_jax.convert.hf.clip_config import LIMITS, content, fields, nearest
 from vit_jax.convert.hf.clip_rules import rules
 from vit_jax.convert.rules import back
 from vit_jax.models import describe
@@ -59,7 +60,8 @@ def test_settings_there_and_back(family):
     sizes = {k: {**v, "mlp_dim": 44, "norm_epsilon": 1e-3, "activation": "relu"} for k, v in SIZES.items()}
     sizes["text_tower"] |= {"vocab_size": 50, "length": 7, "end_id": 4, "pad_id": 3}
     model = models.create({"clip": "clip_vit_b32", "siglip": "siglip_vit_b16"}[family], **sizes, embed_dim=20)
-    assert check(model) == family
+    check_limits(model, LIMITS)
+    assert nearest(model) == family
     shapes = describe.shapes(model, 64)
     theirs = {k: x.shape for k, x in back(rules(model, family), unread(shapes), name="file").items()}
     settings = content(model, family, 64, 2)
@@ -124,11 +126,12 @@ def test_models_that_transformers_lacks(name, fields, message):
         else:
             model = model.clone(**{tower: getattr(model, tower).clone(**more) if isinstance(more, dict) else more})
     with pytest.raises(UserError, match=message):
-        check(model)
+        check_limits(model, LIMITS)
 
 
 def test_where_training_started_is_no_difference():
     for name in ("clip_vit_l14", "siglip_vit_so400m14"):
         model = models.create(name, temperature=3.0, lock="image")
         model = model if model.bias is None else model.clone(bias=1.5)
-        assert clip_config.FAMILIES[check(model)].title.lower() in name
+        check_limits(model, LIMITS)
+        assert clip_config.FAMILIES[nearest(model)].title.lower() in name

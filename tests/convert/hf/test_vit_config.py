@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from vit_jax import models
+from vit_jax.convert.format import check_limits
 from vit_jax.convert.hf import vit_config
 from vit_jax.convert.hf.vit_rules import PATCHES, Layout
 from vit_jax.io.tensors import Tensor
@@ -84,7 +85,7 @@ def test_class_names():
 )
 def test_models_that_transformers_lacks(name, fields, message):
     with pytest.raises(UserError, match=message):
-        vit_config.check(models.create(name, **fields))
+        check_limits(models.create(name, **fields), vit_config.LIMITS)
 
 
 def test_settings_there_and_back():

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 
 from vit_jax import models
+from vit_jax.convert.format import check
 from vit_jax.convert.pretrained import Preprocess, Stored
 from vit_jax.convert.timm import FORMAT
-from vit_jax.convert.timm.config import MIXERS, PLAIN, STEMS, preprocess, ratio, read_config
+from vit_jax.convert.timm.config import preprocess, ratio, read_config
+from vit_jax.convert.timm.mixer import MIXERS
+from vit_jax.convert.timm.vit import PLAIN, STEMS
 from vit_jax.io.tensors import Tensor
 from vit_jax.types import UserError
 
@@ -58,7 +61,7 @@ def test_ratio():
 )
 def test_what_timm_cannot_express(pretrained, words):
     with pytest.raises(UserError) as e:
-        FORMAT.write(pretrained)
+        check(pretrained.model, FORMAT, ())
     assert [word for word in words if word not in str(e.value)] == []
 
 

@@ -14,13 +14,22 @@ from PIL import Image
 
 from tests.convert import torch_reference
 from tests.convert.cases import rest_slow
-from tests.convert.outputs import captured
-from tests.convert.timm_models import create, mixer, randomise, tensors_of
+from tests.convert.timm_models import (
+    check_equal,
+    convert,
+    create,
+    gaps,
+    ours,
+    photos,
+    randomise,
+    same_bits,
+    tensors_of,
+    theirs,
+)  # fmt: skip
 from vit_jax import models
 from vit_jax.convert.pretrained import Preprocess, Stored
-from vit_jax.convert.rules import back, into
-from vit_jax.convert.timm import FORMAT
-from vit_jax.convert.timm.image import build_peer, peer
+from vit_jax.convert.rules import back
+from vit_jax.convert.timm import FORMAT, image, vit
 from vit_jax.convert.timm.rules import Layout
 from vit_jax.io.tensors import Tensor, open_tensors, write_safetensors
 from vit_jax.layers.embed import resize_positions
@@ -50,16 +59,6 @@ SLOW_CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def convert(theirs: dict[str, Tensor], about: dict[str, Any] | None, model: str | None = None) -> types.SimpleNamespace:
-    found = FORMAT.read(theirs, {} if about is None else {"config.json": json.loads(json.dumps(about))})
-    module = describe.build(found.model, model)
-    shapes = describe.shapes(module, found.preprocess.size)
-    rules = FORMAT.rules(module, found.layout)
-    params, notes = into(rules, theirs, shapes, source="it", unused=found.unused)
-    pretrained = Stored(module, params, found.preprocess, found.class_names, notes=(*found.notes, *notes))
-    return types.SimpleNamespace(pretrained=pretrained, found=found, rules=rules)
-
-
 def save(pretrained: Stored, folder: pathlib.Path) -> types.SimpleNamespace:
     writing = FORMAT.write(pretrained)
     rules = FORMAT.rules(pretrained.model, writing.layout)
@@ -70,57 +69,9 @@ def save(pretrained: Stored, folder: pathlib.Path) -> types.SimpleNamespace:
     return types.SimpleNamespace(tensors=tensors, writing=writing, config=writing.about["config.json"])
 
 
-def ours(pretrained: Stored, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Logits, pooled features, tokens, and what every block gives."""
-    (features, logits), blocks = captured(pretrained, images, train=False, method="_run")
-    return {"logits": logits, "pooled": features.pooled, "tokens": features.tokens} | blocks
-
-
-def theirs(torch: Any, module: Any, images: np.ndarray) -> dict[str, np.ndarray]:
-    found: dict[str, Any] = {}
-    hooks = [
-        b.register_forward_hook(lambda *args, i=i: found.__setitem__(f"block_{i}", args[2]))
-        for i, b in enumerate(module.blocks)
-    ]
-    with torch.no_grad():
-        found["tokens"] = module.forward_features(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
-        found["pooled"] = module.forward_head(found["tokens"], pre_logits=True)
-        found["logits"] = module.forward_head(found["tokens"])
-    for hook in hooks:
-        hook.remove()
-    return {k: v.numpy() for k, v in found.items()}
-
-
-def photos(size: int, batch: int = 2) -> np.ndarray:
-    return np.random.default_rng(1).standard_normal((batch, size, size, 3), np.float32)
-
-
-def gaps(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict[str, float]:
-    assert a.keys() == b.keys() and {k: v.shape for k, v in a.items()} == {k: v.shape for k, v in b.items()}
-    return {k: float(np.abs(a[k] - b[k]).max()) for k in a}
-
-
-def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
-
-
-def check_equal(torch: Any, module: Any, about: dict[str, Any] | None) -> Stored:
-    """Every number of ``module`` is ours, there and back."""
-    there = tensors_of(module)
-    found = convert(there, about)
-    pretrained = found.pretrained
-    images = photos(pretrained.preprocess.size)
-    want = theirs(torch, module, images)
-    found_gaps = gaps(ours(pretrained, images), want)
-    assert max(found_gaps.values()) <= 2e-5, found_gaps
-    assert 0.1 < np.std(want["logits"]) < 3 and np.abs(want["tokens"]).max() < 30
-    again = back(found.rules, pretrained.params, name="it")
-    assert again.keys() == there.keys()
-    if not any("are added to the registers" in note for note in pretrained.notes):
-        assert all(same_bits(again[k].read(), there[k].read()) for k in there)
-    module.load_state_dict({k: torch.from_numpy(np.array(v.read())) for k, v in again.items()}, strict=True)
-    assert gaps(theirs(torch, module, images), want)["logits"] <= 1e-6
-    return pretrained
+def build_peer(path: pathlib.Path) -> Any:
+    """timm's ViT; where no config.json says what it is, that is inferred."""
+    return image.build_peer(path, vit.CODEC, vit.content)
 
 
 @pytest.mark.parametrize("case", rest_slow(CASES, "cls", "placed", "gap", "map", "stem"))
@@ -136,13 +87,6 @@ def test_logits_tokens_and_every_block_are_timms(case, timm, torch):
     placed = [note for note in pretrained.notes if "are added to the registers" in note]
     assert len(placed) == (case in ("placed", "gap_registers", "map_registers"))
     assert len(pretrained.notes) == len(placed) + (case == "gap")  # its missing bias
-
-
-def test_mixer(timm, torch):
-    pretrained = check_equal(torch, mixer(torch), None)
-    model = pretrained.model
-    assert (model.patch, model.width, model.depth, model.token_dim, model.mlp_dim) == (8, 32, 2, 24, 96)
-    assert pretrained.preprocess == Preprocess(32, 0.875, "bicubic")
 
 
 def test_bottlenecks(timm, torch):
@@ -399,8 +343,6 @@ def test_pools_over_other_tokens_are_refused(timm, torch):
     about: dict[str, Any] = {"architecture": "vit_base_patch16_224", "model_args": {"pool_include_prefix": True}}
     with pytest.raises(UserError, match="over registers and grid"):
         convert(there, about)
-    with pytest.raises(UserError, match="global_pool=''"):
-        convert(tensors_of(mixer(torch)), {"architecture": "mixer_b16_224", "model_args": {"global_pool": ""}})
     with pytest.raises(UserError, match="'map' over the grid alone"):
         convert(tensors_of(create(timm, torch, *CASES["map_registers"])), None)
 
@@ -434,14 +376,14 @@ def test_peer_of_a_folder_a_file_and_weights_alone(timm, torch, tmp_path):
     images = photos(32)
     want = ours(pretrained, images)["logits"]
     weights = tmp_path / "model.safetensors"
-    assert np.abs(peer(weights, pretrained.model)(images) - want).max() <= 2e-5
+    assert np.abs(FORMAT.peer(weights, pretrained.model)(images) - want).max() <= 2e-5
     alone = tmp_path / "alone" / "a.safetensors"
     alone.parent.mkdir()
     alone.write_bytes(weights.read_bytes())
-    assert np.abs(peer(alone, pretrained.model)(images) - want).max() <= 2e-5
+    assert np.abs(FORMAT.peer(alone, pretrained.model)(images) - want).max() <= 2e-5
     assert build_peer(alone).blocks[0].attn.num_heads == 1  # assumed
     (alone.parent / "config.json").write_text('{"model_type": "vit"}')  # of another project
-    assert np.abs(peer(alone, pretrained.model)(images) - want).max() <= 2e-5
+    assert np.abs(FORMAT.peer(alone, pretrained.model)(images) - want).max() <= 2e-5
     alone.with_suffix(".json").write_text(json.dumps({"config.json": done.config}))
     tensors = {**done.tensors, "mask_token": Tensor.of(np.ones((1, 32), np.float32))}
     write_safetensors(alone, tensors, {})
@@ -456,7 +398,7 @@ def test_peer_of_a_foreign_folder(timm, torch, tmp_path):
     config = {"architecture": "test_vit", "num_classes": 4, "pretrained_cfg": {"input_size": [3, 160, 160]}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     images = photos(32)
-    again = peer(tmp_path / "model.safetensors", models.create("vit"))(images)
+    again = FORMAT.peer(tmp_path / "model.safetensors", models.create("vit"))(images)
     assert np.array_equal(again, theirs(torch, module, images)["logits"])
     for wrong, words in (("vit_tiny_patch16_224", "blocks.6"), ("vit_nonesuch", "vit_nonesuch")):
         (tmp_path / "config.json").write_text(json.dumps(config | {"architecture": wrong}))

@@ -59,7 +59,6 @@ def test_no_registers():
         ("vit", dict(positions="sincos2d", registers=1), 32),
         ("vit_r50_b16", {}, 32),
         ("vit_r_ti16", {}, 32),
-        ("mixer", dict(depth=2), 32),
     ],
 )
 def test_every_parameter_has_one_rule(name, fields, size):

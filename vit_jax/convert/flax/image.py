@@ -73,9 +73,9 @@ def read(theirs: Tensors, about: About) -> Reading:
     model = describe.build(said.model)
     if isinstance(model, Mixer) != (fields["name"] == "mixer"):
         raise UserError(f"{SIDECAR} describes a {type(model).__name__}, which the tensors are not; remove one of them.")
-    notes += [*contradictions(model, fields), *contradictions(said.preprocess, {"size": size})]
+    found, more = merged(said.model, model, fields)
+    notes += [*more, *contradictions(said.preprocess, {"size": size})]
     preprocess = dataclasses.replace(said.preprocess, size=size)
-    found = {**describe.own_fields(said.model), **fields}
     return Reading(found, preprocess, said.class_names, layout, unused, tuple(notes), said.output_activation)
 
 
@@ -96,6 +96,26 @@ def contradictions(said: Any, fields: Mapping[str, Any], where: str = "") -> lis
     """A phrase for each field that is otherwise in ``said``, which the sidecar describes, than the tensors tell."""
     differ = {k: (getattr(said, k), v) for k, v in fields.items() if k != "name" and getattr(said, k) != v}
     return [f"{SIDECAR} says {where}{k}={a!r}, the tensors say {b!r}, which is taken" for k, (a, b) in differ.items()]
+
+
+def merged(
+    said: Mapping[str, Any], module: Any, fields: Mapping[str, Any], where: str = ""
+) -> tuple[dict[str, Any], list[str]]:
+    """The model that the sidecar describes with ``fields``, which the tensors tell, and where the two differ.
+
+    Args:
+      said: the description, of a model or of a part of one.
+      module: what it is of.
+      fields: nested for the modules among them.
+      where: what precedes a field's name.
+    """
+    model = {**(describe.own_fields(said) if "name" in said else said)}
+    parts = {key: value for key, value in fields.items() if isinstance(value, Mapping)}
+    notes = contradictions(module, {key: value for key, value in fields.items() if key not in parts}, where)
+    for key, value in parts.items():
+        part, more = merged(model.get(key, {}), getattr(module, key), value, f"{key}.")
+        model, notes = {**model, key: part}, notes + more
+    return {**model, **{key: value for key, value in fields.items() if key not in parts}}, notes
 
 
 Found = tuple[dict[str, Any], int, Layout, list[str]]
@@ -135,21 +155,16 @@ def _mixer(own: Tensors, prefix: str) -> Found:
 
 def _vit(own: Tensors, prefix: str) -> tuple[dict[str, Any], int | None, Layout, list[str]]:
     patch, width = _patch(own, "embedding/kernel")
-    scanned = any(name.startswith("Transformer/encoderblock/") for name in own)
-    block = "Transformer/encoderblock" if scanned else "Transformer/encoderblock_0"
-    old = any("/MultiHeadDotProductAttention_1/" in name for name in own)
-    attention, _, mlp = numbers = (1, 2, 3) if old else (0, 1, 0)
-    query = shape(own, f"{block}/MultiHeadDotProductAttention_{attention}/query/kernel", 3 + scanned)
+    blocks, layout = encoder(own, "Transformer")
     pool = "cls" if "cls" in own else "map" if any(name.startswith("MAPHead_0/") for name in own) else "gap"
     stem = _stages(own) if any(name.startswith(("conv_root/", "gn_root/", "block1/")) for name in own) else None
-    position = next((name for name in POSITIONS if name in own), POSITIONS[0] if old else None)
+    original = POSITIONS[0] if layout.numbers == Layout().numbers else None
+    position = next((name for name in POSITIONS if name in own), original)
     fields = {
         "name": "vit",
         "patch": patch,
         "width": width,
-        "depth": query[0] if scanned else count(own, "Transformer/encoderblock_"),
-        "heads": query[-2],
-        "mlp_dim": shape(own, f"{block}/MlpBlock_{mlp}/Dense_0/kernel", 2 + scanned)[-1],
+        **blocks,
         "pool": pool,
         "positions": "learn" if position else "sincos2d",
         "registers": 0,
@@ -161,13 +176,29 @@ def _vit(own: Tensors, prefix: str) -> tuple[dict[str, Any], int | None, Layout,
     average = "average pooling is assumed, as there is neither a class token nor a pooling head"
     notes = [average] if pool == "gap" else []
     rank = len(own["gn_root/scale"].shape) if "gn_root/scale" in own else 1
-    layout = Layout(prefix, numbers, position or POSITIONS[1], scanned=scanned, group_norm=rank)
+    layout = dataclasses.replace(layout, prefix=prefix, position=position or POSITIONS[1], group_norm=rank)
     if position is None:
         return fields, None, layout, notes
     tokens = shape(own, position, 3)[1]
     joint = pool == "cls" and (position == POSITIONS[0] or round(tokens**0.5) ** 2 != tokens)
     size = square(tokens - joint, position) * patch * stride(stem)
     return fields, size, dataclasses.replace(layout, cls_position=joint), notes
+
+
+def encoder(own: Tensors, name: str) -> tuple[dict[str, int], Layout]:
+    """Fields of the blocks of the encoder ``name``, and how they are called and laid out.
+
+    Raises:
+      UserError: a tensor that tells one is missing, or a block is.
+    """
+    scanned = any(x.startswith(f"{name}/encoderblock/") for x in own)
+    block = f"{name}/encoderblock" if scanned else f"{name}/encoderblock_0"
+    old = any("/MultiHeadDotProductAttention_1/" in x for x in own)
+    attention, _, mlp = numbers = (1, 2, 3) if old else (0, 1, 0)
+    query = shape(own, f"{block}/MultiHeadDotProductAttention_{attention}/query/kernel", 3 + scanned)
+    hidden = shape(own, f"{block}/MlpBlock_{mlp}/Dense_0/kernel", 2 + scanned)[-1]
+    depth = query[0] if scanned else count(own, f"{name}/encoderblock_")
+    return {"depth": depth, "heads": query[-2], "mlp_dim": hidden}, Layout(numbers=numbers, scanned=scanned)
 
 
 def stride(stem: tuple[int, ...] | None) -> int:

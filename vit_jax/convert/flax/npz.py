@@ -6,17 +6,17 @@ What the newer big_vision names otherwise is in :mod:`vit_jax.convert.flax.big_v
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Mapping
+import functools
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from vit_jax.convert.flax import image, image_peer, rules, two_tower, two_tower_peer
 from vit_jax.convert.flax.image import COMPUTES, about, prefix_of
 from vit_jax.convert.flax.rules import POSITIONS, Layout
 from vit_jax.convert.flax.two_tower import Towers
-from vit_jax.convert.format import Codec, Writing
+from vit_jax.convert.format import Codec, Limit, Writing
 from vit_jax.convert.pretrained import Stored
 from vit_jax.models import ImageModel, Mixer, TextTransformer, TwoTower, ViT
-from vit_jax.types import UserError
 
 TITLE = "the original repository"
 
@@ -37,71 +37,65 @@ def matches_towers(names: Collection[str]) -> bool:
     return (own := two_tower.image_names(names)) is not None and matches(own)
 
 
-def write(pretrained: Stored) -> Writing:
-    """The layout of the released files.
-
-    Raises:
-      UserError: the original has no such model.
-    """
-    model = pretrained.model
-    check(model, "npz", TITLE)
-    return Writing(Layout(), about(pretrained), tuple(differences(model, _computes(model), TITLE)))
+def write(pretrained: Stored, title: str, layout: Layout) -> Writing:
+    """The files of ``title`` in ``layout``, with what is otherwise in its models."""
+    return Writing(layout, about(pretrained), tuple(differences(pretrained, pretrained.model, title, layout)))
 
 
-def write_towers(pretrained: Stored) -> Writing:
-    """As LiT's files are, whose texts are pooled at their last token.
-
-    Raises:
-      UserError: the original has no such model.
-    """
-    model, text = pretrained.model, pretrained.model.text_tower
-    check(model.image_tower, "npz", TITLE)
-    if model.bias is not None or text.pool != "last":
-        what = "bias of the logits" if model.bias is not None else f"text tower with pool={text.pool!r}"
-        raise UserError(f"the models of {TITLE} have no {what}; use --to big_vision.")
-    writing = two_tower.write(pretrained, Towers("", Layout(), Layout(numbers=(0, 1, 0))), TITLE)
-    notes = (*differences(model.image_tower, _computes(model.image_tower), TITLE), *differences(text, COMPUTES, TITLE))
+def write_towers(pretrained: Stored, title: str, towers: Towers) -> Writing:
+    """As :func:`write`, of an image-text model."""
+    image, text = pretrained.model.image_tower, pretrained.model.text_tower
+    writing = two_tower.write(pretrained, towers, title)
+    notes = [*differences(pretrained, image, title, towers.image, "image_tower/"), *_computed(text, COMPUTES, title)]
     return dataclasses.replace(writing, notes=(*writing.notes, *notes))
 
 
-def _computes(model: ImageModel) -> Mapping[str, Any]:
+def differences(pretrained: Stored, model: ImageModel, title: str, layout: Layout, where: str = "") -> Iterator[str]:
+    """What ``title`` computes otherwise than an image model whose parameters are at ``where``: one note each."""
+    rows = None if layout.cls_position else pretrained.params.get(f"{where}position/embedding")
+    if rows is not None and isinstance(model, ViT) and model.pool == "cls" and rows.read()[:, 0].any():
+        yield f"{title} has no position for the class token: ours is added to the token, which is the same"
     hybrid = isinstance(model, ViT) and model.stem is not None
-    return {**COMPUTES, "stem_numerics": "original"} if hybrid else COMPUTES
+    yield from _computed(model, {**COMPUTES, "stem_numerics": "original"} if hybrid else COMPUTES, title)
 
 
-OBSTACLES: tuple[tuple[str, Callable[[Any], bool], frozenset[str]], ...] = (
-    ("registers", lambda m: bool(m.registers), frozenset({"timm"})),
-    ("LayerScale", lambda m: m.layer_scale is not None, frozenset({"timm"})),
-    ("class token beside the average (pool 'cls_gap')", lambda m: m.pool == "cls_gap", frozenset()),
-    ("attention pooling (pool 'map')", lambda m: m.pool == "map", frozenset({"big_vision", "timm"})),
-    ("fixed sin-cos positions", lambda m: m.positions == "sincos2d", frozenset({"big_vision"})),
-    ("ResNet stem", lambda m: m.stem is not None, frozenset({"npz", "timm"})),
-    ("norm before the first block (pre_norm)", lambda m: m.pre_norm, frozenset()),
-    ("patch embedding without a bias (patch_bias)", lambda m: not m.patch_bias, frozenset()),
-    ("encoder without a norm after it (final_norm)", lambda m: not m.final_norm, frozenset()),
-    ("tanh layer before the head (pre_logits)", lambda m: m.pre_logits is not None, frozenset({"npz", "big_vision"})),
-)
-"""What not every format can say of a ViT, and which can; all of it can stay in our own, ``vit_jax``."""
-
-
-def check(model: ImageModel, name: str, title: str) -> None:
-    """Raises :class:`UserError` where the format ``name`` cannot express ``model``, naming one that can."""
-    found = [(what, can) for what, has, can in OBSTACLES if isinstance(model, ViT) and has(model)]
-    if refused := [what for what, can in found if name not in can]:
-        able = [to for to in ("big_vision", "npz", "timm") if all(to in can for _, can in found)]
-        remedy = able[0] if able else "vit_jax"
-        raise UserError(f"the models of {title} have no {' and no '.join(refused)}; use --to {remedy}.")
-
-
-def differences(model: Any, theirs: Mapping[str, Any], title: str) -> Iterator[str]:
-    """What ``title`` computes otherwise than ``model``, as its files do not say: one note each."""
+def _computed(model: Any, theirs: Mapping[str, Any], title: str) -> Iterator[str]:
     for field, value in theirs.items():
         if (ours := getattr(model, field)) != value:
             yield f"{title} computes with {field} {value!r}, this model with {ours!r}: its outputs there differ"
 
 
-IMAGES = Codec((ViT, Mixer), matches, image.read, rules.rules, write, image_peer.peer)
+def _limit(field: str, allowed: Collection[Any], what: str, *able: str) -> Limit:
+    return Limit(ViT, field, allowed, "the models of {title} have no {what}; use --to {to}.", what, able)
+
+
+LIMITS = (
+    _limit("registers", (0,), "registers", "timm"),
+    _limit("layer_scale", (None,), "LayerScale", "timm"),
+    _limit("pool", ("cls", "gap", "map"), "class token beside the average (pool 'cls_gap')"),
+    _limit("pool", ("cls", "gap", "cls_gap"), "attention pooling (pool 'map')", "big_vision", "timm"),
+    _limit("positions", ("learn",), "fixed sin-cos positions", "big_vision"),
+    _limit("stem", (None,), "ResNet stem", "npz", "timm"),
+    _limit("pre_norm", (False,), "norm before the first block (pre_norm)"),
+    _limit("patch_bias", (True,), "patch embedding without a bias (patch_bias)"),
+    _limit("final_norm", (True,), "encoder without a norm after it (final_norm)"),
+    _limit("pre_logits", (None,), "tanh layer before the head (pre_logits)", "big_vision", "npz"),
+)
+"""What the original or big_vision cannot say of a ViT, and who can."""
+LIT = (
+    Limit(TwoTower, "bias", (None,), "the models of {title} have no bias of the logits; use --to big_vision."),
+    Limit(TextTransformer, "pool", ("last",),
+          "the models of {title} have no text tower with pool={0.pool!r}; use --to big_vision."),
+)  # fmt: skip
+"""What the original alone cannot say of an image-text model: LiT's texts are pooled at their last token."""
+_layout = Layout()
+_towers = Towers("", Layout(), Layout(numbers=(0, 1, 0)))
+IMAGES = Codec(
+    (ViT, Mixer), matches, image.read, rules.rules, functools.partial(write, title=TITLE, layout=_layout),
+    image_peer.peer, limits=LIMITS,
+)  # fmt: skip
 TOWERS = Codec(
-    (TwoTower,), matches_towers, two_tower.read, two_tower.rules, write_towers, two_tower_peer.peer,
-    parts=(ViT, Mixer, TextTransformer),
+    (TwoTower,), matches_towers, two_tower.read, two_tower.rules,
+    functools.partial(write_towers, title=TITLE, towers=_towers), two_tower_peer.peer,
+    parts=(ViT, Mixer, TextTransformer), limits=(*LIMITS, *LIT, *two_tower.LIMITS),
 )  # fmt: skip

@@ -18,9 +18,9 @@ from vit_jax.convert import transforms
 from vit_jax.convert.fields import shape
 from vit_jax.convert.flax import image as images
 from vit_jax.convert.flax import rules as trees
-from vit_jax.convert.flax.image import COMPUTES, PREFIXES, SIDECAR, Sidecar, contradictions, count
+from vit_jax.convert.flax.image import COMPUTES, PREFIXES, SIDECAR, Sidecar, contradictions
 from vit_jax.convert.flax.rules import MAP, Layout, pooling, renamed, same
-from vit_jax.convert.format import Reading, Writing
+from vit_jax.convert.format import Limit, Reading, Writing
 from vit_jax.convert.pretrained import Preprocess, Stored
 from vit_jax.convert.rules import Rule, rule
 from vit_jax.convert.transforms import Transform
@@ -37,8 +37,6 @@ IMAGE, TEXT = "img/", "txt/"
 TOKENS, POSITIONS, EXTRA = "Embed_0/embedding", "pos_embedding", "Encoder_0/pos_embedding"
 ENDS = {"end_id": 1, "pad_id": 1}
 """SentencePiece's end token, which also fills up."""
-FIXED = {"causal": False, "layer_scale": None}
-"""Fields of the text tower that leave no choice."""
 SCALAR = transforms.reshape((1,), ())
 SUM = Transform(lambda a, b: (a + b,), lambda x: (x, np.zeros_like(x)))
 """Some old files hold the text's positions twice; big_vision adds them up too."""
@@ -111,6 +109,7 @@ def read(theirs: Tensors, about: About) -> Reading:
     text_fields, towers = _text(txt, Towers(prefix, layout, Layout()))
     dims = {side: _outputs(leaves) for side, leaves in (("image", image), ("text", txt))}
     fields: dict[str, Any] = {f"{side}_head": "biased" if dim else "none" for side, dim in dims.items()}
+    fields["name"] = "two_tower"
     fields["embed_dim"] = dims["text"] or dims["image"] or text_fields["width"]
     fields["image_tower"], fields["text_tower"] = image_fields | {"num_classes": 0}, text_fields
     bias, found = f"{prefix}b" in theirs, text.from_meta(about.get(TOKENIZER))
@@ -139,7 +138,7 @@ def _assumed(fields: Mapping[str, Any], bias: bool, encoder: TextCodec | None) -
     image = {**images.computes(fields["image_tower"]), **fields["image_tower"]}
     text_tower = {"causal": False, "pool": "last", **COMPUTES, **ends, **fields["text_tower"]}
     initial = {"temperature": 10.0, "bias": -10.0 if bias else None}
-    return {"name": "two_tower", **initial, **fields, "image_tower": image, "text_tower": text_tower}
+    return {**initial, **fields, "image_tower": image, "text_tower": text_tower}
 
 
 def _under(theirs: Tensors, prefix: str) -> dict[str, Tensor]:
@@ -152,7 +151,7 @@ def _described(said: Sidecar, fields: Mapping[str, Any], bias: bool) -> tuple[di
     Raises:
       UserError: it describes another kind of model.
     """
-    module, towers = describe.build(said.model), ("image_tower", "text_tower")
+    module = describe.build(said.model)
     pair = isinstance(module, TwoTower)
     there, scalar = (type(module.image_tower).__name__, module.bias) if pair else ("NoneType", None)
     if type(module) is not TwoTower or there.lower() != fields["image_tower"]["name"] or bias != (scalar is not None):
@@ -160,14 +159,7 @@ def _described(said: Sidecar, fields: Mapping[str, Any], bias: bool) -> tuple[di
             f"{SIDECAR} describes a {type(module).__name__}, its image tower a {there}, its bias {scalar}, which the "
             "tensors are not; remove one of them."
         )
-    own = describe.own_fields(said.model)
-    model = {"name": "two_tower", **own, **fields}
-    notes = contradictions(module, {k: v for k, v in fields.items() if k not in towers})
-    for tower in towers:
-        spelled = own.get(tower, {})
-        model[tower] = {**(describe.own_fields(spelled) if "name" in spelled else spelled), **fields[tower]}
-        notes += contradictions(getattr(module, tower), fields[tower], f"{tower}.")
-    return model, notes
+    return images.merged(said.model, module, fields)
 
 
 def _text(own: Tensors, towers: Towers) -> tuple[dict[str, Any], Towers]:
@@ -178,42 +170,35 @@ def _text(own: Tensors, towers: Towers) -> tuple[dict[str, Any], Towers]:
             "(LiT-L16S, LiT-L16Ti), and SigLIP."
         )
     vocab_size, width = shape(own, TOKENS, 2)
-    scanned = any(name.startswith("Encoder_0/encoderblock/") for name in own)
-    block = "Encoder_0/encoderblock" if scanned else "Encoder_0/encoderblock_0"
-    old = any("/MultiHeadDotProductAttention_1/" in name for name in own)
-    attention, _, mlp = numbers = (1, 2, 3) if old else (0, 1, 0)
-    query = shape(own, f"{block}/MultiHeadDotProductAttention_{attention}/query/kernel", 3 + scanned)
+    blocks, layout = images.encoder(own, "Encoder_0")
     fields: dict[str, Any] = {
         "vocab_size": vocab_size,
         "length": shape(own, POSITIONS, 3)[1],
         "width": width,
-        "depth": query[0] if scanned else count(own, "Encoder_0/encoderblock_"),
-        "heads": query[-2],
-        "mlp_dim": shape(own, f"{block}/MlpBlock_{mlp}/Dense_0/kernel", 2 + scanned)[-1],
+        **blocks,
     }
     if any(name.startswith("MAPHead_0/") for name in own):
         fields["pool"] = "map"
-    layout = Layout("", numbers, scanned=scanned)
     return fields, dataclasses.replace(towers, text=layout, twice=EXTRA in own)
 
 
-def write(pretrained: Stored, towers: Towers, title: str) -> Writing:
-    """``pretrained``, whose image tower ``title`` has, in the layout ``towers``.
+LIMITS = tuple(
+    Limit(TextTransformer, field, allowed, "the text towers of {title} have no {what}; use --to vit_jax.",
+          f"{field}={{0.{field}!r}}")
+    for field, allowed in {"causal": (False,), "layer_scale": (None,), "pool": ("last", "first", "map")}.items()
+)  # fmt: skip
+"""What of a text tower neither project has."""
 
-    Raises:
-      UserError: the text tower is none of theirs.
-    """
-    model, tower = pretrained.model, pretrained.model.text_tower
-    refused = [f"{name}={getattr(tower, name)!r}" for name, value in FIXED.items() if getattr(tower, name) != value]
-    refused += [] if tower.pool in ("last", "first", "map") else [f"pool={tower.pool!r}"]
-    if refused:
-        raise UserError(f"the text towers of {title} have no {' and no '.join(refused)}; use --to vit_jax.")
+
+def write(pretrained: Stored, towers: Towers, title: str) -> Writing:
+    """``pretrained``, whose image tower ``title`` has, in the layout ``towers``."""
+    model = pretrained.model
     extra, notes = {}, []
     for where, side, kind in ((IMAGE, "image", model.image_head), (TEXT, "text", model.text_head)):
         if kind == "linear":
             extra[f"{towers.prefix}{where}head/bias"] = Tensor.of(np.zeros(model.embed_dim, np.float32))
             notes.append(f"the {side} head has no bias, those of {title} have one: zeros are written")
-    if tower.pool == "first":
+    if model.text_tower.pool == "first":
         notes.append(f"{title} pools texts at their last token by default; set pool_type='first' there")
     about = dict(images.about(pretrained))
     if pretrained.encoder is not None:

@@ -41,12 +41,8 @@ def read(theirs: Tensors, about: About) -> Reading:
 
 
 def write(pretrained: Stored) -> Writing:
-    """How transformers stores the model.
-
-    Raises:
-      UserError: none of its models is this one.
-    """
-    family = clip_config.check(pretrained.model)
+    """How transformers stores the model."""
+    family = clip_config.nearest(pretrained.model)
     start = None if pretrained.encoder is None else pretrained.encoder.tokenizer.start_id
     config = clip_config.content(pretrained.model, family, pretrained.preprocess.size, start)
     images, notes = processor.write(pretrained.preprocess, "CLIP")
@@ -54,4 +50,4 @@ def write(pretrained: Stored) -> Writing:
     return Writing(family, {FILE: config, processor.FILE: images, **texts}, (*notes, *more))
 
 
-CODEC = Codec((TwoTower,), matches, read, rules, write, peer, parts=(ViT, TextTransformer))
+CODEC = Codec((TwoTower,), matches, read, rules, write, peer, parts=(ViT, TextTransformer), limits=clip_config.LIMITS)

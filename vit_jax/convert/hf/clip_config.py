@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from vit_jax.convert.fields import heads_of, shape
+from vit_jax.convert.fields import depth, heads_of, shape
+from vit_jax.convert.format import Limit
 from vit_jax.convert.hf.clip_rules import PATCHES, POSITIONS, TEXT, TOKENS, VISION
-from vit_jax.convert.hf.vit_config import ACTIVATIONS, FILE
+from vit_jax.convert.hf.vit_config import FILE, activation_of, rgb_patches, sizes
 from vit_jax.io.tensors import Tensors
 from vit_jax.models import TwoTower
 from vit_jax.types import UserError
@@ -80,11 +80,7 @@ def fields(theirs: Tensors, family: str, settings: Mapping[str, Any]) -> tuple[d
     Raises:
       UserError: a setting that our model lacks; a missing tensor or one with an invalid shape.
     """
-    width, channels, *patch = shape(theirs, PATCHES, 4)
-    if channels != 3 or patch[0] != patch[1]:
-        raise UserError(
-            f"the patches are of {patch} px and {channels} channels; only square RGB patches are converted."
-        )
+    width, patch = rgb_patches(theirs, PATCHES)
     vocab_size, text_width = shape(theirs, TOKENS, 2)
     known, notes = FAMILIES[family], []
     image, image_act = _tower(theirs, VISION, width, family, settings)
@@ -98,7 +94,7 @@ def fields(theirs: Tensors, family: str, settings: Mapping[str, Any]) -> tuple[d
     head = shape(theirs, "text_projection.weight" if family == "clip" else f"{TEXT}head.weight", 2)
     return {
         "name": "two_tower",
-        "image_tower": {"name": "vit", "num_classes": 0, "patch": patch[0], **image, **known.image},
+        "image_tower": {"name": "vit", "num_classes": 0, "patch": patch, **image, **known.image},
         "text_tower": {"vocab_size": vocab_size, "length": length, **text, **ends, **known.text},
         "embed_dim": head[0],
         **known.model,
@@ -109,18 +105,16 @@ def _tower(
     theirs: Tensors, prefix: str, width: int, family: str, settings: Mapping[str, Any]
 ) -> tuple[dict[str, Any], str]:
     """Fields that both kinds of towers have, and the activation's name there."""
-    depth = len({found[1] for name in theirs if (found := re.match(rf"{prefix}encoder\.layers\.(\d+)\.", name))})
+    blocks = depth(theirs, rf"{prefix}encoder\.layers\.")
     mlp_dim = shape(theirs, f"{prefix}encoder.layers.0.mlp.fc1.weight", 2)[0]
     given = tower_settings(settings, family, prefix)
     act = given["hidden_act"]
-    if act not in ACTIVATIONS:
-        raise UserError(f"hidden_act={act!r} is no activation here; allowed: {', '.join(ACTIVATIONS)}.")
     return {
         "width": width,
-        "depth": depth,
-        "heads": given["num_attention_heads"] if settings else heads_of(width, depth, mlp_dim)[0],
+        "depth": blocks,
+        "heads": given["num_attention_heads"] if settings else heads_of(width, blocks, mlp_dim)[0],
         "mlp_dim": mlp_dim,
-        "activation": ACTIVATIONS[act],
+        "activation": activation_of(act),
         "norm_epsilon": given["layer_norm_eps"],
     }, act
 
@@ -154,25 +148,9 @@ def _siglip_ends(settings: Mapping[str, Any], vocab_size: int) -> dict[str, int]
     return {name: value if isinstance(value, int) else 1 for name, value in said.items()}
 
 
-def check(model: TwoTower) -> str:
-    """The family that ``model`` is one of.
-
-    Raises:
-      UserError: none; it names what the nearest one has otherwise.
-    """
-    found = {name: list(_differences(model, family)) for name, family in FAMILIES.items()}
-    name = min(found, key=lambda name: len(found[name]))
-    if found[name]:
-        raise UserError(
-            f"transformers has no such image-text model: {FAMILIES[name].title}, the nearest, has "
-            f"{' and '.join(found[name][:3])}; use --to vit_jax."
-        )
-    if name == "clip" and model.text_tower.end_id == LEGACY_END:
-        raise UserError(
-            f"transformers takes the end token {LEGACY_END} for 'the largest of a text' in CLIP, so that this model "
-            "cannot be said there; use --to open_clip, or train with a tokenizer that ends in another token."
-        )
-    return name
+def nearest(model: TwoTower) -> str:
+    """The family that ``model`` is one of, or differs least from."""
+    return min(FAMILIES, key=lambda name: len(list(_differences(model, FAMILIES[name]))))
 
 
 def _differences(model: TwoTower, family: Family) -> Iterator[str]:
@@ -187,11 +165,36 @@ def _differences(model: TwoTower, family: Family) -> Iterator[str]:
                 yield f"{where}{name}={value!r} instead of {ours!r}"
 
 
+def _nearest_has(model: TwoTower) -> str:
+    family = FAMILIES[nearest(model)]
+    return f"{family.title}, the nearest, has {' and '.join(list(_differences(model, family))[:3])}"
+
+
+LIMITS = tuple(
+    Limit(TwoTower, "", allowed, sentence, _nearest_has)
+    for allowed, sentence in (
+        (lambda m: not any(_differences(m, FAMILIES[nearest(m)])),
+         "transformers has no such image-text model: {what}; use --to vit_jax."),
+        (lambda m: nearest(m) != "clip" or m.text_tower.end_id != LEGACY_END,
+         f"transformers takes the end token {LEGACY_END} for 'the largest of a text' in CLIP, so that this model "
+         "cannot be said there; use --to open_clip, or train with a tokenizer that ends in another token."),
+    )
+)  # fmt: skip
+"""What neither of the families is."""
+
+
 def content(model: TwoTower, family: str, image_size: int, start_id: int | None) -> dict[str, Any]:
-    """What ``config.json`` says of ``model``, which :func:`check` allows; ``start_id`` is the tokenizer's."""
+    """What ``config.json`` says of ``model``, which :data:`LIMITS` allow; ``start_id`` is the tokenizer's."""
     image, text, title = model.image_tower, model.text_tower, FAMILIES[family].title
     joint = {"projection_dim": model.embed_dim} if family == "clip" else {}
-    vision = {"image_size": image_size, "patch_size": image.patch, "num_channels": 3, **_sizes(image), **joint}
+    vision = {
+        "image_size": image_size,
+        "patch_size": image.patch,
+        "num_channels": 3,
+        "intermediate_size": image.mlp_dim,
+        **sizes(image),
+        **joint,
+    }
     return {
         "architectures": [f"{title}Model"],
         "model_type": family,
@@ -211,11 +214,4 @@ def content(model: TwoTower, family: str, image_size: int, start_id: int | None)
 
 
 def _sizes(tower: Any) -> dict[str, Any]:
-    return {
-        "hidden_size": tower.width,
-        "intermediate_size": tower.mlp_dim,
-        "num_hidden_layers": tower.depth,
-        "num_attention_heads": tower.heads,
-        "hidden_act": next(theirs for theirs, ours in ACTIVATIONS.items() if ours == tower.activation),
-        "layer_norm_eps": tower.norm_epsilon,
-    }
+    return {"hidden_size": tower.width, "intermediate_size": tower.mlp_dim, **sizes(tower)}

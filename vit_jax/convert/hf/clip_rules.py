@@ -6,10 +6,10 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from vit_jax.convert.fields import shape
-from vit_jax.convert.rules import Rule, rule, torch_linear, torch_mlp, torch_norm
-from vit_jax.convert.transforms import CONV, LEADING, LINEAR, SAME, TOKEN, Transform, queries_and_memory, split_linear
+from vit_jax.convert.rules import Block, Rule, rule, torch_blocks, torch_linear, torch_mlp, torch_norm
+from vit_jax.convert.transforms import CONV, LEADING, LINEAR, SAME, TOKEN, Transform, queries_and_memory
 from vit_jax.io.tensors import Tensors
-from vit_jax.models import TextTransformer, TwoTower, ViT
+from vit_jax.models import TwoTower, ViT
 from vit_jax.types import UserError
 
 VISION, TEXT = TOWERS = ("vision_model.", "text_model.")
@@ -26,6 +26,12 @@ ESSENTIAL = {"clip": ("visual_projection.weight", 2), "siglip": (f"{VISION}head.
 
 SCALARS = {"clip": SAME, "siglip": Transform(lambda x: (x.reshape(()),), lambda x: (x.reshape(1),))}
 """The temperature is ``[]`` in CLIP, temperature and bias are ``[1]`` in SigLIP."""
+
+
+BLOCK = Block(
+    ("self_attn.q_proj.{}", "self_attn.k_proj.{}", "self_attn.v_proj.{}"), "self_attn.out_proj",
+    ("mlp.fc1", "mlp.fc2"), ("layer_norm1", "layer_norm2"),
+)  # fmt: skip
 
 
 def matches(names: Collection[str]) -> bool:
@@ -67,11 +73,11 @@ def rules(model: TwoTower, family: str) -> list[Rule]:
     found = [
         rule(PATCHES, "image_tower/patch/kernel", CONV),
         rule(POSITIONS[0], "image_tower/position/embedding", LEADING),
-        *_layers(VISION, "image_tower", image),
+        *torch_blocks(f"{VISION}encoder.layers.", "image_tower/encoder/block_", image, BLOCK),
         *torch_norm(f"{VISION}post_layernorm", "image_tower/encoder/norm"),
         rule(TOKENS, "text_tower/token/embedding"),
         rule(POSITIONS[1], "text_tower/position/embedding", LEADING),
-        *_layers(TEXT, "text_tower", text),
+        *torch_blocks(f"{TEXT}encoder.layers.", "text_tower/encoder/block_", text, BLOCK),
         *torch_norm(f"{TEXT}final_layer_norm", "text_tower/encoder/norm"),
         rule("logit_scale", "logit_scale", SCALARS[family]),
     ]
@@ -90,20 +96,6 @@ def rules(model: TwoTower, family: str) -> list[Rule]:
         *torch_linear(f"{TEXT}head", "text_head"),
         rule("logit_bias", "logit_bias", SCALARS[family]),
     ]
-
-
-def _layers(theirs: str, ours: str, tower: ViT | TextTransformer) -> list[Rule]:
-    """The blocks of a tower; queries, keys and values are three maps there, one here."""
-    found, split = [], split_linear(tower.heads)
-    for i in range(tower.depth):
-        a, b = f"{theirs}encoder.layers.{i}", f"{ours}/encoder/block_{i}"
-        for leaf, own in (("weight", "kernel"), ("bias", "bias")):
-            parts = [f"{a}.self_attn.{part}_proj.{leaf}" for part in "qkv"]
-            found.append(rule(parts, f"{b}/attention/qkv/{own}", split))
-        found += torch_linear(f"{a}.self_attn.out_proj", f"{b}/attention/out")
-        found += torch_norm(f"{a}.layer_norm1", f"{b}/norm_attention") + torch_norm(f"{a}.layer_norm2", f"{b}/norm_mlp")
-        found += torch_mlp(f"{a}.mlp", f"{b}/mlp")
-    return found
 
 
 def _pooling(theirs: str, ours: str, heads: int) -> list[Rule]:

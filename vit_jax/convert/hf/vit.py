@@ -45,12 +45,8 @@ def read(theirs: Tensors, about: About) -> Reading:
 
 
 def write(pretrained: Stored) -> Writing:
-    """How transformers stores the model: an image model as ViT where that has all it needs, else as DINOv2.
-
-    Raises:
-      UserError: none of its models is this one.
-    """
-    model = vit_config.check(pretrained.model)
+    """How transformers stores the model: an image model as ViT where that has all it needs, else as DINOv2."""
+    model = pretrained.model
     headed = model.num_classes > 0 or model.pool == "cls_gap"
     family = "dinov2_with_registers" if model.registers else "dinov2" if vit_config.needs_dino(model) else "vit"
     layout = Layout(family, headed, f"{family}." if headed else "")
@@ -65,7 +61,7 @@ def write(pretrained: Stored) -> Writing:
         extra[layout.prefix + MASK] = Tensor.of(np.zeros((1, model.width), np.float32))
     if layout.dino and model.layer_scale is None:
         ones = Tensor.of(np.ones(model.width, np.float32))
-        blocks = [f"{layout.prefix}{layout.names.blocks}.{i}" for i in range(model.depth)]
+        blocks = [f"{layout.blocks}{i}" for i in range(model.depth)]
         extra |= {f"{block}.layer_scale{i}.lambda1": ones for block in blocks for i in (1, 2)}
         notes.append("the model has no layer scale, DINOv2 has: ones are written")
     if not layout.dino and not headed and model.pre_logits is None:
@@ -78,4 +74,4 @@ def write(pretrained: Stored) -> Writing:
     return Writing(layout, {vit_config.FILE: config, processor.FILE: images}, tuple(notes), extra)
 
 
-CODEC = Codec((ViT,), matches, read, rules, write, peer)
+CODEC = Codec((ViT,), matches, read, rules, write, peer, limits=vit_config.LIMITS)

@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from vit_jax.convert.fields import heads_of, shape
+from vit_jax.convert.fields import depth, heads_of, shape
+from vit_jax.convert.format import Limit
 from vit_jax.convert.hf.vit_rules import HEAD, PATCHES, POOLER, REGISTERS, Layout
 from vit_jax.io.tensors import Tensors
 from vit_jax.models import ViT
@@ -35,21 +36,16 @@ def fields(theirs: Tensors, layout: Layout, settings: Mapping[str, Any]) -> tupl
     Raises:
       UserError: a setting that our model lacks; a missing tensor or one with an invalid shape.
     """
-    prefix, blocks = layout.prefix, layout.prefix + layout.names.blocks
-    width, channels, *patch = shape(theirs, prefix + PATCHES, 4)
-    if channels != 3 or patch[0] != patch[1]:
-        raise UserError(
-            f"the patches are of {patch} px and {channels} channels; only square RGB patches are converted."
-        )
-    depth = len({found[1] for name in theirs if (found := re.match(rf"{re.escape(blocks)}\.(\d+)\.", name))})
-    mlp_dim = shape(theirs, f"{blocks}.0.{layout.names.mlp[0]}.weight", 2)[0]
-    guess, note = heads_of(width, depth, mlp_dim)
+    prefix = layout.prefix
+    width, patch = rgb_patches(theirs, prefix + PATCHES)
+    blocks = depth(theirs, re.escape(layout.blocks))
+    mlp_dim = shape(theirs, f"{layout.blocks}0.{layout.names.mlp[0]}.weight", 2)[0]
+    guess, note = heads_of(width, blocks, mlp_dim)
     notes = [note] if note and "num_attention_heads" not in settings else []
     epsilon, act = settings.get("layer_norm_eps", EPSILON[layout.family]), settings.get("hidden_act", "gelu")
     if not settings:
         notes.append(f"no {FILE}: {act} and layer norms with epsilon {epsilon:g} are assumed, transformers' defaults")
-    if act not in ACTIVATIONS:
-        raise UserError(f"hidden_act={act!r} is no activation here; allowed: {', '.join(ACTIVATIONS)}.")
+    activation = activation_of(act)
     pooled = f"{prefix}{POOLER}.weight" in theirs and not layout.headed
     if pooled and settings.get("pooler_act", "tanh") != "tanh":
         raise UserError(f"pooler_act={settings['pooler_act']!r} is not what poolers end in here, tanh.")
@@ -58,9 +54,9 @@ def fields(theirs: Tensors, layout: Layout, settings: Mapping[str, Any]) -> tupl
     return {
         "name": "vit",
         "num_classes": shape(theirs, f"{HEAD}.weight", 2)[0] if f"{HEAD}.weight" in theirs else 0,
-        "patch": patch[0],
+        "patch": patch,
         "width": width,
-        "depth": depth,
+        "depth": blocks,
         "heads": settings.get("num_attention_heads", guess),
         "mlp_dim": mlp_dim,
         "pool": "cls_gap" if layout.dino and layout.headed else "cls",
@@ -68,9 +64,45 @@ def fields(theirs: Tensors, layout: Layout, settings: Mapping[str, Any]) -> tupl
         "registers": shape(theirs, prefix + REGISTERS, 3)[1] if prefix + REGISTERS in theirs else 0,
         "pre_logits": shape(theirs, f"{prefix}{POOLER}.weight", 2)[0] if pooled else None,
         "layer_scale": settings.get("layerscale_value", 1.0) if layout.dino else None,
-        "activation": ACTIVATIONS[act],
+        "activation": activation,
         "norm_epsilon": epsilon,
     }, notes
+
+
+def rgb_patches(theirs: Tensors, name: str) -> tuple[int, int]:
+    """Width and patch size that the weight of the patches tells.
+
+    Raises:
+      UserError: it is missing, or of other patches.
+    """
+    width, channels, *patch = shape(theirs, name, 4)
+    if channels != 3 or patch[0] != patch[1]:
+        raise UserError(
+            f"the patches are of {patch} px and {channels} channels; only square RGB patches are converted."
+        )
+    return width, patch[0]
+
+
+def activation_of(act: str) -> str:
+    """Ours for ``hidden_act``.
+
+    Raises:
+      UserError: we have none like it.
+    """
+    if act not in ACTIVATIONS:
+        raise UserError(f"hidden_act={act!r} is no activation here; allowed: {', '.join(ACTIVATIONS)}.")
+    return ACTIVATIONS[act]
+
+
+def sizes(tower: Any) -> dict[str, Any]:
+    """The settings that all of transformers' Transformers have."""
+    return {
+        "hidden_size": tower.width,
+        "num_hidden_layers": tower.depth,
+        "num_attention_heads": tower.heads,
+        "hidden_act": next(theirs for theirs, ours in ACTIVATIONS.items() if ours == tower.activation),
+        "layer_norm_eps": tower.norm_epsilon,
+    }
 
 
 def class_names(id2label: Any, num_classes: int) -> tuple[tuple[str, ...], list[str]]:
@@ -83,35 +115,30 @@ def class_names(id2label: Any, num_classes: int) -> tuple[tuple[str, ...], list[
     return tuple(re.sub(r"^LABEL_(?=\d+$)", "", named[str(i)]) for i in range(num_classes)), []
 
 
-def check(model: ViT) -> ViT:
-    """``model``, where one of transformers' models is the same.
-
-    Raises:
-      UserError: none is; it names the format that can say it.
-    """
-    dino, pooled = needs_dino(model), model.pre_logits is not None
-    refused = {
-        "a convolutional stem; use --to timm": model.stem is not None,
-        "a norm before the first block; use --to vit_jax": model.pre_norm,
-        "an encoder without a norm after it; use --to vit_jax": not model.final_norm,
-        "patches without a bias; use --to vit_jax": not model.patch_bias,
-        f"pool={model.pool!r}; use --to timm": model.pool not in ("cls", "cls_gap"),
-        "pre-logits before a head; use --to npz": pooled and model.num_classes > 0,
-        "pre-logits beside registers, layer scale or pool='cls_gap'; use --to vit_jax": pooled and dino,
-        "registers or layer scale and a head on the cls token alone; use --to timm": (
-            dino and model.pool == "cls" and model.num_classes > 0
-        ),
-        f"registers, layer scale or pool='cls_gap' and MLPs of {model.mlp_dim}, no multiple of the width; "
-        f"use --to {'vit_jax' if model.pool == 'cls_gap' else 'timm'}": dino and model.mlp_dim % model.width != 0,
-    }
-    if found := [what for what, there in refused.items() if there]:
-        raise UserError(f"transformers has no ViT with {found[0]}.")
-    return model
-
-
 def needs_dino(model: ViT) -> bool:
     """Whether a DINOv2 has what ``model`` is made of, but no ViT."""
     return bool(model.registers) or model.layer_scale is not None or model.pool == "cls_gap"
+
+
+_ODD = "registers, layer scale or pool='cls_gap' and MLPs of {0.mlp_dim}, no multiple of the width; use --to "
+LIMITS = tuple(
+    Limit(ViT, field, allowed, f"transformers has no ViT with {what}.")
+    for field, allowed, what in (
+        ("stem", (None,), "a convolutional stem; use --to timm"),
+        ("pre_norm", (False,), "a norm before the first block; use --to vit_jax"),
+        ("final_norm", (True,), "an encoder without a norm after it; use --to vit_jax"),
+        ("patch_bias", (True,), "patches without a bias; use --to vit_jax"),
+        ("pool", ("cls", "cls_gap"), "pool={0.pool!r}; use --to timm"),
+        ("", lambda m: not (m.pre_logits and m.num_classes), "pre-logits before a head; use --to npz"),
+        ("", lambda m: not (m.pre_logits and needs_dino(m)),
+         "pre-logits beside registers, layer scale or pool='cls_gap'; use --to vit_jax"),
+        ("", lambda m: not (needs_dino(m) and m.pool == "cls" and m.num_classes),
+         "registers or layer scale and a head on the cls token alone; use --to timm"),
+        ("", lambda m: not (needs_dino(m) and m.pool == "cls" and m.mlp_dim % m.width), _ODD + "timm"),
+        ("", lambda m: not (needs_dino(m) and m.mlp_dim % m.width), _ODD + "vit_jax"),
+    )
+)  # fmt: skip
+"""What none of transformers' image models is."""
 
 
 def content(
@@ -121,11 +148,7 @@ def content(
     config: dict[str, Any] = {
         "architectures": [CLASSES[layout.family] + ("ForImageClassification" if layout.headed else "Model")],
         "model_type": layout.family,
-        "hidden_size": model.width,
-        "num_hidden_layers": model.depth,
-        "num_attention_heads": model.heads,
-        "hidden_act": next(theirs for theirs, ours in ACTIVATIONS.items() if ours == model.activation),
-        "layer_norm_eps": model.norm_epsilon,
+        **sizes(model),
         "image_size": image_size,
         "patch_size": model.patch,
         "num_channels": 3,

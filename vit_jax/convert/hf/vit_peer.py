@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.convert.fields import shape, square
+from vit_jax.convert.format import check_limits
 from vit_jax.convert.hf import vit_config
 from vit_jax.convert.hf.vit_rules import MASK, POOLER, POSITIONS, Layout, layout_of
 from vit_jax.convert.peer import packages, torch_peer
@@ -95,7 +96,7 @@ def _classes() -> dict[str, tuple[Any, Any]]:
 
 
 def _of(model: ViT, theirs: Tensors, layout: Layout) -> dict[str, Any]:
-    model = vit_config.check(model)
+    check_limits(model, vit_config.LIMITS)
     positions = shape(theirs, layout.prefix + POSITIONS, 3)[1]
     size = model.patch * square(positions - 1, "the position embedding")
     return vit_config.content(model, layout, size, numbered((), model.num_classes), "softmax")

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-from vit_jax.convert import transforms
-from vit_jax.convert.rules import Rule, rule, torch_linear, torch_norm
+from vit_jax.convert.rules import Block, Rule, rule, torch_blocks, torch_linear, torch_norm
 from vit_jax.convert.transforms import CONV
 from vit_jax.models import ViT
 from vit_jax.types import UserError
@@ -29,25 +26,20 @@ FAMILIES = ("vit", "dinov2", "dinov2_with_registers")
 """By ``model_type``."""
 
 
-class Names(NamedTuple):
-    """How a family calls the parts of a block: queries, keys, values and output; norms; MLP."""
-
-    blocks: str
-    attention: tuple[str, str, str, str]
-    norms: tuple[str, str]
-    mlp: tuple[str, str]
-
-
-_FILE = ("attention.attention.query", "attention.attention.key", "attention.attention.value", "attention.output.dense")
-_MEMORY = ("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj")
+_FILE = ("attention.attention.query.{}", "attention.attention.key.{}", "attention.attention.value.{}")
+_MEMORY = ("attention.q_proj.{}", "attention.k_proj.{}", "attention.v_proj.{}")
 _VIT, _DINO, _FC = ("layernorm_before", "layernorm_after"), ("norm1", "norm2"), ("mlp.fc1", "mlp.fc2")
-SPELLINGS: dict[tuple[bool, bool], Names] = {
-    (False, False): Names("encoder.layer", _FILE, _VIT, ("intermediate.dense", "output.dense")),
-    (False, True): Names("layers", _MEMORY, _VIT, _FC),
-    (True, False): Names("encoder.layer", _FILE, _DINO, _FC),
-    (True, True): Names("encoder.layer", _MEMORY, _DINO, _FC),
-}
-"""By (whether it is a DINOv2, whether the names are those in the memory of transformers 5)."""
+_SCALES = ("layer_scale1.lambda1", "layer_scale2.lambda1")
+SPELLINGS: dict[tuple[bool, bool], tuple[str, Block]] = {
+    (False, False): (
+        "encoder.layer.", Block(_FILE, "attention.output.dense", ("intermediate.dense", "output.dense"), _VIT)
+    ),
+    (False, True): ("layers.", Block(_MEMORY, "attention.o_proj", _FC, _VIT)),
+    (True, False): ("encoder.layer.", Block(_FILE, "attention.output.dense", _FC, _DINO, _SCALES)),
+    (True, True): ("encoder.layer.", Block(_MEMORY, "attention.o_proj", _FC, _DINO, _SCALES)),
+}  # fmt: skip
+"""By (whether it is a DINOv2, whether the names are those in the memory of transformers 5): what the names of blocks
+start with, and those of their parts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,9 +66,14 @@ class Layout:
         return self.family != "vit"
 
     @property
-    def names(self) -> Names:
+    def blocks(self) -> str:
+        """What precedes the number of a block."""
+        return self.prefix + SPELLINGS[self.dino, self.modern][0]
+
+    @property
+    def names(self) -> Block:
         """Of the parts of a block."""
-        return SPELLINGS[self.dino, self.modern]
+        return SPELLINGS[self.dino, self.modern][1]
 
 
 def matches(names: Collection[str]) -> bool:
@@ -105,7 +102,7 @@ def layout_of(names: Collection[str], settings: Mapping[str, Any]) -> Layout:
     architectures = settings.get("architectures") or [""]
     headed = f"{HEAD}.weight" in names or str(architectures[0]).endswith("ForImageClassification")
     layout = Layout(family, headed, prefix, any(".q_proj." in name for name in names))
-    bias = f"{prefix}{layout.names.blocks}.0.{layout.names.attention[0]}.bias" in names
+    bias = f"{layout.blocks}0.{layout.names.qkv[0].format('bias')}" in names
     return dataclasses.replace(layout, bias=bias)
 
 
@@ -122,30 +119,9 @@ def rules(model: ViT, layout: Layout) -> list[Rule]:
         found.append(rule(layout.prefix + POSITIONS, "position/embedding"))
     if model.registers:
         found.append(rule(layout.prefix + REGISTERS, "registers"))
-    for i in range(model.depth):
-        found += _block(model, layout, f"{layout.prefix}{layout.names.blocks}.{i}", f"encoder/block_{i}")
+    found += torch_blocks(layout.blocks, "encoder/block_", model, layout.names, layout.bias)
     if model.pre_logits is not None:
         found += torch_linear(layout.prefix + POOLER, "pre_logits")
     if model.num_classes:
         found += torch_linear(HEAD, "head")
     return found
-
-
-def _block(model: ViT, layout: Layout, theirs: str, ours: str) -> list[Rule]:
-    *qkv, out = (f"{theirs}.{part}" for part in layout.names.attention)
-    split = transforms.split_linear(model.heads)
-    found = [rule([f"{part}.weight" for part in qkv], f"{ours}/attention/qkv/kernel", split)]
-    biases = [f"{part}.bias" for part in qkv] if layout.bias else []
-    found.append(rule(biases, f"{ours}/attention/qkv/bias", split if layout.bias else _zeros(3 * model.width)))
-    found += torch_linear(out, f"{ours}/attention/out")
-    for i, part in enumerate(("attention", "mlp")):
-        found += torch_norm(f"{theirs}.{layout.names.norms[i]}", f"{ours}/norm_{part}")
-        found += torch_linear(f"{theirs}.{layout.names.mlp[i]}", f"{ours}/mlp/{('mlp_in', 'mlp_out')[i]}")
-        if model.layer_scale is not None:
-            found.append(rule(f"{theirs}.layer_scale{i + 1}.lambda1", f"{ours}/scale_{part}"))
-    return found
-
-
-def _zeros(count: int) -> transforms.Transform:
-    """Nothing there -> zeros here; no layout that is written is without them."""
-    return transforms.Transform(lambda: (np.zeros(count, np.float32),), lambda x: ())

@@ -13,11 +13,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_jax.augment import NORMS
-from vit_jax.convert.fields import rgb, shape, square, unsupported
+from vit_jax.convert.fields import depth, patches, rgb, shape, square, unsupported
 from vit_jax.convert.open_clip.rules import TRUNK, Layout
 from vit_jax.convert.pretrained import Preprocess
 from vit_jax.convert.timm.config import read_config
 from vit_jax.convert.timm.image import architecture
+from vit_jax.convert.timm.vit import fields as trunk_fields
 from vit_jax.io.sidecar import About
 from vit_jax.io.tensors import Tensors
 from vit_jax.types import UserError
@@ -132,9 +133,8 @@ def _unsupported(what: str, why: str) -> UserError:
 
 def _blocks(theirs: Tensors, start: str) -> dict[str, Any]:
     """Depth, width and MLP of a stack of blocks."""
-    found = [int(m[1]) for name in theirs if (m := re.match(rf"{re.escape(start)}\.resblocks\.(\d+)\.", name))]
     mlp_dim, width = shape(theirs, f"{start}.resblocks.0.mlp.c_fc.weight", 2)
-    return {"width": width, "depth": max(found) + 1, "mlp_dim": mlp_dim}
+    return {"width": width, "depth": depth(theirs, rf"{re.escape(start)}\.resblocks\."), "mlp_dim": mlp_dim}
 
 
 def _scale(theirs: Tensors, start: str, said: Mapping[str, Any]) -> float | None:
@@ -147,15 +147,13 @@ def _visual(theirs: Tensors, config: Config, captions: bool) -> tuple[dict[str, 
         raise _unsupported(f"pool_type={pool!r} of the image tower", "only 'tok', the class token, can")
     if captions and config.epsilon("vision_cfg") != EPSILON:
         raise _unsupported("a captioner with norm_kwargs", f"its pooling has the epsilon {EPSILON:g}")
-    patches = shape(theirs, "visual.conv1.weight", 4)
-    if patches[1] != 3 or patches[2] != patches[3]:
-        raise UserError(f"visual.conv1.weight is {patches}; only square patches of 3 channels can be converted.")
+    _, patch = patches(theirs, "visual.conv1.weight")
     blocks = _blocks(theirs, "visual.transformer")
     rows = shape(theirs, "visual.positional_embedding", 2)[0]
     fields = {
         "name": "vit",
         "num_classes": 0,
-        "patch": patches[3],
+        "patch": patch,
         **blocks,
         "heads": blocks["width"] // said.get("head_width", 64) or 1,
         "patch_bias": False,
@@ -165,7 +163,7 @@ def _visual(theirs: Tensors, config: Config, captions: bool) -> tuple[dict[str, 
         "activation": config.activation("vision_cfg"),
         "norm_epsilon": config.epsilon("vision_cfg"),
     }
-    return fields, patches[3] * square(rows - 1, "visual.positional_embedding")
+    return fields, patch * square(rows - 1, "visual.positional_embedding")
 
 
 def _trunk(theirs: Tensors, config: Config, layout: Layout) -> tuple[dict[str, Any], Layout, int, list[str]]:
@@ -174,7 +172,7 @@ def _trunk(theirs: Tensors, config: Config, layout: Layout) -> tuple[dict[str, A
     if raw and said.get("timm_pool"):
         raw["global_pool"] = said["timm_pool"]
     own = {name.removeprefix(TRUNK): t for name, t in theirs.items() if name.startswith(TRUNK)}
-    fields, inner, size, notes = architecture(own, read_config({"config.json": raw}))
+    fields, inner, size, notes = architecture(own, read_config({"config.json": raw}), trunk_fields)
     head = f"{TRUNK}head" if fields["num_classes"] else "visual.head.proj"
     return {**fields, "num_classes": 0}, dataclasses.replace(layout, trunk=inner, head=head), size, notes
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax.convert.format import check_limits
 from vit_jax.convert.open_clip import config, write
 from vit_jax.convert.peer import packages, torch_peer
 from vit_jax.convert.pretrained import Preprocess
@@ -58,6 +59,7 @@ def build(path: pathlib.Path, model: TwoTower) -> Any:
         _, _, size, _ = config.read(theirs, found)
     content: Mapping[str, Any] = {"model_cfg": found.model, "preprocess_cfg": found.images}
     if not found.model:
+        check_limits(model, write.LIMITS)
         content, _, _ = write.write(model, Preprocess(size), {})
     with tempfile.TemporaryDirectory() as folder:
         place = pathlib.Path(folder)

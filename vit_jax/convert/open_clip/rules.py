@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from vit_jax.convert.rules import Rule, rule, torch_linear, torch_mlp, torch_norm
+from vit_jax.convert.rules import Block, Rule, rule, torch_blocks, torch_linear, torch_mlp, torch_norm
 from vit_jax.convert.timm import rules as timm_rules
 from vit_jax.convert.transforms import (
     CONV,
@@ -41,6 +41,12 @@ class Layout:
     scalars: tuple[int, ...] = ()
 
 
+FC = (".c_fc", ".c_proj")
+BLOCK = Block(
+    ("attn.in_proj_{}",), "attn.out_proj", ("mlp.c_fc", "mlp.c_proj"), ("ln_1", "ln_2"), ("ls_1.gamma", "ls_2.gamma")
+)
+
+
 def rules(model: Any, layout: Layout) -> list[Rule]:
     """Every tensor of a file and what it is of ``model``, a TwoTower."""
     scalar = reshape(layout.scalars, ())
@@ -67,7 +73,7 @@ def _visual(model: Any) -> Iterator[Rule]:
     yield rule(f"{a}.positional_embedding", f"{b}/position/embedding", LEADING)
     if tower.pre_norm:
         yield from torch_norm(f"{a}.ln_pre", f"{b}/norm_pre")
-    yield from _blocks(f"{a}.transformer", f"{b}/encoder", tower, tower.layer_scale is not None)
+    yield from torch_blocks(f"{a}.transformer.resblocks.", f"{b}/encoder/block_", tower, BLOCK)
     yield from torch_norm(f"{a}.ln_post", "pool_norm" if isinstance(model, CoCa) else f"{b}/encoder/norm")
     yield rule(f"{a}.proj", "image_head/kernel")
 
@@ -79,7 +85,7 @@ def _text(model: Any, a: str) -> Iterator[Rule]:
     has_cls = tower.pool == "cls"
     if has_cls:
         yield rule(f"{a}cls_emb", f"{b}/cls", TOKEN)
-    yield from _blocks(f"{a}transformer", f"{b}/encoder", tower, tower.layer_scale is not None)
+    yield from torch_blocks(f"{a}transformer.resblocks.", f"{b}/encoder/block_", tower, BLOCK)
     yield from torch_norm(f"{a}ln_final", f"{b}/norm" if has_cls else f"{b}/encoder/norm")
     if model.text_head == "linear":
         yield rule(f"{a}text_projection", "text_head/kernel")
@@ -110,23 +116,12 @@ def _captioner(model: CoCa) -> Iterator[Rule]:
     yield rule(f"{a}.text_projection", "vocabulary")
 
 
-def _blocks(theirs: str, ours: str, tower: Any, scaled: bool) -> Iterator[Rule]:
-    for i in range(tower.depth):
-        a, b = f"{theirs}.resblocks.{i}", f"{ours}/block_{i}"
-        yield from (*torch_norm(f"{a}.ln_1", f"{b}/norm_attention"), *torch_norm(f"{a}.ln_2", f"{b}/norm_mlp"))
-        yield from (*_attention(f"{a}.attn", f"{b}/attention", tower.heads), *torch_mlp(f"{a}.mlp", f"{b}/mlp", FC))
-        if scaled:
-            yield rule(f"{a}.ls_1.gamma", f"{b}/scale_attention")
-            yield rule(f"{a}.ls_2.gamma", f"{b}/scale_mlp")
-
-
 def _attention(theirs: str, ours: str, heads: int) -> Iterable[Rule]:
     fused = fused_linear(heads)
     weights = [rule(f"{theirs}.in_proj_{x}", f"{ours}/qkv/{y}", fused) for x, y in PARTS]
     return [*weights, *torch_linear(f"{theirs}.out_proj", f"{ours}/out")]
 
 
-FC = ("c_fc", "c_proj")
 PARTS = (("weight", "kernel"), ("bias", "bias"))
 
 

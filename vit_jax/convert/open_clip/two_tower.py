@@ -54,4 +54,7 @@ def write(pretrained: Stored) -> Writing:
     return Writing(layout, {FILE: content, **files}, (*more, *notes))
 
 
-CODEC = Codec((TwoTower, CoCa), matches, read, rules, write, peer, parts=(ViT, TextTransformer, TextDecoder))
+CODEC = Codec(
+    (TwoTower, CoCa), matches, read, rules, write, peer, parts=(ViT, TextTransformer, TextDecoder),
+    limits=writer.LIMITS,
+)  # fmt: skip

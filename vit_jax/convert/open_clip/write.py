@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from vit_jax import models
+from vit_jax.convert.format import Limit
 from vit_jax.convert.open_clip.config import EPSILON, FILE, OWN, TEMPERATURE
 from vit_jax.convert.open_clip.rules import Layout
 from vit_jax.convert.pretrained import Preprocess
 from vit_jax.convert.timm import rules as timm_rules
 from vit_jax.convert.timm.config import ratio
-from vit_jax.models import CoCa, TwoTower, ViT
+from vit_jax.models import CoCa, TextTransformer, TwoTower, ViT
+from vit_jax.models.coca import TextDecoder
 from vit_jax.types import UserError
 
 NATIVE: dict[str, Any] = {
@@ -48,6 +51,33 @@ TRUNKS: dict[str, tuple[int, dict[str, Any]]] = {
 """Architectures of timm's that open_clip can be told of by name -> side of their images, and what they are here."""
 
 
+def _plain(model: CoCa) -> bool:
+    image = model.image_tower
+    plain = isinstance(image, ViT) and not image.patch_bias and image.norm_epsilon == EPSILON
+    return plain and model.image_head == "linear"
+
+
+_LACKS = "open_clip's models have no {what}; write --to vit_jax."
+_NO_ACTIVATION = "open_clip has no activation={0.activation!r}; it has gelu, gelu_tanh and quick_gelu."
+LIMITS = (
+    Limit(TextTransformer, "pool", ("end", "first", "last", "cls"), _LACKS, "text tower with pool={0.pool!r}"),
+    Limit(CoCa, "", _plain, _LACKS,
+          "captioner but on a ViT with patch_bias=False, norm_epsilon=1e-5 and image_head='linear'"),
+    Limit(CoCa, "text_tower.pool", ("cls",), _LACKS, "captioner with text_tower.pool={0.text_tower.pool!r}"),
+    Limit(CoCa, "pooling", ("shared",), _LACKS, "captioner with pooling={0.pooling!r}"),
+    Limit(TextDecoder, "split", (True,), _LACKS, "caption decoder with one MLP a block (split=False)"),
+    Limit(CoCa, "", lambda m: m.embed_dim == m.text_tower.width, _LACKS,
+          "captioner whose embedding ({0.embed_dim}) is not as wide as its texts ({0.text_tower.width})"),
+    Limit(CoCa, "", lambda m: (m.decoder.mlp_dim, m.decoder.norm_epsilon) == (4 * m.text_tower.width, EPSILON), _LACKS,
+          "caption decoder with mlp_dim={0.decoder.mlp_dim}, norm_epsilon={0.decoder.norm_epsilon:g}"),
+    Limit(ViT, "activation", ("gelu", "gelu_tanh", "quick_gelu"), _NO_ACTIVATION),
+    Limit(TextTransformer, "activation", ("gelu", "gelu_tanh", "quick_gelu"), _NO_ACTIVATION),
+    Limit(TextDecoder, "activation", ("gelu", "quick_gelu"),
+          "open_clip's caption decoders have no {0.activation}; write --to vit_jax."),
+)  # fmt: skip
+"""What open_clip's models have not, whatever the size of their images."""
+
+
 def write(model: TwoTower, preprocess: Preprocess, text: Mapping[str, Any]) -> tuple[dict[str, Any], Layout, list[str]]:
     """The content of the file, how the weights are stored, and what open_clip does otherwise.
 
@@ -57,14 +87,13 @@ def write(model: TwoTower, preprocess: Preprocess, text: Mapping[str, Any]) -> t
       text: what ``text_cfg`` says of its tokenizer.
 
     Raises:
-      UserError: open_clip has no such model.
+      UserError: open_clip has no such image tower for images of this size, or one activation for all towers.
     """
-    if refused := list(_refused(model)):
-        raise UserError(f"open_clip's models have no {' and no '.join(refused)}; write --to vit_jax.")
     vision, layout = _vision(model, preprocess.size)
     quick = _quick_gelu(model, layout)
     plain = model.text_tower.pool == "end" and model.text_head == "linear" and model.text_tower.causal
     custom = isinstance(model, CoCa) or layout.trunk is not None or not plain
+    layout = dataclasses.replace(layout, text="text." if custom else "")
     config: dict[str, Any] = {"embed_dim": model.embed_dim, "vision_cfg": vision, "text_cfg": {**_text(model), **text}}
     config |= {"custom_text": True} if custom else {}
     config |= {"quick_gelu": True} if quick else {}
@@ -84,33 +113,7 @@ def write(model: TwoTower, preprocess: Preprocess, text: Mapping[str, Any]) -> t
         "interpolation": preprocess.interpolation,
         "resize_mode": "shortest",
     }
-    return {"model_cfg": config, "preprocess_cfg": images, **own}, _text_prefix(layout, custom), notes
-
-
-def _text_prefix(layout: Layout, custom: bool) -> Layout:
-    return Layout("text." if custom else "", layout.trunk, layout.head)
-
-
-def _refused(model: TwoTower) -> Iterator[str]:
-    """What open_clip has not, one note each."""
-    text, decoder = model.text_tower, model.decoder if isinstance(model, CoCa) else None
-    if text.pool in ("gap", "map"):
-        yield f"text tower with pool={text.pool!r}"
-    if decoder is None:
-        return
-    image = model.image_tower
-    if not isinstance(image, ViT) or image.patch_bias or image.norm_epsilon != EPSILON or model.image_head != "linear":
-        yield "captioner but on a ViT with patch_bias=False, norm_epsilon=1e-5 and image_head='linear'"
-    if text.pool != "cls":
-        yield f"captioner with text_tower.pool={text.pool!r}"
-    if model.pooling != "shared":
-        yield f"captioner with pooling={model.pooling!r}"
-    if not decoder.split:
-        yield "caption decoder with one MLP a block (split=False)"
-    if model.embed_dim != text.width:
-        yield f"captioner whose embedding ({model.embed_dim}) is not as wide as its texts ({text.width})"
-    if (decoder.mlp_dim, decoder.norm_epsilon) != (4 * text.width, EPSILON):
-        yield f"caption decoder with mlp_dim={decoder.mlp_dim}, norm_epsilon={decoder.norm_epsilon:g}"
+    return {"model_cfg": config, "preprocess_cfg": images, **own}, layout, notes
 
 
 def _quick_gelu(model: TwoTower, layout: Layout) -> bool:
@@ -124,14 +127,10 @@ def _quick_gelu(model: TwoTower, layout: Layout) -> bool:
     quick = [tower.activation == "quick_gelu" for tower in towers]
     if any(quick) != all(quick):
         raise UserError("open_clip's towers have quick_gelu all or none; write --to vit_jax.")
-    if isinstance(model, CoCa) and model.decoder.activation not in ("gelu", "quick_gelu"):
-        raise UserError(f"open_clip's caption decoders have no {model.decoder.activation}; write --to vit_jax.")
     return all(quick)
 
 
 def _numerics(tower: Any) -> dict[str, Any]:
-    if tower.activation not in ("gelu", "gelu_tanh", "quick_gelu"):
-        raise UserError(f"open_clip has no activation={tower.activation!r}; it has gelu, gelu_tanh and quick_gelu.")
     out: dict[str, Any] = {"mlp_ratio": ratio(tower.mlp_dim, tower.width)}
     out |= {} if tower.layer_scale is None else {"ls_init_value": tower.layer_scale or 1e-5}
     out |= {} if tower.norm_epsilon == EPSILON else {"norm_kwargs": {"eps": tower.norm_epsilon}}

@@ -13,15 +13,10 @@ from typing import Any
 
 from vit_jax.convert.fields import rgb
 from vit_jax.convert.pretrained import Preprocess, Stored
-from vit_jax.convert.timm.rules import Layout
 from vit_jax.io.sidecar import About
 from vit_jax.layers.norm import EPSILON
-from vit_jax.models import ALIASES, Mixer, ViT
-from vit_jax.models.describe import describe
 from vit_jax.types import UserError
 
-POOLS = {"cls": "token", "gap": "avg", "map": "map"}
-"""Our pooling -> timm's ``global_pool``."""
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu")
 """Names of ``act_layer`` that mean the same here."""
 INTERPOLATIONS = ("bicubic", "bilinear")
@@ -37,27 +32,11 @@ UNSEEN: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 """Architectures whose weights do not show all they fix -> those arguments; elsewhere timm's own defaults hold."""
 
-STEMS = {
-    (): "vit_tiny_r_s16_p8_224",
-    (2, 2, 2, 2): "vit_small_r26_s32_224",
-    (3, 4, 9): "vit_base_r50_s16_224",
-    (3, 4, 6, 3): "vit_large_r50_s32_224",
-}
-"""Bottlenecks per stage -> an architecture with that stem; no argument changes the stem."""
-PLAIN = tuple(
-    f"vit_{name}_224"
-    for name in (
-        "tiny_patch16", "small_patch8", "small_patch16", "small_patch32", "base_patch8", "base_patch16",
-        "base_patch32", "large_patch14", "large_patch16", "large_patch32", "huge_patch14", "giant_patch14",
-        "gigantic_patch14",
-    )
-)  # fmt: skip
-MIXERS = {
-    (patch, width, depth): f"mixer_{size}{patch}_224"
-    for size, width, depth in (("s", 512, 8), ("b", 768, 12), ("l", 1024, 24))
-    for patch in (16, 32)
-}
-"""Patch, width and depth -> architecture; these three are no arguments of a Mixer."""
+EPSILONS = (
+    "timm has no norm_epsilon={0.norm_epsilon:g}, "
+    f"but {EPSILON:g} and, in a ViT without a stem, {CLIP_EPSILON:g}; write another format."
+)
+"""The sentence for any other."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,19 +108,18 @@ def preprocess(config: Config, size: int, crop: float) -> tuple[Preprocess, list
     return Preprocess(size, float(kept), filtered, mean, std), notes
 
 
-def write_config(pretrained: Stored, layout: Layout) -> tuple[dict[str, Any], list[str]]:
+def write_config(
+    pretrained: Stored, architecture: str, args: Mapping[str, Any], first_conv: str
+) -> tuple[dict[str, Any], list[str]]:
     """``config.json`` for ``timm.create_model("local-dir:...", pretrained=True)``, and what it cannot say.
 
     Args:
       pretrained: the model and its images.
-      layout: of the weights beside it.
-
-    Raises:
-      UserError: timm has no such model, or none that a file can describe.
+      architecture: name of timm's function.
+      args: those of its arguments that are of the family.
+      first_conv: name of the module that sees the images.
     """
-    model, images = pretrained.model, pretrained.preprocess
-    architecture, args, notes = _mixer(model) if isinstance(model, Mixer) else _vit(model, layout)
-    args |= {"img_size": images.size, "in_chans": 3, "num_classes": model.num_classes}
+    model, images, notes = pretrained.model, pretrained.preprocess, []
     if pretrained.output_activation != "softmax":
         notes.append(f"timm cannot say that the outputs are {pretrained.output_activation}s")
     if images.host_canvas != round(images.size / images.crop):
@@ -153,7 +131,7 @@ def write_config(pretrained: Stored, layout: Layout) -> tuple[dict[str, Any], li
         "num_features": model.width,
         "global_pool": args["global_pool"],
         **({"label_names": list(pretrained.class_names)} if labelled else {}),
-        "model_args": args,
+        "model_args": {**args, "img_size": images.size, "in_chans": 3, "num_classes": model.num_classes},
         "pretrained_cfg": {
             "custom_load": False,
             "input_size": [3, images.size, images.size],
@@ -165,80 +143,18 @@ def write_config(pretrained: Stored, layout: Layout) -> tuple[dict[str, Any], li
             "std": list(images.std),
             "num_classes": model.num_classes,
             "pool_size": None,
-            "first_conv": _first_conv(model),
+            "first_conv": first_conv,
             "classifier": "head",
         },
     }
     return config, notes
 
 
-def _first_conv(model: Any) -> str:
-    if isinstance(model, Mixer):
-        return "stem.proj"
-    if model.stem is None:
-        return "patch_embed.proj"
-    return "patch_embed.backbone.stem.conv" if model.stem else "patch_embed.backbone.conv"
-
-
-def _vit(model: Any, layout: Layout) -> tuple[str, dict[str, Any], list[str]]:
-    if model.pool not in POOLS:
-        raise UserError(f"timm has no pool={model.pool!r}; it has {', '.join(POOLS)}: write another format.")
-    if model.pre_logits is not None:
-        raise UserError(f"timm has no layer before the head (pre_logits={model.pre_logits}); write another format.")
-    names = {ALIASES[name]: name for name in PLAIN}
-    architecture = names.get(describe(model)["name"], "vit_base_patch16_224")
-    notes = []
-    if model.stem is not None:
-        if model.stem not in STEMS:
-            raise UserError(
-                f"timm has no stem={model.stem}; it has {', '.join(map(str, STEMS))}: write another format."
-            )
-        architecture = STEMS[model.stem]
-        if model.stem_numerics != "timm":
-            notes.append("timm's ResNet stem has other epsilons than the original's: its logits differ from ours")
-    elif model.norm_epsilon == CLIP_EPSILON:
-        architecture = "vit_base_patch16_clip_224"  # the only way to this epsilon, its own norm_pre switched off
-    notes += _epsilon(model, CLIP_EPSILON if "_clip_" in architecture else EPSILON)
-    args = {
-        "patch_size": model.patch,
-        "embed_dim": model.width,
-        "depth": model.depth,
-        "num_heads": model.heads,
-        "mlp_ratio": ratio(model.mlp_dim, model.width),
-        "global_pool": POOLS[model.pool],
-        "pool_include_prefix": model.pool == "map" and model.registers > 0,
-        "class_token": model.pool == "cls",
-        "reg_tokens": model.registers,
-        "no_embed_class": layout.prefix == 0,
-        "init_values": None if model.layer_scale is None else model.layer_scale or 1e-5,  # 0 would mean none
-        "qkv_bias": layout.qkv_bias,
-        "pre_norm": False,
-        "fc_norm": False,
-        "act_layer": model.activation,
-    }
-    return architecture, args, notes
-
-
-def _mixer(model: Mixer) -> tuple[str, dict[str, Any], list[str]]:
-    size = (model.patch, model.width, model.depth)
-    if size not in MIXERS or model.activation != "gelu":
-        sizes = ", ".join(f"{p}/{w}/{d}" for p, w, d in MIXERS)
-        raise UserError(
-            f"no file can tell timm of a Mixer of patch/width/depth {'/'.join(map(str, size))} with "
-            f"{model.activation}; it knows {sizes} with gelu: write another format."
-        )
-    ratios = [ratio(hidden, model.width) for hidden in (model.token_dim, model.mlp_dim)]
-    return MIXERS[size], {"mlp_ratio": ratios, "global_pool": "avg"}, _epsilon(model, EPSILON)
-
-
-def _epsilon(model: ViT | Mixer, there: float) -> list[str]:
-    """What there is to say of timm's epsilon; a smaller one of ours never differs by more than that little."""
-    if model.norm_epsilon == there:
+def less_epsilon(epsilon: float, there: float) -> list[str]:
+    """What there is to say where timm's epsilon is larger, as it may be: never more than that little."""
+    if epsilon == there:
         return []
-    if model.norm_epsilon > there:
-        known = f"{EPSILON:g} and, in a ViT without a stem, {CLIP_EPSILON:g}"
-        raise UserError(f"timm has no norm_epsilon={model.norm_epsilon:g}, but {known}; write another format.")
-    return [f"timm's norm epsilon is {there:g}, ours {model.norm_epsilon:g}: the logits differ by a little"]
+    return [f"timm's norm epsilon is {there:g}, ours {epsilon:g}: the logits differ by a little"]
 
 
 def ratio(hidden: int, width: int) -> float:

@@ -1,4 +1,4 @@
-"""Which of timm's tensors are which of our parameters."""
+"""Which tensors of timm's ViTs are which of our parameters."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.convert.rules import Rule, rule, torch_linear, torch_mlp, torch_norm
+from vit_jax.convert.rules import Block, Rule, rule, torch_blocks, torch_linear, torch_mlp, torch_norm
 from vit_jax.convert.transforms import CONV, Arrays, Transform, fused_linear
-from vit_jax.models import ImageModel, Mixer, ViT
+from vit_jax.models import ImageModel, ViT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,56 +25,33 @@ class Layout:
     qkv_bias: bool = True
 
 
-def rules(model: ImageModel, layout: Layout) -> list[Rule]:
-    """Every tensor of a file and what it is of ``model``."""
-    return _mixer_rules(model) if isinstance(model, Mixer) else _vit_rules(model, layout)
-
-
-def _patch(theirs: str) -> list[Rule]:
+def patch_rules(theirs: str) -> list[Rule]:
+    """Of the patches' embedding, a convolution."""
     return [rule(f"{theirs}.weight", "patch/kernel", CONV), rule(f"{theirs}.bias", "patch/bias")]
 
 
-def _head(model: ImageModel) -> list[Rule]:
+def head_rules(model: ImageModel) -> list[Rule]:
+    """Of what follows the blocks."""
     return [*torch_norm("norm", "encoder/norm"), *(torch_linear("head", "head") if model.num_classes else [])]
 
 
-def _mixer_rules(model: Mixer) -> list[Rule]:
-    out = _patch("stem.proj")
-    for i in range(model.depth):
-        a, b = f"blocks.{i}", f"encoder/block_{i}"
-        out += [*torch_norm(f"{a}.norm1", f"{b}/norm_tokens"), *torch_mlp(f"{a}.mlp_tokens", f"{b}/tokens")]
-        out += [*torch_norm(f"{a}.norm2", f"{b}/norm_mlp"), *torch_mlp(f"{a}.mlp_channels", f"{b}/mlp")]
-    return out + _head(model)
+BLOCK = Block(("attn.qkv.{}",), "attn.proj", ("mlp.fc1", "mlp.fc2"), ("norm1", "norm2"), ("ls1.gamma", "ls2.gamma"))
 
 
-def _vit_rules(model: Any, layout: Layout) -> list[Rule]:
-    out = _token_rules(model, layout) + _patch("patch_embed.proj")
+def rules(model: Any, layout: Layout) -> list[Rule]:
+    """Every tensor of a file and what it is of ``model``, a ViT."""
+    out = _token_rules(model, layout) + patch_rules("patch_embed.proj")
     if model.stem is not None:
         out += _stem_rules(model.stem)
-    for i in range(model.depth):
-        a, b = f"blocks.{i}", f"encoder/block_{i}"
-        out += [*torch_norm(f"{a}.norm1", f"{b}/norm_attention"), *torch_norm(f"{a}.norm2", f"{b}/norm_mlp")]
-        out += _fused(f"{a}.attn.qkv", f"{b}/attention/qkv", model.heads, 3, layout.qkv_bias)
-        out += [*torch_linear(f"{a}.attn.proj", f"{b}/attention/out"), *torch_mlp(f"{a}.mlp", f"{b}/mlp")]
-        if model.layer_scale is not None:
-            out += [rule(f"{a}.ls1.gamma", f"{b}/scale_attention"), rule(f"{a}.ls2.gamma", f"{b}/scale_mlp")]
+    out += torch_blocks("blocks.", "encoder/block_", model, BLOCK, layout.qkv_bias)
     if model.pool == "map":
         a, b = "attn_pool", "pool/attention"
         out += [rule(f"{a}.latent", "pool/probe"), *torch_linear(f"{a}.q", f"{b}/q")]
         out += torch_linear(f"{a}.proj", f"{b}/out")
-        out += _fused(f"{a}.kv", f"{b}/kv", model.heads, 2)
+        kv = fused_linear(model.heads, 2)
+        out += [rule(f"{a}.kv.weight", f"{b}/kv/kernel", kv), rule(f"{a}.kv.bias", f"{b}/kv/bias", kv)]
         out += [*torch_norm(f"{a}.norm", "pool/norm_mlp"), *torch_mlp(f"{a}.mlp", "pool/mlp")]
-    return out + _head(model)
-
-
-def _fused(theirs: str, ours: str, heads: int, parts: int, bias: bool = True) -> list[Rule]:
-    transform = fused_linear(heads, parts)
-    if bias:
-        return [rule(f"{theirs}.{a}", f"{ours}/{b}", transform) for a, b in (("weight", "kernel"), ("bias", "bias"))]
-    zeros = Transform(
-        lambda x: (*transform.into(x), np.zeros(len(x), x.dtype)), lambda kernel, _: transform.back(kernel)
-    )
-    return [rule(f"{theirs}.weight", (f"{ours}/kernel", f"{ours}/bias"), zeros)]
+    return out + head_rules(model)
 
 
 def _stem_rules(stages: tuple[int, ...]) -> list[Rule]:
