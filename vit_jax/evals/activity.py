@@ -9,14 +9,12 @@ from typing import Any, ClassVar
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
 
 from vit_jax.evals.base import EvalContext, Evaluator, Report
 from vit_jax.evals.gather import concatenate, gather
 from vit_jax.objectives import activity
 from vit_jax.objectives.base import Apply
 from vit_jax.report import plots
-from vit_jax.sharding import replicated_like
 from vit_jax.types import Batch, Params
 
 
@@ -44,12 +42,7 @@ class Activity(Evaluator):
         Raises:
           UserError: no batch holds a valid example; the model has no MLP.
         """
-
-        def run(batch: Batch) -> dict[str, jax.Array]:
-            shares = context.program(_shares, replicated_like(batch["image"]))
-            return shares(context.params, batch["image"], batch["mask"])
-
-        whole = concatenate(found for _, found in gather(run, context.batches()))
+        whole = concatenate(found for _, found in gather(context, _shares))
         whole.pop("row")
         shares = {
             name: float(v.mean(dtype=np.float64)) for name, v in sorted(whole.items(), key=lambda kv: _order(kv[0]))
@@ -59,13 +52,13 @@ class Activity(Evaluator):
         )
 
 
-def _shares(apply: Apply, replicated: NamedSharding | None) -> Any:
-    """Jitted (params, image, mask) -> share float32[B] per MLP, and mask, on every host in full."""
+def _shares(apply: Apply) -> Any:
+    """(params, batch) -> share float32[B] per MLP."""
 
-    def run(params: Params, image: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-        return {**activity.shares(apply, mask, params, image, train=False, method="embed_image")[1], "mask": mask}
+    def run(params: Params, batch: Batch) -> dict[str, jax.Array]:
+        return activity.shares(apply, batch["mask"], params, batch["image"], train=False, method="embed_image")[1]
 
-    return jax.jit(run, out_shardings=replicated)
+    return run
 
 
 def _order(name: str) -> list[Any]:

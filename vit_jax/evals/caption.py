@@ -8,7 +8,6 @@ from typing import Annotated, Any, ClassVar
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
 
 from vit_jax.config import Choice
 from vit_jax.decoding import DECODERS, Greedy, SearchStrategy, generate, special_ids
@@ -16,7 +15,6 @@ from vit_jax.evals.base import EvalContext, Evaluator, Report
 from vit_jax.evals.caption_metrics import CAPTION_METRICS
 from vit_jax.evals.gather import concatenate, encoder_of, gather
 from vit_jax.objectives.base import Apply
-from vit_jax.sharding import replicated_like
 from vit_jax.types import Batch, Params, UserError
 
 EXAMPLES = 20
@@ -52,29 +50,23 @@ class Caption(Evaluator):
         """
         encoder = encoder_of(context.info, "caption")
         special_ids(encoder.tokenizer)
-
-        def run(batch: Batch) -> dict[str, jax.Array]:
-            if "text" not in batch:
-                raise UserError("the evaluator 'caption' needs captions; its data has images alone.")
-            write = context.program(_writer, self.decoder, encoder, replicated_like(batch["image"]))
-            return write(context.params, batch["image"], batch["index"]) | {
-                k: batch[k] for k in ("text", "captions", "mask", "index")
-            }
-
-        whole = concatenate(found for _, found in gather(run, _first(context.batches(), self.limit)))
+        batches = _first(context.batches(), self.limit)
+        whole = concatenate(found for _, found in gather(context, _writer, self.decoder, encoder, batches=batches))
         whole = {k: v[: self.limit] for k, v in whole.items()}
         return summarise(whole, encoder)
 
 
-def _writer(apply: Apply, decoder: SearchStrategy, encoder: Any, replicated: NamedSharding | None) -> Any:
-    """Jitted (params, image, index) -> captions, on every host in full."""
+def _writer(apply: Apply, decoder: SearchStrategy, encoder: Any) -> Any:
+    """(params, batch) -> the captions that are written, and those that are there."""
 
-    def run(params: Params, image: jax.Array, index: jax.Array) -> dict[str, jax.Array]:
-        ids = special_ids(encoder.tokenizer)
-        found = generate(apply, params, image, **ids, length=encoder.length, decoder=decoder, rows=index)
-        return found._asdict()
+    def run(params: Params, batch: Batch) -> dict[str, jax.Array]:
+        if "text" not in batch:
+            raise UserError("the evaluator 'caption' needs captions; its data has images alone.")
+        options: dict[str, Any] = {"length": encoder.length, "decoder": decoder, "rows": batch["index"]}
+        found = generate(apply, params, batch["image"], **special_ids(encoder.tokenizer), **options)
+        return found._asdict() | {k: batch[k] for k in ("text", "captions", "index")}
 
-    return jax.jit(run, out_shardings=replicated)
+    return run
 
 
 def _first(batches: Iterable[Batch], limit: int | None) -> Iterator[Batch]:

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
 
 from vit_jax.data.classes import mismatch
 from vit_jax.evals.base import EvalContext, Evaluator, Report
@@ -21,7 +20,6 @@ from vit_jax.losses import CROSS_ENTROPIES, PROBABILITIES
 from vit_jax.models import ImageModel
 from vit_jax.objectives.base import Apply
 from vit_jax.report import plots
-from vit_jax.sharding import replicated_like
 from vit_jax.types import Array, Batch, OutputActivation, Params, UserError
 
 MAX_CONFUSION_CLASSES = 4096
@@ -57,12 +55,7 @@ class Classify(Evaluator):
             )
         if differs := mismatch(context.class_names, context.info.class_names):
             raise UserError(f"the model {differs}; give 'classify' data with the classes of training, in that order.")
-
-        def run(batch: Batch) -> dict[str, jax.Array]:
-            score = context.program(_scorer, activation, classes, replicated_like(batch["image"]))
-            return score(context.params, batch["image"], batch["label"], batch["mask"])
-
-        whole = concatenate(found for _, found in gather(run, context.batches()))
+        whole = concatenate(found for _, found in gather(context, _scorer, activation, classes))
         return summarise(whole, classes, activation, bins=self.bins)
 
 
@@ -93,17 +86,15 @@ def scores(logits: Array, labels: Array, output_activation: OutputActivation) ->
     }
 
 
-def _scorer(
-    apply: Apply, output_activation: OutputActivation, num_classes: int, replicated: NamedSharding | None
-) -> Any:
-    """Jitted (params, image, label, mask) -> scores and mask, on every host in full."""
+def _scorer(apply: Apply, output_activation: OutputActivation, num_classes: int) -> Any:
+    """(params, batch) -> scores."""
 
-    def run(params: Params, image: jax.Array, label: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-        logits = apply(params, image, train=False)
-        assert logits.shape == (len(label), num_classes), (logits.shape, num_classes)
-        return {**scores(logits, label, output_activation), "mask": mask}
+    def run(params: Params, batch: Batch) -> dict[str, jax.Array]:
+        logits = apply(params, batch["image"], train=False)
+        assert logits.shape == (len(batch["label"]), num_classes), (logits.shape, num_classes)
+        return scores(logits, batch["label"], output_activation)
 
-    return jax.jit(run, out_shardings=replicated)
+    return run
 
 
 def summarise(

@@ -7,33 +7,48 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
-from vit_jax.evals.base import DataInfo
+from vit_jax.evals.base import DataInfo, EvalContext
+from vit_jax.objectives.base import Apply
+from vit_jax.sharding import replicated_like
 from vit_jax.types import Batch, UserError
 
-Run = Callable[[Batch], dict[str, jax.Array]]
+Make = Callable[..., Callable[..., dict[str, jax.Array]]]
 
 
-def gather(run: Run, batches: Iterable[Batch]) -> Iterator[tuple[Batch, dict[str, np.ndarray]]]:
-    """Each batch with what ``run`` makes of its valid rows.
+def gather(
+    context: EvalContext, make: Make, *static: Any, batches: Iterable[Batch] | None = None, inputs: tuple[Any, ...] = ()
+) -> Iterator[tuple[Batch, dict[str, np.ndarray]]]:
+    """Each batch with what a pure function of the model makes of its valid rows.
 
-    A result is read one batch late: the devices compute while the host waits.
+    It is compiled once for equal ``static``, and a result is read one batch late: the devices compute while the host
+    waits.
 
     Args:
-      run: batch -> arrays ``[B, ...]`` that every host holds in full, ``mask`` bool[B] among them.
-      batches: on the devices.
+      context: of the evaluator.
+      make: ``(apply, *static)`` -> function ``(params, batch, *inputs)`` -> arrays ``[B, ...]``.
+      *static: hashable.
+      batches: on the devices; None takes the validation part.
+      inputs: further arrays.
 
     Yields:
-      The batch, and on the host the rows of each array where the mask is True; ``row`` int64 says which those are.
+      The batch, and in full on every host the rows of each array where ``mask`` is True; ``row`` int64 says which.
     """
     pending = None
-    for batch in batches:
-        result = run(batch)
+    for batch in context.batches() if batches is None else batches:
+        run = context.program(_jitted, make, static, replicated_like(batch["image"]))
+        result = run(context.params, batch, *inputs)
         if pending is not None:
             yield pending[0], _valid(pending[1])
         pending = batch, result
     if pending is not None:
         yield pending[0], _valid(pending[1])
+
+
+def _jitted(apply: Apply, make: Make, static: tuple[Any, ...], replicated: NamedSharding | None) -> Any:
+    run = make(apply, *static)
+    return jax.jit(lambda p, batch, *x: {**run(p, batch, *x), "mask": batch["mask"]}, out_shardings=replicated)
 
 
 def _valid(result: dict[str, jax.Array]) -> dict[str, np.ndarray]:

@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
 
 from vit_jax.evals import linear
 from vit_jax.evals.base import EvalContext, Evaluator, Report, Split
@@ -16,7 +15,6 @@ from vit_jax.evals.classify import scores, summarise
 from vit_jax.evals.gather import concatenate, gather
 from vit_jax.evals.ranking import CHUNK, similarities
 from vit_jax.objectives.base import Apply
-from vit_jax.sharding import replicated_like
 from vit_jax.types import Batch, Params, UserError
 
 Method = Literal["features", "embed_image"]
@@ -101,13 +99,9 @@ class Probe(Evaluator):
             raise UserError(
                 f"the evaluator {self.kind!r} needs data with classes; set its field data, or leave it out."
             )
-
-        def run(batch: Batch) -> dict[str, jax.Array]:
-            extract = context.program(_extractor, self.method, replicated_like(batch["image"]))
-            return extract(context.params, batch["image"], batch["label"], batch["mask"])
-
-        train = concatenate((found for _, found in gather(run, context.batches("train"))), "fit to")
-        held = concatenate(found for _, found in gather(run, context.batches()))
+        fitting = gather(context, _extractor, self.method, batches=context.batches("train"))
+        train = concatenate((found for _, found in fitting), "fit to")
+        held = concatenate(found for _, found in gather(context, _extractor, self.method))
         chosen = slice(None) if self.shots is None else linear.few_shot(train["label"], self.shots, self.seed)
         fitted = train["features"][chosen], train["label"][chosen]
         return self.fit_and_score(*fitted, held["features"], held["label"], classes)
@@ -145,15 +139,15 @@ class Probe(Evaluator):
         raise NotImplementedError
 
 
-def _extractor(apply: Apply, method: Method, replicated: NamedSharding | None) -> Any:
-    """Jitted (params, image, label, mask) -> features float32[B, D], label, mask, on every host in full."""
+def _extractor(apply: Apply, method: Method) -> Any:
+    """(params, batch) -> features float32[B, D] and label."""
 
-    def run(params: Params, image: jax.Array, label: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-        found = apply(params, image, train=False, method=method)
+    def run(params: Params, batch: Batch) -> dict[str, jax.Array]:
+        found = apply(params, batch["image"], train=False, method=method)
         features = found if method == "embed_image" else found.pooled
-        return {"features": features.astype(jnp.float32), "label": label, "mask": mask}
+        return {"features": features.astype(jnp.float32), "label": batch["label"]}
 
-    return jax.jit(run, out_shardings=replicated)
+    return run
 
 
 @dataclasses.dataclass(frozen=True)

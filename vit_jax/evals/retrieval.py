@@ -9,14 +9,12 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
 
 from vit_jax.evals.base import EvalContext, Evaluator, Report
 from vit_jax.evals.gather import concatenate, encoder_of, gather
 from vit_jax.evals.ranking import rank, similarities
 from vit_jax.objectives.base import Apply
 from vit_jax.report.contact_sheet import ContactSheet
-from vit_jax.sharding import replicated_like
 from vit_jax.types import Batch, Params, UserError
 
 AT = (1, 5, 10)
@@ -54,14 +52,7 @@ class Retrieval(Evaluator):
           UserError: the data has no captions; the run has no texts; nothing to evaluate.
         """
         encoder, sheet, parts = encoder_of(context.info, "retrieval"), None, []
-
-        def run(batch: Batch) -> dict[str, jax.Array]:
-            if "text" not in batch:
-                raise UserError("the evaluator 'retrieval' needs captions; its data has images alone.")
-            embed = context.program(_embedder, self.captions, replicated_like(batch["image"]))
-            return embed(context.params, *(batch[k] for k in ("image", "text", "captions", "mask", "index")))
-
-        for batch, found in gather(run, context.batches()):
+        for batch, found in gather(context, _embedder, self.captions):
             sheet = sheet or ContactSheet.start(batch, found, encoder)
             if sheet:
                 sheet.update(batch, found, np.concatenate([v for _, v in similarities(sheet.text, found["image"])]))
@@ -75,24 +66,23 @@ class Retrieval(Evaluator):
         return dataclasses.replace(report, sheet=sheet)
 
 
-def _embedder(apply: Apply, most: int | None, replicated: NamedSharding | None) -> Any:
-    """Jitted (params, image, text, captions, mask, index) -> embeddings, on every host in full."""
+def _embedder(apply: Apply, most: int | None) -> Any:
+    """(params, batch) -> embeddings, captions and index."""
 
-    def run(
-        params: Params, image: jax.Array, text: jax.Array, captions: jax.Array, mask: jax.Array, index: jax.Array
-    ) -> dict[str, jax.Array]:
-        first = text[:, :most]
+    def run(params: Params, batch: Batch) -> dict[str, jax.Array]:
+        if "text" not in batch:
+            raise UserError("the evaluator 'retrieval' needs captions; its data has images alone.")
+        first = batch["text"][:, :most]
         # one caption of every image at a time: no more texts at once than in a step of training
         texts = jax.lax.map(lambda t: apply(params, t, train=False, method="embed_text"), jnp.swapaxes(first, 0, 1))
         return {
-            "image": apply(params, image, train=False, method="embed_image").astype(jnp.float32),
+            "image": apply(params, batch["image"], train=False, method="embed_image").astype(jnp.float32),
             "text": jnp.swapaxes(texts, 0, 1).astype(jnp.float32),
-            "captions": captions,
-            "mask": mask,
-            "index": index,
+            "captions": batch["captions"],
+            "index": batch["index"],
         }
 
-    return jax.jit(run, out_shardings=replicated)
+    return run
 
 
 def summarise(image: np.ndarray, text: np.ndarray, captions: np.ndarray) -> RetrievalReport:

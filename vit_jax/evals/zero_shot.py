@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -58,16 +59,12 @@ class ZeroShot(Evaluator):
         """
         encoder, names = encoder_of(context.info, "zero_shot"), self.class_names(context.info)
         tokens, truncated = _tokens(encoder, names, read_templates(self.templates))
-        classifier = np.zeros(0, np.float32)
-
-        def run(batch: Batch) -> dict[str, jax.Array]:
-            nonlocal classifier
-            if not classifier.size:  # the first batch says where texts belong
-                classifier = text_classifier(*_embedder(context, batch["image"]), tokens)
-            score = context.program(_scorer, sharding.replicated_like(batch["image"]))
-            return score(context.params, classifier, batch["image"], batch["label"], batch["mask"])
-
-        whole = concatenate(found for _, found in gather(run, context.batches()))
+        batches = iter(context.batches())
+        first = [*itertools.islice(batches, 1)]
+        # it says where texts belong
+        classifier = text_classifier(*_embedder(context, first[0]["image"]), tokens) if first else np.zeros(0)
+        each = gather(context, _scorer, batches=itertools.chain(first, batches), inputs=(classifier,))
+        whole = concatenate(found for _, found in each)
         table = summarise(whole, len(names), "softmax")
         metrics = {f"zero_shot/{k}": v for k, v in table.metrics.items() if k not in ("loss", "ece")}
         metrics |= {"zero_shot/truncated_prompts": float(truncated)} if truncated else {}
@@ -148,17 +145,15 @@ def _text_embedder(apply: Apply, replicated: NamedSharding | None) -> Any:
     return jax.jit(run, out_shardings=replicated)
 
 
-def _scorer(apply: Apply, replicated: NamedSharding | None) -> Any:
-    """Jitted (params, classifier, image, label, mask) -> scores and mask, on every host in full."""
+def _scorer(apply: Apply) -> Any:
+    """(params, batch, classifier) -> scores."""
 
-    def run(
-        params: Params, classifier: jax.Array, image: jax.Array, label: jax.Array, mask: jax.Array
-    ) -> dict[str, jax.Array]:
-        embedding = apply(params, image, train=False, method="embed_image").astype(jnp.float32)
+    def run(params: Params, batch: Batch, classifier: jax.Array) -> dict[str, jax.Array]:
+        embedding = apply(params, batch["image"], train=False, method="embed_image").astype(jnp.float32)
         cosines = jnp.einsum("be,ce->bc", embedding, classifier, precision="highest")
-        return {**scores(cosines, label, "softmax"), "mask": mask}
+        return scores(cosines, batch["label"], "softmax")
 
-    return jax.jit(run, out_shardings=replicated)
+    return run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
