@@ -7,15 +7,22 @@ does one that mixes float32 with bfloat16, which automatic differentiation of th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 
-def dot(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:
+def dot(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int, precision: Any = None) -> jax.Array:
     """Contracts one axis of ``a`` with one of ``b`` (both of one type): free axes of ``a``, then of ``b``; float32."""
-    return jax.lax.dot_general(a, b, (((axis_a,), (axis_b,)), ((), ())), preferred_element_type=jnp.float32)
+    return jax.lax.dot_general(a, b, (((axis_a,), (axis_b,)), ((), ())), precision, jnp.float32)
+
+
+def dots(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:
+    """:func:`dot` of each ``a[i]`` and ``b[i]``; the barrier keeps XLA:CPU from folding transpositions into it."""
+    dims = (((axis_a,), (axis_b,)), ((0,), (0,)))
+    return jax.lax.optimization_barrier(jax.lax.dot_general(a, b, dims, preferred_element_type=jnp.float32))
 
 
 def outer(x: jax.Array, g: jax.Array) -> jax.Array:
@@ -33,6 +40,34 @@ def outer(x: jax.Array, g: jax.Array) -> jax.Array:
     rows = tuple(range(x.ndim - 1))
     product = jax.lax.dot_general(x, g, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
     return jax.lax.optimization_barrier(product)
+
+
+def shift(bias: jax.Array | None, outputs: int) -> jax.Array:
+    """``bias`` as a kernel adds it: float32 ``[1, outputs]``, zeros for None."""
+    return (jnp.zeros(outputs) if bias is None else bias.astype(jnp.float32))[None]
+
+
+def bias_gradient(g: jax.Array, bias: jax.Array | None) -> jax.Array | None:
+    """The float32 sum of ``g [..., out]`` over all leading axes in the type of ``bias``, None for None."""
+    rows = tuple(range(g.ndim - 1))
+    return None if bias is None else jnp.sum(g, axis=rows, dtype=jnp.float32).astype(bias.dtype)
+
+
+def differentiable(
+    forward: Callable[..., jax.Array], backward: Callable[..., tuple[Any, ...]], static: int = 0
+) -> Callable[..., jax.Array]:
+    """``forward(*args)`` with the gradients ``backward(*args, g)``, for which it saves nothing but its arguments.
+
+    Args:
+      forward: the value, of arrays or None behind the static arguments.
+      backward: a gradient for every argument that is not static, None for what is None or an integer.
+      static: how many of the first arguments are static.
+    """
+    f = jax.custom_vjp(forward, nondiff_argnums=tuple(range(static)))
+    f.defvjp(
+        lambda *args: (forward(*args), args[static:]), lambda *args: backward(*args[:static], *args[static], args[-1])
+    )
+    return f
 
 
 @jax.custom_vjp
@@ -55,17 +90,14 @@ def _matmul_fwd(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> tupl
     y = dot(x, low, x.ndim - 1, 0)
     if bias is not None:
         y += jax.lax.broadcast_in_dim(bias.astype(jnp.float32), y.shape, (y.ndim - 1,))
-    types = jnp.zeros((0,), kernel.dtype), None if bias is None else jnp.zeros((0,), bias.dtype)
-    return y.astype(x.dtype), (x, low, *types)
+    return y.astype(x.dtype), (x, low, jnp.zeros((0,), kernel.dtype), bias)  # of the kernel only the type is needed
 
 
 def _matmul_bwd(saved: Any, g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    x, kernel, kernel_type, bias_type = saved
+    x, low, kernel, bias = saved
     g = g.astype(x.dtype)
-    dx = dot(g, kernel, g.ndim - 1, 1).astype(x.dtype)
-    rows = tuple(range(g.ndim - 1))
-    dbias = None if bias_type is None else jnp.sum(g, axis=rows, dtype=jnp.float32).astype(bias_type.dtype)
-    return dx, outer(x, g).astype(kernel_type.dtype), dbias
+    dx = dot(g, low, g.ndim - 1, 1).astype(x.dtype)
+    return dx, outer(x, g).astype(kernel.dtype), bias_gradient(g, bias)
 
 
 matmul.defvjp(_matmul_fwd, _matmul_bwd)

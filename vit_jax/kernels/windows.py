@@ -43,6 +43,14 @@ def up(n: int) -> int:
     return -(-n // LANES) * LANES
 
 
+def no_less_work(area: int, inputs: int, outputs: int) -> str | None:
+    """Why ``area`` multiplications a row are no less than a dense product's, as the end of a sentence, or None."""
+    dense = up(inputs) * up(outputs)
+    if area < dense:
+        return None
+    return f"blocks filled up to {LANES} lanes make {area / dense:.1f} times the work of a dense product"
+
+
 def around(starts: Sequence[int], size: int, total: int) -> tuple[Window, ...]:
     """The windows of blocks of ``size`` columns that begin at ``starts``, of ``total`` columns."""
     found: list[Window] = []

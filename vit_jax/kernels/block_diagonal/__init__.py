@@ -14,9 +14,7 @@ from vit_jax.kernels.dispatch import Implementation, choose
 from vit_jax.types import UserError
 
 IMPLEMENTATIONS = {
-    "mosaic_tpu": Implementation(
-        mosaic_tpu.run, mosaic_tpu.unsupported_reason, mosaic_tpu.slower_reason, platform="tpu"
-    ),
+    "mosaic_tpu": mosaic_tpu.IMPLEMENTATION,
     "xla": Implementation(xla.run, slower_reason=xla.slower_reason),
     "dense": Implementation(dense.run),
 }

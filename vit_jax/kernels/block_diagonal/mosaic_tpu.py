@@ -8,7 +8,6 @@ every device runs the kernel on its rows, since jit does not divide a Pallas cal
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 import jax
@@ -18,9 +17,10 @@ from jax.experimental.pallas import tpu as pltpu
 
 from vit_jax.kernels import vmem
 from vit_jax.kernels.block_diagonal.tiling import Tiling, lay_out, take_back, tiling
-from vit_jax.kernels.products import dot
+from vit_jax.kernels.dispatch import Implementation
+from vit_jax.kernels.products import bias_gradient, differentiable, dot, shift
 from vit_jax.kernels.sharded import shard_rows
-from vit_jax.kernels.windows import LANES, merged
+from vit_jax.kernels.windows import merged, no_less_work
 
 UNROLLED = 64
 """Most blocks of a group: the kernel is unrolled over them."""
@@ -37,28 +37,17 @@ def run(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
 def unsupported_reason(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> str | None:
     """Why the kernel cannot run this product, as the end of a sentence, or None. Arrays or shapes."""
     plan = tiling(*kernel.shape)
-    if not isinstance(math.prod(x.shape), int):  # exported for any batch
-        return "the number of rows is not known"
-    if math.prod(x.shape) == 0:
-        return "there are no rows"
-    if x.dtype not in (jnp.float32, jnp.bfloat16):
-        return f"x is {x.dtype}, neither float32 nor bfloat16"
+    if reason := vmem.unsupported_rows(x):
+        return reason
     if len(plan.sources) > UNROLLED:
         return f"{len(plan.sources)} blocks that begin within registers are more than the {UNROLLED} it is unrolled for"
-    need = _vmem(plan, x.dtype.itemsize, ROWS[-1], backward=True)
-    if need > vmem.budget():
-        return f"its backward takes {need / 2**20:.0f} MiB of VMEM, of which it may use {vmem.budget() >> 20}"
-    return None
+    return vmem.excess("its backward", _vmem(plan, x.dtype.itemsize, ROWS[-1], backward=True))
 
 
 def slower_reason(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> str | None:
     """Why another product would be less work, as the end of a sentence, or None. Arrays or shapes."""
     n, size, features = kernel.shape
-    dense = -(-n * size // LANES) * -(-n * features // LANES) * LANES**2
-    if tiling(n, size, features).area < dense:
-        return None
-    share = tiling(n, size, features).area / dense
-    return f"blocks filled up to {LANES} lanes make {share:.1f} times the work of a dense product"
+    return no_less_work(tiling(n, size, features).area, n * size, n * features)
 
 
 def _vmem(plan: Tiling, itemsize: int, rows: int, backward: bool) -> int:
@@ -74,30 +63,22 @@ def _tile(plan: Tiling, x: jax.Array, backward: bool) -> int:
     return vmem.tile(ROWS, x.shape[0], lambda rows: _vmem(plan, x.dtype.itemsize, rows, backward))
 
 
-@jax.custom_vjp
-def _product(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+def _value(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
     """``[rows, n * in] -> [rows, n * out]``."""
-    return _product_fwd(x, kernel, bias)[0]
-
-
-def _product_fwd(x: Any, kernel: Any, bias: Any) -> tuple[jax.Array, Any]:
     plan = tiling(*kernel.shape)
-    shift = jnp.zeros(kernel.shape[0] * kernel.shape[2]) if bias is None else bias.astype(jnp.float32)
-    weight = lay_out(plan, kernel.astype(x.dtype))
-    (y,), _ = shard_rows(functools.partial(_forward, plan), (x,), (weight, shift[None]))
-    return y, (x, kernel, None if bias is None else jnp.zeros((0,), bias.dtype))
+    whole = lay_out(plan, kernel.astype(x.dtype)), shift(bias, kernel.shape[0] * kernel.shape[2])
+    (y,), _ = shard_rows(functools.partial(_forward, plan), (x,), whole)
+    return y
 
 
-def _product_bwd(saved: Any, g: jax.Array) -> tuple[Any, ...]:
-    x, kernel, bias_type = saved
+def _gradients(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, g: jax.Array) -> tuple[Any, ...]:
     plan, g = tiling(*kernel.shape), g.astype(x.dtype)
     weight = lay_out(plan, kernel.astype(x.dtype))
     (dx,), (dweight,) = shard_rows(functools.partial(_backward, plan), (x, g), (weight,))
-    dbias = None if bias_type is None else jnp.sum(g, axis=0, dtype=jnp.float32).astype(bias_type.dtype)
-    return dx, take_back(plan, dweight).astype(kernel.dtype), dbias
+    return dx, take_back(plan, dweight).astype(kernel.dtype), bias_gradient(g, bias)
 
 
-_product.defvjp(_product_fwd, _product_bwd)
+_product = differentiable(_value, _gradients)
 
 
 def _call(body: Any, name: str, plan: Tiling, tile: int, rows: int, **kwargs: Any) -> Any:
@@ -118,10 +99,10 @@ def _weight(plan: Tiling) -> pl.BlockSpec:
 
 def _forward(plan: Tiling, x: jax.Array, weight: jax.Array, bias: jax.Array) -> Any:
     tile = _tile(plan, x, backward=False)
-    shift = pl.BlockSpec((1, plan.outputs), lambda group, row: (0, group))
+    added = pl.BlockSpec((1, plan.outputs), lambda group, row: (0, group))
     y = _call(
         _forward_kernel, "block_diagonal_forward", plan, tile, x.shape[0],
-        in_specs=[_rows(tile, plan.inputs), _weight(plan), shift],
+        in_specs=[_rows(tile, plan.inputs), _weight(plan), added],
         out_specs=_rows(tile, plan.outputs),
         out_shape=jax.ShapeDtypeStruct((x.shape[0], bias.shape[1]), x.dtype),
     )(x, weight, bias)  # fmt: skip
@@ -153,12 +134,7 @@ def _backward_kernel(rows: int, plan: Tiling, x: Any, g: Any, weight: Any, dx: A
         dweight[...] = jnp.zeros_like(dweight)
 
     def read(ref: Any, columns: slice) -> jax.Array:
-        """Columns of a tile, zeros instead of what lies behind the last row."""
-        value = ref[:, columns]
-        if rows % x.shape[0] == 0:
-            return value
-        at = pl.program_id(1) * x.shape[0] + jax.lax.broadcasted_iota(jnp.int32, value.shape, 0)
-        return jnp.where(at < rows, value, jnp.zeros_like(value))
+        return vmem.inside(ref[:, columns], pl.program_id(1), rows)
 
     pieces = []
     for source, target in zip(plan.sources, plan.targets, strict=True):
@@ -167,3 +143,6 @@ def _backward_kernel(rows: int, plan: Tiling, x: Any, g: Any, weight: Any, dx: A
         pieces.append(dot(h, weight[source.rows, :width], 1, 1))
     for columns, value in merged(plan.sources, pieces):
         dx[:, columns] = value.astype(dx.dtype)
+
+
+IMPLEMENTATION = Implementation(run, unsupported_reason, slower_reason, platform="tpu")

@@ -25,9 +25,7 @@ from vit_jax.kernels.dispatch import Implementation, choose
 from vit_jax.types import Array, UserError
 
 IMPLEMENTATIONS = {
-    "mosaic_tpu": Implementation(
-        mosaic_tpu.run, mosaic_tpu.unsupported_reason, mosaic_tpu.slower_reason, platform="tpu"
-    ),
+    "mosaic_tpu": mosaic_tpu.IMPLEMENTATION,
     "xla": Implementation(xla.run, slower_reason=crossover.dense_is_faster),
     "dense": Implementation(dense.run),
 }

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from vit_jax.kernels import sharded, vmem
+from vit_jax.kernels import products, sharded, vmem
+from vit_jax.kernels.dispatch import Implementation
 from vit_jax.kernels.windows import LANES
 from vit_jax.types import Array
 
@@ -47,16 +48,11 @@ def run(x: jax.Array, kernel: jax.Array, index: Array, bias: jax.Array | None) -
 
 def unsupported_reason(x: jax.Array, kernel: jax.Array, index: Array, bias: jax.Array | None) -> str | None:
     """Why the kernels cannot run this product, as the end of a sentence, or None."""
-    if x.shape[0] == 0:
-        return "there are no rows"
-    if x.dtype not in (jnp.float32, jnp.bfloat16):
-        return f"x is {x.dtype}, neither float32 nor bfloat16"
+    if reason := vmem.unsupported_rows(x):
+        return reason
     if kernel.shape[1] % LANES:
         return f"blocks of {kernel.shape[1]} are no multiple of the {LANES} lanes of a register"
-    need = max(_vmem(x, kernel, ROWS[-1]))
-    if need > vmem.budget():
-        return f"its gradient takes {need / 2**20:.0f} MiB of VMEM, of which it may use {vmem.budget() >> 20}"
-    return None
+    return vmem.excess("its gradient", max(_vmem(x, kernel, ROWS[-1])))
 
 
 def slower_reason(x: jax.Array, kernel: jax.Array, index: Array, bias: jax.Array | None) -> str | None:
@@ -76,31 +72,24 @@ def _tile(x: jax.Array, kernel: jax.Array, which: int) -> int:
     return vmem.tile(ROWS, sharded.rows(x), lambda rows: _vmem(x, kernel, rows)[which])
 
 
-@jax.custom_vjp
-def _product(x: jax.Array, kernel: jax.Array, index: jax.Array, bias: jax.Array | None) -> jax.Array:
-    return _product_fwd(x, kernel, index, bias)[0]
-
-
-def _product_fwd(x: Any, kernel: Any, index: Any, bias: Any) -> tuple[jax.Array, Any]:
-    shift = jnp.zeros(kernel.shape[2]) if bias is None else bias.astype(jnp.float32)
+def _value(x: jax.Array, kernel: jax.Array, index: jax.Array, bias: jax.Array | None) -> jax.Array:
     f = functools.partial(_blocks, "block_sparse_forward", False, _tile(x, kernel, 0))
-    (y,), _ = sharded.shard_rows(f, (x,), (by_output(index), kernel.astype(x.dtype), shift[None]))
-    return y, (x, kernel, index, None if bias is None else jnp.zeros((0,), bias.dtype))
+    whole = by_output(index), kernel.astype(x.dtype), products.shift(bias, kernel.shape[2])
+    (y,), _ = sharded.shard_rows(f, (x,), whole)
+    return y
 
 
-def _product_bwd(saved: Any, g: jax.Array) -> tuple[jax.Array | None, ...]:
-    x, kernel, index, bias_type = saved
+def _gradients(x: jax.Array, kernel: jax.Array, index: jax.Array, bias: Any, g: jax.Array) -> tuple[Any, ...]:
     g, inputs = g.astype(x.dtype), x.shape[1]
     blocks = by_input(index, inputs // kernel.shape[1])
     f = functools.partial(_blocks, "block_sparse_input_gradient", True, _tile(x, kernel, 1))
-    (dx,), _ = sharded.shard_rows(f, (g,), (blocks, kernel.astype(x.dtype), jnp.zeros((1, inputs))))
+    (dx,), _ = sharded.shard_rows(f, (g,), (blocks, kernel.astype(x.dtype), products.shift(None, inputs)))
     f = functools.partial(_outer, kernel.shape[1], _tile(x, kernel, 2))
     _, dkernel = sharded.shard_rows(f, (x, g), (index,))
-    dbias = None if bias_type is None else jnp.sum(g, axis=0, dtype=jnp.float32).astype(bias_type.dtype)
-    return dx, dkernel.astype(kernel.dtype), None, dbias
+    return dx, dkernel.astype(kernel.dtype), None, products.bias_gradient(g, bias)
 
 
-_product.defvjp(_product_fwd, _product_bwd)
+_product = products.differentiable(_value, _gradients)
 
 
 def by_output(index: jax.Array) -> Blocks:
@@ -188,30 +177,24 @@ def _outer(b: int, tile: int, x: jax.Array, g: jax.Array, index: jax.Array) -> A
 
 def _outer_kernel(per: int, rows: int, source: Any, x: Any, g: Any, d: Any) -> None:
     r, j = pl.program_id(0), pl.program_id(1)
-    tile, b = g.shape
+    b = g.shape[1]
     columns = pl.ds(pl.multiple_of(j * b, b), b)
 
     @pl.when(r == 0)
     def _() -> None:
         d[:, :, columns] = jnp.zeros((per, b, b), jnp.float32)
 
-    def inside(value: jax.Array) -> jax.Array:
-        """Zeros instead of what lies behind the last row."""
-        if rows % tile == 0:
-            return value
-        at = r * tile + jax.lax.broadcasted_iota(jnp.int32, value.shape, 0)
-        return jnp.where(at < rows, value, jnp.zeros_like(value))
-
-    right = inside(g[...])
+    right = vmem.inside(g[...], r, rows)
 
     def add(t: jax.Array, _: None) -> None:
-        left = inside(x[:, pl.ds(pl.multiple_of(source[j * per + t] * b, b), b)])
+        left = vmem.inside(x[:, pl.ds(pl.multiple_of(source[j * per + t] * b, b), b)], r, rows)
         d[t, :, columns] += _dot(left, right, 0, 0)
 
     jax.lax.fori_loop(0, per, add, None)
 
 
 def _dot(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    dims = (((axis_a,), (axis_b,)), ((), ()))
-    return jax.lax.dot_general(a, b, dims, precision=precision, preferred_element_type=jnp.float32)
+    return products.dot(a, b, axis_a, axis_b, jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None)
+
+
+IMPLEMENTATION = Implementation(run, unsupported_reason, slower_reason, platform="tpu")

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.kernels.block_sparse.plan import Part, Pattern, as_pattern, parts, runs, sums
-from vit_jax.kernels.products import dot, outer
+from vit_jax.kernels.products import bias_gradient, differentiable, dot, dots, outer
 from vit_jax.types import Array
 
 UNROLLED = 128
@@ -33,21 +33,16 @@ def run(x: jax.Array, kernel: jax.Array, index: Array, bias: jax.Array | None) -
     return _batched(x, kernel, jnp.asarray(index), bias)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _unrolled(pattern: Pattern, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
-    return _unrolled_fwd(pattern, x, kernel, bias)[0]
-
-
-def _unrolled_fwd(pattern: Pattern, x: Any, kernel: Any, bias: Any) -> tuple[jax.Array, Any]:
+def _unrolled_value(pattern: Pattern, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
     found, (_, b, out) = parts(pattern), kernel.shape
     weights = [_weight(kernel.astype(x.dtype), part) for part in found]
     pieces = [dot(_take(x, part.sources, b), w, 1, 0) for part, w in zip(found, weights, strict=True)]
-    y = _add_up(pieces, [part.targets for part in found], out // b, b, bias, x.dtype)
-    return y, (x, kernel, None if bias is None else jnp.zeros((0,), bias.dtype))
+    return _add_up(pieces, [part.targets for part in found], out // b, b, bias, x.dtype)
 
 
-def _unrolled_bwd(pattern: Pattern, saved: Any, g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    x, kernel, bias_type = saved
+def _unrolled_gradients(
+    pattern: Pattern, x: jax.Array, kernel: jax.Array, bias: jax.Array | None, g: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     found, (per, b, out), g = parts(pattern), kernel.shape, g.astype(x.dtype)
     weights = [_weight(kernel.astype(x.dtype), part) for part in found]
     cut = [_take(g, part.targets, b) for part in found]
@@ -62,11 +57,10 @@ def _unrolled_bwd(pattern: Pattern, saved: Any, g: jax.Array) -> tuple[jax.Array
     slot, column = np.asarray(places).T
     order = np.lexsort((column, slot))  # slot by slot, in each all columns
     dkernel = jnp.reshape(jnp.concatenate(blocks)[order], (per, out // b, b, b))
-    dbias = None if bias_type is None else jnp.sum(g, axis=0, dtype=jnp.float32).astype(bias_type.dtype)
-    return dx, jnp.reshape(jnp.transpose(dkernel, (0, 2, 1, 3)), kernel.shape), dbias
+    return dx, jnp.reshape(jnp.transpose(dkernel, (0, 2, 1, 3)), kernel.shape), bias_gradient(g, bias)
 
 
-_unrolled.defvjp(_unrolled_fwd, _unrolled_bwd)
+_unrolled = differentiable(_unrolled_value, _unrolled_gradients, static=1)
 
 
 def _weight(kernel: jax.Array, part: Part) -> jax.Array:
@@ -103,32 +97,24 @@ def _add_up(
     return columns[0] if len(columns) == 1 else jnp.concatenate(columns, 1)
 
 
-@jax.custom_vjp
-def _batched(x: jax.Array, kernel: jax.Array, index: jax.Array, bias: jax.Array | None) -> jax.Array:
-    return _batched_fwd(x, kernel, index, bias)[0]
-
-
-def _batched_fwd(x: Any, kernel: Any, index: Any, bias: Any) -> tuple[jax.Array, Any]:
-    y = _dots(_gather(x, kernel, index), _columns(kernel.astype(x.dtype)), 2, 1)
+def _batched_value(x: jax.Array, kernel: jax.Array, index: jax.Array, bias: jax.Array | None) -> jax.Array:
+    y = dots(_gather(x, kernel, index), _columns(kernel.astype(x.dtype)), 2, 1)
     y = jnp.reshape(jnp.transpose(y, (1, 0, 2)), (x.shape[0], -1))
-    y = y if bias is None else y + bias.astype(jnp.float32)[None]
-    return y.astype(x.dtype), (x, kernel, index, None if bias is None else jnp.zeros((0,), bias.dtype))
+    return (y if bias is None else y + bias.astype(jnp.float32)[None]).astype(x.dtype)
 
 
-def _batched_bwd(saved: Any, g: jax.Array) -> tuple[jax.Array | None, ...]:
-    x, kernel, index, bias_type = saved
+def _batched_gradients(x: jax.Array, kernel: jax.Array, index: jax.Array, bias: Any, g: jax.Array) -> tuple[Any, ...]:
     (per, b, out), rows, g = kernel.shape, x.shape[0], g.astype(x.dtype)
     cut = jnp.transpose(jnp.reshape(g, (rows, out // b, b)), (1, 0, 2))
-    d = jnp.reshape(_dots(cut, _columns(kernel.astype(x.dtype)), 2, 2), (out // b, rows, per, b))
+    d = jnp.reshape(dots(cut, _columns(kernel.astype(x.dtype)), 2, 2), (out // b, rows, per, b))
     dx = jnp.zeros((x.shape[1] // b, rows, b), jnp.float32).at[index].add(jnp.transpose(d, (0, 2, 1, 3)))
     dx = jnp.reshape(jnp.transpose(dx, (1, 0, 2)), x.shape).astype(x.dtype)
-    dkernel = jnp.reshape(_dots(_gather(x, kernel, index), cut, 1, 1), (out // b, per, b, b))
+    dkernel = jnp.reshape(dots(_gather(x, kernel, index), cut, 1, 1), (out // b, per, b, b))
     dkernel = jnp.reshape(jnp.transpose(dkernel, (1, 2, 0, 3)), kernel.shape).astype(kernel.dtype)
-    dbias = None if bias_type is None else jnp.sum(g, axis=0, dtype=jnp.float32).astype(bias_type.dtype)
-    return dx, dkernel, None, dbias
+    return dx, dkernel, None, bias_gradient(g, bias)
 
 
-_batched.defvjp(_batched_fwd, _batched_bwd)
+_batched = differentiable(_batched_value, _batched_gradients)
 
 
 def _gather(x: jax.Array, kernel: jax.Array, index: jax.Array) -> jax.Array:
@@ -142,8 +128,3 @@ def _columns(kernel: jax.Array) -> jax.Array:
     """``[per, b, out] -> [out_blocks, per * b, b]``."""
     per, b, out = kernel.shape
     return jnp.transpose(jnp.reshape(kernel, (per * b, out // b, b)), (1, 0, 2))
-
-
-def _dots(u: jax.Array, v: jax.Array, axis_u: int, axis_v: int) -> jax.Array:
-    dims = (((axis_u,), (axis_v,)), ((0,), (0,)))
-    return jax.lax.optimization_barrier(jax.lax.dot_general(u, v, dims, preferred_element_type=jnp.float32))

@@ -29,17 +29,13 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from vit_jax.kernels.dispatch import Implementation, choose, opt_in
+from vit_jax.kernels.dispatch import Implementation, choose
 from vit_jax.kernels.monarch import crossover, dense, mosaic_gpu, mosaic_tpu, xla
 from vit_jax.kernels.monarch.layout import Sizes
 
 IMPLEMENTATIONS = {
-    "mosaic_tpu": Implementation(
-        mosaic_tpu.run, mosaic_tpu.unsupported_reason, mosaic_tpu.slower_reason, platform="tpu"
-    ),
-    "mosaic_gpu": Implementation(
-        mosaic_gpu.run, mosaic_gpu.unsupported_reason, opt_in(mosaic_gpu.slower_reason), platform="gpu"
-    ),
+    "mosaic_tpu": mosaic_tpu.IMPLEMENTATION,
+    "mosaic_gpu": mosaic_gpu.IMPLEMENTATION,
     "xla": Implementation(xla.run, slower_reason=crossover.dense_is_faster),
     "dense": Implementation(dense.run),
 }

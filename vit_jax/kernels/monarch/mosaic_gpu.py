@@ -20,22 +20,12 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from vit_jax.kernels.dispatch import other_gpu
+from vit_jax.kernels.dispatch import Implementation, opt_in, other_gpu
 from vit_jax.kernels.monarch import xla
 from vit_jax.kernels.monarch.hopper import Plan, plan
-from vit_jax.kernels.monarch.layout import Sizes, blocked_bias, first
+from vit_jax.kernels.monarch.layout import Sizes, first, in_natural_order
+from vit_jax.kernels.products import bias_gradient, differentiable, shift
 from vit_jax.kernels.sharded import shard_rows
-
-
-def run(
-    x: jax.Array, kernel_1: jax.Array, kernel_2: jax.Array, bias: jax.Array | None, *, input_parts: int, blocked: bool
-) -> jax.Array:
-    """The product of ``x [rows, n]``; see ``vit_jax.kernels.monarch``."""
-    sizes = Sizes.of(x.shape[-1], kernel_1, kernel_2, bias, input_parts)
-    y = _product(sizes, x, kernel_1, kernel_2, None if bias is None else blocked_bias(sizes, bias))
-    if blocked:
-        return y
-    return jnp.reshape(jnp.transpose(jnp.reshape(y, (-1, sizes.L, sizes.S)), (0, 2, 1)), (-1, sizes.outputs))
 
 
 def unsupported_reason(
@@ -64,31 +54,25 @@ def slower_reason(
     return f"blocks filled up to what the matrix unit takes make {p.area / dense:.1f} times the work of a dense product"
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _product(sizes: Sizes, x: jax.Array, kernel_1: jax.Array, kernel_2: jax.Array, bias: jax.Array | None) -> jax.Array:
-    """``[rows, inputs] -> [rows, outputs]``, blocked order; ``bias`` too."""
-    return _product_fwd(sizes, x, kernel_1, kernel_2, bias)[0]
-
-
-def _product_fwd(sizes: Sizes, x: Any, kernel_1: Any, kernel_2: Any, bias: Any) -> tuple[jax.Array, Any]:
-    shift = jnp.zeros(sizes.outputs) if bias is None else bias.astype(jnp.float32)
-    whole = kernel_1.astype(x.dtype), kernel_2.astype(x.dtype), shift
+def _value(sizes: Sizes, x: jax.Array, kernel_1: jax.Array, kernel_2: jax.Array, bias: jax.Array | None) -> jax.Array:
+    whole = kernel_1.astype(x.dtype), kernel_2.astype(x.dtype), shift(bias, sizes.outputs)
     (y,), _ = shard_rows(functools.partial(_forward, sizes), (x,), whole)
-    return y, (x, kernel_1, kernel_2, None if bias is None else jnp.zeros((0,), bias.dtype))
+    return y
 
 
-def _product_bwd(sizes: Sizes, saved: Any, g: jax.Array) -> tuple[Any, ...]:
-    x, kernel_1, kernel_2, bias_type = saved
+def _gradients(
+    sizes: Sizes, x: jax.Array, kernel_1: jax.Array, kernel_2: jax.Array, bias: jax.Array | None, g: jax.Array
+) -> tuple[Any, ...]:
     g = g.astype(x.dtype)
     whole = kernel_1.astype(x.dtype), kernel_2.astype(x.dtype)
     (dx,), _ = shard_rows(functools.partial(_backward, sizes), (g,), whole)
     plain = functools.partial(xla.run, bias=None, input_parts=sizes.parts, blocked=True)
     d1, d2 = jax.vjp(functools.partial(plain, x), kernel_1, kernel_2)[1](g)
-    dbias = None if bias_type is None else jnp.sum(g, axis=0, dtype=jnp.float32).astype(bias_type.dtype)
-    return dx, d1, d2, dbias
+    return dx, d1, d2, bias_gradient(g, bias)
 
 
-_product.defvjp(_product_fwd, _product_bwd)
+run = in_natural_order(differentiable(_value, _gradients, static=1))
+"""The product of ``x [rows, n]``; see ``vit_jax.kernels.monarch``."""
 
 
 def _forward(sizes: Sizes, x: jax.Array, kernel_1: jax.Array, kernel_2: jax.Array, bias: jax.Array) -> Any:
@@ -277,3 +261,6 @@ def _multiply(p: Plan, y: Any, group: Any, row: Any, l: Any, **s: Any) -> None: 
         target = y.at[pl.ds(row + group * 64, 64), part * p.L + l, pl.ds(column, p.out_tile)]
         plgpu.copy_smem_to_gmem(s["ys"].at[group], target)
     plgpu.wait_smem_to_gmem(0)  # shared memory must outlive the copies out of it
+
+
+IMPLEMENTATION = Implementation(run, unsupported_reason, opt_in(slower_reason), platform="gpu")

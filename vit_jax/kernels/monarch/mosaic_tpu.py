@@ -16,11 +16,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from vit_jax.kernels import vmem
-from vit_jax.kernels.monarch.layout import Sizes, blocked_bias
+from vit_jax.kernels.dispatch import Implementation
+from vit_jax.kernels.monarch.layout import Sizes, in_natural_order
 from vit_jax.kernels.monarch.tiling import Tiling, exchange, lay_out, take_back, tiling
-from vit_jax.kernels.products import dot
+from vit_jax.kernels.products import bias_gradient, differentiable, dot, shift
 from vit_jax.kernels.sharded import shard_rows
-from vit_jax.kernels.windows import LANES, merged
+from vit_jax.kernels.windows import merged, no_less_work
 
 UNROLLED = 64
 """Most windows on either side: the kernel is unrolled over them."""
@@ -28,32 +29,16 @@ ROWS = (512, 256, 128, 64, 32, 16)
 """Rows of a tile, the first that fits into VMEM."""
 
 
-def run(
-    x: jax.Array, kernel_1: jax.Array, kernel_2: jax.Array, bias: jax.Array | None, *, input_parts: int, blocked: bool
-) -> jax.Array:
-    """The product of ``x [rows, n]``; see ``vit_jax.kernels.monarch``."""
-    sizes = Sizes.of(x.shape[-1], kernel_1, kernel_2, bias, input_parts)
-    y = _product(sizes, x, kernel_1, kernel_2, None if bias is None else blocked_bias(sizes, bias))
-    if blocked:
-        return y
-    return jnp.reshape(jnp.transpose(jnp.reshape(y, (-1, sizes.L, sizes.S)), (0, 2, 1)), (-1, sizes.outputs))
-
-
 def unsupported_reason(
     x: jax.Array, kernel_1: jax.Array, kernel_2: jax.Array, bias: jax.Array | None, *, input_parts: int, blocked: bool
 ) -> str | None:
     """Why the kernel cannot run this product, as the end of a sentence, or None."""
     sizes = Sizes.of(x.shape[-1], kernel_1, kernel_2, bias, input_parts)
-    if x.shape[0] == 0:
-        return "there are no rows"
-    if x.dtype not in (jnp.float32, jnp.bfloat16):
-        return f"x is {x.dtype}, neither float32 nor bfloat16"
+    if reason := vmem.unsupported_rows(x):
+        return reason
     if max(sizes.K * sizes.parts, sizes.L) > UNROLLED:
         return f"{max(sizes.K * sizes.parts, sizes.L)} chunks are more than the {UNROLLED} it is unrolled for"
-    need = _vmem(tiling(sizes), x.dtype.itemsize, ROWS[-1], backward=True)
-    if need > vmem.budget():
-        return f"its backward takes {need / 2**20:.0f} MiB of VMEM, of which it may use {vmem.budget() >> 20}"
-    return None
+    return vmem.excess("its backward", _vmem(tiling(sizes), x.dtype.itemsize, ROWS[-1], backward=True))
 
 
 def slower_reason(
@@ -61,10 +46,7 @@ def slower_reason(
 ) -> str | None:
     """Why a dense product would be faster, as the end of a sentence, or None."""
     sizes = Sizes.of(x.shape[-1], kernel_1, kernel_2, bias, input_parts)
-    dense = -(-sizes.inputs // LANES) * -(-sizes.outputs // LANES) * LANES**2
-    if tiling(sizes).area < dense:
-        return None
-    return f"blocks filled up to {LANES} lanes make {tiling(sizes).area / dense:.1f} times the work of a dense product"
+    return no_less_work(tiling(sizes).area, sizes.inputs, sizes.outputs)
 
 
 def _vmem(plan: Tiling, itemsize: int, rows: int, backward: bool) -> int:
@@ -82,31 +64,25 @@ def _tile(plan: Tiling, x: jax.Array, backward: bool) -> int:
     return vmem.tile(ROWS, x.shape[0], lambda rows: _vmem(plan, x.dtype.itemsize, rows, backward))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _product(sizes: Sizes, x: jax.Array, kernel_1: jax.Array, kernel_2: jax.Array, bias: jax.Array | None) -> jax.Array:
-    """``[rows, inputs] -> [rows, outputs]``, blocked order; ``bias`` too."""
-    return _product_fwd(sizes, x, kernel_1, kernel_2, bias)[0]
-
-
-def _product_fwd(sizes: Sizes, x: Any, kernel_1: Any, kernel_2: Any, bias: Any) -> tuple[jax.Array, Any]:
+def _value(sizes: Sizes, x: jax.Array, kernel_1: jax.Array, kernel_2: jax.Array, bias: jax.Array | None) -> jax.Array:
     plan = tiling(sizes)
     weights = lay_out(plan, kernel_1.astype(x.dtype), kernel_2.astype(x.dtype))
-    shift = jnp.zeros(sizes.outputs) if bias is None else bias.astype(jnp.float32)
-    (y,), _ = shard_rows(functools.partial(_forward, plan), (x,), (*weights, shift[None]))
-    return y, (x, kernel_1, kernel_2, None if bias is None else jnp.zeros((0,), bias.dtype))
+    (y,), _ = shard_rows(functools.partial(_forward, plan), (x,), (*weights, shift(bias, sizes.outputs)))
+    return y
 
 
-def _product_bwd(sizes: Sizes, saved: Any, g: jax.Array) -> tuple[Any, ...]:
-    x, kernel_1, kernel_2, bias_type = saved
+def _gradients(
+    sizes: Sizes, x: jax.Array, kernel_1: jax.Array, kernel_2: jax.Array, bias: jax.Array | None, g: jax.Array
+) -> tuple[Any, ...]:
     plan, g = tiling(sizes), g.astype(x.dtype)
     weights = lay_out(plan, kernel_1.astype(x.dtype), kernel_2.astype(x.dtype))
     (dx,), sums = shard_rows(functools.partial(_backward, plan), (x, g), weights)
     d1, d2 = take_back(plan, *sums)
-    dbias = None if bias_type is None else jnp.sum(g, axis=0, dtype=jnp.float32).astype(bias_type.dtype)
-    return dx, d1.astype(kernel_1.dtype), d2.astype(kernel_2.dtype), dbias
+    return dx, d1.astype(kernel_1.dtype), d2.astype(kernel_2.dtype), bias_gradient(g, bias)
 
 
-_product.defvjp(_product_fwd, _product_bwd)
+run = in_natural_order(differentiable(_value, _gradients, static=1))
+"""The product of ``x [rows, n]``; see ``vit_jax.kernels.monarch``."""
 
 
 def _forward(plan: Tiling, x: jax.Array, w1: jax.Array, w2: jax.Array, bias: jax.Array) -> Any:
@@ -170,15 +146,8 @@ def _backward_kernel(plan: Tiling, rows: int, x: Any, g: Any, w1: Any, w2: Any, 
         dw1[...] = jnp.zeros_like(dw1)
         dw2[...] = jnp.zeros_like(dw2)
 
-    tile = x.shape[0]
-
     def read(ref: Any, columns: slice) -> jax.Array:
-        """Columns of a tile, zeros instead of what lies behind the last row."""
-        if rows % tile == 0:
-            return ref[:, columns]
-        at = pl.program_id(0) * tile + jax.lax.broadcasted_iota(jnp.int32, (tile, columns.stop - columns.start), 0)
-        value = ref[:, columns]
-        return jnp.where(at < rows, value, jnp.zeros_like(value))
+        return vmem.inside(ref[:, columns], pl.program_id(0), rows)
 
     sources = [[read(x, w.columns) for w in windows] for windows in plan.sources]
     targets = [read(g, w.columns) for w in plan.targets]
@@ -194,3 +163,6 @@ def _backward_kernel(plan: Tiling, rows: int, x: Any, g: Any, w1: Any, w2: Any, 
             pieces.append(dot(low, w1[w.rows], 1, 1))
     for columns, value in merged(plan.flat_sources, pieces):
         dx[:, columns] = value.astype(dx.dtype)
+
+
+IMPLEMENTATION = Implementation(run, unsupported_reason, slower_reason, platform="tpu")

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.kernels.monarch.layout import Sizes, blocked_bias, first
-from vit_jax.kernels.products import matmul
+from vit_jax.kernels.products import dots, matmul
 
 UNROLLED = 16
 """More blocks than this, in either factor, run as batched products: the unrolled program grows as their product."""
@@ -92,23 +92,17 @@ def _blockwise(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.A
 
 def _blockwise_fwd(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, Any]:
     low = kernel.astype(x.dtype)
-    y = _dots(x, low, 2, 2)
+    y = dots(x, low, 2, 2)
     if bias is not None:
         y += bias.astype(jnp.float32)[:, None, :]
-    types = jnp.zeros((0,), kernel.dtype), None if bias is None else jnp.zeros((0,), bias.dtype)
-    return y.astype(x.dtype), (x, low, *types)
+    return y.astype(x.dtype), (x, low, jnp.zeros((0,), kernel.dtype), bias)
 
 
 def _blockwise_bwd(saved: Any, g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    x, kernel, kernel_type, bias_type = saved
+    x, low, kernel, bias = saved
     g = g.astype(x.dtype)
-    dbias = None if bias_type is None else jnp.sum(g, axis=1, dtype=jnp.float32).astype(bias_type.dtype)
-    return _dots(g, kernel, 2, 1).astype(x.dtype), _dots(g, x, 1, 1).astype(kernel_type.dtype), dbias
+    dbias = None if bias is None else jnp.sum(g, axis=1, dtype=jnp.float32).astype(bias.dtype)
+    return dots(g, low, 2, 1).astype(x.dtype), dots(g, x, 1, 1).astype(kernel.dtype), dbias
 
 
 _blockwise.defvjp(_blockwise_fwd, _blockwise_bwd)
-
-
-def _dots(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:
-    dims = (((axis_a,), (axis_b,)), ((0,), (0,)))
-    return jax.lax.optimization_barrier(jax.lax.dot_general(a, b, dims, preferred_element_type=jnp.float32))

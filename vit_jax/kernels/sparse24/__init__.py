@@ -9,13 +9,10 @@ first.
 
 from __future__ import annotations
 
-import functools
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
-from vit_jax.kernels import dispatch
+from vit_jax.kernels.dispatch import Implementation, choose
 from vit_jax.kernels.sparse24 import mosaic_gpu, mosaic_tpu, xla
 from vit_jax.kernels.sparse24.packed import mask24, pack, pack_int8, unpack
 from vit_jax.types import Array, UserError
@@ -23,19 +20,9 @@ from vit_jax.types import Array, UserError
 __all__ = ["IMPLEMENTATIONS", "mask24", "pack", "pack_int8", "sparse24", "unpack"]
 
 IMPLEMENTATIONS = {
-    "mosaic_tpu": dispatch.Implementation(
-        mosaic_tpu.forward,
-        unsupported_reason=mosaic_tpu.unsupported_reason,
-        slower_reason=mosaic_tpu.slower_reason,
-        platform="tpu",
-    ),
-    "mosaic_gpu": dispatch.Implementation(
-        mosaic_gpu.forward,
-        unsupported_reason=mosaic_gpu.unsupported_reason,
-        slower_reason=dispatch.opt_in(mosaic_gpu.slower_reason),
-        platform="gpu",
-    ),
-    "xla": dispatch.Implementation(xla.forward),
+    "mosaic_tpu": mosaic_tpu.IMPLEMENTATION,
+    "mosaic_gpu": mosaic_gpu.IMPLEMENTATION,
+    "xla": Implementation(xla.run),
 }
 
 
@@ -74,22 +61,6 @@ def sparse24(
             f"x with {size} inputs, values {values.shape} and index {index.shape} do not belong together; give values "
             f"[in/2, out] and index [in/8, out] of a kernel with in = {size}, a multiple of 4."
         )
-    run = dispatch.choose("sparse24", IMPLEMENTATIONS, implementation, x, values, index, bias, scale)
-    return _sparse24(run, x, values, index, bias, scale)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sparse24(run: Any, x: Any, values: Any, index: Any, bias: Any, scale: Any) -> jax.Array:
-    return run(x, values, index, bias, scale)
-
-
-def _sparse24_fwd(run: Any, *args: Any) -> tuple[jax.Array, Any]:
-    return run(*args), args
-
-
-def _sparse24_bwd(run: Any, args: Any, g: jax.Array) -> tuple[jax.Array | None, ...]:
-    x, values, index, bias, scale = args
-    return xla.backward(x, values, index, bias, scale, g)
-
-
-_sparse24.defvjp(_sparse24_fwd, _sparse24_bwd)
+    run = choose("sparse24", IMPLEMENTATIONS, implementation, x, values, index, bias, scale)
+    y: jax.Array = run(x, values, index, bias, scale)
+    return y

@@ -26,7 +26,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from vit_jax.kernels import sharded
-from vit_jax.kernels.dispatch import other_gpu
+from vit_jax.kernels.dispatch import Implementation, opt_in, other_gpu
+from vit_jax.kernels.sparse24.xla import by_kernel
 
 ROWS = 64
 """Rows of a program: what the matrix unit takes. With more the weights would be read and expanded again."""
@@ -94,22 +95,10 @@ def slower_reason(x: Any, values: Any, index: Any, bias: Any, scale: Any) -> str
     return "float32 values would be cast first" if values.dtype == jnp.float32 else None
 
 
-def forward(
-    x: jax.Array, values: jax.Array, index: jax.Array, bias: jax.Array | None, scale: jax.Array | None
-) -> jax.Array:
-    """``(x @ unpack(values, index)) * scale + bias``; each device its rows, all weights."""
-    out = values.shape[1]
-    ones, zeros = jnp.ones(out, jnp.float32), jnp.zeros(out, jnp.float32)
-    pair = (ones if scale is None else scale, zeros if bias is None else bias)
-    affine = jnp.stack([a.astype(jnp.float32) for a in pair])
-    values = values if values.dtype == jnp.int8 else values.astype(x.dtype)
-    (y,), _ = sharded.shard_rows(_product, (jnp.reshape(x, (-1, x.shape[-1])),), (values, index, affine))
-    return jnp.reshape(y, (*x.shape[:-1], out))
-
-
 def _product(x: jax.Array, values: jax.Array, index: jax.Array, affine: jax.Array) -> Any:
     """``[rows, in] -> ([rows, out],)`` on one device, and no sums."""
     (rows, size), out = x.shape, values.shape[1]
+    values = values if values.dtype == jnp.int8 else values.astype(x.dtype)
     t = tiles(rows, size, out)
     kernel = plgpu.kernel(
         functools.partial(_kernel, t),
@@ -222,3 +211,6 @@ def _multiply(t: Tiles, fetch: Any, fetch_x: Any, s: Any, total: Any) -> jax.Arr
 
 def _value(values: Any, at: int) -> jax.Array:
     return plgpu.layout_cast(values[at].astype(jnp.bfloat16), plgpu.Layout.WGMMA)
+
+
+IMPLEMENTATION = Implementation(by_kernel(_product), unsupported_reason, opt_in(slower_reason), platform="gpu")

@@ -8,7 +8,6 @@ sorted into the same eight planes, cheap as long as rows are few, which is when 
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +16,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from vit_jax.kernels import sharded
+from vit_jax.kernels.dispatch import Implementation
+from vit_jax.kernels.products import dot
+from vit_jax.kernels.sparse24.xla import by_kernel
 
 ROWS = 256
 """Rows of a block. Up to about as many the weights' bytes decide, beyond them the arithmetic (v5e: 240)."""
@@ -64,18 +66,6 @@ def slower_reason(x: Any, values: Any, index: Any, bias: Any, scale: Any) -> str
     return None
 
 
-def forward(
-    x: jax.Array, values: jax.Array, index: jax.Array, bias: jax.Array | None, scale: jax.Array | None
-) -> jax.Array:
-    """``(x @ unpack(values, index)) * scale + bias``; each device its rows, all weights."""
-    out = values.shape[1]
-    ones, zeros = jnp.ones(out, jnp.float32), jnp.zeros(out, jnp.float32)
-    pair = (ones if scale is None else scale, zeros if bias is None else bias)
-    affine = jnp.stack([a.astype(jnp.float32) for a in pair])
-    (y,), _ = sharded.shard_rows(_product, (jnp.reshape(x, (-1, x.shape[-1])),), (values, index, affine))
-    return jnp.reshape(y, (*x.shape[:-1], out))
-
-
 def _product(x: jax.Array, values: jax.Array, index: jax.Array, affine: jax.Array) -> Any:
     """``[rows, in] -> ([rows, out],)`` on one device, and no sums."""
     (rows, size), out = x.shape, values.shape[1]
@@ -110,12 +100,6 @@ def _kernel(x: Any, values: Any, index: Any, affine: Any, y: Any, total: Any) ->
 
     places = index[...].astype(jnp.int32)
     precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-    dot = functools.partial(
-        jax.lax.dot_general,
-        dimension_numbers=(((1,), (0,)), ((), ())),
-        precision=precision,
-        preferred_element_type=jnp.float32,
-    )
     for half in range(2):
         # 32-bit lanes: vector units before v6e have no arithmetic in fewer.
         first, second = (values[slot + half].astype(jnp.float32) for slot in (0, 2))
@@ -126,8 +110,11 @@ def _kernel(x: Any, values: Any, index: Any, affine: Any, y: Any, total: Any) ->
                 plane = jnp.where(two == place << 4 * half + 2, second, plane)
             if place < 3:
                 plane = jnp.where(one == place << 4 * half, first, plane)
-            total[...] += dot(x[4 * half + place], plane.astype(x.dtype))
+            total[...] += dot(x[4 * half + place], plane.astype(x.dtype), 1, 0, precision)
 
     @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
     def _() -> None:
         y[...] = (total[...] * affine[0:1, :] + affine[1:2, :]).astype(y.dtype)
+
+
+IMPLEMENTATION = Implementation(by_kernel(_product), unsupported_reason, slower_reason, platform="tpu")

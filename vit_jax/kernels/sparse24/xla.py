@@ -1,15 +1,19 @@
-"""Unpack, then a dense product; and the gradients, which every implementation shares."""
+"""Unpack, then a dense product; and what every implementation shares: the gradients, the way to a kernel."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from vit_jax.kernels.products import dot, outer
+from vit_jax.kernels.products import bias_gradient, differentiable, dot, outer, shift
+from vit_jax.kernels.sharded import shard_rows
 from vit_jax.kernels.sparse24.packed import select, unpack
 
 
-def forward(
+def _forward(
     x: jax.Array, values: jax.Array, index: jax.Array, bias: jax.Array | None, scale: jax.Array | None
 ) -> jax.Array:
     """``(x @ kernel) * scale + bias`` with the kernel written out in the type of ``x``."""
@@ -21,7 +25,7 @@ def forward(
     return y.astype(x.dtype)
 
 
-def backward(
+def _backward(
     x: jax.Array,
     values: jax.Array,
     index: jax.Array,
@@ -37,8 +41,7 @@ def backward(
     g = g.astype(x.dtype)
     scaled = g if scale is None else (g.astype(jnp.float32) * _wide(scale, g)).astype(x.dtype)
     dx = dot(scaled, unpack(values.astype(x.dtype), index), g.ndim - 1, 1).astype(x.dtype)
-    rows = tuple(range(g.ndim - 1))
-    dbias = None if bias is None else jnp.sum(g, axis=rows, dtype=jnp.float32).astype(bias.dtype)
+    dbias = bias_gradient(g, bias)
     if scale is None and not jnp.issubdtype(values.dtype, jnp.floating):
         return dx, None, None, dbias, None
     d = select(outer(x, g), index)
@@ -46,6 +49,27 @@ def backward(
     if not jnp.issubdtype(values.dtype, jnp.floating):
         return dx, None, None, dbias, dscale
     return dx, (d if scale is None else d * _wide(scale, d)).astype(values.dtype), None, dbias, dscale
+
+
+run = differentiable(_forward, _backward)
+
+
+def by_kernel(product: Callable[..., Any]) -> Callable[..., jax.Array]:
+    """:data:`run` by a kernel: each device its rows, all weights.
+
+    Args:
+      product: ``(x [rows, in], values, index, affine) -> ([rows, out],), ()``, where ``affine``, float32 ``[2, out]``,
+        holds the scale and the bias.
+    """
+
+    def forward(x: Any, values: Any, index: Any, bias: Any, scale: Any) -> jax.Array:
+        out = values.shape[1]
+        scales = jnp.ones((1, out)) if scale is None else scale.astype(jnp.float32)[None]
+        affine = jnp.concatenate([scales, shift(bias, out)])
+        (y,), _ = shard_rows(product, (jnp.reshape(x, (-1, x.shape[-1])),), (values, index, affine))
+        return jnp.reshape(y, (*x.shape[:-1], out))
+
+    return differentiable(forward, _backward)
 
 
 def _wide(vector: jax.Array, like: jax.Array) -> jax.Array:

@@ -15,9 +15,7 @@ from vit_jax.kernels.topk_mlp import dense, gather, mosaic_tpu
 from vit_jax.types import UserError
 
 IMPLEMENTATIONS = {
-    "mosaic_tpu": Implementation(
-        mosaic_tpu.run, mosaic_tpu.unsupported_reason, mosaic_tpu.slower_reason, platform="tpu"
-    ),
+    "mosaic_tpu": mosaic_tpu.IMPLEMENTATION,
     "gather": Implementation(gather.run, slower_reason=gather.slower_reason),
     "dense": Implementation(dense.run),
 }

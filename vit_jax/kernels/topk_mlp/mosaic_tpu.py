@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from vit_jax.kernels import sharded, vmem
-from vit_jax.kernels.products import dot
+from vit_jax.kernels import products, sharded, vmem
+from vit_jax.kernels.dispatch import Implementation
 from vit_jax.kernels.topk_mlp.dense import with_its_gradients
 from vit_jax.kernels.topk_mlp.gather import split_units
 
@@ -34,7 +34,7 @@ LISTS = 2**18
 
 def run(h: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, k: int) -> jax.Array:
     """``h [..., F] @ kernel + bias``; see ``vit_jax.kernels.topk_mlp``."""
-    return with_its_gradients(_forward, k, h, kernel, bias)
+    return _product_of(k, h, kernel, bias)
 
 
 def unsupported_reason(h: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, k: int) -> str | None:
@@ -53,10 +53,7 @@ def unsupported_reason(h: jax.Array, kernel: jax.Array, bias: jax.Array | None, 
     if 4 * tiles * listed > LISTS:
         return f"lists of units for {tiles} tiles of tokens take more than {LISTS >> 10} KiB of scalar memory"
     width, size = kernel.shape[1], kernel.dtype.itemsize
-    need = 2 * CHUNK * width * size + 12 * tile * width + 8 * tile * listed * piece
-    if need > vmem.budget():
-        return f"it takes {need / 2**20:.0f} MiB of VMEM, of which it may use {vmem.budget() >> 20}"
-    return None
+    return vmem.excess("it", 2 * CHUNK * width * size + 12 * tile * width + 8 * tile * listed * piece)
 
 
 def slower_reason(h: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, k: int) -> str | None:
@@ -80,10 +77,11 @@ def _sizes(rows: int, kernel: Any, k: int) -> tuple[int, int, int]:
     return pl.cdiv(rows, tile), tile, pl.cdiv(most, chunk) * chunk
 
 
-def _forward(h: jax.Array, kernel: jax.Array, bias: jax.Array | None, k: int) -> jax.Array:
+@with_its_gradients
+def _product_of(k: int, h: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
     rows = jnp.reshape(h, (-1, h.shape[-1]))
-    shift = jnp.zeros(kernel.shape[1]) if bias is None else bias.astype(jnp.float32)
-    (y,), _ = sharded.shard_rows(functools.partial(_product, k), (rows,), (kernel, shift[None]))
+    f = functools.partial(_product, k)
+    (y,), _ = sharded.shard_rows(f, (rows,), (kernel, products.shift(bias, kernel.shape[1])))
     return jnp.reshape(y, (*h.shape[:-1], kernel.shape[1]))
 
 
@@ -175,9 +173,12 @@ def _kernel(
         arrived_rows = rows[jax.lax.rem(step, 2)]
         place = step * CHUNK + jax.lax.broadcasted_iota(jnp.int32, arrived_rows.shape, 0)
         known = jnp.where(place < here * piece, arrived_rows, jnp.zeros_like(arrived_rows))
-        total[...] += dot(values[step], known.astype(values.dtype), 1, 0)
+        total[...] += products.dot(values[step], known.astype(values.dtype), 1, 0)
 
     total[...] = jnp.zeros_like(total)
     copies(0, lambda copy: copy.start())
     jax.lax.fori_loop(0, pl.cdiv(here, chunk), multiply, None)
     y[...] = (total[...] + bias[...]).astype(y.dtype)
+
+
+IMPLEMENTATION = Implementation(run, unsupported_reason, slower_reason, platform="tpu")
