@@ -90,12 +90,7 @@ class CropResize:
         raise NotImplementedError
 
     def __call__(
-        self,
-        key: PRNGKey,
-        image: jax.Array,
-        original: jax.Array,
-        size: int,
-        interpolation: Interpolation = "bilinear",
+        self, key: PRNGKey, image: jax.Array, original: jax.Array, size: int, interpolation: Interpolation = "bilinear"
     ) -> jax.Array:
         """uint8[S,S,3] or float32 in [0, 1] -> float32[size,size,3] in [0, 1]."""
         box, side = self.box(key, original), image.shape[0]
@@ -182,12 +177,7 @@ class RandomCrop(CropResize):
         check_range(self, 0, 4096, "padding")
 
     def __call__(
-        self,
-        key: PRNGKey,
-        image: jax.Array,
-        original: jax.Array,
-        size: int,
-        interpolation: Interpolation = "bilinear",
+        self, key: PRNGKey, image: jax.Array, original: jax.Array, size: int, interpolation: Interpolation = "bilinear"
     ) -> jax.Array:
         side = image.shape[0] + 2 * self.padding
         if side < size or (self.mode == "reflect" and self.padding >= image.shape[0]):

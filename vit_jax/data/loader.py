@@ -107,15 +107,13 @@ def positions(step: int, *, batch_size: int, process_index: int = 0, process_cou
     return step * batch_size + process_index * rows + np.arange(rows, dtype=np.int64)
 
 
-def train_rows(
-    step: int, *, n: int, seed: int, batch_size: int, process_index: int = 0, process_count: int = 1
-) -> np.ndarray:
-    """Example indices of this host's rows of the batch of ``step``: int64[batch_size / process_count].
+def train_rows(step: int, *, n: int, seed: int, **rows: int) -> np.ndarray:
+    """Example indices of this host's rows of the batch of ``step``, as many as :func:`positions`.
 
     The stream of examples is one permutation of ``range(n)`` per epoch, one after the other; batches run across the
     borders of epochs.
     """
-    position = positions(step, batch_size=batch_size, process_index=process_index, process_count=process_count)
+    position = positions(step, **rows)
     epochs, offsets = np.divmod(position, n)
     out = np.empty(len(position), np.int64)
     for epoch in np.unique(epochs):
@@ -124,9 +122,9 @@ def train_rows(
     return out
 
 
-def eval_rows(step: int, *, n: int, batch_size: int, process_index: int = 0, process_count: int = 1) -> np.ndarray:
+def eval_rows(step: int, *, n: int, **rows: int) -> np.ndarray:
     """Like :func:`train_rows` in the source's own order; -1 are the padding rows after the last example."""
-    position = positions(step, batch_size=batch_size, process_index=process_index, process_count=process_count)
+    position = positions(step, **rows)
     return np.where(position < n, position, -1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -12,11 +13,17 @@ import jax.numpy as jnp
 
 from vit_jax.config import resumable
 from vit_jax.layers.attention import KVCache
-from vit_jax.layers.block import Block, Encoder, Remat
+from vit_jax.layers.block import Block, Encoder, Remat, ResidualBlock
 from vit_jax.layers.hooks import Adapter, LogitBias, MLPSpec, Reducer, Rotary
 from vit_jax.layers.linear import Dense, DType, Spec
 from vit_jax.layers.mlp import Activation
 from vit_jax.layers.norm import EPSILON
+
+
+def common(source: nn.Module, target: type[nn.Module]) -> dict[str, Any]:
+    """The fields of ``source`` that a ``target`` has too, by name."""
+    theirs = {f.name for f in dataclasses.fields(target)} - {"parent", "name"}
+    return {f.name: getattr(source, f.name) for f in dataclasses.fields(source) if f.name in theirs}
 
 
 class Stack(nn.Module):
@@ -58,32 +65,12 @@ class Stack(nn.Module):
 
     def stack(self, block: Callable[..., nn.Module], **options: Any) -> Encoder:
         """The encoder of ``depth`` such blocks; ``options`` are fields of :class:`Encoder`."""
-        return Encoder(
-            self.depth,
-            self.with_fields(block),
-            drop_path=self.drop_path,
-            stochastic=bool(self.dropout or self.drop_path),
-            scan=self.scan,
-            remat=self.remat,
-            dtype=self.dtype,
-            norm_epsilon=self.norm_epsilon,
-            **options,
-        )
+        stochastic = bool(self.dropout or self.drop_path)
+        return Encoder(block=self.with_fields(block), stochastic=stochastic, **common(self, Encoder), **options)
 
     def with_fields(self, block: Callable[..., nn.Module]) -> Any:
         """``block`` with the fields that it shares with the tower, or one such for every depth."""
-        return functools.partial(
-            block,
-            mlp_dim=self.mlp_dim,
-            mlp_linear=self.mlp_linear,
-            activation=self.activation,
-            dropout=self.dropout,
-            layer_scale=self.layer_scale,
-            dtype=self.dtype,
-            norm_epsilon=self.norm_epsilon,
-            adapter=self.adapter,
-            ffn=self.ffn,
-        )
+        return functools.partial(block, **common(self, ResidualBlock))
 
 
 class TransformerStack(Stack):
@@ -115,15 +102,8 @@ class TransformerStack(Stack):
 
     def with_fields(self, block: Callable[..., nn.Module] = Block) -> Any:
         """``block`` with the fields that it shares with the tower, or one such for every depth."""
-        made = functools.partial(
-            super().with_fields(block),
-            heads=self.heads,
-            qkv_linear=self.qkv_linear,
-            out_linear=self.out_linear,
-            attention_implementation=self.attention,
-            rotary=self.rotary,
-            logit_bias=self.logit_bias,
-        )
+        fields = {**common(self, Block), "attention_implementation": self.attention, "reducer": None}
+        made = functools.partial(block, **fields)
         if self.reducer is None:
             return made
         return tuple(functools.partial(made, reducer=functools.partial(self.reducer, i)) for i in range(self.depth))

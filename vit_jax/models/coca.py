@@ -44,7 +44,7 @@ class TextDecoder(TransformerStack, Model):
         self, x: jax.Array, context: jax.Array, *, train: bool = False, cache: KVCache | None = None
     ) -> jax.Array:
         """``[B, N, D]`` and ``[B, M, C]`` -> ``[B, N, D]``."""
-        encoder = self.stack(functools.partial(Block, causal=True, split=self.split), name="encoder")
+        encoder = self.stack(functools.partial(Block, causal=True), name="encoder")
         return encoder(x, train=train, context=context.astype(self.dtype), cache=cache, at=self.places(x, cache))
 
 

@@ -14,7 +14,7 @@ from vit_jax.layers.embed import PatchEmbed
 from vit_jax.layers.linear import Dense, LinearSpec, Spec
 from vit_jax.layers.mlp import MLP
 from vit_jax.layers.pool import average
-from vit_jax.layers.stack import Stack
+from vit_jax.layers.stack import Stack, common
 from vit_jax.models.base import Features, ImageModel
 
 
@@ -64,8 +64,7 @@ class Mixer(Stack, ImageModel):
     def encode(self, image: jax.Array, train: bool) -> Features:
         grid = PatchEmbed(self.patch, self.width, self.dtype, name="patch")(image)
         x = grid.reshape(grid.shape[0], -1, self.width)
-        block = functools.partial(MixerBlock, token_dim=self.token_dim, token_linear=self.token_linear)
-        tokens = self.stack(block, name="encoder")(x, train=train)
+        tokens = self.stack(functools.partial(MixerBlock, **common(self, MixerBlock)), name="encoder")(x, train=train)
         return Features(tokens, average(tokens))
 
 

@@ -16,7 +16,7 @@ from vit_jax.layers.linear import Dense, DType, LinearSpec, Spec, logical
 from vit_jax.layers.linear.block_diagonal import BlockDiagonal
 from vit_jax.layers.long_conv import Filter, long_conv
 from vit_jax.layers.pool import average
-from vit_jax.layers.stack import Stack
+from vit_jax.layers.stack import Stack, common
 from vit_jax.models.base import Features, ImageModel
 from vit_jax.models.roles import Kind
 
@@ -136,17 +136,7 @@ class MonarchMixer(Stack, ImageModel):
     def encode(self, image: jax.Array, train: bool) -> Features:
         grid = PatchEmbed(self.patch, self.width, self.dtype, name="patch")(image)
         x = grid.reshape(grid.shape[0], -1, self.width)
-        mixer = functools.partial(
-            SequenceMixer,
-            short=self.short,
-            filter_features=self.filter_features,
-            filter_hidden=self.filter_hidden,
-            residual=self.residual,
-            qkv_linear=self.qkv_linear,
-            out_linear=self.out_linear,
-            dtype=self.dtype,
-            implementation=self.long_conv,
-        )
+        mixer = functools.partial(SequenceMixer, implementation=self.long_conv, **common(self, SequenceMixer))
         tokens = self.stack(functools.partial(MonarchMixerBlock, mixer=mixer), name="encoder")(x, train=train)
         return Features(tokens, average(tokens))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Literal
 
 import flax.linen as nn
@@ -61,8 +60,7 @@ class TextTransformer(TransformerStack, Model):
             self.cls = self.param(
                 "cls", logical(nn.initializers.normal(0.01), (None, None, "embed")), (1, 1, self.width)
             )
-        block = functools.partial(Block, causal=self.causal)
-        self.encoder = self.stack(block, final_norm=not self._has_cls)
+        self.encoder = self.stack(Block, final_norm=not self._has_cls)
         if self._has_cls:  # the tokens go on to a decoder without a norm, which has its own
             self.norm = LayerNorm(self.dtype, self.norm_epsilon)
         if self.pool == "map":

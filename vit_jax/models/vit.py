@@ -75,7 +75,7 @@ class ViT(TransformerStack, ImageModel):
     @nn.compact
     def encode_tokens(self, tokens: jax.Array, train: bool, at: Array | None = None) -> jax.Array:
         """``[B, N, D] -> [B, N, D]``, for any of the tokens; ``at`` are coordinates of the last ones for ``rotary``."""
-        encoder = self.stack(Block, final_norm=self.final_norm, name="encoder")
+        encoder = self.stack(Block, name="encoder")
         return encoder(tokens, train=train, at=None if self.rotary is None else at)
 
     @nn.compact

@@ -12,6 +12,7 @@ published ViT results used the 32 or 64 examples that sat on one accelerator, an
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
@@ -120,11 +121,11 @@ def _direct(direction: Direction, m: int | None, clean: Params, params: Params, 
     return grad_fn.over_groups(lambda group: direction(group(params), group), m)
 
 
-def _transformation(m: int | None, direction: Callable[[Params, jax.Array], Direction]) -> Any:
-    """A transformation from ``direction(params, count)``."""
+def _transformation(m: int | None, direction: Callable[[Params, jax.Array, Params, Grad], Params]) -> Any:
+    """A transformation from ``direction(params, count, ...)``, a :data:`Direction` given the first two."""
 
     def update(updates: Any, state: State, params: Any = None, *, grad_fn: Any = None, **_: Any) -> tuple[Any, State]:
-        out = _direct(direction(params, state.step), m, updates, params, _need(grad_fn))
+        out = _direct(functools.partial(direction, params, state.step), m, updates, params, _need(grad_fn))
         return out, State(optax.safe_increment(state.step))
 
     return optax.GradientTransformationExtraArgs(lambda params: State(jnp.zeros((), jnp.int32)), update)
@@ -148,7 +149,7 @@ class Sam:
         _check("sam", self.m, rho=self.rho)
 
     def transform(self, relative_lr: RelativeLr) -> optax.GradientTransformationExtraArgs:
-        return _transformation(self.m, lambda params, _: lambda g, grad: grad(_ascend(params, g, self.rho)))
+        return _transformation(self.m, lambda params, _, g, grad: grad(_ascend(params, g, self.rho)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,14 +186,10 @@ class Asam:
         )
 
     def transform(self, relative_lr: RelativeLr) -> optax.GradientTransformationExtraArgs:
-        def direction(params: Params, count: jax.Array) -> Direction:
+        def direction(params: Params, _: jax.Array, g: Params, grad: Grad) -> Params:
             t = self.scales(params)
-
-            def of(g: Params, grad: Grad) -> Params:
-                tg = jax.tree.map(jnp.multiply, t, g)
-                return grad(axpy(self.rho / jnp.maximum(norm(tg), EPS), jax.tree.map(jnp.multiply, t, tg), params))
-
-            return of
+            tg = jax.tree.map(jnp.multiply, t, g)
+            return grad(axpy(self.rho / jnp.maximum(norm(tg), EPS), jax.tree.map(jnp.multiply, t, tg), params))
 
         return _transformation(self.m, direction)
 
@@ -228,14 +225,10 @@ class Gsam:
         checks.nonnegative("gsam alpha", self.alpha)
 
     def transform(self, relative_lr: RelativeLr) -> optax.GradientTransformationExtraArgs:
-        def direction(params: Params, count: jax.Array) -> Direction:
+        def direction(params: Params, count: jax.Array, g: Params, grad: Grad) -> Params:
             rho = self.rho_min + (self.rho_max - self.rho_min) * relative_lr(count)
-
-            def of(g: Params, grad: Grad) -> Params:
-                perturbed = grad(_ascend(params, g, rho))
-                return axpy(-self.alpha, orthogonal(g, perturbed), perturbed)
-
-            return of
+            perturbed = grad(_ascend(params, g, rho))
+            return axpy(-self.alpha, orthogonal(g, perturbed), perturbed)
 
         return _transformation(self.m, direction)
 

@@ -38,8 +38,8 @@ def _check_end(end: float) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Cosine:
-    """Half a cosine from the peak to ``end`` times the peak (SGDR without restarts, arXiv:1608.03983, eq. 5).
+class Falling:
+    """A schedule that falls from the first step after the warm-up to the last.
 
     Attributes:
       end: final learning rate as a fraction of the peak.
@@ -49,23 +49,19 @@ class Cosine:
 
     def __post_init__(self) -> None:
         _check_end(self.end)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cosine(Falling):
+    """Half a cosine from the peak to ``end`` times the peak (SGDR without restarts, arXiv:1608.03983, eq. 5)."""
 
     def __call__(self, t: jax.Array, n: int, steps_of: StepsOf) -> jax.Array:
         return self.end + (1 - self.end) * 0.5 * (1 + jnp.cos(jnp.pi * t / n))
 
 
 @dataclasses.dataclass(frozen=True)
-class Linear:
-    """A straight line from the peak to ``end`` times the peak; SAM for ViT uses ``end=0.01`` (arXiv:2106.01548).
-
-    Attributes:
-      end: final learning rate as a fraction of the peak.
-    """
-
-    end: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check_end(self.end)
+class Linear(Falling):
+    """A straight line from the peak to ``end`` times the peak; SAM for ViT uses ``end=0.01`` (arXiv:2106.01548)."""
 
     def __call__(self, t: jax.Array, n: int, steps_of: StepsOf) -> jax.Array:
         return self.end + (1 - self.end) * (n - t) / n

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vit_jax.config import suggest
-from vit_jax.data.sources.base import MAX_CLASSES, Info, Record, Source, align, as_captions, take_split
-from vit_jax.data.sources.shards import find_shards
+from vit_jax.data.sources.base import MAX_CLASSES, Info, Record, Source, as_captions
+from vit_jax.data.sources.shards import open_shards
 from vit_jax.types import UserError
 
 IMAGE_COLUMNS = ("image", "img")
@@ -94,14 +94,7 @@ class Parquet:
 
 def open_parquet(rest: str, split: str, *, holdout: float | int, seed: int) -> Source:
     """Opens files by pattern; a folder with ``train*`` and ``validation*`` files is split by name, else by seed."""
-    paths, is_split = find_shards("parquet", rest, (".parquet",), split)
-    if not is_split:
-        data = Parquet(paths)
-        return take_split(data, data.labels, split, holdout, seed, f"parquet:{rest}")
-    if split == "train":
-        return Parquet(paths)
-    train = Parquet(find_shards("parquet", rest, (".parquet",), "train")[0])
-    return align(Parquet(paths), train.info.class_names, f"the validation files of parquet:{rest}")
+    return open_shards("parquet", Parquet, "validation files", rest, split, holdout=holdout, seed=seed)
 
 
 def _open(path: str) -> Any:

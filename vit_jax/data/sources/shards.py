@@ -6,7 +6,10 @@ import glob
 import itertools
 import os
 import re
+from collections.abc import Callable
+from typing import Any
 
+from vit_jax.data.sources.base import Source, align, take_split
 from vit_jax.data.sources.folder import VAL_NAMES, missing_path
 from vit_jax.types import UserError
 
@@ -46,6 +49,30 @@ def find_shards(kind: str, pattern: str, suffixes: tuple[str, ...], split: str) 
             raise UserError(missing_path(kind, one, "file") if not found or found == [one] else f"no file {found[0]}.")
         paths += found
     return paths, False
+
+
+def open_shards(
+    kind: str, make: Callable[[list[str]], Any], what: str, rest: str, split: str, holdout: float | int, seed: int
+) -> Source:
+    """The source that ``make`` makes of the files ``rest`` of a split, which is found by name, else by seed.
+
+    Args:
+      kind: of the source, and the suffix of its files in a folder.
+      make: paths -> all that they hold, a source that has its ``labels``.
+      what: the files of the split "val", for error sentences.
+      rest: a pattern, see :func:`find_shards`.
+      split: ``"train"`` or ``"val"``.
+      holdout: share or number of examples held out where the files are not named by split.
+      seed: of the examples that are held out.
+    """
+    paths, is_split = find_shards(kind, rest, (f".{kind}",), split)
+    source = make(paths)
+    if not is_split:
+        return take_split(source, source.labels, split, holdout, seed, f"{kind}:{rest}")
+    if split == "train":
+        return source
+    train = make(find_shards(kind, rest, (f".{kind}",), "train")[0])
+    return align(source, train.info.class_names, f"the {what} of {kind}:{rest}")
 
 
 _STARTS = {"train": ("train",), "val": VAL_NAMES}

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.data.sources.base import Info, Record, Source, Strings, Unreadable, align, take_split
+from vit_jax.data.sources.base import Info, Record, Source, Strings, Unreadable
 from vit_jax.data.sources.folder import canonical_key
-from vit_jax.data.sources.shards import find_shards
+from vit_jax.data.sources.shards import open_shards
 from vit_jax.data.sources.tar_index import ShardIndex, load_index
 from vit_jax.data.sources.tar_members import parse_captions
 from vit_jax.io import atomic
@@ -88,14 +88,7 @@ def _notes(shards: list[ShardIndex], paths: list[str]) -> tuple[str, ...]:
 
 def open_tar(rest: str, split: str, *, holdout: float | int, seed: int) -> Source:
     """Opens shards by pattern; a folder with ``train*.tar`` and ``val*.tar`` is split by name, else by seed."""
-    paths, is_split = find_shards("tar", rest, (".tar",), split)
-    if not is_split:
-        tar = Tar(paths)
-        return take_split(tar, tar.labels, split, holdout, seed, f"tar:{rest}")
-    if split == "train":
-        return Tar(paths)
-    train = Tar(find_shards("tar", rest, (".tar",), "train")[0])
-    return align(Tar(paths), train.info.class_names, f"the val shards of tar:{rest}")
+    return open_shards("tar", Tar, "val shards", rest, split, holdout=holdout, seed=seed)
 
 
 def write_tar(source: Source, pattern: str, *, shard_size: int = 10_000) -> list[str]:

@@ -33,12 +33,7 @@ IMPLEMENTATIONS = {
 
 
 def block_sparse(
-    x: Array,
-    kernel: Array,
-    index: Array,
-    bias: Array | None = None,
-    *,
-    implementation: str | None = None,
+    x: Array, kernel: Array, index: Array, bias: Array | None = None, *, implementation: str | None = None
 ) -> jax.Array:
     """``x`` times the block-sparse matrix, plus ``bias``.
 
