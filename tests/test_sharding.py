@@ -169,6 +169,14 @@ def test_constrain():
     assert math.prod(y.sharding.shard_shape(y.shape)) == 8 * 16 // 8
 
 
+def test_rows_stay_on_their_devices_and_sums_are_added_up(rng):
+    x, w = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in ((8, 3), (3,)))
+    f = sharding.over_batch(lambda x, w: ({"y": x * w[None]}, {"sum": jnp.sum(x, 0)}), mesh(2, 2, 2), (True, False))
+    rows, sums = jax.jit(f)(x, w)
+    np.testing.assert_allclose(rows["y"], x * w[None], rtol=1e-6)
+    np.testing.assert_allclose(sums["sum"], x.sum(0), rtol=1e-5, atol=1e-6)
+
+
 def test_large_replicated_leaves_are_named():
     m = mesh(1, 8, 1)
     tree = {"odd": jax.ShapeDtypeStruct((1031, 1033), "float32"), "even": jax.ShapeDtypeStruct((1024, 1033), "float32")}

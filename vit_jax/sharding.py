@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +17,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from vit_jax import trees
 from vit_jax.types import Array, UsageError
 
 AXES = ("replica", "fsdp", "tensor")
@@ -101,6 +102,23 @@ def param_shardings(boxed: Any, mesh: Mesh) -> Any:
     return jax.tree.map(one, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
 
 
+def over_batch(f: Callable[..., Any], mesh: Mesh, split: Sequence[bool]) -> Callable[..., Any]:
+    """``f`` of the rows of each device, run on all of them.
+
+    Args:
+      f: returns (a tree of arrays split along the batch, a tree of sums to be added over the devices).
+      mesh: the devices.
+      split: whether each argument of ``f`` is split along the batch; the others every device has whole.
+    """
+
+    def local(*args: Any) -> Any:
+        rows, sums = f(*args)
+        return rows, jax.tree.map(lambda x: jax.lax.psum(x, BATCH), sums)
+
+    specs = tuple(P(BATCH) if s else P() for s in split)
+    return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=(P(BATCH), P()), check_vma=False)
+
+
 def platform() -> str:
     """What the program that is being traced will run on: the devices of the mesh in context, else JAX's default ones.
 
@@ -119,30 +137,25 @@ def shardings_like(tree: Any, params: Any, params_shardings: Any, mesh: Mesh) ->
     """
     flat = jax.tree_util.tree_flatten_with_path(params)[0]
     specs = jax.tree.leaves(params_shardings)
-    table = {(_names(path), leaf.shape): spec for (path, leaf), spec in zip(flat, specs, strict=True)}
+    table = {(trees.names(path), leaf.shape): spec for (path, leaf), spec in zip(flat, specs, strict=True)}
     depth = max((len(k[0]) for k in table), default=0)
     replicated = NamedSharding(mesh, P())
 
     def one(path: Any, leaf: Any) -> NamedSharding:
-        names = _names(path)
+        names = trees.names(path)
         endings = (names[i:] for i in range(max(0, len(names) - depth), len(names)))
         return next((table[(e, leaf.shape)] for e in endings if (e, leaf.shape) in table), replicated)
 
     return jax.tree_util.tree_map_with_path(one, tree)
 
 
-def _names(path: Any) -> tuple[str, ...]:
-    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
-
-
 def replicated(tree: Any, shardings: Any, mesh: Mesh) -> list[str]:
     """Paths of the leaves of 4 MiB and more that every device holds in full although the mesh could split them."""
     if mesh.shape["fsdp"] == mesh.shape["tensor"] == 1:
         return []
-    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
     return [
-        "/".join(_names(path))
-        for (path, x), s in zip(flat, jax.tree.leaves(shardings), strict=True)
+        path
+        for (path, x), s in zip(trees.flat(tree).items(), jax.tree.leaves(shardings), strict=True)
         if math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize >= 4 * 2**20 and s.is_fully_replicated
     ]
 
@@ -156,10 +169,9 @@ def bytes_per_device(tree: Any, shardings: Any) -> int:
 def describe(tree: Any, shardings: Any) -> str:
     """A table: path, shape, partition and bytes per device of every leaf."""
     rows = []
-    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
-    for (path, x), s in zip(flat, jax.tree.leaves(shardings), strict=True):
+    for (path, x), s in zip(trees.flat(tree).items(), jax.tree.leaves(shardings), strict=True):
         size = math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize
-        rows.append(f"{'/'.join(_names(path)):60s} {x.shape!s:22s} {tuple(s.spec)!s:28s} {size:>12,d} B")
+        rows.append(f"{path:60s} {x.shape!s:22s} {tuple(s.spec)!s:28s} {size:>12,d} B")
     return "\n".join([*rows, f"{'total per device':112s} {bytes_per_device(tree, shardings):>12,d} B"])
 
 

@@ -14,6 +14,11 @@ def name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def names(path: Any) -> tuple[str, ...]:
+    """What ``jax.tree_util`` gives as a path, ``("a", "b", "0")``."""
+    return tuple(name((key,)) for key in path)
+
+
 def flat(tree: Any) -> dict[str, Any]:
     """Leaves by path, ``"a/b/0" -> leaf``."""
     return {name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

@@ -5,11 +5,18 @@ import itertools
 import numpy as np
 import pytest
 
+from vit_jax.evals import ranking
 from vit_jax.evals.ranking import Ranking, rank, similarities
 
 
 def unit(x: np.ndarray) -> np.ndarray:
     return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def test_unit_length_but_of_what_has_next_to_none():
+    x = np.asarray([[3, 4], [0, 0], [3e-9, 4e-9]], np.float32)
+    np.testing.assert_allclose(ranking.unit(x), [[0.6, 0.8], [0, 0], [0.6, 0.8]], rtol=1e-6)
+    np.testing.assert_allclose(ranking.unit(x, 1e-8)[2], [0.3, 0.4], rtol=1e-6)
 
 
 def by_sorting(sims: np.ndarray, right: np.ndarray) -> int:

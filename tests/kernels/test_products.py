@@ -1,11 +1,13 @@
 """The product rule against float64 NumPy, in value and gradient."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax.kernels.products import dot, matmul, outer
+from vit_jax.kernels.products import bias_gradient, differentiable, dot, dots, matmul, outer, shift
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
 
@@ -63,3 +65,30 @@ def test_dot_and_outer_sum_in_float32(rng, dtype):
     np.testing.assert_allclose(outer(a, b), np.einsum("xyi,xyo->io", a64, b64), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(dot(a, b[0], 1, 0), np.einsum("xyi,yo->xio", a64, b64[0]), rtol=1e-4, atol=1e-4)
     assert outer(a, b).dtype == dot(a, b[0], 1, 0).dtype == jnp.float32
+
+
+def test_many_products_at_once(rng):
+    a, b = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in ((2, 3, 4), (2, 5, 4)))
+    np.testing.assert_allclose(dots(a, b, 2, 2), np.einsum("gik,gjk->gij", a, b), rtol=1e-5, atol=1e-5)
+
+
+def test_the_bias_as_it_is_added_and_its_gradient():
+    bias, g = jnp.asarray([1, 2], jnp.bfloat16), jnp.ones((3, 5, 2), jnp.bfloat16)
+    assert shift(bias, 2).dtype == jnp.float32 and shift(bias, 2).tolist() == [[1, 2]]
+    assert shift(None, 3).tolist() == [[0, 0, 0]] and bias_gradient(g, None) is None
+    assert bias_gradient(g, bias).dtype == jnp.bfloat16 and bias_gradient(g, bias).tolist() == [15, 15]
+
+
+def test_gradients_from_the_arguments_alone():
+    @functools.partial(differentiable, static=1)
+    def gradients(n, x, index, bias, g):
+        return 10 * n * g, None, None if bias is None else g
+
+    @gradients
+    def f(n, x, index, bias):
+        return n * x
+
+    x, index = jnp.arange(3.0), jnp.zeros(3, jnp.int32)
+    y, pull = jax.vjp(lambda x, bias: f(2, x, index, bias), x, x)
+    assert y.tolist() == [0, 2, 4] and [d.tolist() for d in pull(x)] == [[0, 20, 40], [0, 1, 2]]
+    assert jax.grad(lambda x: f(3, x, index, None).sum())(x).tolist() == [30, 30, 30]

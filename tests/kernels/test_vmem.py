@@ -1,8 +1,10 @@
-"""What fits into VMEM, and the tile that follows from it."""
+"""What fits into VMEM, the tile that follows from it, and its rows behind the last."""
 
 import types
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
@@ -34,3 +36,29 @@ def test_half_of_a_chip_or_what_every_chip_has(monkeypatch):
 )
 def test_the_largest_tile_that_fits(mib, rows, tile):
     assert vmem.tile(SIZES, rows, lambda size: size * mib * 2**20) == tile
+
+
+def test_what_takes_too_much_is_said_in_a_sentence():
+    assert vmem.excess("it", 32 * 2**20) is None
+    assert vmem.excess("it", 40 * 2**20) == "it takes 40 MiB of VMEM, of which it may use 32"
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "reason"),
+    [
+        ((3, 4), "float32", None),
+        ((2, 3, 4), "bfloat16", None),
+        ((0, 4), "float32", "there are no rows"),
+        ((3, 4), "float16", "x is float16, neither float32 nor bfloat16"),
+        (jax.export.symbolic_shape("b, 4"), "float32", "the number of rows is not known"),
+    ],
+)
+def test_rows_that_no_kernel_takes(shape, dtype, reason):
+    assert vmem.unsupported_rows(jax.ShapeDtypeStruct(shape, dtype)) == reason
+
+
+def test_rows_behind_the_last_are_zeros():
+    value = jnp.full((4, 2), jnp.nan)
+    assert vmem.inside(value, jnp.int32(1), 8) is value
+    np.testing.assert_array_equal(vmem.inside(value, jnp.int32(0), 6), value)
+    np.testing.assert_array_equal(vmem.inside(value, jnp.int32(1), 6), value.at[2:].set(0))

@@ -3,11 +3,19 @@
 import numpy as np
 import pytest
 
-from vit_jax.kernels.windows import LANES, Window, around, height, merged, up
+from vit_jax.kernels.windows import LANES, Window, around, height, merged, no_less_work, up
 
 
 def test_rounding_up_to_registers():
     assert [up(n) for n in (0, 1, 127, 128, 129, 256)] == [0, 128, 128, 128, 256, 256]
+    assert [up(n, 6) for n in (0, 1, 6, 7)] == [0, 6, 6, 12]
+
+
+def test_work_is_compared_with_that_of_a_dense_product():
+    assert no_less_work(2 * 128**2 - 1, 100, 200) is None
+    assert (
+        no_less_work(3 * 128**2, 100, 200) == "blocks filled up to 128 lanes make 1.5 times the work of a dense product"
+    )
 
 
 @pytest.mark.parametrize(

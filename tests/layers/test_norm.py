@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax.layers.norm import LayerNorm, layer_norm
+from vit_jax.layers.norm import LayerNorm, layer_norm, unit
 
 
 @pytest.mark.parametrize("offset", [0.0, 300.0])
@@ -41,3 +41,10 @@ def test_bfloat16_is_the_rounded_float32_result_and_params_stay_float32(rng):
     wide = jax.jit(LayerNorm().apply)(boxed, x.astype(jnp.float32))
     assert got.dtype == jnp.bfloat16 and nn.meta.unbox(boxed)["params"]["scale"].dtype == jnp.float32
     np.testing.assert_array_equal(got, wide.astype(jnp.bfloat16))
+
+
+def test_unit_of_zero_is_zero_with_a_finite_gradient():
+    x = jnp.asarray([[0.0, 0.0], [3.0, 4.0]])
+    np.testing.assert_allclose(unit(x), [[0, 0], [0.6, 0.8]], atol=1e-7)
+    grad = jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(unit(x)))))(x)
+    assert np.isfinite(grad).all()

@@ -13,7 +13,7 @@ import pytest
 from vit_jax import models
 from vit_jax.layers.block import Block, ResidualBlock
 from vit_jax.layers.linear.low_rank import LowRank
-from vit_jax.layers.stack import Stack, TransformerStack
+from vit_jax.layers.stack import Stack, TransformerStack, common
 from vit_jax.models.coca import TextDecoder
 
 TOWERS = (models.ViT, models.Mixer, models.MonarchMixer, models.TextTransformer, TextDecoder)
@@ -51,6 +51,12 @@ def test_they_reach_the_blocks():
     plain = Stack(mlp_dim=7).with_fields(ResidualBlock)()
     assert plain.mlp_dim == 7 and plain.adapter is None
     assert names(ResidualBlock) <= names(Stack)
+
+
+def test_what_two_modules_have_in_common():
+    tower = Tower(depth=3, heads=2, reducer=None, name="tower")
+    assert set(common(tower, Block)) == (names(Block) & names(Tower)) and common(tower, Block)["heads"] == 2
+    assert "depth" not in common(tower, Block) and "width" not in common(tower, Block)
 
 
 @pytest.mark.parametrize("options", [{}, {"scan": True, "remat": "dots"}])

@@ -10,6 +10,7 @@ import pytest
 
 from vit_jax.metrics import Mean
 from vit_jax.objectives import PerExample, split
+from vit_jax.objectives.base import summed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,3 +79,9 @@ def test_micro_batches_draw_different_noise_and_repeat_it(rng):
 def test_split_strides(rng):
     parts = split({"x": jnp.arange(12)}, 3)["x"]
     np.testing.assert_array_equal(parts, [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]])
+
+
+def test_sums_over_the_leading_axis():
+    x, y = jnp.arange(6.0).reshape(3, 2), jnp.arange(3)
+    found = summed(lambda x, y: {"x": x, "n": y + 1}, (x, y))
+    assert found["x"].tolist() == [6, 9] and found["n"] == 6

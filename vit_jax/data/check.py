@@ -11,7 +11,7 @@ import numpy as np
 
 from vit_jax.data.reader import Reader
 from vit_jax.data.sources import Record, Source
-from vit_jax.data.sources.base import valid_captions
+from vit_jax.data.sources.base import Wrapped, valid_captions
 
 _PART = 64
 
@@ -41,15 +41,12 @@ class Report:
         )
 
 
-class _Judged:
+class _Judged(Wrapped):
     """A source that refuses bad captions and measures the good ones."""
 
     def __init__(self, source: Source):
-        self.source, self.info = source, source.info
+        super().__init__(source)
         self.sizes: list[int] = []
-
-    def __len__(self) -> int:
-        return len(self.source)
 
     def __getitem__(self, i: int) -> Record:
         record = self.source[i]

@@ -13,7 +13,7 @@ from vit_jax.evals import linear
 from vit_jax.evals.base import EvalContext, Evaluator, Report, Split
 from vit_jax.evals.classify import scores, summarise
 from vit_jax.evals.gather import concatenate, gather
-from vit_jax.evals.ranking import CHUNK, similarities
+from vit_jax.evals.ranking import CHUNK, similarities, unit
 from vit_jax.objectives.base import Apply
 from vit_jax.types import Batch, Params, UserError
 
@@ -47,7 +47,7 @@ def neighbour_votes(
     if not len(train_features) or not np.isfinite(train_features).all():
         raise UserError(f"there are no neighbours: {len(train_features)} training examples, or some not finite.")
     k, votes = min(k, len(train_features)), np.zeros((len(features), num_classes))
-    for block, values in similarities(_unit(features), _unit(train_features), chunk=chunk):
+    for block, values in similarities(unit(features), unit(train_features), chunk=chunk):
         last = np.partition(values, -k, axis=1)[:, -k, None]
         nearer, tied = values > last, values == last
         room = (k - nearer.sum(1)) / tied.sum(1)
@@ -57,11 +57,6 @@ def neighbour_votes(
         weight = share * np.exp((values[row, column] - best[row]) / temperature)
         np.add.at(votes[block], (row, train_labels[column]), weight)
     return votes / votes.sum(axis=1, keepdims=True)
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    x = np.asarray(x, np.float64)
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,12 @@ CHUNK = 2**23
 """Similarities held at a time (64 MiB)."""
 
 
+def unit(x: np.ndarray, least: float = 1e-12) -> np.ndarray:
+    """float64[..., E]: ``x`` divided by its length, or by ``least`` where it is shorter."""
+    x = np.asarray(x, np.float64)
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), least)
+
+
 def similarities(queries: np.ndarray, gallery: np.ndarray, *, chunk: int = CHUNK) -> Iterator[tuple[slice, np.ndarray]]:
     """Inner products, a block of queries at a time.
 

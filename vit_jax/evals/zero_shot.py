@@ -19,6 +19,7 @@ from vit_jax.data.prompts import ensemble, read_class_names, read_templates
 from vit_jax.evals.base import DataInfo, EvalContext, Evaluator, Report
 from vit_jax.evals.classify import ClassificationReport, scores, summarise
 from vit_jax.evals.gather import concatenate, encoder_of, gather
+from vit_jax.evals.ranking import unit
 from vit_jax.objectives.base import Apply
 from vit_jax.report import plots
 from vit_jax.types import Array, Batch, Params, UserError
@@ -101,16 +102,11 @@ def text_classifier(embed: Embed, rows: int, tokens: np.ndarray) -> np.ndarray:
     flat, sums = tokens.reshape(-1, length), None
     for start in range(0, len(flat), rows):
         index = np.arange(start, min(start + rows, len(flat)))
-        found = _unit(embed(flat[np.resize(index, rows)])[: len(index)])
+        found = unit(embed(flat[np.resize(index, rows)])[: len(index)], _EPSILON)
         sums = np.zeros((classes, found.shape[1])) if sums is None else sums
         np.add.at(sums, index // templates, found)
     assert sums is not None, tokens.shape
-    return _unit(sums / templates).astype(np.float32)
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    x = np.asarray(x, np.float64)
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), _EPSILON)
+    return unit(sums / templates, _EPSILON).astype(np.float32)
 
 
 @functools.lru_cache(maxsize=2)

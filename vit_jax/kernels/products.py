@@ -54,20 +54,24 @@ def bias_gradient(g: jax.Array, bias: jax.Array | None) -> jax.Array | None:
 
 
 def differentiable(
-    forward: Callable[..., jax.Array], backward: Callable[..., tuple[Any, ...]], static: int = 0
-) -> Callable[..., jax.Array]:
-    """``forward(*args)`` with the gradients ``backward(*args, g)``, for which it saves nothing but its arguments.
+    backward: Callable[..., tuple[Any, ...]], static: int = 0
+) -> Callable[[Callable[..., jax.Array]], Callable[..., jax.Array]]:
+    """Decorates a function that has the gradients ``backward(*args, g)`` and saves nothing for them but its arguments.
 
     Args:
-      forward: the value, of arrays or None behind the static arguments.
       backward: a gradient for every argument that is not static, None for what is None or an integer.
-      static: how many of the first arguments are static.
+      static: how many of the first arguments are static; the others are arrays or None.
     """
-    f = jax.custom_vjp(forward, nondiff_argnums=tuple(range(static)))
-    f.defvjp(
-        lambda *args: (forward(*args), args[static:]), lambda *args: backward(*args[:static], *args[static], args[-1])
-    )
-    return f
+
+    def decorate(forward: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        f = jax.custom_vjp(forward, nondiff_argnums=tuple(range(static)))
+        f.defvjp(
+            lambda *args: (forward(*args), args[static:]),
+            lambda *args: backward(*args[:static], *args[static], args[-1]),
+        )
+        return f
+
+    return decorate
 
 
 @jax.custom_vjp

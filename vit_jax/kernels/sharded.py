@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 
 from vit_jax import sharding
 
@@ -38,13 +37,7 @@ def shard_rows(f: Callable[..., Any], split: tuple[jax.Array, ...], whole: tuple
     count = split[0].shape[0]
     more = -count % _parts(devices)
     split = tuple(jnp.pad(x, ((0, more), (0, 0))) for x in split) if more else split
-
-    def local(*args: Any) -> Any:
-        arrays, sums = f(*args)
-        return arrays, jax.tree.map(lambda s: jax.lax.psum(s, sharding.BATCH), sums)
-
-    specs = (P(sharding.BATCH),) * len(split) + (P(),) * len(whole)
-    run = jax.shard_map(local, mesh=devices, in_specs=specs, out_specs=(P(sharding.BATCH), P()), check_vma=False)
+    run = sharding.over_batch(f, devices, (True,) * len(split) + (False,) * len(whole))
     arrays, sums = run(*split, *whole)
     return tuple(a[:count] for a in arrays), sums
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
 from vit_jax import sharding
+from vit_jax.kernels.windows import up
 
 
 def budget() -> int:
@@ -53,4 +54,4 @@ def tile(sizes: Sequence[int], rows: int, need: Callable[[int], int]) -> int:
       The first of ``sizes`` that fits, the last if none does; at most ``rows``, rounded up to a multiple of the last.
     """
     fits = next((size for size in sizes if need(size) <= budget()), sizes[-1])
-    return min(fits, -(-rows // sizes[-1]) * sizes[-1])
+    return min(fits, up(rows, sizes[-1]))

@@ -38,9 +38,9 @@ class Window(NamedTuple):
         return slice(self.row, self.row + self.stop - self.start)
 
 
-def up(n: int) -> int:
-    """``n`` rounded up to a multiple of 128."""
-    return -(-n // LANES) * LANES
+def up(n: int, unit: int = LANES) -> int:
+    """``n`` rounded up to a multiple of ``unit``."""
+    return -(-n // unit) * unit
 
 
 def no_less_work(area: int, inputs: int, outputs: int) -> str | None:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax import config, sharding
+from vit_jax.kernels.products import differentiable
 from vit_jax.kernels.topk_mlp import topk_mlp
 from vit_jax.layers.linear import Dense, DType, Linear, LinearSpec
 from vit_jax.layers.linear.monarch import pair
@@ -86,16 +87,10 @@ def _activate(activation: Any, x: jax.Array) -> jax.Array:
     return activation(x.astype(jnp.float32)).astype(x.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@differentiable(lambda activation, x, g: jax.vjp(functools.partial(_activate, activation), x)[1](g), static=1)
 def activate(activation: Activation, x: jax.Array) -> jax.Array:
     """``activation`` of ``x``, computed in float32, in the type of ``x``; the backward keeps only ``x``."""
     return _activate(activation, x)
-
-
-activate.defvjp(
-    lambda activation, x: (_activate(activation, x), x),
-    lambda activation, x, g: jax.vjp(functools.partial(_activate, activation), x)[1](g),
-)
 
 
 class TopKLinear(Linear):

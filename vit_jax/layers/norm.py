@@ -1,4 +1,4 @@
-"""Layer normalisation."""
+"""Layer normalisation, and vectors of unit length."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from vit_jax.layers.linear import DType, logical
 
 EPSILON = 1e-6
+LENGTH = 1e-12
+"""Least length that a vector is divided by, as in PyTorch's ``normalize``."""
 
 
 class LayerNorm(nn.Module):
@@ -38,3 +40,9 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float =
     inverse = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + epsilon)
     affine = [jax.lax.broadcast_in_dim(p.astype(jnp.float32), x.shape, (x.ndim - 1,)) for p in (scale, bias)]
     return (centred * inverse * affine[0] + affine[1]).astype(x.dtype)
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """``x [..., E]`` divided by its length; zero stays zero, with gradient zero."""
+    square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(square, LENGTH**2))

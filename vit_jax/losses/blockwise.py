@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 
 from vit_jax import sharding
 from vit_jax.losses import pairs
@@ -83,19 +82,8 @@ class Ring(Chunked):
 
 
 def _sharded(plan: Plan, f: Callable[..., Any], split: tuple[bool, ...]) -> Callable[..., Any]:
-    """``f`` of the local rows, run on every device; ``split[i]``: whether argument i is split over the batch axes.
-
-    ``f`` returns (a tree of split arrays, a tree of sums to be added over the devices).
-    """
-    if plan.mesh is None:
-        return f
-
-    def local(*args: Any) -> Any:
-        rows, sums = f(*args)
-        return rows, jax.tree.map(lambda x: jax.lax.psum(x, sharding.BATCH), sums)
-
-    specs = tuple(P(sharding.BATCH) if s else P() for s in split)
-    return jax.shard_map(local, mesh=plan.mesh, in_specs=specs, out_specs=(P(sharding.BATCH), P()), check_vma=False)
+    """``f`` of the local rows, run on every device of the ring; see :func:`vit_jax.sharding.over_batch`."""
+    return f if plan.mesh is None else sharding.over_batch(f, plan.mesh, split)
 
 
 def _start(plan: Plan, n: int) -> jax.Array | int:

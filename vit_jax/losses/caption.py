@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax import checks
+from vit_jax.kernels.products import differentiable
 from vit_jax.losses.pairs import accumulator
 from vit_jax.types import Array, UserError
 
@@ -82,22 +83,7 @@ def _token_loss(z: jax.Array, targets: jax.Array, label_smoothing: float, z_loss
     return loss + z_loss * total**2 if z_loss else loss
 
 
-@jax.custom_vjp
-def logits(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
-    """``hidden @ kernel`` in float32 from operands in the type of ``hidden``: ``[..., D], [D, V] -> [..., V]``.
-
-    Unlike :func:`vit_jax.layers.linear.matmul` it does not round the sums; in the backward pass it rounds the cotangent
-    to the operands' type, so that these products are fast ones as well.
-    """
-    return _dot(hidden, kernel.astype(hidden.dtype), [hidden.ndim - 1], [0])
-
-
-def _logits_fwd(hidden: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return logits(hidden, kernel), (hidden, kernel)
-
-
-def _logits_bwd(saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    hidden, kernel = saved
+def _gradients(hidden: jax.Array, kernel: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
     g = g.astype(hidden.dtype)
     rows = range(g.ndim - 1)
     dkernel = jax.lax.optimization_barrier(_dot(hidden, g, rows, rows))  # see kernels.products.outer
@@ -105,7 +91,14 @@ def _logits_bwd(saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.A
     return dhidden.astype(hidden.dtype), dkernel.astype(kernel.dtype)
 
 
-logits.defvjp(_logits_fwd, _logits_bwd)
+@differentiable(_gradients)
+def logits(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
+    """``hidden @ kernel`` in float32 from operands in the type of ``hidden``: ``[..., D], [D, V] -> [..., V]``.
+
+    Unlike :func:`vit_jax.layers.linear.matmul` it does not round the sums; in the backward pass it rounds the cotangent
+    to the operands' type, so that these products are fast ones as well.
+    """
+    return _dot(hidden, kernel.astype(hidden.dtype), [hidden.ndim - 1], [0])
 
 
 def _dot(a: jax.Array, b: jax.Array, axes_a: Sequence[int], axes_b: Sequence[int]) -> jax.Array:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax import checks
+from vit_jax.layers.norm import unit
 from vit_jax.losses.blockwise import Chunked, Ring
 from vit_jax.losses.pairs import LOGSUMEXP, MAX, SOFTPLUS, Dense, PairwiseBackend, Reduction
 from vit_jax.types import Array
@@ -95,7 +96,7 @@ class Cloob:
         x, y = hide(image, mask), hide(text, mask)
 
         def term(anchor: jax.Array, other: jax.Array, memory: jax.Array) -> jax.Array:
-            a, c = (_unit(form.hopfield_retrieve(self.beta, query, memory, mask)) for query in (anchor, other))
+            a, c = (unit(form.hopfield_retrieve(self.beta, query, memory, mask)) for query in (anchor, other))
             (negatives,) = form.reduce(Reduction(LOGSUMEXP, diagonal=False), a, c, scale, None, mask)
             return negatives / scale - _dots(a, c)
 
@@ -124,7 +125,3 @@ def hide(embedding: Array, mask: Array) -> jax.Array:
 
 def _dots(a: jax.Array, c: jax.Array) -> jax.Array:
     return jnp.sum(a * c, axis=-1)
-
-
-def _unit(x: jax.Array) -> jax.Array:
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))

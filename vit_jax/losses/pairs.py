@@ -43,20 +43,10 @@ class PairReduction(NamedTuple):
     empty: float
 
 
-def _sum_softplus(z: jax.Array, axis: int) -> jax.Array:
-    return jnp.sum(jax.nn.softplus(z), axis)
-
-
-def _softmax(z: jax.Array, total: jax.Array) -> jax.Array:
-    return jnp.exp(z - total)
-
-
-def _sigmoid(z: jax.Array, total: jax.Array) -> jax.Array:
-    return jax.nn.sigmoid(z)
-
-
-LOGSUMEXP = PairReduction(jax.nn.logsumexp, jnp.logaddexp, _softmax, NEVER)
-SOFTPLUS = PairReduction(_sum_softplus, jnp.add, _sigmoid, 0.0)
+LOGSUMEXP = PairReduction(jax.nn.logsumexp, jnp.logaddexp, lambda z, total: jnp.exp(z - total), NEVER)
+SOFTPLUS = PairReduction(
+    lambda z, axis: jnp.sum(jax.nn.softplus(z), axis), jnp.add, lambda z, _: jax.nn.sigmoid(z), 0.0
+)
 MAX = PairReduction(jnp.max, jnp.maximum, None, NEVER)
 
 

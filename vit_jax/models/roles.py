@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 import flax.linen as nn
 import jax
 
+from vit_jax import trees
 from vit_jax.types import Params
 
 Part = Literal["stem", "block", "head"]
@@ -80,7 +81,7 @@ class Model(nn.Module):
 def roles(params: Params, model: type[Model] = Model) -> Any:
     """A tree like ``params`` of the roles that the tables of a class of models give."""
     flat, tree = jax.tree_util.tree_flatten_with_path(params)
-    paths = [tuple(jax.tree_util.keystr((key,), simple=True) for key in path) for path, _ in flat]
+    paths = [trees.names(path) for path, _ in flat]
     places = [_place(path, model.PARTS) for path in paths]
     layers: dict[Path, list[tuple[int, ...]]] = {}
     for _, stack, number in sorted({place for place in places if place[0] == "block"}):

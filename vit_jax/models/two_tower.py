@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from vit_jax import config
 from vit_jax.layers.linear import Linear, logical
+from vit_jax.layers.norm import unit
 from vit_jax.models.base import Features, ImageModel, ImageTextModel
 from vit_jax.models.images import IMAGES
 from vit_jax.models.roles import Kind, Model, Part
@@ -20,8 +21,6 @@ from vit_jax.types import OutputActivation, UserError
 
 Head = Literal["none", "linear", "biased"]
 """The map from a tower's pooled features to the embedding: the features as they are, without or with a bias."""
-NORM_EPSILON = 1e-12
-"""Least length that a vector is divided by, as in PyTorch's ``normalize``."""
 
 
 class Embedded(NamedTuple):
@@ -156,12 +155,6 @@ class TwoTower(ImageTextModel):
         config.lookup(dict.fromkeys(("none", "linear", "biased")), kind, f"{side}_head")
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
         return Linear(self.embed_dim, ("embed", None), use_bias=kind == "biased", kernel_init=init, name=f"{side}_head")
-
-
-def unit(x: jax.Array) -> jax.Array:
-    """``x [..., E]`` divided by its length; zero stays zero, with gradient zero."""
-    square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.maximum(square, NORM_EPSILON**2))
 
 
 def image_row(name: str, **fields: Any) -> dict[str, Any]:

@@ -134,6 +134,13 @@ def fold(rngs: Rngs, i: int | jax.Array) -> dict[str, PRNGKey]:
     return {k: jax.random.fold_in(v, i) for k, v in rngs.items()}
 
 
+def summed(f: Callable[..., Any], parts: Any) -> Any:
+    """The sum, leaf by leaf, of ``f(*part)`` over the leading axis of ``parts``, one after the other."""
+    shapes = jax.eval_shape(f, *jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return jax.lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, f(*part)), None), zeros, parts)[0]
+
+
 class PerExample(Objective):
     """Objectives whose loss is the mean of one number per valid example (``batch["mask"]``)."""
 
@@ -153,24 +160,17 @@ class PerExample(Objective):
     def value_and_grad(
         self, apply: Apply, params: Params, batch: Batch, rngs: Rngs, micro: int = 1
     ) -> tuple[tuple[jax.Array, Metrics], Params]:
-        def summed(params: Params, part: Batch, rngs: Rngs) -> tuple[jax.Array, Metrics]:
+        def total(params: Params, part: Batch, rngs: Rngs) -> tuple[jax.Array, Metrics]:
             model = Recorder(apply)
             losses, metrics = self.per_example(model, params, part, rngs, train=True)
             loss = Mean.of(losses, part["mask"])
             return jnp.asarray(loss.total), {"loss": loss, **metrics, **model.measured(loss.count)}
 
-        grad = jax.grad(summed, has_aux=True)
+        grad = jax.grad(total, has_aux=True)
         if micro == 1:
             grads, metrics = grad(params, batch, fold(rngs, 0))
         else:
-
-            def body(carry: Any, part: Any) -> tuple[Any, None]:
-                i, rows = part
-                return jax.tree.map(jnp.add, carry, grad(params, rows, fold(rngs, i))), None
-
-            parts = split(batch, micro)
-            shapes = jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], parts), fold(rngs, 0))
-            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-            (grads, metrics), _ = jax.lax.scan(body, zeros, (jnp.arange(micro), parts))
+            parts = jnp.arange(micro), split(batch, micro)
+            grads, metrics = summed(lambda i, rows: grad(params, rows, fold(rngs, i)), parts)
         count = jnp.maximum(metrics["loss"].count, 1)  # nothing valid: a zero gradient, not 0/0
         return (metrics["loss"].value(), metrics), jax.tree.map(lambda g: g / count.astype(g.dtype), grads)

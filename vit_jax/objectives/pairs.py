@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from vit_jax import sharding
 from vit_jax.metrics import Mean
 from vit_jax.models import ImageTextModel
-from vit_jax.objectives.base import Apply, Metrics, Objective, Recorder, Rngs, fold, split
+from vit_jax.objectives.base import Apply, Metrics, Objective, Recorder, Rngs, fold, split, summed
 from vit_jax.types import Array, Batch, Params, UserError
 
 CONTRASTIVE = "contrastive"
@@ -161,10 +161,7 @@ class Pairs(Objective):
 
         grad = jax.grad(part_loss, has_aux=True)
         parts = (jnp.arange(micro), split(batch, micro), split(d[0]._asdict(), micro))
-        shapes = jax.eval_shape(grad, params, *jax.tree.map(lambda x: x[0], parts))
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        add = lambda carry, part: (jax.tree.map(jnp.add, carry, grad(params, *part)), None)  # noqa: E731
-        (grads, terms), _ = jax.lax.scan(add, zeros, parts)
+        grads, terms = summed(functools.partial(grad, params), parts)
         return terms, grads
 
 

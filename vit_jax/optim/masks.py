@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vit_jax import trees
 from vit_jax.types import Params, UserError
 
 Rules = Sequence[tuple[str, Any]]
@@ -24,9 +25,7 @@ Rules = Sequence[tuple[str, Any]]
 
 def paths(params: Params) -> Any:
     """The tree of ``params`` with each leaf replaced by its path."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), params
-    )
+    return jax.tree_util.tree_map_with_path(lambda path, _: trees.name(path), params)
 
 
 def first_match(rules: Rules, params: Params, default: Any) -> Any:

@@ -56,17 +56,12 @@ class GradFn:
         assert groups * m == size, (size, m)
         micro = max(1, -(-self.micro // groups))
 
-        def one(i: jax.Array | int, rows: Batch) -> Any:
+        def one(i: jax.Array, rows: Batch) -> Any:
             grad_fn = dataclasses.replace(self, batch=rows, rngs=base.fold(self.rngs, i), micro=micro)
             weight = jnp.sum(rows["mask"].astype(jnp.float32))
             return jax.tree.map(lambda x: x * weight.astype(x.dtype), body(grad_fn)), weight
 
-        parts = base.split(self.batch, groups)
-        zeros = jax.tree.map(
-            lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, 0, {k: v[0] for k, v in parts.items()})
-        )
-        add = lambda carry, part: (jax.tree.map(jnp.add, carry, one(*part)), None)  # noqa: E731
-        (total, weight), _ = jax.lax.scan(add, zeros, (jnp.arange(groups), parts))
+        total, weight = base.summed(one, (jnp.arange(groups), base.split(self.batch, groups)))
         return jax.tree.map(lambda x: x / weight.astype(x.dtype), total)
 
 

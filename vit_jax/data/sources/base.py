@@ -67,12 +67,22 @@ class Source(Protocol):
     def __getitem__(self, i: int) -> Record: ...
 
 
-class Subset:
+class Wrapped:
+    """A source made of another one, of which its ``info`` differs in some fields."""
+
+    def __init__(self, source: Source, **info: Any):
+        self.source, self.info = source, dataclasses.replace(source.info, **info)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+
+class Subset(Wrapped):
     """The examples ``indices`` (in that order) of a source."""
 
     def __init__(self, source: Source, indices: np.ndarray):
-        self.source, self.indices = source, np.asarray(indices, np.uint32)
-        self.info = dataclasses.replace(source.info, num_examples=len(indices))
+        super().__init__(source, num_examples=len(indices))
+        self.indices = np.asarray(indices, np.uint32)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -81,15 +91,12 @@ class Subset:
         return self.source[int(self.indices[i])]
 
 
-class Relabelled:
+class Relabelled(Wrapped):
     """A source whose labels are looked up in ``table``: int[old classes] -> label among ``class_names``."""
 
     def __init__(self, source: Source, table: np.ndarray, class_names: tuple[str, ...]):
-        self.source, self.table = source, np.asarray(table, np.int32)
-        self.info = dataclasses.replace(source.info, class_names=class_names)
-
-    def __len__(self) -> int:
-        return len(self.source)
+        super().__init__(source, class_names=class_names)
+        self.table = np.asarray(table, np.int32)
 
     def __getitem__(self, i: int) -> Record:
         record = self.source[i]

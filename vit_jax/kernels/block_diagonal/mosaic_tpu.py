@@ -63,14 +63,6 @@ def _tile(plan: Tiling, x: jax.Array, backward: bool) -> int:
     return vmem.tile(ROWS, x.shape[0], lambda rows: _vmem(plan, x.dtype.itemsize, rows, backward))
 
 
-def _value(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
-    """``[rows, n * in] -> [rows, n * out]``."""
-    plan = tiling(*kernel.shape)
-    whole = lay_out(plan, kernel.astype(x.dtype)), shift(bias, kernel.shape[0] * kernel.shape[2])
-    (y,), _ = shard_rows(functools.partial(_forward, plan), (x,), whole)
-    return y
-
-
 def _gradients(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, g: jax.Array) -> tuple[Any, ...]:
     plan, g = tiling(*kernel.shape), g.astype(x.dtype)
     weight = lay_out(plan, kernel.astype(x.dtype))
@@ -78,7 +70,13 @@ def _gradients(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, g: jax.A
     return dx, take_back(plan, dweight).astype(kernel.dtype), bias_gradient(g, bias)
 
 
-_product = differentiable(_value, _gradients)
+@differentiable(_gradients)
+def _product(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """``[rows, n * in] -> [rows, n * out]``."""
+    plan = tiling(*kernel.shape)
+    whole = lay_out(plan, kernel.astype(x.dtype)), shift(bias, kernel.shape[0] * kernel.shape[2])
+    (y,), _ = shard_rows(functools.partial(_forward, plan), (x,), whole)
+    return y
 
 
 def _call(body: Any, name: str, plan: Tiling, tile: int, rows: int, **kwargs: Any) -> Any:

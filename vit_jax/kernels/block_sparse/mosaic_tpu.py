@@ -72,13 +72,6 @@ def _tile(x: jax.Array, kernel: jax.Array, which: int) -> int:
     return vmem.tile(ROWS, sharded.rows(x), lambda rows: _vmem(x, kernel, rows)[which])
 
 
-def _value(x: jax.Array, kernel: jax.Array, index: jax.Array, bias: jax.Array | None) -> jax.Array:
-    f = functools.partial(_blocks, "block_sparse_forward", False, _tile(x, kernel, 0))
-    whole = by_output(index), kernel.astype(x.dtype), products.shift(bias, kernel.shape[2])
-    (y,), _ = sharded.shard_rows(f, (x,), whole)
-    return y
-
-
 def _gradients(x: jax.Array, kernel: jax.Array, index: jax.Array, bias: Any, g: jax.Array) -> tuple[Any, ...]:
     g, inputs = g.astype(x.dtype), x.shape[1]
     blocks = by_input(index, inputs // kernel.shape[1])
@@ -89,7 +82,12 @@ def _gradients(x: jax.Array, kernel: jax.Array, index: jax.Array, bias: Any, g: 
     return dx, dkernel.astype(kernel.dtype), None, products.bias_gradient(g, bias)
 
 
-_product = products.differentiable(_value, _gradients)
+@products.differentiable(_gradients)
+def _product(x: jax.Array, kernel: jax.Array, index: jax.Array, bias: jax.Array | None) -> jax.Array:
+    f = functools.partial(_blocks, "block_sparse_forward", False, _tile(x, kernel, 0))
+    whole = by_output(index), kernel.astype(x.dtype), products.shift(bias, kernel.shape[2])
+    (y,), _ = sharded.shard_rows(f, (x,), whole)
+    return y
 
 
 def by_output(index: jax.Array) -> Blocks:

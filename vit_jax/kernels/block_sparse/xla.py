@@ -33,13 +33,6 @@ def run(x: jax.Array, kernel: jax.Array, index: Array, bias: jax.Array | None) -
     return _batched(x, kernel, jnp.asarray(index), bias)
 
 
-def _unrolled_value(pattern: Pattern, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
-    found, (_, b, out) = parts(pattern), kernel.shape
-    weights = [_weight(kernel.astype(x.dtype), part) for part in found]
-    pieces = [dot(_take(x, part.sources, b), w, 1, 0) for part, w in zip(found, weights, strict=True)]
-    return _add_up(pieces, [part.targets for part in found], out // b, b, bias, x.dtype)
-
-
 def _unrolled_gradients(
     pattern: Pattern, x: jax.Array, kernel: jax.Array, bias: jax.Array | None, g: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
@@ -60,7 +53,12 @@ def _unrolled_gradients(
     return dx, jnp.reshape(jnp.transpose(dkernel, (0, 2, 1, 3)), kernel.shape), bias_gradient(g, bias)
 
 
-_unrolled = differentiable(_unrolled_value, _unrolled_gradients, static=1)
+@differentiable(_unrolled_gradients, static=1)
+def _unrolled(pattern: Pattern, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+    found, (_, b, out) = parts(pattern), kernel.shape
+    weights = [_weight(kernel.astype(x.dtype), part) for part in found]
+    pieces = [dot(_take(x, part.sources, b), w, 1, 0) for part, w in zip(found, weights, strict=True)]
+    return _add_up(pieces, [part.targets for part in found], out // b, b, bias, x.dtype)
 
 
 def _weight(kernel: jax.Array, part: Part) -> jax.Array:
@@ -97,12 +95,6 @@ def _add_up(
     return columns[0] if len(columns) == 1 else jnp.concatenate(columns, 1)
 
 
-def _batched_value(x: jax.Array, kernel: jax.Array, index: jax.Array, bias: jax.Array | None) -> jax.Array:
-    y = dots(_gather(x, kernel, index), _columns(kernel.astype(x.dtype)), 2, 1)
-    y = jnp.reshape(jnp.transpose(y, (1, 0, 2)), (x.shape[0], -1))
-    return (y if bias is None else y + bias.astype(jnp.float32)[None]).astype(x.dtype)
-
-
 def _batched_gradients(x: jax.Array, kernel: jax.Array, index: jax.Array, bias: Any, g: jax.Array) -> tuple[Any, ...]:
     (per, b, out), rows, g = kernel.shape, x.shape[0], g.astype(x.dtype)
     cut = jnp.transpose(jnp.reshape(g, (rows, out // b, b)), (1, 0, 2))
@@ -114,7 +106,11 @@ def _batched_gradients(x: jax.Array, kernel: jax.Array, index: jax.Array, bias: 
     return dx, dkernel, None, bias_gradient(g, bias)
 
 
-_batched = differentiable(_batched_value, _batched_gradients)
+@differentiable(_batched_gradients)
+def _batched(x: jax.Array, kernel: jax.Array, index: jax.Array, bias: jax.Array | None) -> jax.Array:
+    y = dots(_gather(x, kernel, index), _columns(kernel.astype(x.dtype)), 2, 1)
+    y = jnp.reshape(jnp.transpose(y, (1, 0, 2)), (x.shape[0], -1))
+    return (y if bias is None else y + bias.astype(jnp.float32)[None]).astype(x.dtype)
 
 
 def _gather(x: jax.Array, kernel: jax.Array, index: jax.Array) -> jax.Array:

@@ -12,6 +12,7 @@ import itertools
 from typing import NamedTuple
 
 from vit_jax.kernels.monarch.layout import Sizes
+from vit_jax.kernels.windows import up
 
 MEMORY = 227 * 1024 - 6 * 1024
 """Bytes of shared memory that the arrays of a block may take; a little is left for barriers and alignment."""
@@ -73,7 +74,7 @@ class Plan(NamedTuple):
     @property
     def width(self) -> int:
         """Outputs of a part, filled up to whole tiles."""
-        return -(-self.outputs // self.out_tile) * self.out_tile
+        return up(self.outputs, self.out_tile)
 
     @property
     def tiles(self) -> int:
@@ -108,12 +109,12 @@ def plan(sizes: Sizes, rows: int, swap: bool) -> Plan | str:
     K, P, T, L, S, parts = sizes
     near, far = (K, parts, P // parts), (L, 1, S)
     (K, parts, inputs), (L, out_parts, outputs) = (far, near) if swap else (near, far)
-    piece, slot = _up(inputs, 16), _up(T, 8 if K * _up(T, 8) % 16 == 0 else 16)
+    piece, slot = up(inputs, 16), up(T, 8 if K * up(T, 8) % 16 == 0 else 16)
     if slot > COLUMNS:
         return f"a block gives {T} values to each of the other factor, more than {COLUMNS}"
     found = []
     for groups, (swizzle1, step1) in itertools.product((2, 1) if rows > 64 else (1,), _steps(piece, slot)):
-        window, tall = _up(slot, swizzle1), max(_up(rows, 8), 64 * groups)
+        window, tall = up(slot, swizzle1), max(up(rows, 8), 64 * groups)
         sides = [c for c in range(1, K + 1) if K % c == 0 and c * slot % 16 == 0]
         sides = [c for c in sides if (c - 1) * slot + window <= COLUMNS]
         if not sides:
@@ -134,19 +135,15 @@ def plan(sizes: Sizes, rows: int, swap: bool) -> Plan | str:
 
 def _steps(piece: int, slot: int) -> list[tuple[int, int]]:
     """Swizzles of the first product and summands of a step: wide first, if at most a third is filled up by zeros."""
-    swizzles = [s for s in SWIZZLES if piece % s == 0 and (3 * _up(slot, s) <= 4 * slot or s == SWIZZLES[-1])]
+    swizzles = [s for s in SWIZZLES if piece % s == 0 and (3 * up(slot, s) <= 4 * slot or s == SWIZZLES[-1])]
     return [(s, t) for s in swizzles for t in (64, 48, 32, 16) if piece % t == 0 and t % s == 0]
 
 
 def _out_tiles(outputs: int, swizzle: int) -> list[int]:
     """Tiles that need the fewest zeros behind the outputs, wide first."""
     tiles = range(COLUMNS, 0, -max(32, swizzle))
-    return [t for t in tiles if _up(outputs, t) == min(_up(outputs, u) for u in tiles)]
+    return [t for t in tiles if up(outputs, t) == min(up(outputs, u) for u in tiles)]
 
 
 def _widest(columns: int) -> int:
     return next(s for s in SWIZZLES if columns % s == 0)
-
-
-def _up(n: int, unit: int) -> int:
-    return -(-n // unit) * unit

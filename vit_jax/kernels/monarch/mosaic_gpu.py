@@ -54,12 +54,6 @@ def slower_reason(
     return f"blocks filled up to what the matrix unit takes make {p.area / dense:.1f} times the work of a dense product"
 
 
-def _value(sizes: Sizes, x: jax.Array, kernel_1: jax.Array, kernel_2: jax.Array, bias: jax.Array | None) -> jax.Array:
-    whole = kernel_1.astype(x.dtype), kernel_2.astype(x.dtype), shift(bias, sizes.outputs)
-    (y,), _ = shard_rows(functools.partial(_forward, sizes), (x,), whole)
-    return y
-
-
 def _gradients(
     sizes: Sizes, x: jax.Array, kernel_1: jax.Array, kernel_2: jax.Array, bias: jax.Array | None, g: jax.Array
 ) -> tuple[Any, ...]:
@@ -71,8 +65,12 @@ def _gradients(
     return dx, d1, d2, bias_gradient(g, bias)
 
 
-run = in_natural_order(differentiable(_value, _gradients, static=1))
-"""The product of ``x [rows, n]``; see ``vit_jax.kernels.monarch``."""
+@in_natural_order
+@differentiable(_gradients, static=1)
+def run(sizes: Sizes, x: jax.Array, kernel_1: jax.Array, kernel_2: jax.Array, bias: jax.Array | None) -> jax.Array:
+    whole = kernel_1.astype(x.dtype), kernel_2.astype(x.dtype), shift(bias, sizes.outputs)
+    (y,), _ = shard_rows(functools.partial(_forward, sizes), (x,), whole)
+    return y
 
 
 def _forward(sizes: Sizes, x: jax.Array, kernel_1: jax.Array, kernel_2: jax.Array, bias: jax.Array) -> Any:

@@ -64,13 +64,6 @@ def _tile(plan: Tiling, x: jax.Array, backward: bool) -> int:
     return vmem.tile(ROWS, x.shape[0], lambda rows: _vmem(plan, x.dtype.itemsize, rows, backward))
 
 
-def _value(sizes: Sizes, x: jax.Array, kernel_1: jax.Array, kernel_2: jax.Array, bias: jax.Array | None) -> jax.Array:
-    plan = tiling(sizes)
-    weights = lay_out(plan, kernel_1.astype(x.dtype), kernel_2.astype(x.dtype))
-    (y,), _ = shard_rows(functools.partial(_forward, plan), (x,), (*weights, shift(bias, sizes.outputs)))
-    return y
-
-
 def _gradients(
     sizes: Sizes, x: jax.Array, kernel_1: jax.Array, kernel_2: jax.Array, bias: jax.Array | None, g: jax.Array
 ) -> tuple[Any, ...]:
@@ -81,8 +74,13 @@ def _gradients(
     return dx, d1.astype(kernel_1.dtype), d2.astype(kernel_2.dtype), bias_gradient(g, bias)
 
 
-run = in_natural_order(differentiable(_value, _gradients, static=1))
-"""The product of ``x [rows, n]``; see ``vit_jax.kernels.monarch``."""
+@in_natural_order
+@differentiable(_gradients, static=1)
+def run(sizes: Sizes, x: jax.Array, kernel_1: jax.Array, kernel_2: jax.Array, bias: jax.Array | None) -> jax.Array:
+    plan = tiling(sizes)
+    weights = lay_out(plan, kernel_1.astype(x.dtype), kernel_2.astype(x.dtype))
+    (y,), _ = shard_rows(functools.partial(_forward, plan), (x,), (*weights, shift(bias, sizes.outputs)))
+    return y
 
 
 def _forward(plan: Tiling, x: jax.Array, w1: jax.Array, w2: jax.Array, bias: jax.Array) -> Any:

@@ -28,6 +28,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from vit_jax.kernels import sharded
 from vit_jax.kernels.dispatch import Implementation, opt_in, other_gpu
 from vit_jax.kernels.sparse24.xla import by_kernel
+from vit_jax.kernels.windows import up
 
 ROWS = 64
 """Rows of a program: what the matrix unit takes. With more the weights would be read and expanded again."""
@@ -64,9 +65,9 @@ class Tiles(NamedTuple):
 
 def tiles(rows: int, size: int, out: int) -> Tiles:
     """The division of ``[rows, size] @ [size, out]``."""
-    rows, byte = -(-rows // 8) * 8, size // 8
-    steps = -(-byte // BYTES)
-    programs = out // OUT * -(-rows // ROWS)
+    rows, byte = up(rows, 8), size // 8
+    steps = pl.cdiv(byte, BYTES)
+    programs = out // OUT * pl.cdiv(rows, ROWS)
     parts = [d for d in range(1, steps + 1) if steps % d == 0]
     fits = [d for d in parts if d * programs >= PROGRAMS and steps // d <= STEPS]
     splits = min(fits, default=steps)
@@ -103,7 +104,7 @@ def _product(x: jax.Array, values: jax.Array, index: jax.Array, affine: jax.Arra
     kernel = plgpu.kernel(
         functools.partial(_kernel, t),
         out_type=jax.ShapeDtypeStruct((t.splits, t.rows, out), jnp.float32),
-        grid=(-(-t.rows // ROWS), out // OUT, t.splits),
+        grid=(pl.cdiv(t.rows, ROWS), out // OUT, t.splits),
         grid_names=("rows", "out", "split"),
         kernel_name="sparse24",
         scratch_types=_scratch(values.dtype),

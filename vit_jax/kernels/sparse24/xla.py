@@ -13,18 +13,6 @@ from vit_jax.kernels.sharded import shard_rows
 from vit_jax.kernels.sparse24.packed import select, unpack
 
 
-def _forward(
-    x: jax.Array, values: jax.Array, index: jax.Array, bias: jax.Array | None, scale: jax.Array | None
-) -> jax.Array:
-    """``(x @ kernel) * scale + bias`` with the kernel written out in the type of ``x``."""
-    y = dot(x, unpack(values.astype(x.dtype), index), x.ndim - 1, 0)
-    if scale is not None:
-        y = y * _wide(scale, y)
-    if bias is not None:
-        y = y + _wide(bias, y)
-    return y.astype(x.dtype)
-
-
 def _backward(
     x: jax.Array,
     values: jax.Array,
@@ -51,7 +39,17 @@ def _backward(
     return dx, (d if scale is None else d * _wide(scale, d)).astype(values.dtype), None, dbias, dscale
 
 
-run = differentiable(_forward, _backward)
+@differentiable(_backward)
+def run(
+    x: jax.Array, values: jax.Array, index: jax.Array, bias: jax.Array | None, scale: jax.Array | None
+) -> jax.Array:
+    """``(x @ kernel) * scale + bias`` with the kernel written out in the type of ``x``."""
+    y = dot(x, unpack(values.astype(x.dtype), index), x.ndim - 1, 0)
+    if scale is not None:
+        y = y * _wide(scale, y)
+    if bias is not None:
+        y = y + _wide(bias, y)
+    return y.astype(x.dtype)
 
 
 def by_kernel(product: Callable[..., Any]) -> Callable[..., jax.Array]:
@@ -62,6 +60,7 @@ def by_kernel(product: Callable[..., Any]) -> Callable[..., jax.Array]:
         holds the scale and the bias.
     """
 
+    @differentiable(_backward)
     def forward(x: Any, values: Any, index: Any, bias: Any, scale: Any) -> jax.Array:
         out = values.shape[1]
         scales = jnp.ones((1, out)) if scale is None else scale.astype(jnp.float32)[None]
@@ -69,7 +68,7 @@ def by_kernel(product: Callable[..., Any]) -> Callable[..., jax.Array]:
         (y,), _ = shard_rows(product, (jnp.reshape(x, (-1, x.shape[-1])),), (values, index, affine))
         return jnp.reshape(y, (*x.shape[:-1], out))
 
-    return differentiable(forward, _backward)
+    return forward
 
 
 def _wide(vector: jax.Array, like: jax.Array) -> jax.Array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,11 +14,10 @@ def run(h: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, k: int) -> j
     return matmul(h, kernel, bias)
 
 
-def with_its_gradients(forward: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """``forward(k, h, kernel, bias)``, differentiated as the dense product: what trains has many rows."""
+def _gradients(k: int, h: Any, kernel: Any, bias: Any, g: jax.Array) -> tuple[Any, ...]:
+    gradients: tuple[Any, ...] = jax.vjp(matmul, h, kernel, bias)[1](g)  # whose value nobody computes
+    return gradients
 
-    def backward(k: int, h: Any, kernel: Any, bias: Any, g: jax.Array) -> tuple[Any, ...]:
-        gradients: tuple[Any, ...] = jax.vjp(matmul, h, kernel, bias)[1](g)  # whose value nobody computes
-        return gradients
 
-    return differentiable(forward, backward, static=1)
+with_its_gradients = differentiable(_gradients, static=1)
+"""Decorates ``forward(k, h, kernel, bias)``: differentiated as the dense product, as what trains has many rows."""

@@ -24,7 +24,7 @@ import numpy as np
 from vit_jax.kernels.block_sparse import block_sparse, patterns, to_dense
 from vit_jax.kernels.block_sparse.magnitude import blocks_of, kept, largest, prune
 from vit_jax.layers.linear.base import Init, LinearLayer, LinearSpec, logical, matmul
-from vit_jax.layers.linear.low_rank import rows_of
+from vit_jax.layers.linear.low_rank import check_rank, rows_of
 from vit_jax.layers.linear.projection import truncate
 from vit_jax.types import Array, Params, UserError
 
@@ -104,10 +104,10 @@ class BlockSparse(LinearSpec):
             index = largest(kernel, self.block, self.grid(*kernel.shape)[2])
             return to_dense(kept(kernel, index), index, kernel.shape[0]), bias
         leaf = next(filter(LEAF.fullmatch, params), "none")
-        if leaf == "none" or leaf != self.leaf(_parse(leaf)[1]):
+        if leaf == "none" or leaf != self.leaf(_parse(leaf)[0]):
             raise UserError(f"the parameters {', '.join(params)} are not of pattern={self.pattern!r}; give its own.")
         blocks = jnp.asarray(params[leaf])
-        kernel = to_dense(blocks, index_of(leaf, blocks.shape), _parse(leaf)[1] * blocks.shape[1])
+        kernel = to_dense(blocks, index_of(leaf, blocks.shape), _parse(leaf)[0] * blocks.shape[1])
         if "kernel_1" in params:
             kernel += jnp.matmul(params["kernel_1"], params["kernel_2"], precision=jax.lax.Precision.HIGHEST)
         return kernel, bias
@@ -127,7 +127,7 @@ class BlockSparse(LinearSpec):
         index = index_of(leaf, (per, self.block, matrix.shape[1]))
         blocks = np.asarray(kept(jnp.asarray(matrix), index))
         if self.rank:
-            _check_rank(self.rank, *matrix.shape)
+            check_rank(self.rank, *matrix.shape)
             wide = matrix.astype(np.float64)
             outside = np.asarray(to_dense(jnp.ones_like(blocks), index, matrix.shape[0])) == 0
             low = np.zeros_like(wide)
@@ -139,27 +139,20 @@ class BlockSparse(LinearSpec):
         return {leaf: jnp.asarray(blocks), **extra}
 
 
-def _parse(leaf: str) -> tuple[str, int, int | None]:
-    """Name of the leaf, blocks of the input, seed or None."""
+def _parse(leaf: str) -> tuple[int, int | None]:
+    """Blocks of the input, 0 for what is no leaf of a pattern; seed or None."""
     found = LEAF.fullmatch(leaf)
     if found is None:
-        return leaf, 0, None
-    return leaf, int(found[1] or found[2]), None if found[3] is None else int(found[3])
+        return 0, None
+    return int(found[1] or found[2]), None if found[3] is None else int(found[3])
 
 
 def index_of(leaf: str, shape: tuple[int, ...]) -> np.ndarray:
     """The index ``[out_blocks, per]`` of a parameter ``[per, b, out]`` of this name."""
-    (_, in_blocks, seed), (per, block, out) = _parse(leaf), shape
+    (in_blocks, seed), (per, block, out) = _parse(leaf), shape
     if seed is None:
         return patterns.butterfly(in_blocks, out // block, per)
     return patterns.random(in_blocks, out // block, per, seed)
-
-
-def _check_rank(rank: int, inputs: int, features: int) -> None:
-    if rank > min(inputs, features):
-        raise UserError(
-            f"rank={rank} is more than a map {inputs} -> {features} can have; use at most {min(inputs, features)}."
-        )
 
 
 class BlockSparseLinear(LinearLayer):
@@ -195,7 +188,7 @@ class BlockSparseLinear(LinearLayer):
 
     def _low_rank(self, x: jax.Array) -> jax.Array:
         inputs, rank, features = x.shape[-1], self.spec.rank, self.features
-        _check_rank(rank, inputs, features)
+        check_rank(rank, inputs, features)
 
         def half(*args: Any) -> jax.Array:
             return rows_of(self.kernel_init, inputs)(*args) * 0.5**0.5

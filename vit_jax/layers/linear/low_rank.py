@@ -13,6 +13,8 @@ from vit_jax.layers.linear.base import Init, LinearLayer, LinearSpec, logical, m
 from vit_jax.layers.linear.projection import truncate
 from vit_jax.types import Array, Params, UserError
 
+DENSE = ", or keep it dense."
+
 
 def rows_of(kernel_init: Init, inputs: int) -> Init:
     """Initialiser of a second factor ``[rows, features]``, after a first that leaves the variance as it is.
@@ -43,7 +45,7 @@ class LowRankLinear(LinearLayer):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         inputs, rank = x.shape[-1], self.rank
-        _check(rank, inputs, self.features)
+        check_rank(rank, inputs, self.features, DENSE)
         first, second = nn.initializers.normal(inputs**-0.5), rows_of(self.kernel_init, inputs)
         kernel_1 = self.param("kernel_1", logical(first, (self.axes[0], None)), (inputs, rank))
         kernel_2 = self.param("kernel_2", logical(second, (None, self.axes[1])), (rank, self.features))
@@ -73,15 +75,14 @@ class LowRank(LinearSpec):
 
     def from_dense(self, kernel: Array, bias: jax.Array | None) -> Params:
         """The truncated SVD, the nearest map of that rank (Eckart-Young), balanced; on the host."""
-        _check(self.rank, kernel.shape[0], kernel.shape[1])
+        check_rank(self.rank, *kernel.shape, DENSE)
         left, right, _ = truncate(kernel, self.rank)
         params = {"kernel_1": jnp.asarray(left), "kernel_2": jnp.asarray(right)}
         return params if bias is None else {**params, "bias": bias}
 
 
-def _check(rank: int, inputs: int, features: int) -> None:
-    if rank > min(inputs, features):
-        raise UserError(
-            f"rank={rank} is more than a map {inputs} -> {features} can have; use at most {min(inputs, features)}, "
-            "or keep it dense."
-        )
+def check_rank(rank: int, inputs: int, features: int, remedy: str = ".") -> None:
+    """Raises a :class:`UserError` for a rank that no map of this size has; ``remedy`` ends the sentence."""
+    most = min(inputs, features)
+    if rank > most:
+        raise UserError(f"rank={rank} is more than a map {inputs} -> {features} can have; use at most {most}{remedy}")
