@@ -75,7 +75,7 @@ class LowRank(LinearSpec):
 
     def from_dense(self, kernel: Array, bias: jax.Array | None) -> Params:
         """The truncated SVD, the nearest map of that rank (Eckart-Young), balanced; on the host."""
-        check_rank(self.rank, *kernel.shape, DENSE)
+        check_rank(self.rank, kernel.shape[0], kernel.shape[1], DENSE)
         left, right, _ = truncate(kernel, self.rank)
         params = {"kernel_1": jnp.asarray(left), "kernel_2": jnp.asarray(right)}
         return params if bias is None else {**params, "bias": bias}
