@@ -17,7 +17,16 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from vit_jax.convert.transforms import LINEAR, SAME, Arrays, Transform, fused_linear, split_linear, zeros
+from vit_jax.convert.transforms import (
+    LINEAR,
+    SAME,
+    Arrays,
+    Transform,
+    fused_linear,
+    queries_and_memory,
+    split_linear,
+    zeros,
+)
 from vit_jax.io.tensors import Tensor, Tensors
 from vit_jax.types import UserError
 
@@ -56,6 +65,16 @@ def torch_mlp(theirs: str, ours: str, names: tuple[str, str] = (".fc1", ".fc2"))
         for a, b in zip(names, ("mlp_in", "mlp_out"), strict=True)
         for r in torch_linear(f"{theirs}{a}", f"{ours}/{b}")
     ]
+
+
+def torch_cross(theirs: str, ours: str, heads: int) -> list[Rule]:
+    """A ``torch.nn.MultiheadAttention`` of queries and of a memory that is as wide."""
+    both = queries_and_memory(heads)
+    rows = [
+        rule(f"{theirs}.in_proj_{a}", (f"{ours}/q/{b}", f"{ours}/kv/{b}"), both)
+        for a, b in (("weight", "kernel"), ("bias", "bias"))
+    ]
+    return [*rows, *torch_linear(f"{theirs}.out_proj", f"{ours}/out")]
 
 
 class Block(NamedTuple):

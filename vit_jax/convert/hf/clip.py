@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from vit_jax.convert.fields import shape, square
 from vit_jax.convert.format import Codec, Reading, Writing
 from vit_jax.convert.hf import clip_config, processor, tokenizer
 from vit_jax.convert.hf.clip_peer import peer
-from vit_jax.convert.hf.clip_rules import BUFFERS, POSITIONS, family_of, matches, rules
+from vit_jax.convert.hf.clip_rules import BUFFERS, family_of, image_size, matches, rules
 from vit_jax.convert.hf.vit_config import FILE
 from vit_jax.convert.pretrained import Stored
 from vit_jax.io.sidecar import About
@@ -27,8 +26,7 @@ def read(theirs: Tensors, about: About) -> Reading:
     family = family_of(theirs, settings)
     model, notes = clip_config.fields(theirs, family, settings)
     image, text = model["image_tower"], model["text_tower"]
-    tokens = shape(theirs, POSITIONS[0], 2)[0] - (family == "clip")
-    size = image["patch"] * square(tokens, "the position embedding")
+    size = image_size(theirs, family, image["patch"])
     preprocess, more = processor.read(about.get(processor.FILE), family, size)
     gemma = text["vocab_size"] == clip_config.GEMMA
     encoder, unfound = tokenizer.read(about, family, text["length"], gemma)

@@ -187,14 +187,7 @@ def content(model: TwoTower, family: str, image_size: int, start_id: int | None)
     """What ``config.json`` says of ``model``, which :data:`LIMITS` allow; ``start_id`` is the tokenizer's."""
     image, text, title = model.image_tower, model.text_tower, FAMILIES[family].title
     joint = {"projection_dim": model.embed_dim} if family == "clip" else {}
-    vision = {
-        "image_size": image_size,
-        "patch_size": image.patch,
-        "num_channels": 3,
-        "intermediate_size": image.mlp_dim,
-        **sizes(image),
-        **joint,
-    }
+    vision = {"image_size": image_size, "patch_size": image.patch, "num_channels": 3, **_sizes(image), **joint}
     return {
         "architectures": [f"{title}Model"],
         "model_type": family,

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.convert.fields import shape, square
 from vit_jax.convert.format import check_limits
 from vit_jax.convert.hf import clip_config
-from vit_jax.convert.hf.clip_rules import BUFFERS, POSITIONS, family_of
+from vit_jax.convert.hf.clip_rules import BUFFERS, family_of, image_size
 from vit_jax.convert.hf.vit_config import FILE
 from vit_jax.convert.hf.vit_peer import instantiate
 from vit_jax.convert.peer import packages, torch_peer
@@ -45,8 +44,7 @@ def build(path: pathlib.Path, model: TwoTower) -> Any:
     with open_tensors(path) as theirs:
         family = family_of(theirs, settings)
         if not settings:
-            tokens = shape(theirs, POSITIONS[0], 2)[0] - (family == "clip")
-            size = model.image_tower.patch * square(tokens, "the position embedding")
+            size = image_size(theirs, family, model.image_tower.patch)
             check_limits(model, clip_config.LIMITS)
             settings = clip_config.content(model, clip_config.nearest(model), size, None)
         arrays = {name: np.array(leaf.read(), np.float32) for name, leaf in theirs.items() if name not in BUFFERS}

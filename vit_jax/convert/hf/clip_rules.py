@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from vit_jax.convert.fields import shape
-from vit_jax.convert.rules import Block, Rule, rule, torch_blocks, torch_linear, torch_mlp, torch_norm
-from vit_jax.convert.transforms import CONV, LEADING, LINEAR, SAME, TOKEN, Transform, queries_and_memory
+from vit_jax.convert.fields import shape, square
+from vit_jax.convert.rules import Block, Rule, rule, torch_blocks, torch_cross, torch_linear, torch_mlp, torch_norm
+from vit_jax.convert.transforms import CONV, LEADING, LINEAR, SAME, TOKEN, Transform
 from vit_jax.io.tensors import Tensors
 from vit_jax.models import TwoTower, ViT
 from vit_jax.types import UserError
@@ -32,6 +32,15 @@ BLOCK = Block(
     ("self_attn.q_proj.{}", "self_attn.k_proj.{}", "self_attn.v_proj.{}"), "self_attn.out_proj",
     ("mlp.fc1", "mlp.fc2"), ("layer_norm1", "layer_norm2"),
 )  # fmt: skip
+
+
+def image_size(theirs: Tensors, family: str, patch: int) -> int:
+    """Side in pixels of the images whose positions are stored.
+
+    Raises:
+      UserError: they are not there, or no square.
+    """
+    return patch * square(shape(theirs, POSITIONS[0], 2)[0] - (family == "clip"), "the position embedding")
 
 
 def matches(names: Collection[str]) -> bool:
@@ -100,12 +109,9 @@ def rules(model: TwoTower, family: str) -> list[Rule]:
 
 def _pooling(theirs: str, ours: str, heads: int) -> list[Rule]:
     """SigLIP's attention pooling, whose attention is ``torch.nn.MultiheadAttention``."""
-    split = queries_and_memory(heads)
     return [
         rule(f"{theirs}.probe", f"{ours}/probe"),
-        rule(f"{theirs}.attention.in_proj_weight", [f"{ours}/attention/{x}/kernel" for x in ("q", "kv")], split),
-        rule(f"{theirs}.attention.in_proj_bias", [f"{ours}/attention/{x}/bias" for x in ("q", "kv")], split),
-        *torch_linear(f"{theirs}.attention.out_proj", f"{ours}/attention/out"),
+        *torch_cross(f"{theirs}.attention", f"{ours}/attention", heads),
         *torch_norm(f"{theirs}.layernorm", f"{ours}/norm_mlp"),
         *torch_mlp(f"{theirs}.mlp", f"{ours}/mlp"),
     ]

@@ -26,6 +26,8 @@ OWN = "vit_jax"
 CLIP_ENDS = ("<|startoftext|>", "<|endoftext|>")
 HOMES = {"clip": "merges.txt", "json": "tokenizer.json", "sentencepiece": "spiece.model"}
 """Which file holds the data of a tokenizer of ours, by its kind."""
+PIECES = ("spiece.model", "sentencepiece.model", "tokenizer.model")
+"""What SentencePiece's models are called."""
 MERGES_HEADER = "#version: 0.2\n"
 
 
@@ -66,7 +68,7 @@ def _candidates(about: About, settings: Mapping[str, Any], family: str, gemma: b
         found += [f"clip:{there[name]}" for name in ("tokenizer.json", "merges.txt") if name in there]
     clean = "none" if family == "clip" else "lower" if gemma else "canonicalize"
     pad = "&pad=<pad>" if gemma else ""
-    for name in ("spiece.model", "sentencepiece.model", "tokenizer.model"):
+    for name in PIECES:
         if name in there:
             found.append(f"sentencepiece:{there[name]}?clean={clean}{pad}")
     if "tokenizer.json" in there:

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from vit_jax.convert.rules import Block, Rule, rule, torch_blocks, torch_linear, torch_mlp, torch_norm
+from vit_jax.convert.rules import Block, Rule, rule, torch_blocks, torch_cross, torch_linear, torch_mlp, torch_norm
 from vit_jax.convert.timm import rules as timm_rules
-from vit_jax.convert.transforms import (
-    CONV,
-    LEADING,
-    LINEAR,
-    TOKEN,
-    fused_linear,
-    queries_and_memory,
-    reshape,
-    split_linear,
-)
+from vit_jax.convert.transforms import CONV, LEADING, LINEAR, TOKEN, reshape, split_linear
 from vit_jax.models import CoCa
 
 TRUNK = "visual.trunk."
@@ -100,14 +92,10 @@ def _captioner(model: CoCa) -> Iterator[Rule]:
     fused = model.image_tower.width == model.embed_dim
     yield from _cross(f"{a}.attn", f"{b}/attention", model.pool_heads, fused)
     a, b, decoder = "text_decoder", "decoder/encoder", model.decoder
+    for r in torch_blocks(f"{a}.resblocks.", f"{b}/block_", decoder, BLOCK):
+        yield Rule(r.theirs, tuple(re.sub(r"/(norm_mlp|mlp)/", r"/\1_self/", x) for x in r.ours), r.transform)
     for i in range(decoder.depth):
-        own, cross, ours = f"{a}.resblocks.{i}", f"{a}.cross_attn.{i}", f"{b}/block_{i}"
-        yield from torch_norm(f"{own}.ln_1", f"{ours}/norm_attention")
-        yield from _attention(f"{own}.attn", f"{ours}/attention", decoder.heads)
-        yield from (
-            *torch_norm(f"{own}.ln_2", f"{ours}/norm_mlp_self"),
-            *torch_mlp(f"{own}.mlp", f"{ours}/mlp_self", FC),
-        )
+        cross, ours = f"{a}.cross_attn.{i}", f"{b}/block_{i}"
         yield from torch_norm(f"{cross}.ln_1", f"{ours}/norm_cross_attention")
         yield from torch_norm(f"{cross}.ln_1_kv", f"{ours}/norm_context")
         yield from _cross(f"{cross}.attn", f"{ours}/cross_attention", decoder.heads, fused=True)
@@ -116,23 +104,11 @@ def _captioner(model: CoCa) -> Iterator[Rule]:
     yield rule(f"{a}.text_projection", "vocabulary")
 
 
-def _attention(theirs: str, ours: str, heads: int) -> Iterable[Rule]:
-    fused = fused_linear(heads)
-    weights = [rule(f"{theirs}.in_proj_{x}", f"{ours}/qkv/{y}", fused) for x, y in PARTS]
-    return [*weights, *torch_linear(f"{theirs}.out_proj", f"{ours}/out")]
-
-
-PARTS = (("weight", "kernel"), ("bias", "bias"))
-
-
 def _cross(theirs: str, ours: str, heads: int, fused: bool) -> Iterable[Rule]:
-    """``torch.nn.MultiheadAttention`` of two inputs, one weight where both are as wide, else three; one bias."""
-    both = queries_and_memory(heads)
-    out = [rule(f"{theirs}.in_proj_bias", (f"{ours}/q/bias", f"{ours}/kv/bias"), both)]
+    """As :func:`.torch_cross`, but with three weights where the two inputs are not ``fused``: not as wide."""
+    weight, *rest = torch_cross(theirs, ours, heads)
     if fused:
-        out.append(rule(f"{theirs}.in_proj_weight", (f"{ours}/q/kernel", f"{ours}/kv/kernel"), both))
-    else:
-        out.append(rule(f"{theirs}.q_proj_weight", f"{ours}/q/kernel", LINEAR))
-        names = [f"{theirs}.{x}_proj_weight" for x in "kv"]
-        out.append(rule(names, f"{ours}/kv/kernel", split_linear(heads, 2)))
-    return [*out, *torch_linear(f"{theirs}.out_proj", f"{ours}/out")]
+        return [weight, *rest]
+    names = [f"{theirs}.{x}_proj_weight" for x in "kv"]
+    q = rule(f"{theirs}.q_proj_weight", f"{ours}/q/kernel", LINEAR)
+    return [q, rule(names, f"{ours}/kv/kernel", split_linear(heads, 2)), *rest]

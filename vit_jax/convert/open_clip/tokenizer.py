@@ -16,7 +16,6 @@ from vit_jax.types import UserError
 
 CLIP_SIZE = 49408
 """Tokens of CLIP's vocabulary."""
-PIECES = ("spiece.model", "sentencepiece.model", "tokenizer.model")
 CLEANS = ("canonicalize", "lower", "whitespace")
 """What open_clip can do to texts, in its words and ours."""
 
@@ -61,7 +60,7 @@ def _named(
         ends = {**_ends(path), "pad": token(settings.get("pad_token")), "clean": clean}
         options = "&".join(f"{key}={token}" for key, token in ends.items() if token is not None)
         return TextCodec(open_tokenizer(f"json:{path}?{options}"), length), []
-    for file in PIECES:
+    for file in tokenizer.PIECES:
         if file in about:
             pad = "&pad=<pad>" if token(settings.get("pad_token")) == "<pad>" else ""
             return TextCodec(open_tokenizer(f"sentencepiece:{about[file]}?clean={clean}{pad}"), length), []
