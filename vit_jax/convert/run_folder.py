@@ -79,7 +79,11 @@ def _fitted(model: Any, params: Tensors, names: tuple[str, ...], encoder: TextCo
 
 
 def run_config(pretrained: Described) -> dict[str, Any]:
-    """The configuration of its run, or one with its model and preprocessing that only lacks the data."""
+    """The configuration of its run, or one with its model and preprocessing that only lacks the data.
+
+    It is where every version of this package, earlier ones too, looks for them and for the output activation, which is
+    the objective's; and ``train`` and ``evaluate`` go on from it.
+    """
     if pretrained.config is not None:
         return json.loads(json.dumps(pretrained.config, default=record))
     fields = {k: v for k, v in describe(pretrained.model).items() if k != "num_classes"}

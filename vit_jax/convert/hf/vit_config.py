@@ -141,12 +141,17 @@ LIMITS = tuple(
 """What none of transformers' image models is."""
 
 
+def class_of(layout: Layout) -> str:
+    """The name of transformers' class for a file with this layout."""
+    return CLASSES[layout.family] + ("ForImageClassification" if layout.headed else "Model")
+
+
 def content(
     model: ViT, layout: Layout, image_size: int, names: tuple[str, ...], output_activation: str
 ) -> dict[str, Any]:
     """What ``config.json`` says of ``model``; ``names`` are those of the classes."""
     config: dict[str, Any] = {
-        "architectures": [CLASSES[layout.family] + ("ForImageClassification" if layout.headed else "Model")],
+        "architectures": [class_of(layout)],
         "model_type": layout.family,
         **sizes(model),
         "image_size": image_size,

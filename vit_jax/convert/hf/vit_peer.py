@@ -51,7 +51,9 @@ def build(path: pathlib.Path, model: ViT) -> Any:
         settings = settings or _of(model, theirs, layout)
         arrays = {name: np.array(leaf.read(), np.float32) for name, leaf in theirs.items()}
     with packages("comparing with transformers"):
-        kind = _classes()[layout.family][layout.headed]
+        import transformers
+
+        kind = getattr(transformers, vit_config.class_of(layout))
     pooling = {} if layout.dino or layout.headed else {"add_pooling_layer": f"{layout.prefix}{POOLER}.weight" in arrays}
     return instantiate(kind, settings, arrays, path, **pooling)
 
@@ -79,20 +81,6 @@ def instantiate(
     if lost := sorted(name for name in report["missing_keys"] if not name.endswith(MASK)):
         raise UserError(f"transformers finds no {lost[0]} at {path} and would draw it at random; nothing is compared.")
     return module.float().eval()
-
-
-def _classes() -> dict[str, tuple[Any, Any]]:
-    """Family -> the bare model and the one for classification."""
-    import transformers
-
-    return {
-        "vit": (transformers.ViTModel, transformers.ViTForImageClassification),
-        "dinov2": (transformers.Dinov2Model, transformers.Dinov2ForImageClassification),
-        "dinov2_with_registers": (
-            transformers.Dinov2WithRegistersModel,
-            transformers.Dinov2WithRegistersForImageClassification,
-        ),
-    }
 
 
 def _of(model: ViT, theirs: Tensors, layout: Layout) -> dict[str, Any]:
