@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vit_jax.convert.fields import heads_of, rgb, shape, square, token, unsupported
+from vit_jax.convert.fields import depth, heads_of, patches, rgb, shape, square, stride, token, unsupported
 from vit_jax.io.tensors import Tensor
 from vit_jax.types import UserError
 
@@ -40,3 +40,14 @@ def test_tokens_and_what_is_not_supported():
     assert str(unsupported("a gate", "x is one", "timm", "ViTs")) == (
         "a gate cannot be expressed here (x is one); of timm's models ViTs can be converted."
     )
+
+
+def test_patches_blocks_and_stems():
+    theirs = {f"blocks.{i}.x": Tensor.of(np.zeros(1)) for i in (0, 2, 10)}
+    assert depth(theirs, r"blocks\.") == 11 and depth(theirs, "locks") == depth({}, "blocks") == 0
+    theirs = {"a": Tensor.of(np.zeros((8, 3, 4, 4))), "b": Tensor.of(np.zeros((8, 3, 4, 2)))}
+    assert patches(theirs, "a") == (8, 4)
+    for name, channels in (("a", 64), ("b", 3)):
+        with pytest.raises(UserError, match=f"^{name} is .*; only square patches of {channels} channels"):
+            patches(theirs, name, channels)
+    assert [stride(stem) for stem in (None, (), (1,), (3, 4, 9), (3, 4, 6, 3))] == [1, 4, 4, 16, 32]

@@ -4,9 +4,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from vit_jax import models
 from vit_jax.convert import rules, transforms
-from vit_jax.convert.rules import rule
+from vit_jax.convert.rules import Block, Rule, back, into, renamed, rule, torch_blocks
+from vit_jax.convert.transforms import SAME
 from vit_jax.io.tensors import Tensor
+from vit_jax.models import describe
 from vit_jax.types import UserError
 
 
@@ -100,3 +103,28 @@ def test_nan_is_found_when_it_is_read(rng, bad):
     with pytest.raises(UserError, match=r"some.file: b holds NaN or infinity in 1 of 3 entries"):
         ours["bias"].read()
     assert np.isfinite(ours["kernel"].read()).all()
+
+
+def test_blocks_by_the_names_of_a_project(rng):
+    """One map or three, with and without biases and layer scale: every parameter of a block once, bit for bit."""
+    three = tuple(f"{x}_{{}}" for x in "qkv")
+    for qkv, bias, scale in (
+        (("qkv.{}",), True, None),
+        (three, True, 0.1),
+        (three, False, None),
+        (("a{}",), False, 1.0),
+    ):
+        tower = models.create("vit", width=8, depth=2, heads=2, mlp_dim=12, layer_scale=scale)
+        names = Block(qkv, "out", ("m1", "m2"), ("n1", "n2"), ("s1", "s2"))
+        rows = list(torch_blocks("b.", "encoder/block_", tower, names, bias))
+        shapes = {k: v for k, v in describe.shapes(tower, 32).items() if k.startswith("encoder/block_")}
+        ours = {k: rng.normal(size=v).astype(np.float32) for k, v in shapes.items()}
+        if not bias:
+            ours = {k: np.zeros_like(v) if k.endswith("qkv/bias") else v for k, v in ours.items()}
+        theirs = back(rows, {k: Tensor.of(v) for k, v in ours.items()}, name="it")
+        assert len(theirs) == 2 * (len(qkv) * (1 + bias) + 10 + 2 * (scale is not None))
+        again, _ = into(rows, theirs, shapes, source="it")
+        assert all(np.array_equal(again[k].read(), v) for k, v in ours.items())
+    assert renamed(rows[:1], "x.", "y/") == [
+        Rule(("x.b.0.n1.weight",), ("y/encoder/block_0/norm_attention/scale",), SAME)
+    ]

@@ -77,6 +77,11 @@ def square(tokens: int, what: str) -> int:
     return side
 
 
+def stride(stem: tuple[int, ...] | None) -> int:
+    """Pixels per cell of the grid that a ResNet stem with these stages makes; 1 without a stem."""
+    return 1 if stem is None else 2 ** max(len(stem) + 1, 2)
+
+
 def heads_of(width: int, depth: int, mlp_dim: int) -> tuple[int, str | None]:
     """Number of heads of a published ViT of this size, else one per 64 channels and a note that says so."""
     for fields in models.vit.SIZES.values():

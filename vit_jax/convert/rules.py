@@ -48,6 +48,11 @@ def rule(theirs: str | Sequence[str], ours: str | Sequence[str], transform: Tran
     return Rule(a, b, transform or SAME)
 
 
+def renamed(rows: Iterable[Rule], theirs: str = "", ours: str = "") -> list[Rule]:
+    """``rows`` with what precedes the names on either side."""
+    return [Rule(tuple(theirs + x for x in r.theirs), tuple(ours + x for x in r.ours), r.transform) for r in rows]
+
+
 def torch_linear(theirs: str, ours: str) -> list[Rule]:
     """Weight and bias of a ``torch.nn.Linear``."""
     return [rule(f"{theirs}.weight", f"{ours}/kernel", LINEAR), rule(f"{theirs}.bias", f"{ours}/bias")]

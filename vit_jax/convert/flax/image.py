@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from vit_jax import config
-from vit_jax.convert.fields import shape, square
+from vit_jax.convert.fields import shape, square, stride
 from vit_jax.convert.flax.rules import MAP, POSITIONS, Layout
 from vit_jax.convert.format import Reading
 from vit_jax.convert.pretrained import Preprocess, Stored
@@ -199,11 +199,6 @@ def encoder(own: Tensors, name: str) -> tuple[dict[str, int], Layout]:
     hidden = shape(own, f"{block}/MlpBlock_{mlp}/Dense_0/kernel", 2 + scanned)[-1]
     depth = query[0] if scanned else count(own, f"{name}/encoderblock_")
     return {"depth": depth, "heads": query[-2], "mlp_dim": hidden}, Layout(numbers=numbers, scanned=scanned)
-
-
-def stride(stem: tuple[int, ...] | None) -> int:
-    """Pixels per cell of the stem's grid."""
-    return 1 if stem is None else 4 * 2 ** max(len(stem) - 1, 0)
 
 
 def _stages(own: Tensors) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from vit_jax.convert import transforms
-from vit_jax.convert.rules import Rule, rule
+from vit_jax.convert.rules import Rule, renamed, rule
 from vit_jax.convert.transforms import Arrays, Transform
 from vit_jax.models import ImageModel, Mixer, ViT
 
@@ -51,11 +51,6 @@ def rules(model: ImageModel, layout: Layout) -> list[Rule]:
     if model.num_classes:
         rows += same("head", "head", MAP)
     return renamed(rows, theirs=layout.prefix)
-
-
-def renamed(rows: Iterable[Rule], theirs: str = "", ours: str = "") -> list[Rule]:
-    """``rows`` with what precedes the names on either side."""
-    return [Rule(tuple(theirs + x for x in r.theirs), tuple(ours + x for x in r.ours), r.transform) for r in rows]
 
 
 def same(theirs: str, ours: str, leaves: Iterable[str], transform: Transform | None = None) -> list[Rule]:

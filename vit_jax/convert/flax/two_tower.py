@@ -19,10 +19,10 @@ from vit_jax.convert.fields import shape
 from vit_jax.convert.flax import image as images
 from vit_jax.convert.flax import rules as trees
 from vit_jax.convert.flax.image import COMPUTES, PREFIXES, SIDECAR, Sidecar, contradictions
-from vit_jax.convert.flax.rules import MAP, Layout, pooling, renamed, same
+from vit_jax.convert.flax.rules import MAP, Layout, pooling, same
 from vit_jax.convert.format import Limit, Reading, Writing
 from vit_jax.convert.pretrained import Preprocess, Stored
-from vit_jax.convert.rules import Rule, rule
+from vit_jax.convert.rules import Rule, renamed, rule
 from vit_jax.convert.transforms import Transform
 from vit_jax.data import text
 from vit_jax.data.text import TextCodec

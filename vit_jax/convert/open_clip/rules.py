@@ -7,7 +7,17 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from vit_jax.convert.rules import Block, Rule, rule, torch_blocks, torch_cross, torch_linear, torch_mlp, torch_norm
+from vit_jax.convert.rules import (
+    Block,
+    Rule,
+    renamed,
+    rule,
+    torch_blocks,
+    torch_cross,
+    torch_linear,
+    torch_mlp,
+    torch_norm,
+)
 from vit_jax.convert.timm import rules as timm_rules
 from vit_jax.convert.transforms import CONV, LEADING, LINEAR, TOKEN, reshape, split_linear
 from vit_jax.models import CoCa
@@ -51,9 +61,7 @@ def rules(model: Any, layout: Layout) -> list[Rule]:
 
 
 def _trunk(model: Any, layout: Layout, trunk: timm_rules.Layout) -> Iterator[Rule]:
-    for r in timm_rules.rules(model.image_tower, trunk):
-        theirs, ours = tuple(TRUNK + n for n in r.theirs), tuple(f"image_tower/{p}" for p in r.ours)
-        yield Rule(theirs, ours, r.transform)
+    yield from renamed(timm_rules.rules(model.image_tower, trunk), TRUNK, "image_tower/")
     if model.image_head != "none":
         yield from torch_linear(layout.head, "image_head")[: 1 + (model.image_head == "biased")]
 

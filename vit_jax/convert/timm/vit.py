@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from typing import Any
 
-from vit_jax.convert.fields import depth, heads_of, patches, shape, square
+from vit_jax.convert.fields import depth, heads_of, patches, shape, square, stride
 from vit_jax.convert.format import Limit, Writing
 from vit_jax.convert.pretrained import Stored
 from vit_jax.convert.timm import image
@@ -56,7 +56,7 @@ def fields(theirs: Tensors, config: Config) -> Found:
     stem = _stem(theirs)
     channels = 3 if stem is None else 64 if not stem else 256 * 2 ** (len(stem) - 1)
     width, patch = patches(theirs, "patch_embed.proj.weight", channels)
-    stride = _stride(patch, stem)
+    unit = patch * stride(stem)
     blocks, mlp_dim = depth(theirs, r"blocks\."), shape(theirs, "blocks.0.mlp.fc1.weight", 2)[0]
     check_gate(theirs, "blocks.0.mlp", mlp_dim)
     has_cls = "cls_token" in theirs
@@ -67,7 +67,7 @@ def fields(theirs: Tensors, config: Config) -> Found:
     if heads is None:
         heads, note = heads_of(width, blocks, mlp_dim)
     notes = [note] if note else []
-    layout = Layout(_prefix(theirs, has_cls + registers, stride, config), "blocks.0.attn.qkv.bias" in theirs)
+    layout = Layout(_prefix(theirs, has_cls + registers, unit, config), "blocks.0.attn.qkv.bias" in theirs)
     if not layout.qkv_bias:
         notes.append("its queries, keys and values have no bias, here it is zero")
     rows = theirs["pos_embed"]
@@ -78,7 +78,7 @@ def fields(theirs: Tensors, config: Config) -> Found:
     found |= {"stem": stem, "stem_numerics": "original" if stem is None else "timm", "layer_scale": None}
     if "blocks.0.ls1.gamma" in theirs:
         found["layer_scale"] = config.args.get("init_values") or 1e-5
-    return found, layout, square(rows.shape[1] - layout.prefix, "pos_embed") * stride, notes
+    return found, layout, square(rows.shape[1] - layout.prefix, "pos_embed") * unit, notes
 
 
 def _stem(theirs: Tensors) -> tuple[int, ...] | None:
@@ -88,11 +88,6 @@ def _stem(theirs: Tensors) -> tuple[int, ...] | None:
     pattern = re.compile(r"patch_embed\.backbone\.stages\.(\d+)\.blocks\.\d+\.conv3\.weight")
     stages = Counter(int(m[1]) for name in theirs if (m := pattern.fullmatch(name)))
     return tuple(stages[i] for i in range(len(stages)))
-
-
-def _stride(patch: int, stem: tuple[int, ...] | None) -> int:
-    """Pixels per token."""
-    return patch if stem is None else patch * 2 ** max(len(stem) + 1, 2)
 
 
 def _check_pool(pool: str, has_cls: bool, registers: int, config: Config) -> None:
@@ -105,7 +100,7 @@ def _check_pool(pool: str, has_cls: bool, registers: int, config: Config) -> Non
         raise refused(f"global_pool={declared!r} over {which}", "see pool_include_prefix in config.json")
 
 
-def _prefix(theirs: Tensors, tokens: int, stride: int, config: Config) -> int:
+def _prefix(theirs: Tensors, tokens: int, unit: int, config: Config) -> int:
     """Rows before the grid: 0 or ``tokens``, whichever leaves a square."""
     rows = shape(theirs, "pos_embed", 3)[1]
     fits = [n for n in (0, tokens) if rows > n and round((rows - n) ** 0.5) ** 2 == rows - n]
@@ -114,7 +109,7 @@ def _prefix(theirs: Tensors, tokens: int, stride: int, config: Config) -> int:
     if (apart := config.args.get("no_embed_class")) is not None:
         return 0 if apart else tokens
     told = config.args.get("img_size") or config.images.get("input_size") or 0
-    side = (told if isinstance(told, int) else told[-1]) // stride
+    side = (told if isinstance(told, int) else told[-1]) // unit
     return tokens if rows - tokens == side * side else 0
 
 
@@ -164,7 +159,7 @@ def write(pretrained: Stored) -> Writing:
         prefix = 1 + model.registers if pretrained.params["position/embedding"].read()[:, 0].any() else 0
     config, notes = content(pretrained, Layout(prefix))
     if model.positions == "sincos2d":
-        side = pretrained.preprocess.size // _stride(model.patch, model.stem)
+        side = pretrained.preprocess.size // (model.patch * stride(model.stem))
         extra["pos_embed"] = Tensor.of(sincos_positions(side, side, model.width)[None])
         fixed = ["the fixed positions are written as numbers; read again they count as learned ones"]
     return Writing(Layout(prefix), {"config.json": config}, (*notes, *fixed), extra)
