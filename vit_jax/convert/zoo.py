@@ -14,6 +14,7 @@ import functools
 import importlib.resources
 import os
 from collections.abc import Mapping
+from typing import Any
 
 from vit_jax import models
 from vit_jax.types import UsageError
@@ -54,7 +55,7 @@ def tags() -> Mapping[str, PretrainedTag]:
     return {row["tag"]: _row(row) for row in csv.DictReader(text.splitlines())}
 
 
-def _row(row: Mapping[str, str]) -> PretrainedTag:
+def _row(row: Mapping[str, Any]) -> PretrainedTag:
     accuracy = float(row["accuracy"]) if row["accuracy"] else None
     model = row["tag"].partition(".")[0]
     return PretrainedTag(**{**row, "model": model, "size": int(row["size"]), "accuracy": accuracy})
