@@ -45,15 +45,13 @@ def compare(
       UserError: the model is no ViT.
     """
     model = models.create(name, dtype=dtype)
-    rivals: dict[str, Any]
     if linear and {f.name for f in dataclasses.fields(model)}.issuperset(FIELDS):
         rivals = {linear[0]: model.clone(**dict.fromkeys(FIELDS, linear[1])), "dense": model}
     elif not linear and (plain := twin(model)):
         rivals = {"vit_jax": model, "plain flax": plain}
     else:
-        raise UserError(
-            f"bench {kind} compares ViTs, and {name!r} is none, or no plain one; take vit_b16 for instance."
-        )
+        none = f"{name!r} is none, or no plain one"
+        raise UserError(f"bench {kind} compares ViTs, and {none}; take vit_b16 for instance.")
     images = jax.random.uniform(jax.random.key(0), (batch, size, size, 3))
     labels = jnp.arange(batch) % model.num_classes
     make = _forward if kind == "forward" else _train

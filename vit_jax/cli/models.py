@@ -9,6 +9,7 @@ import vit_jax as vj
 from vit_jax.cli import options
 
 HELP = "list the models, or describe one"
+VALUES = "{parameters:>15,d} {megabytes:>11,.1f} {gflops:>13.2f} {size:>5d}"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,14 +49,9 @@ def run(args: argparse.Namespace) -> int:
         width = max(16, *(len(r["model"]) for r in rows))
         print(f"{'model':{width}s} {'parameters':>15s} {'MB':>11s} {'GFLOPs/image':>13s} {'size':>5s}")
         for r in rows:
-            print(f"{r['model']:{width}s} {r.get('error') or _values(r)}")
+            print(f"{r['model']:{width}s} {r.get('error') or VALUES.format(**r, megabytes=r['bytes'] / 1e6)}")
     output.write(args.json, rows)
     return 0
-
-
-def _values(row: dict[str, Any]) -> str:
-    megabytes = row["bytes"] / 1e6
-    return f"{row['parameters']:>15,d} {megabytes:>11,.1f} {row['gflops']:>13.2f} {row['size']:>5d}"
 
 
 def _row(name: str, label: str, fields: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:

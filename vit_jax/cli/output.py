@@ -17,16 +17,12 @@ def write(target: str | None, value: Any) -> None:
     Raises:
       UserError: the file cannot be written.
     """
-    if target is None:
-        return
     text = json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False)
     if target == "-":
         print(text)
-        return
-    path = pathlib.Path(target)
-    try:
-        atomic.write_text(path, text + "\n")
-    except OSError as e:
-        raise UserError(
-            f"--json {target!r} cannot be written ({e.strerror}); name a file in an existing folder."
-        ) from e
+    elif target is not None:
+        try:
+            atomic.write_text(pathlib.Path(target), text + "\n")
+        except OSError as e:
+            why = f"cannot be written ({e.strerror}); name a file in an existing folder."
+            raise UserError(f"--json {target!r} {why}") from e

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Annotated, Any
 
 import vit_jax as vj
 from vit_jax.cli import options
@@ -27,8 +27,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints what was asked of every image. Exit status 1 if one could not be read."""
-    from typing import Annotated
-
     from vit_jax import config
     from vit_jax.cli import output
     from vit_jax.decoding import DECODERS
@@ -37,11 +35,9 @@ def run(args: argparse.Namespace) -> int:
         raise vj.UsageError(f"--top {args.top} is too small; the least is 1.")
     if args.decoder and not args.captions:
         raise vj.UsageError(f"--decoder {args.decoder} says how captions are written; add --captions.")
-    decoder = None
-    if args.captions:
-        decoder = config.parse(Annotated[Any, config.Choice(DECODERS)], args.decoder or "greedy", "--decoder")
-    model = args.workdir or args.checkpoint
-    rows = vj.predict(model, args.paths, texts=args.text, captions=decoder, top=args.top)
+    choice = Annotated[Any, config.Choice(DECODERS)]
+    decoder = config.parse(choice, args.decoder or "greedy", "--decoder") if args.captions else None
+    rows = vj.predict(args.workdir or args.checkpoint, args.paths, texts=args.text, captions=decoder, top=args.top)
     if args.json != "-":
         for row in rows:
             print(f"{row['path']}: {_line(row)}")

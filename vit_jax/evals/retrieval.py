@@ -100,11 +100,8 @@ def summarise(image: np.ndarray, text: np.ndarray, captions: np.ndarray) -> Retr
     for name, ranking in rankings.items():
         metrics |= {f"{name}_r{k}": float(ranking.recall(k).mean()) for k in AT}
         metrics[f"{name}_median_rank"] = float(np.median(ranking.rank()))
-    metrics |= {
-        "mean_r1": (metrics["i2t_r1"] + metrics["t2i_r1"]) / 2,
-        "images": float(len(image)),
-        "captions": float(len(texts)),
-    }
+    metrics["mean_r1"] = (metrics["i2t_r1"] + metrics["t2i_r1"]) / 2
+    metrics |= {"images": float(len(image)), "captions": float(len(texts))}
     broken = int(np.sum(~np.isfinite(image).all(1))), int(np.sum(~np.isfinite(texts).all(1)))
     odd = {"images_without_caption": len(image) - len(described), "nonfinite": sum(broken)}
     metrics |= {k: float(v) for k, v in odd.items() if v}

@@ -52,20 +52,14 @@ class Case:
         Args:
           g: ``[rows, out]``.
         """
-        places = [i for i, p in enumerate(self.parameters) if jnp.issubdtype(p.dtype, jnp.floating)]
-
-        def weight(*floats: jax.Array) -> jax.Array:
-            chosen = dict(zip(places, floats, strict=True))
-            return self.dense(*(chosen.get(i, p) for i, p in enumerate(self.parameters)))
-
+        wide = [p.astype("float32") if jnp.issubdtype(p.dtype, jnp.floating) else p for p in self.parameters]
         g64 = np.asarray(g, np.float64)
         with jax.default_matmul_precision("highest"):
-            w, pull = jax.vjp(weight, *(self.parameters[i].astype(jnp.float32) for i in places))
+            w, pull = jax.vjp(self.dense, *wide)
             back = pull(jnp.asarray(np.asarray(self.x, np.float64).T @ g64, jnp.float32))
-        found = {i: np.asarray(d, np.float64) for i, d in zip(places, back, strict=True)}
-        return g64 @ np.asarray(w, np.float64).T, *(found.get(i) for i in range(len(self.parameters)))
+        found = (None if d.dtype == jax.dtypes.float0 else np.asarray(d, np.float64) for d in back)
+        return g64 @ np.asarray(w, np.float64).T, *found
 
     def here(self) -> list[str]:
         """Names of the implementations of this platform."""
-        platform = (None, sharding.platform())
-        return [name for name, one in self.implementations.items() if one.platform in platform]
+        return [name for name, one in self.implementations.items() if one.platform in (None, sharding.platform())]

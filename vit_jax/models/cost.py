@@ -33,10 +33,8 @@ def peak(device: jax.Device, dtype: str) -> float:
 
     A device is measured once a process.
     """
-    for kind in sorted(PEAK, key=len, reverse=True):
-        if device.device_kind.startswith(kind):
-            return PEAK[kind]
-    return _measure(device, dtype)
+    known = [kind for kind in PEAK if device.device_kind.startswith(kind)]
+    return PEAK[max(known, key=len)] if known else _measure(device, dtype)
 
 
 @functools.cache
