@@ -35,7 +35,7 @@ def compare(name: str, batch: int, dim: int, *, chunk: int, rounds: int, alone: 
     inputs = image, text, jnp.float32(1 / 0.07), jnp.float32(-10.0)
     mask = jnp.ones(batch, bool)
     forms = {"chunked": losses.Chunked(chunk)} | ({} if alone else {"dense": losses.Dense()})
-    compiled = {}
+    compiled: dict[str, Any] = {}
     for label, form in forms.items():
         mean = lambda *x, form=form: jnp.mean(loss(*x, mask, form))  # noqa: E731
         compiled[label] = jax.jit(jax.value_and_grad(mean, (0, 1, 2, 3))).lower(*inputs).compile()
@@ -43,7 +43,7 @@ def compare(name: str, batch: int, dim: int, *, chunk: int, rounds: int, alone: 
     result: dict[str, Any] = {"loss": f"{name}, {batch} pairs of width {dim}, chunks of {chunk}"}
     for label, run in compiled.items():
         result[f"{label} seconds"] = times[label].median
-        memory: Any = run.memory_analysis()
+        memory = run.memory_analysis()
         result[f"{label} temporary MB"] = memory.temp_size_in_bytes / 1e6
     if not alone:
         result |= times["dense"].compared("chunked takes times as long", times["chunked"])

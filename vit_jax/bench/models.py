@@ -74,12 +74,12 @@ def compare(
     return {**result, "share of one large product's speed": total / ours.median / peak}
 
 
-def _forward(model: nn.Module, params: Params, images: jax.Array, labels: jax.Array) -> Callable[[], Any]:
+def _forward(model: Any, params: Params, images: jax.Array, labels: jax.Array) -> Callable[[], Any]:
     run = jax.jit(lambda p, x: model.apply({"params": p}, x))
     return lambda: run(params, images)  # float32 parameters for both, as in training and evaluation
 
 
-def _train(model: nn.Module, params: Params, images: jax.Array, labels: jax.Array) -> Callable[[], Any]:
+def _train(model: Any, params: Params, images: jax.Array, labels: jax.Array) -> Callable[[], Any]:
     tx = optax.adamw(1e-4, weight_decay=0.1)
 
     def loss(p: Any) -> jax.Array:
