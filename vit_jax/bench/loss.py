@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -37,9 +38,9 @@ def compare(name: str, batch: int, dim: int, *, chunk: int, rounds: int, alone: 
     forms = {"chunked": losses.Chunked(chunk)} | ({} if alone else {"dense": losses.Dense()})
     compiled: dict[str, Any] = {}
     for label, form in forms.items():
-        mean: Any = lambda *x, form=form: jnp.mean(loss(*x, mask, form))  # noqa: E731
+        mean = lambda *x, form=form: jnp.mean(loss(*x, mask, form))  # noqa: E731
         compiled[label] = jax.jit(jax.value_and_grad(mean, (0, 1, 2, 3))).lower(*inputs).compile()
-    times = alternate({label: lambda run=run: run(*inputs) for label, run in compiled.items()}, rounds)
+    times = alternate({label: functools.partial(run, *inputs) for label, run in compiled.items()}, rounds)
     result: dict[str, Any] = {"loss": f"{name}, {batch} pairs of width {dim}, chunks of {chunk}"}
     for label, run in compiled.items():
         result[f"{label} seconds"] = times[label].median
