@@ -1,6 +1,7 @@
 """The shape of the code: imports point one way, every module has its test, files stay short, nothing is unpickled."""
 
 import ast
+import collections
 import functools
 import gc
 import inspect
@@ -180,6 +181,29 @@ def test_families_of_models_are_the_affair_of_models_and_codecs():
     inside = ("vit_jax.models", *(f"vit_jax.convert.{room}" for room in ("timm", "hf", "open_clip", "flax")))
     assert {module for module in found if not module.startswith(inside)} == set()
     assert len(families(ast.parse("isinstance(m, models.ViT)\nisinstance(m, (CoCa, str))\nisinstance(m, Model)"))) == 2
+
+
+def statements(path: pathlib.Path) -> list[str]:
+    """Lines of code: no docstrings, imports, comments or lone punctuation."""
+    aside: set[int] = set()
+    for node in ast.walk(tree(path)):
+        text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if text or isinstance(node, ast.Import | ast.ImportFrom):
+            aside.update(range(node.lineno, node.end_lineno + 1))
+    lines = enumerate((line.strip() for line in path.read_text(encoding="utf-8").split("\n")), 1)
+    return [line for i, line in lines if i not in aside and re.search(r"\w", line) and not line.startswith("#")]
+
+
+def test_nothing_is_written_twice():
+    """No six lines of code stand in two places; the options that training and evaluation batches share are declared."""
+    places = collections.defaultdict(set)
+    for path in MODULES:
+        lines = statements(path)
+        for i in range(len(lines) - 5):
+            places[tuple(lines[i : i + 6])].add(f"{name(path)} {i}")
+    twice = {frozenset(place.split()[0] for place in found) for found in places.values() if len(found) > 1}
+    assert twice <= {frozenset({"vit_jax.data.loader"})}
+    assert statements(PACKAGE / "data" / "classes.py")
 
 
 def test_rooms_are_small():

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.config import Choice
@@ -62,8 +63,9 @@ def _writer(apply: Apply, decoder: SearchStrategy, encoder: Any) -> Any:
     def run(params: Params, batch: Batch) -> dict[str, jax.Array]:
         if "text" not in batch:
             raise UserError("the evaluator 'caption' needs captions; its data has images alone.")
-        options: dict[str, Any] = {"length": encoder.length, "decoder": decoder, "rows": batch["index"]}
-        found = generate(apply, params, batch["image"], **special_ids(encoder.tokenizer), **options)
+        ids: dict[str, Any] = special_ids(encoder.tokenizer)
+        image, rows = jnp.asarray(batch["image"]), jnp.asarray(batch["index"])
+        found = generate(apply, params, image, **ids, length=encoder.length, decoder=decoder, rows=rows)
         return found._asdict() | {k: batch[k] for k in ("text", "captions", "index")}
 
     return run
