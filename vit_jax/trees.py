@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 from flax import traverse_util
+
+
+def fields(value: Any) -> dict[str, Any]:
+    """Fields of a dataclass by name; of a Flax module without Flax's own, its parent and its name."""
+    own = (f.name for f in dataclasses.fields(value))
+    return {field: getattr(value, field) for field in own if field not in ("parent", "name")}
 
 
 def name(path: Any) -> str:

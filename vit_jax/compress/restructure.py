@@ -29,7 +29,7 @@ from vit_jax.layers.linear import Dense, LinearSpec
 from vit_jax.layers.linear.sparse24 import Packed24, Sparse24
 from vit_jax.layers.linear.specs import FIELDS, Spec, name_of
 from vit_jax.models.describe import describe, shapes
-from vit_jax.trees import flat, nested
+from vit_jax.trees import fields, flat, nested
 from vit_jax.types import Params, UserError
 
 
@@ -149,8 +149,9 @@ COMPUTED = ("implementation", "bits", "lam")
 
 def _stored(spec: LinearSpec) -> LinearSpec:
     """``spec`` as far as it decides the parameters."""
-    fields = dataclasses.fields(spec) if dataclasses.is_dataclass(spec) else ()
-    return dataclasses.replace(spec, **{f.name: f.default for f in fields if f.name in COMPUTED}) if fields else spec
+    all_fields = dataclasses.fields(spec) if dataclasses.is_dataclass(spec) else ()
+    changes = {f.name: f.default for f in all_fields if f.name in COMPUTED}
+    return dataclasses.replace(spec, **changes) if changes else spec
 
 
 def _wide(x: Any) -> np.ndarray:
@@ -250,12 +251,11 @@ def specs(model: nn.Module) -> set[LinearSpec]:
 def _specs(model: Any, where: str = "") -> dict[str, LinearSpec]:
     """The specs among the fields of ``model`` and of the modules among them, by path: ``"text_tower.mlp_linear"``."""
     out: dict[str, LinearSpec] = {}
-    for field in dataclasses.fields(model):
-        value = getattr(model, field.name) if field.name not in ("parent", "name") else None
+    for field, value in fields(model).items():
         if isinstance(value, LinearSpec):
-            out[where + field.name] = value
+            out[where + field] = value
         elif isinstance(value, nn.Module):
-            out |= _specs(value, f"{where}{field.name}.")
+            out |= _specs(value, f"{where}{field}.")
     return out
 
 

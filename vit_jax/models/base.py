@@ -12,6 +12,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from vit_jax import trees
 from vit_jax.layers.linear import Linear
 from vit_jax.models.roles import Model, Role
 from vit_jax.types import OutputActivation, Params
@@ -174,9 +175,7 @@ class ModelFn:
 
 def replace_in_towers(model: nn.Module, **fields: Any) -> nn.Module:
     """``model`` with ``fields`` set wherever it or a module among its fields has them: ``dtype="float32"``."""
-    values: dict[str, Any] = {
-        f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in ("parent", "name")
-    }
+    values = trees.fields(model)
     inner: dict[str, Any] = {k: replace_in_towers(v, **fields) for k, v in values.items() if isinstance(v, nn.Module)}
     changes: dict[str, Any] = inner | {k: v for k, v in fields.items() if k in values}
     return model.clone(**changes)

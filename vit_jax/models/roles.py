@@ -72,8 +72,9 @@ class Model(nn.Module):
 
     def roles(self, params: Params) -> Any:
         """A tree like ``params`` (arrays or shapes) of :class:`Role`; models among the fields say theirs themselves."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("parent", "name")}
-        inner = {name: value for name, value in fields.items() if isinstance(value, Model) and name in params}
+        inner = {
+            name: value for name, value in trees.fields(self).items() if isinstance(value, Model) and name in params
+        }
         own = roles({name: tree for name, tree in params.items() if name not in inner}, type(self))
         return {**own, **{name: model.roles(params[name]) for name, model in inner.items()}}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import pathlib
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ from vit_jax.models import Variables
 from vit_jax.train.adapt import adapt
 from vit_jax.train.setup import Setup
 from vit_jax.train.state import TrainState
-from vit_jax.trees import flat, nested, unflat
+from vit_jax.trees import fields, flat, nested, unflat
 from vit_jax.types import Params, UserError
 
 log = logging.getLogger(__name__)
@@ -167,8 +166,7 @@ def _numerics(there: Any, here: Any, source: str, path: str) -> list[str]:
             raise UserError(f"{source} has {was} heads, the model {now}; add --config.model.{path}heads={was}")
         keeps = f"--config.model.{path}{key}={was} keeps that"
         notes.append(f"its model has {path}{key}={was!r}, this one {now!r} ({keeps})")
-    inner = {f.name: getattr(there, f.name) for f in dataclasses.fields(there) if f.name not in ("parent", "name")}
-    for name, tower in inner.items():
+    for name, tower in fields(there).items():
         if isinstance(tower, nn.Module) and isinstance(getattr(here, name, None), nn.Module):
             notes += _numerics(tower, getattr(here, name), source, f"{path}{name}.")
     return notes
