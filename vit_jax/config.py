@@ -10,11 +10,16 @@ the choice names a ``base``, Python code may also hand in a value of its own; :f
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import difflib
+import inspect
+import math
+import os
 import pathlib
 import re
 import runpy
+import traceback
 import types
 import typing
 import zlib
@@ -24,15 +29,18 @@ from typing import Any, NamedTuple, TypeVar, overload
 import numpy as np
 from ml_collections import ConfigDict
 
+from vit_jax.checks import Range, shown
 from vit_jax.types import Array, UsageError, UserError
 
 T = TypeVar("T")
+MAX_BYTES = 2**20
+"""Of a configuration file."""
 
 
 def suggest(name: str, options: Iterable[str]) -> str:
     """The end of an error sentence: the nearest of ``options``, or all of them when few."""
     options = sorted(map(str, options))
-    near = difflib.get_close_matches(str(name), options, n=2, cutoff=0.5)
+    near = difflib.get_close_matches(shown(name).strip("'"), options, n=2, cutoff=0.5)
     if near:
         return f"; did you mean {' or '.join(map(repr, near))}?"
     return f"; allowed: {', '.join(options)}." if len(options) <= 24 else "."
@@ -42,7 +50,7 @@ def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
     """``table[name]``; a name that is not there is a :class:`UsageError` with the nearest ones."""
     if isinstance(name, str) and name in table:
         return table[name]
-    raise UsageError(f"unknown {what} {name!r}{suggest(name, table)}")
+    raise UsageError(f"unknown {what} {shown(name)}{suggest(name, table)}")
 
 
 class Variant(NamedTuple):
@@ -77,6 +85,10 @@ class Choice:
         return id(self.table)
 
 
+MAX_STEPS = 2**31 - 1
+"""A step is an int32."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Duration:
     """A length of training: ``"20 epochs"``, ``"1000 steps"``, ``"1e6 examples"``, ``"5%"`` or a number of steps."""
@@ -86,14 +98,14 @@ class Duration:
 
     @classmethod
     def parse(cls, value: Any, path: str) -> Duration:
-        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf"):
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MAX_STEPS:
             return cls(float(value))
         units = {"%": "percent", "percent": "percent"}
         units |= {u[: len(u) - cut]: u for u in ("steps", "examples", "epochs") for cut in (0, 1)}
         match = re.fullmatch(r"\s*((?:\d+\.?\d*|\.\d+)(?:e\+?\d{1,2})?)\s*([a-z%]+)\s*", str(value))
         if not match or match[2] not in units:
             raise UsageError(
-                f"{path}={value!r} is no duration; write '20 epochs', '1000 steps', '1e6 examples' or '5%'."
+                f"{path}={shown(value)} is no duration; write '20 epochs', '1000 steps', '1e6 examples' or '5%'."
             )
         return cls(float(match[1]), units[match[2]])
 
@@ -107,6 +119,8 @@ class Duration:
                 raise UsageError(f"the length of training cannot be {str(self)!r}: a percentage of itself.")
             return round(self.value / 100 * total)
         scale = {"steps": 1.0, "examples": 1 / batch_size, "epochs": num_examples / batch_size}[self.unit]
+        if not 0 <= self.value * scale <= MAX_STEPS:
+            raise UsageError(f"a duration of {str(self)!r} is not allowed; the most is {MAX_STEPS:,} steps.")
         return round(self.value * scale)
 
 
@@ -125,14 +139,18 @@ def parse(cls: Any, value: Any, path: str = "config") -> Any:
         value = value.to_dict()
     if origin is typing.Annotated:
         choice = next((a for a in args[1:] if isinstance(a, Choice)), None)
-        return parse(args[0], value, path) if choice is None else _parse_choice(choice, value, path)
+        found = parse(args[0], value, path) if choice is None else _parse_choice(choice, value, path)
+        for mark in args[1:]:
+            if isinstance(mark, Range):
+                mark.check(path, found)
+        return found
     if cls is Any:
         return value
     if origin in (typing.Union, types.UnionType):
         return _parse_union(args, value, path)
     if origin is typing.Literal:
         if value not in args:
-            raise UsageError(f"{path}={value!r} is not allowed{suggest(value, args)}")
+            raise UsageError(f"{path}={shown(value)} is not allowed{suggest(value, args)}")
         return value
     if origin is tuple:
         return _parse_tuple(args, value, path)
@@ -147,11 +165,11 @@ def _parse_scalar(cls: type, value: Any, path: str) -> Any:
     if isinstance(value, Mapping) and PYTHON in value:
         raise _gone(value, path)
     if cls is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if abs(value) < 2**1023 else math.copysign(math.inf, value)
     if cls is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if not isinstance(value, cls) or (isinstance(value, bool) and cls is not bool):
-        raise UsageError(f"{path}={value!r} is of type {type(value).__name__}, expected {cls.__name__}.")
+        raise UsageError(f"{path}={shown(value)} is of type {type(value).__name__}, expected {cls.__name__}.")
     return value
 
 
@@ -173,7 +191,7 @@ def _parse_tuple(args: tuple, value: Any, path: str) -> tuple:
     if len(args) == 2 and args[1] is Ellipsis:
         return tuple(parse(args[0], v, f"{path}[{i}]") for i, v in enumerate(value))
     if len(value) != len(args):
-        raise UsageError(f"{path}={value!r} has {len(value)} entries, expected {len(args)}.")
+        raise UsageError(f"{path}={shown(value)} has {len(value)} entries, expected {len(args)}.")
     return tuple(parse(a, v, f"{path}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True)))
 
 
@@ -189,7 +207,9 @@ def hints(cls: type) -> dict[str, Any]:
 
 def _parse_dataclass(cls: type, value: Any, path: str) -> Any:
     if not isinstance(value, Mapping):
-        raise UsageError(f"{path}={value!r} is of type {type(value).__name__}, expected the fields of {cls.__name__}.")
+        raise UsageError(
+            f"{path}={shown(value)} is of type {type(value).__name__}, expected the fields of {cls.__name__}."
+        )
     if PYTHON in value:
         if not _is_record_of(cls, value[PYTHON]):
             raise _gone(value, path)
@@ -200,7 +220,7 @@ def _parse_dataclass(cls: type, value: Any, path: str) -> Any:
         if renamed.get(key) in value:
             raise UsageError(f"'{path}.{key}' is now called {renamed[key]!r}, which is also set; leave it out.")
         if key not in allowed and key not in renamed:
-            raise UsageError(f"unknown key '{path}.{key}'{suggest(key, allowed)}")
+            raise UsageError(f"unknown key {shown(f'{path}.{key}')}{suggest(key, allowed)}")
     value = {renamed.get(k, k): v for k, v in value.items()}
     kwargs = {k: parse(allowed[k], v, f"{path}.{k}") for k, v in value.items()}
     for field in dataclasses.fields(cls):
@@ -221,7 +241,7 @@ def _parse_choice(choice: Choice, value: Any, path: str) -> Any:
         if choice.base and isinstance(value, type):
             raise UsageError(f"{path} is the class {value.__name__}, not one of its objects; write {value.__name__}().")
         what = f" and no {_named(choice.base)}" if choice.base else ""
-        raise UsageError(f"{path}={value!r} is of type {type(value).__name__}{what}{suggest('', table)}")
+        raise UsageError(f"{path}={shown(value)} is of type {type(value).__name__}{what}{suggest('', table)}")
     fields = dict(value) if isinstance(value, Mapping) else spec_fields(value, table, path)
     if PYTHON in fields:
         return _parse_dataclass(next((c for c in classes if _is_record_of(c, fields[PYTHON])), object), fields, path)
@@ -255,17 +275,18 @@ def spec_fields(text: str, table: Mapping[str, Any], path: str) -> dict[str, Any
         name = ast.unparse(call.func)
         args = [_literal(arg) for arg in call.args]
         keywords = [(str(k.arg), _literal(k.value)) for k in call.keywords]
-    except (SyntaxError, ValueError, TypeError):
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         raise UsageError(
-            f"{path}={text!r} cannot be read; write a name or name(key=value), paths in quotes{suggest(text, table)}"
+            f"{path}={shown(text)} cannot be read; write a name or name(key=value), paths in quotes"
+            f"{suggest(text, table)}"
         ) from None
     row = _class_of(lookup(table, name, path))
     order = [f.name for f in dataclasses.fields(row) if f.name in hints(row) and not f.kw_only]
     if len(args) > len(order):
-        raise UsageError(f"{path}={text!r} has too many arguments; {name} takes {', '.join(order) or 'none'}.")
+        raise UsageError(f"{path}={shown(text)} has too many arguments; {name} takes {', '.join(order) or 'none'}.")
     given = dict(zip(order, args, strict=False))
     if twice := {"name", *given}.intersection(key for key, _ in keywords):
-        raise UsageError(f"{path}={text!r} sets {min(twice)!r} twice; leave one of them out.")
+        raise UsageError(f"{path}={shown(text)} sets {min(twice)!r} twice; leave one of them out.")
     return {"name": name, **given, **dict(keywords)}
 
 
@@ -280,24 +301,63 @@ def load(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> dict[str, Any]
       Nested plain dictionaries, ready for :func:`parse`.
 
     Raises:
-      UsageError: no such file, or one without ``get_config``.
+      UsageError: no such file, or one that fails (with the line), has no ``get_config`` or makes no configuration.
     """
-    file, _, arg = spec.partition(":")
-    path = pathlib.Path(file)
-    if not path.is_file():
-        there = [str(p) for p in (path.parent.glob("*.py") if path.parent.is_dir() else ())]
-        raise UsageError(f"no config file {file!r}{suggest(file, there)}")
-    get_config = runpy.run_path(str(path)).get("get_config")
-    if get_config is None:
+    file, colon, arg = spec.partition(":")
+    if colon and not arg:
+        raise UsageError(f"{spec!r} ends with a colon; write FILE:ARG, or the file alone.")
+    if not os.path.isfile(file):
+        folder = os.path.dirname(file)
+        names = os.listdir(folder or ".") if os.path.isdir(folder or ".") else ()
+        there = [os.path.join(folder, name) for name in names if name.endswith(".py")]
+        raise UsageError(f"no config file {shown(file)}{suggest(file, there)}")
+    if os.path.getsize(file) > MAX_BYTES:
+        raise UsageError(f"{file} has more than {MAX_BYTES:,} bytes, which is no configuration.")
+    with _explained(file):
+        get_config = runpy.run_path(file).get("get_config")
+    if not callable(get_config):
         raise UsageError(f"{file} does not define get_config(arg='').")
-    config = get_config(arg) if arg else get_config()
-    return override(plain(config), overrides)
+    args = (arg,) if arg else ()
+    try:
+        inspect.signature(get_config).bind(*args)
+    except TypeError:
+        takes = f"takes no argument such as {arg!r}; write {file}" if arg else f"needs an argument; write {file}:ARG"
+        raise UsageError(f"get_config of {file} {takes}.") from None
+    with _explained(file):
+        config = get_config(*args)
+        if not isinstance(config, Mapping | ConfigDict):
+            raise UsageError(f"get_config of {file} returns {shown(config)}; let it return a ConfigDict.")
+        return override(plain(config), overrides)
+
+
+@contextlib.contextmanager
+def _explained(file: str) -> Iterator[None]:
+    """Makes a sentence of what goes wrong in a configuration file."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as e:
+        frames = [(f.filename, f.lineno) for f in traceback.extract_tb(e.__traceback__)]
+        place = next((frame for frame in reversed(frames) if frame[0] == file), (file, None))
+        if isinstance(e, SyntaxError) and e.filename:
+            place = e.filename, e.lineno
+        where = f", line {place[1]}" if place[1] else ""
+        reason = [line for line in str(e.msg if isinstance(e, SyntaxError) else e).splitlines() if line.strip()]
+        raise UsageError(f"{place[0]}{where}: {': '.join([type(e).__name__, *reason[:1]])[:200]}.") from e
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """A ``ConfigDict`` or mapping as nested dictionaries of its values."""
-    items = config.to_dict() if isinstance(config, ConfigDict) else config
-    return {k: plain(v) if isinstance(v, Mapping | ConfigDict) else v for k, v in items.items()}
+    """A ``ConfigDict`` or mapping as nested dictionaries of its values.
+
+    Raises:
+      UsageError: it contains itself.
+    """
+    try:
+        items = config.to_dict() if isinstance(config, ConfigDict) else config
+        return {k: plain(v) if isinstance(v, Mapping | ConfigDict) else v for k, v in items.items()}
+    except RecursionError:
+        raise UsageError("the configuration contains itself; return dictionaries of their own.") from None
 
 
 def override(config: Mapping[str, Any], overrides: Sequence[tuple[str, str]]) -> dict[str, Any]:
@@ -330,7 +390,7 @@ def literal(text: str) -> Any:
     """What a user means by the ``text`` of a value: a Python literal, true, false or none, or else the text."""
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError):
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return {"true": True, "false": False, "none": None}.get(text.lower(), text)
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from vit_jax import sharding
+from vit_jax.checks import INFINITE, Checked, Range, Seed
 from vit_jax.models import Captioner
 from vit_jax.types import Params, UserError
 
@@ -50,7 +51,7 @@ class Captions(NamedTuple):
     log_p: jax.Array
 
 
-class SearchStrategy(abc.ABC):
+class SearchStrategy(Checked, abc.ABC):
     """A frozen dataclass in :data:`DECODERS`: how captions go on, and which of several is the best."""
 
     width: int = 1
@@ -97,17 +98,9 @@ class Nucleus(SearchStrategy):
       seed: random seed of the draws.
     """
 
-    p: float = 0.9
-    temperature: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.p <= 1:
-            raise UserError(f"p={self.p} of nucleus sampling is outside (0, 1]; 0.9 is usual, 1 samples freely.")
-        if not self.temperature > 0:
-            raise UserError(
-                f"temperature={self.temperature} is not positive; use the decoder 'greedy' for its limit 0."
-            )
+    p: Annotated[float, Range(0, 1, "(]", "; 0.9 is usual, 1 samples freely")] = 0.9
+    temperature: Annotated[float, Range(0, INFINITE, "()", "; 'greedy' is its limit 0")] = 1.0
+    seed: Seed = 0
 
     def choose(self, log_p: jax.Array, found: Hypotheses, rows: jax.Array, at: jax.Array) -> Any:
         p = jax.nn.softmax(log_p[:, 0] / self.temperature, axis=-1)
@@ -133,14 +126,8 @@ class Beam(SearchStrategy):
       length_penalty: 0 ranks by probability, which favours short captions; larger favours long ones.
     """
 
-    width: int = 4
-    length_penalty: float = 0.6
-
-    def __post_init__(self) -> None:
-        if self.width < 1:
-            raise UserError(f"width={self.width} of the beam is too small; the least is 1.")
-        if not 0 <= self.length_penalty < float("inf"):
-            raise UserError(f"length_penalty={self.length_penalty} is not allowed; 0 is none, 0.6 is usual.")
+    width: Annotated[int, Range(1, 256)] = 4
+    length_penalty: Annotated[float, Range(0, 100, hint="; 0 is none, 0.6 is usual")] = 0.6
 
     def choose(self, log_p: jax.Array, found: Hypotheses, rows: jax.Array, at: jax.Array) -> Any:
         b, w, vocabulary = log_p.shape

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
@@ -18,6 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vit_jax import trees
+from vit_jax.checks import Checked, Range
 from vit_jax.types import Array, UsageError
 
 AXES = ("replica", "fsdp", "tensor")
@@ -27,8 +28,11 @@ FSDP_MIN_SIZE = 2**14
 """Leaves with fewer elements are replicated: gathering them costs more than keeping them."""
 
 
+Axis = Annotated[int, Range(-1, 2**20)]
+
+
 @dataclasses.dataclass(frozen=True)
-class MeshConfig:
+class MeshConfig(Checked):
     """Sizes of the mesh axes; one of them may be -1, "whatever devices are left".
 
     Attributes:
@@ -37,9 +41,9 @@ class MeshConfig:
       tensor: devices over which each layer's width is split.
     """
 
-    replica: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    replica: Axis = -1
+    fsdp: Axis = 1
+    tensor: Axis = 1
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from vit_jax.checks import Checked, Share
 from vit_jax.types import PRNGKey, UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageOp:
+class ImageOp(Checked):
     """Random change of one image that keeps its shape: ``op(key, float32[H,W,3] in [0, 1])`` -> the same."""
 
     def __call__(self, key: PRNGKey, image: jax.Array) -> jax.Array:
@@ -20,10 +21,10 @@ class ImageOp:
 
 
 @dataclasses.dataclass(frozen=True)
-class MixOp:
+class MixOp(Checked):
     """Random blend of a batch with itself: ``op(key, images, labels, mask)`` -> ``(images, soft labels)``."""
 
-    prob: float = 1.0
+    prob: Share = 1.0
 
     def __call__(
         self, key: PRNGKey, images: jax.Array, labels: jax.Array, mask: jax.Array
@@ -46,15 +47,6 @@ def inside(h: int, w: int, start: Sequence[jax.Array], stop: Sequence[jax.Array]
     """bool[h,w,1]: pixels (y, x) with ``start <= (y, x) < stop``."""
     y, x = jnp.arange(h, dtype=jnp.float32)[:, None, None], jnp.arange(w, dtype=jnp.float32)[None, :, None]
     return (y >= start[0]) & (y < stop[0]) & (x >= start[1]) & (x < stop[1])
-
-
-def check_range(op: object, low: float, high: float, *names: str) -> None:
-    """Raises :class:`UserError` where a field (a number or a tuple of numbers) leaves ``[low, high]``."""
-    for name in names:
-        value = getattr(op, name)
-        for v in value if isinstance(value, tuple) else (value,):
-            if not low <= v <= high:
-                raise UserError(f"{type(op).__name__}: {name}={value} is outside [{low:g}, {high:g}].")
 
 
 def check_ordered(op: object, *names: str) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 
-from vit_jax.augment.base import ImageOp, check_ordered, check_range, inside, luma
+from vit_jax.augment.base import ImageOp, check_ordered, inside, luma
+from vit_jax.checks import Range, Share
 from vit_jax.types import PRNGKey
 
 Scalar = jax.Array | float
+Factor = Annotated[float, Range(0, 10)]
+"""Largest distance of a factor from 1."""
 
 
 def blend(image: jax.Array, other: jax.Array | float, factor: Scalar) -> jax.Array:
@@ -83,16 +86,11 @@ class ColorJitter(ImageOp):
       prob: probability that the image is changed at all.
     """
 
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.4
-    hue: float = 0.0
-    prob: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_range(self, 0, 10, "brightness", "contrast", "saturation")
-        check_range(self, 0, 0.5, "hue")
-        check_range(self, 0, 1, "prob")
+    brightness: Factor = 0.4
+    contrast: Factor = 0.4
+    saturation: Factor = 0.4
+    hue: Annotated[float, Range(0, 0.5)] = 0.0
+    prob: Share = 1.0
 
     def __call__(self, key: PRNGKey, image: jax.Array) -> jax.Array:
         draws = jax.random.uniform(key, (5,))
@@ -123,15 +121,14 @@ class RandomErasing(ImageOp):
       fill: value in [0, 1] that ``mode="const"`` writes.
     """
 
-    prob: float = 0.25
-    area: tuple[float, float] = (0.02, 1 / 3)
-    ratio: float = 0.3
+    prob: Share = 0.25
+    area: tuple[Share, Share] = (0.02, 1 / 3)
+    ratio: Annotated[float, Range(0.01, 1)] = 0.3
     mode: Literal["pixel", "const"] = "pixel"
-    fill: float = 0.5
+    fill: Share = 0.5
 
     def __post_init__(self) -> None:
-        check_range(self, 0, 1, "prob", "area", "fill")
-        check_range(self, 0.01, 1, "ratio")
+        super().__post_init__()
         check_ordered(self, "area")
 
     def __call__(self, key: PRNGKey, image: jax.Array) -> jax.Array:

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 
-from vit_jax.augment.base import ImageOp, check_ordered, check_range, unit
+from vit_jax.augment.base import ImageOp, check_ordered, unit
+from vit_jax.checks import Checked, Range, Share
 from vit_jax.types import PRNGKey, UserError
 
 Interpolation = Literal["bilinear", "bicubic"]
+Crop = Annotated[float, Range(0.01, 1, hint=", the fraction of the short side that is kept")]
+Ratio = Annotated[float, Range(0.01, 100)]
+"""Of one side to another."""
 Box = tuple[float, float, float, float] | jax.Array
 """Top, left, bottom, right: a tuple is static (known when tracing), an array is random."""
 
@@ -79,7 +83,7 @@ def resample(
 
 
 @dataclasses.dataclass(frozen=True)
-class CropResize:
+class CropResize(Checked):
     """First operation of a policy: turns the square canvas into the output square.
 
     In training the canvas is the whole image, squashed; ``original``, the image's (height, width), undoes that.
@@ -110,11 +114,11 @@ class InceptionCrop(CropResize):
       ratio: smallest and largest width / height of the crop.
     """
 
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    scale: tuple[Share, Share] = (0.08, 1.0)
+    ratio: tuple[Ratio, Ratio] = (3 / 4, 4 / 3)
 
     def __post_init__(self) -> None:
-        check_range(self, 0, 1, "scale")
+        super().__post_init__()
         check_ordered(self, "scale", "ratio")
 
     def box(self, key: PRNGKey, original: jax.Array) -> Box:
@@ -150,10 +154,7 @@ class CenterCrop(CropResize):
       crop: side of the square, as a fraction of the image's short side.
     """
 
-    crop: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_crop(self.crop)
+    crop: Crop = 1.0
 
     def box(self, key: PRNGKey, original: jax.Array) -> Box:
         extent = original.astype(jnp.float32)
@@ -170,11 +171,8 @@ class RandomCrop(CropResize):
       mode: what the padding shows: the image mirrored ("reflect"), its border ("edge"), or black ("zero").
     """
 
-    padding: int = 4
+    padding: Annotated[int, Range(0, 4096)] = 4
     mode: Literal["reflect", "edge", "zero"] = "reflect"
-
-    def __post_init__(self) -> None:
-        check_range(self, 0, 4096, "padding")
 
     def __call__(
         self, key: PRNGKey, image: jax.Array, original: jax.Array, size: int, interpolation: Interpolation = "bilinear"
@@ -199,19 +197,10 @@ class Flip(ImageOp):
       prob: probability of mirroring.
     """
 
-    prob: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_range(self, 0, 1, "prob")
+    prob: Share = 0.5
 
     def __call__(self, key: PRNGKey, image: jax.Array) -> jax.Array:
         return jnp.where(jax.random.bernoulli(key, self.prob), image[:, ::-1], image)
-
-
-def check_crop(crop: float) -> None:
-    """Raises :class:`UserError` unless ``crop`` is a fraction in (0, 1]."""
-    if not 0 < crop <= 1:
-        raise UserError(f"crop={crop:g} is outside (0, 1]; it is the fraction of the short side that is kept.")
 
 
 def center_box(side: int, crop: float) -> Box:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from vit_jax.augment.base import MixOp, check_range, inside
-from vit_jax.types import PRNGKey, UserError
+from vit_jax.augment.base import MixOp, inside
+from vit_jax.checks import Range
+from vit_jax.types import PRNGKey
 
 Per = Literal["batch", "example"]
 
@@ -65,15 +66,8 @@ def choose(
 
 @dataclasses.dataclass(frozen=True)
 class _BetaMix(MixOp):
-    alpha: float = 1.0
+    alpha: Annotated[float, Range(1e-3, 1e3, hint=", or leave the operation out for no mixing")] = 1.0
     per: Per = "batch"
-
-    def __post_init__(self) -> None:
-        check_range(self, 0, 1, "prob")
-        if self.alpha <= 0:
-            raise UserError(
-                f"{type(self).__name__}: alpha={self.alpha:g} is not positive; leave the operation out for no mixing."
-            )
 
     def weights(self, key: PRNGKey, mask: jax.Array) -> jax.Array:
         """float32[B]: the share each row keeps of itself, Beta(alpha, alpha); 1 where the partner is padding."""

@@ -20,6 +20,7 @@ from vit_jax.augment.base import ImageOp, MixOp, unit
 from vit_jax.augment.color import ColorJitter, RandomErasing
 from vit_jax.augment.geometry import (
     CenterCrop,
+    Crop,
     CropResize,
     Flip,
     InceptionCrop,
@@ -27,12 +28,12 @@ from vit_jax.augment.geometry import (
     RandomCrop,
     Resize,
     center_box,
-    check_crop,
     resample,
 )
 from vit_jax.augment.mix import Cutmix, Mixup, choose, soft
 from vit_jax.augment.randaugment import RandAugment
 from vit_jax.augment.warp import Affine
+from vit_jax.checks import Checked, Pixels, Range
 from vit_jax.config import Choice, Variant
 from vit_jax.types import Batch, PRNGKey, UserError
 
@@ -51,8 +52,12 @@ OPS: dict[str, Any] = {
 }
 
 
+Mean = Annotated[float, Range(-1e3, 1e3)]
+Std = Annotated[float, Range(1e-3, 1e3, hint=", as images are divided by it")]
+
+
 @dataclasses.dataclass(frozen=True)
-class Norm:
+class Norm(Checked):
     """Per-channel ``(image - mean) / std`` of images in [0, 1].
 
     Attributes:
@@ -60,12 +65,8 @@ class Norm:
       std: what each channel is then divided by.
     """
 
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-
-    def __post_init__(self) -> None:
-        if min(self.std) <= 0:
-            raise UserError(f"std={self.std} has an entry that is not positive; images are divided by it.")
+    mean: tuple[Mean, Mean, Mean] = (0.5, 0.5, 0.5)
+    std: tuple[Std, Std, Std] = (0.5, 0.5, 0.5)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """float32[...,3] in [0, 1] -> float32[...,3]."""
@@ -84,7 +85,7 @@ NORMS: dict[str, Any] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Augment:
+class Augment(Checked):
     """Device-side image pipeline of a run.
 
     Attributes:
@@ -97,19 +98,17 @@ class Augment:
       interpolation: filter of every crop and resize.
     """
 
-    size: int
+    size: Pixels
     train: tuple[Annotated[ImageOp | MixOp | CropResize, Choice(OPS, ImageOp | MixOp | CropResize)], ...] = (
         InceptionCrop(),
         Flip(),
     )
-    crop: float = 1.0
+    crop: Crop = 1.0
     norm: Annotated[Norm, Choice(NORMS, Norm)] = Norm()
     interpolation: Interpolation = "bilinear"
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise UserError(f"size={self.size} is no image side; write the number of pixels, e.g. 224.")
-        check_crop(self.crop)
+        super().__post_init__()
         kinds = [0 if isinstance(op, CropResize) else 2 if isinstance(op, MixOp) else 1 for op in self.train]
         if kinds != sorted(kinds) or kinds.count(0) > 1:
             names = ", ".join(type(op).__name__ for op in self.train)

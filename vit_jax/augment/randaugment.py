@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
 from vit_jax.augment import color
-from vit_jax.augment.base import ImageOp, check_range
+from vit_jax.augment.base import ImageOp
 from vit_jax.augment.warp import inverse_matrix, warp
+from vit_jax.checks import Range, Share
 from vit_jax.config import lookup
 from vit_jax.types import PRNGKey, UserError
 
@@ -76,15 +78,13 @@ class RandAugment(ImageOp):
       fill: value in [0, 1] of pixels that come in from outside of the image.
     """
 
-    num_ops: int = 2
-    magnitude: float = 9.0
+    num_ops: Annotated[int, Range(1, 16)] = 2
+    magnitude: Annotated[float, Range(0, 10)] = 9.0
     ops: tuple[str, ...] = NAMES
-    fill: float = 0.5
+    fill: Share = 0.5
 
     def __post_init__(self) -> None:
-        check_range(self, 1, 16, "num_ops")
-        check_range(self, 0, 10, "magnitude")
-        check_range(self, 0, 1, "fill")
+        super().__post_init__()
         if not self.ops:
             raise UserError(f"RandAugment: ops is empty; choose among {', '.join(NAMES)}.")
         for name in self.ops:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
-from vit_jax.augment.base import ImageOp, check_ordered, check_range
+from vit_jax.augment.base import ImageOp, check_ordered
+from vit_jax.checks import Range, Share
 from vit_jax.types import PRNGKey
 
 Scalar = jax.Array | float
@@ -66,6 +68,9 @@ def inverse_matrix(angle: Scalar = 0.0, shear_x: Scalar = 0.0, shear_y: Scalar =
     )
 
 
+Zoom = Annotated[float, Range(0.01, 100)]
+
+
 @dataclasses.dataclass(frozen=True)
 class Affine(ImageOp):
     """Small random rotation, shear, zoom and shift about the centre, all uniform.
@@ -78,16 +83,14 @@ class Affine(ImageOp):
       fill: value outside the image, in [0, 1].
     """
 
-    rotate: float = 10.0
-    translate: float = 0.1
-    scale: tuple[float, float] = (0.9, 1.1)
-    shear: float = 0.0
-    fill: float = 0.0
+    rotate: Annotated[float, Range(0, 180)] = 10.0
+    translate: Share = 0.1
+    scale: tuple[Zoom, Zoom] = (0.9, 1.1)
+    shear: Annotated[float, Range(0, 4)] = 0.0
+    fill: Share = 0.0
 
     def __post_init__(self) -> None:
-        check_range(self, 0, 180, "rotate")
-        check_range(self, 0, 1, "translate", "fill")
-        check_range(self, 0, 4, "shear")
+        super().__post_init__()
         check_ordered(self, "scale")
 
     def __call__(self, key: PRNGKey, image: jax.Array) -> jax.Array:

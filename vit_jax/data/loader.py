@@ -14,10 +14,11 @@ import functools
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
+from vit_jax.checks import Checked, Pixels, Range, Seed
 from vit_jax.config import resumable
 from vit_jax.data.permute import hash64, make_key, permute
 from vit_jax.data.prompts import read_templates
@@ -33,7 +34,7 @@ _CHUNK = 16  # rows one task decodes: enough to hide its cost, few enough to sha
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Checked):
     """Which examples, and how the host prepares them.
 
     Attributes:
@@ -50,19 +51,13 @@ class DataConfig:
 
     path: Source | str
     val: Source | str | None = None
-    holdout: int | float = 0.1
-    split_seed: int = 0
+    holdout: Annotated[int | float, Range(0, 2**40)] = 0.1
+    split_seed: Seed = 0
     text: TextConfig | None = None
-    canvas: int = 256
+    canvas: Pixels = 256
     on_error: OnError = "raise"
-    workers: int | None = resumable(None)
-    prefetch: int = resumable(3)
-
-    def __post_init__(self) -> None:
-        for name, least in (("canvas", 1), ("prefetch", 1), ("workers", 1), ("holdout", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"{name}={value} is too small; the least is {least}.")
+    workers: Annotated[int, Range(1, 1024)] | None = resumable(None)
+    prefetch: Annotated[int, Range(1, 1024)] = resumable(3)
 
     def open(self, split: Literal["train", "val"]) -> Source:
         """The source of one split; validation labels are counted in the classes of training.

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from vit_jax.checks import Checked, Length
 from vit_jax.data.prompts import read_templates
 from vit_jax.data.tokenizer import Tokenizer, from_state, open_tokenizer
 from vit_jax.types import UserError
@@ -63,7 +64,7 @@ class TextCodec:
 
 
 @dataclasses.dataclass(frozen=True)
-class TextConfig:
+class TextConfig(Checked):
     """How captions are read.
 
     Attributes:
@@ -76,13 +77,12 @@ class TextConfig:
     """
 
     tokenizer: str = "bytes"
-    length: int = 77
+    length: Length = 77
     choose: Literal["random", "first"] = "random"
     templates: str | None = None
 
     def __post_init__(self) -> None:
-        if self.length < 3:
-            raise UserError(f"length={self.length} is too small; start, one token and end take 3.")
+        super().__post_init__()
         if self.choose not in ("random", "first"):
             raise UserError(f"choose={self.choose!r} is not allowed; allowed: first, random.")
         if self.templates is not None:

@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from vit_jax.checks import Checked
 from vit_jax.io import atomic
 from vit_jax.models import Variables
 from vit_jax.objectives.base import Apply, Objective
@@ -171,7 +172,7 @@ class EvalContext:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluator(abc.ABC):
+class Evaluator(Checked, abc.ABC):
     """A frozen dataclass in ``EVALUATORS``; it scores every example whose mask is True, once.
 
     Attributes:
@@ -198,7 +199,7 @@ class Evaluator(abc.ABC):
         Raises:
           UserError: the prefix is no name of a folder.
         """
-        if self.prefix is not None and not re.fullmatch(r"\w[\w.-]*", self.prefix):
+        if self.prefix is not None and not re.fullmatch(r"\w[\w.-]{0,99}", self.prefix):
             raise UserError(f"prefix={self.prefix!r} is no name; give letters, digits, '_', '-' and '.', such as 'v2'.")
         return tuple(f"{self.prefix}/{metric}" if self.prefix else metric for metric in self.metrics)
 

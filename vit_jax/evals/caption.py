@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax.checks import Range
 from vit_jax.config import Choice
 from vit_jax.decoding import DECODERS, Greedy, SearchStrategy, generate, special_ids
 from vit_jax.evals.base import EvalContext, Evaluator, Report
@@ -35,12 +36,8 @@ class Caption(Evaluator):
     """
 
     decoder: Annotated[SearchStrategy, Choice(DECODERS, SearchStrategy)] = Greedy()
-    limit: int | None = None
+    limit: Annotated[int, Range(1, 2**32)] | None = None
     metrics: ClassVar[tuple[str, ...]] = (*CAPTION_METRICS, "caption_images")
-
-    def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"limit={self.limit} leaves no image to caption; the least is 1.")
 
     def __call__(self, context: EvalContext) -> CaptionReport:
         """Reads ``image``, ``text`` int32[B,K,L], ``captions`` int32[B], ``mask`` bool[B] and ``index``.

@@ -6,12 +6,13 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax.checks import Range
 from vit_jax.data.classes import mismatch
 from vit_jax.evals.base import EvalContext, Evaluator, Report
 from vit_jax.evals.calibration import Reliability, reliability
@@ -37,7 +38,7 @@ class Classify(Evaluator):
       bins: number of confidence bins of the calibration error.
     """
 
-    bins: int = 15
+    bins: Annotated[int, Range(1, 1000)] = 15
     metrics: ClassVar[tuple[str, ...]] = ("accuracy", "top5", "mean_class_accuracy", "loss", "ece", "examples")
 
     def __call__(self, context: EvalContext) -> ClassificationReport:

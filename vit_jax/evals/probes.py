@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax.checks import Count, Positive, Seed
 from vit_jax.evals import linear
 from vit_jax.evals.base import EvalContext, Evaluator, Report, Split
 from vit_jax.evals.classify import scores, summarise
@@ -72,16 +73,12 @@ class Probe(Evaluator):
     """
 
     data: str | None = None
-    shots: int | None = None
-    seed: int = 0
+    shots: Count | None = None
+    seed: Seed = 0
     method: Method = "embed_image"
     kind: ClassVar[str]
     """First part of the names of its metrics."""
     splits: ClassVar[tuple[Split, ...]] = ("train", "val")
-
-    def __post_init__(self) -> None:
-        if self.shots is not None and self.shots < 1:
-            raise UserError(f"shots={self.shots} leaves nothing to fit to; the least is 1.")
 
     def __call__(self, context: EvalContext) -> Report:
         """Reads ``image``, ``label`` and ``mask``.
@@ -179,17 +176,10 @@ class KNN(Probe):
       temperature: divides the similarities before they become the neighbours' weights; smaller favours the nearest.
     """
 
-    k: int = 20
-    temperature: float = 0.07
+    k: Count = 20
+    temperature: Positive = 0.07
     kind: ClassVar[str] = "knn"
     metrics: ClassVar[tuple[str, ...]] = ("knn/accuracy", "knn/top5", "knn/mean_class_accuracy", "knn/examples")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.k < 1 or self.temperature <= 0:
-            raise UserError(
-                f"k={self.k} and temperature={self.temperature} must both be positive, such as 20 and 0.07."
-            )
 
     def predict(
         self, train_features: np.ndarray, train_labels: np.ndarray, features: np.ndarray, num_classes: int

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax.checks import Count
 from vit_jax.evals.base import EvalContext, Evaluator, Report
 from vit_jax.evals.gather import concatenate, encoder_of, gather
 from vit_jax.evals.ranking import rank, similarities
@@ -35,15 +36,11 @@ class Retrieval(Evaluator):
     """
 
     data: str | None = None
-    captions: int | None = None
+    captions: Count | None = None
     metrics: ClassVar[tuple[str, ...]] = (
         *(f"i2t_r{k}" for k in AT), "i2t_median_rank", *(f"t2i_r{k}" for k in AT), "t2i_median_rank", "mean_r1",
         "images", "captions",
     )  # fmt: skip
-
-    def __post_init__(self) -> None:
-        if self.captions is not None and self.captions < 1:
-            raise UserError(f"captions={self.captions} leaves nothing to find; the least is 1.")
 
     def __call__(self, context: EvalContext) -> RetrievalReport:
         """Reads ``image``, ``text`` int32[B,K,L], ``captions`` int32[B], ``mask`` bool[B] and ``index``.

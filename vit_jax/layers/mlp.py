@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax import config, sharding
+from vit_jax.checks import Checked, Size
 from vit_jax.kernels.products import differentiable
 from vit_jax.kernels.topk_mlp import topk_mlp
 from vit_jax.layers.linear import Dense, DType, Linear, LinearSpec
 from vit_jax.layers.linear.monarch import pair
 from vit_jax.layers.stochastic import dropout
-from vit_jax.types import UsageError, UserError
+from vit_jax.types import UsageError
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5)),
@@ -29,7 +30,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class TopK:
+class TopK(Checked):
     """ReLU of which each token keeps its ``k`` largest units (Li et al. 2022, arXiv:2210.06313, section 4).
 
     Units beside the kept ones are 0 and have no gradient. Exactly k stay, of equal ones the first; where fewer are
@@ -39,11 +40,7 @@ class TopK:
       k: units kept; from the size of the hidden layer on, this is ReLU.
     """
 
-    k: int
-
-    def __post_init__(self) -> None:
-        if self.k < 1:
-            raise UserError(f"topk({self.k}) keeps nothing; give a k of 1 or more.")
+    k: Size
 
     @classmethod
     def parse(cls, value: Any, path: str) -> TopK:
@@ -57,7 +54,7 @@ class TopK:
             raise UsageError(f"{path}={value!r} is not allowed{config.suggest(str(value), names)}")
         if set(fields) != {"k"}:
             raise UsageError(f"{path}={value!r} cannot be read; write topk(128), the units each token keeps.")
-        return cls(config.parse(int, fields["k"], f"{path}.k"))
+        return cls(config.parse(Size, fields["k"], f"{path}.k"))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """``[..., F] -> [..., F]``."""

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vit_jax.checks import Depth, Finite, Heads, Rate, Share, Size
 from vit_jax.config import resumable
 from vit_jax.layers.attention import KVCache
 from vit_jax.layers.block import Block, Encoder, Remat, ResidualBlock
@@ -49,13 +50,13 @@ class Stack(nn.Module):
       ffn: what stands in place of the MLPs across channels, a gated one for example; None for the two-layer MLP.
     """
 
-    depth: int = 12
-    mlp_dim: int = 768
-    dropout: float = 0.0
-    drop_path: float = 0.0
-    layer_scale: float | None = None
+    depth: Depth = 12
+    mlp_dim: Size = 768
+    dropout: Rate = 0.0
+    drop_path: Rate = 0.0
+    layer_scale: Finite | None = None
     activation: Activation = "gelu"
-    norm_epsilon: float = EPSILON
+    norm_epsilon: Share = EPSILON
     mlp_linear: Spec = Dense()
     dtype: DType = "float32"
     scan: bool = resumable(False)
@@ -86,7 +87,7 @@ class TransformerStack(Stack):
       reducer: what leaves tokens out or merges them between attention and MLP; None keeps all.
     """
 
-    heads: int = 3
+    heads: Heads = 3
     qkv_linear: Spec = Dense()
     out_linear: Spec = Dense()
     attention: str | None = None

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax import sharding
+from vit_jax.checks import Checked, Count
 from vit_jax.losses import pairs
 from vit_jax.losses.pairs import LOGSUMEXP, NEVER, Reduction, Side
 from vit_jax.types import Array, UserError
@@ -37,18 +38,14 @@ class Plan(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Chunked:
+class Chunked(Checked):
     """One device, ``size`` rows of the matrix at a time: memory O(B * size). The batch need not be a multiple.
 
     Attributes:
       size: rows of the matrix that are in memory at a time.
     """
 
-    size: int = 256
-
-    def __post_init__(self) -> None:
-        if self.size < 1:
-            raise UserError(f"size={self.size} is too small; give the rows of a chunk, 256 for instance.")
+    size: Count = 256
 
     def plan(self, batch: int) -> Plan:
         """How a batch of this size is gone through."""

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from vit_jax import checks
+from vit_jax.checks import INFINITE, SMOOTHING, Range
 from vit_jax.kernels.products import differentiable
 from vit_jax.losses.pairs import accumulator
-from vit_jax.types import Array, UserError
+from vit_jax.types import Array
 
 CHUNK = 1024
 """Tokens whose logits are in memory at a time: 200 MB for 49,408 words. One position of all captions at least."""
@@ -68,9 +68,8 @@ def caption_cross_entropy(
 
 def check(label_smoothing: float, z_loss: float) -> None:
     """Raises :class:`UserError` for values that are no label smoothing or z-loss."""
-    checks.label_smoothing(label_smoothing)
-    if not 0.0 <= z_loss < float("inf"):
-        raise UserError(f"z_loss={z_loss} is not allowed; 1e-4 is usual, 0 turns it off.")
+    SMOOTHING.check("label_smoothing", label_smoothing)
+    Range(0, INFINITE, "[)", "; 1e-4 is usual, 0 turns it off").check("z_loss", z_loss)
 
 
 def _token_loss(z: jax.Array, targets: jax.Array, label_smoothing: float, z_loss: float) -> jax.Array:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from vit_jax import checks
+from vit_jax.checks import SMOOTHING
 from vit_jax.types import Array
 
 
@@ -67,7 +67,7 @@ def smooth_targets(labels: Array, num_classes: int, label_smoothing: float = 0.0
     Raises:
       UserError: ``label_smoothing`` outside [0, 1).
     """
-    checks.label_smoothing(label_smoothing)
+    SMOOTHING.check("label_smoothing", label_smoothing)
     if jnp.issubdtype(labels.dtype, jnp.integer):
         targets = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
     else:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Annotated, ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
-from vit_jax import checks
+from vit_jax.checks import INFINITE, Checked, Range
 from vit_jax.layers.norm import unit
 from vit_jax.losses.blockwise import Chunked, Ring
 from vit_jax.losses.pairs import LOGSUMEXP, MAX, SOFTPLUS, Dense, PairwiseBackend, Reduction
@@ -72,7 +72,7 @@ class Sigmoid:
 
 
 @dataclasses.dataclass(frozen=True)
-class Cloob:
+class Cloob(Checked):
     """InfoLOOB on Hopfield-retrieved embeddings (Fuerst et al. 2022, arXiv:2110.11316, equations 1 to 5).
 
     Each embedding is replaced by what it retrieves from the images of the batch (U) and from its texts (V), itself
@@ -84,11 +84,8 @@ class Cloob:
       beta: inverse temperature of the retrieval (8 in the paper's runs on CC).
     """
 
-    beta: float = 8.0
+    beta: Annotated[float, Range(0, INFINITE, "()", ", 8 for instance")] = 8.0
     biased: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        checks.positive("beta", self.beta, ", 8 for instance")
 
     def __call__(
         self, image: Array, text: Array, scale: Array, bias: Array, mask: Array, form: PairwiseBackend = DENSE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax import trees
+from vit_jax.checks import Finite, Range
 from vit_jax.layers.linear import Linear
 from vit_jax.models.roles import Model, Role
 from vit_jax.types import OutputActivation, Params
@@ -38,8 +39,8 @@ class ImageModel(Model):
       head_bias_init: initial bias of the head (a large negative one for sigmoid losses).
     """
 
-    num_classes: int = 1000
-    head_bias_init: float = 0.0
+    num_classes: Annotated[int, Range(0, 2**20)] = 1000
+    head_bias_init: Finite = 0.0
 
     def encode(self, image: jax.Array, train: bool) -> Features:
         raise NotImplementedError

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from vit_jax import config
+from vit_jax.checks import Heads, Range, Size
 from vit_jax.layers.attention import KVCache
 from vit_jax.layers.block import Block
 from vit_jax.layers.linear import logical
@@ -35,8 +36,8 @@ class TextDecoder(TransformerStack, Model):
       split: whether a block has a second MLP before its cross-attention, as open_clip's have; the paper's have one MLP.
     """
 
-    heads: int = 8
-    mlp_dim: int = 2048
+    heads: Heads = 8
+    mlp_dim: Size = 2048
     split: bool = True
 
     @nn.compact
@@ -64,8 +65,8 @@ class CoCa(TwoTower, Captioner):
     """
 
     decoder: TextDecoder = TextDecoder()
-    queries: int = 256
-    pool_heads: int = 8
+    queries: Annotated[int, Range(1, 2**12)] = 256
+    pool_heads: Heads = 8
     pooling: Literal["shared", "cascade", "parallel"] = "shared"
 
     PARTS: ClassVar[Mapping[str, Part]] = {

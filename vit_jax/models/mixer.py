@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vit_jax.checks import Depth, Pixels, Size
 from vit_jax.layers.block import ResidualBlock
 from vit_jax.layers.embed import PatchEmbed
 from vit_jax.layers.linear import Dense, LinearSpec, Spec
@@ -54,11 +55,11 @@ class Mixer(Stack, ImageModel):
       token_linear: linear map (dense, or a structured one) of the MLPs across tokens.
     """
 
-    patch: int = 16
-    width: int = 512
-    depth: int = 8
-    token_dim: int = 256
-    mlp_dim: int = 2048
+    patch: Pixels = 16
+    width: Size = 512
+    depth: Depth = 8
+    token_dim: Size = 256
+    mlp_dim: Size = 2048
     token_linear: Spec = Dense()
 
     def encode(self, image: jax.Array, train: bool) -> Features:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vit_jax.checks import Pixels, Range, Size
 from vit_jax.layers.block import ResidualBlock
 from vit_jax.layers.embed import PatchEmbed
 from vit_jax.layers.linear import Dense, DType, LinearSpec, Spec, logical
@@ -116,11 +117,11 @@ class MonarchMixer(Stack, ImageModel):
       long_conv: implementation of :func:`vit_jax.layers.long_conv.long_conv`, None picks.
     """
 
-    patch: int = 16
-    width: int = 192
-    short: int = 3
-    filter_features: int = 33
-    filter_hidden: int = 128
+    patch: Pixels = 16
+    width: Size = 192
+    short: Annotated[int, Range(1, 1024)] = 3
+    filter_features: Annotated[int, Range(3, 1023)] = 33
+    filter_hidden: Size = 128
     residual: bool = True
     qkv_linear: Spec = Dense()
     out_linear: Spec = Dense()

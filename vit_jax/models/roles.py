@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 import flax.linen as nn
 import jax
 
-from vit_jax import trees
+from vit_jax import checks, trees
 from vit_jax.types import Params
 
 Part = Literal["stem", "block", "head"]
@@ -65,6 +65,10 @@ class Model(nn.Module):
     """Name of a module, of a parameter, or the first word of a parameter's -> its kind."""
     NEW: ClassVar[tuple[str, ...]] = ("head", "pre_logits", "adapter_*")
     """Names of modules, wildcards allowed, that weights may lack."""
+
+    def __post_init__(self) -> None:
+        checks.check(self)
+        super().__post_init__()
 
     def image_encoder(self, params: Params) -> tuple[Model, Params]:
         """The model of images alone in this one, and its parameters."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from vit_jax import config
+from vit_jax.checks import Heads, Range, Size
 from vit_jax.layers.attention import KVCache
 from vit_jax.layers.block import Block
 from vit_jax.layers.embed import PositionEmbedding, TokenEmbed
@@ -41,13 +42,13 @@ class TextTransformer(TransformerStack, Model):
         open_clip CoCa weights were trained with (open_clip issue 549).
     """
 
-    vocab_size: int = 49408
-    length: int = 77
-    end_id: int = 49407
-    pad_id: int = 0
-    width: int = 512
-    heads: int = 8
-    mlp_dim: int = 2048
+    vocab_size: Annotated[int, Range(2, 2**22)] = 49408
+    length: Annotated[int, Range(1, 2**16)] = 77
+    end_id: Annotated[int, Range(0, 2**22)] = 49407
+    pad_id: Annotated[int, Range(0, 2**22)] = 0
+    width: Size = 512
+    heads: Heads = 8
+    mlp_dim: Size = 2048
     causal: bool = True
     pool: Pool = "end"
     cls_mask: Literal["text", "shifted"] = "text"

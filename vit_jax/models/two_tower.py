@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax import config
+from vit_jax.checks import INFINITE, Finite, Range, Size
 from vit_jax.layers.linear import Linear, logical
 from vit_jax.layers.norm import unit
 from vit_jax.models.base import Features, ImageModel, ImageTextModel
@@ -62,11 +63,11 @@ class TwoTower(ImageTextModel):
 
     image_tower: Annotated[ImageModel, config.Choice(IMAGES, ImageModel)]
     text_tower: TextTransformer
-    embed_dim: int = 512
+    embed_dim: Size = 512
     image_head: Head = "linear"
     text_head: Head = "linear"
-    temperature: float = 1 / 0.07
-    bias: float | None = None
+    temperature: Annotated[float, Range(0, INFINITE, "()", "; 1 / 0.07 is usual, 10 for SigLIP")] = 1 / 0.07
+    bias: Finite | None = None
     lock: Literal["none", "image", "text"] = "none"
 
     ENCODER: ClassVar[str | None] = "image_tower"
@@ -81,8 +82,6 @@ class TwoTower(ImageTextModel):
         super().__post_init__()
 
     def setup(self) -> None:
-        if not self.temperature > 0:
-            raise UserError(f"temperature={self.temperature} is not positive; 1 / 0.07 is usual, 10 for SigLIP.")
         heads = {"image": self.image_head, "text": self.text_head}
         maps = {k: self._head(k, kind) for k, kind in heads.items() if kind != "none"}
         self.image_map, self.text_map = maps.get("image"), maps.get("text")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import config
+from vit_jax.checks import Depth, Pixels, Range, Size
 from vit_jax.layers.block import Block
 from vit_jax.layers.embed import PatchEmbed, PositionEmbedding, sincos_positions
 from vit_jax.layers.linear import Linear, logical
@@ -43,16 +44,16 @@ class ViT(TransformerStack, ImageModel):
       stem_numerics: whose epsilons the stem has, a name in :data:`vit_jax.models.resnet.NUMERICS`.
     """
 
-    patch: int = 16
-    width: int = 192
+    patch: Pixels = 16
+    width: Size = 192
     pool: Literal["cls", "gap", "map", "cls_gap"] = "cls"
     positions: Literal["learn", "sincos2d"] = "learn"
     patch_bias: bool = True
     pre_norm: bool = False
     final_norm: bool = True
-    registers: int = 0
-    pre_logits: int | None = None
-    stem: tuple[int, ...] | None = None
+    registers: Annotated[int, Range(0, 1024)] = 0
+    pre_logits: Size | None = None
+    stem: tuple[Depth, ...] | None = None
     stem_numerics: Numerics = "original"
 
     def encode(self, image: jax.Array, train: bool) -> Features:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax import sharding
+from vit_jax.checks import Checked
 from vit_jax.metrics import Mean
 from vit_jax.models import ModelFn, Variables
 from vit_jax.types import Array, Batch, OutputActivation, Params, PRNGKey
@@ -28,7 +29,7 @@ VARIABLES = "variables"
 """Name of the mean, over slices, of what a training forward pass made of the model's variables: no metric to log."""
 
 
-class Objective(abc.ABC):
+class Objective(Checked, abc.ABC):
     """What is minimised, and all that a train step may ask of it. Put a frozen dataclass into ``OBJECTIVES``.
 
     The two methods without a body are needed; all else has defaults that suit most objectives. The values of

@@ -10,7 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax import checks, losses
+from vit_jax import losses
+from vit_jax.checks import Smoothing
 from vit_jax.metrics import Mean
 from vit_jax.models import ImageModel
 from vit_jax.objectives import activity
@@ -30,11 +31,8 @@ class Classify(PerExample):
     """
 
     output_activation: OutputActivation = dataclasses.field(default="softmax", metadata={"formerly": "link"})
-    label_smoothing: float = 0.0
+    label_smoothing: Smoothing = 0.0
     activity: bool = False
-
-    def __post_init__(self) -> None:
-        checks.label_smoothing(self.label_smoothing)
 
     def fit_model(self, model: nn.Module, info: Any) -> nn.Module:
         """A head with one output per class of the data."""

@@ -8,8 +8,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from vit_jax import checks, losses
-from vit_jax.losses import caption
+from vit_jax import losses
+from vit_jax.checks import NonNegative, Smoothing
 from vit_jax.objectives.base import Metrics
 from vit_jax.objectives.contrast import Contrast
 from vit_jax.objectives.pairs import CONTRASTIVE, first_caption, mean_of
@@ -30,15 +30,10 @@ class CoCa(Contrast):
       z_loss: weight of the squared logarithm of the softmax's normaliser, added to the caption loss; 0 adds none.
     """
 
-    contrastive_weight: float = 1.0
-    caption_weight: float = 2.0
-    label_smoothing: float = 0.0
-    z_loss: float = 0.0
-
-    def __post_init__(self) -> None:
-        caption.check(self.label_smoothing, self.z_loss)
-        for name in ("contrastive_weight", "caption_weight"):
-            checks.nonnegative(name, getattr(self, name))
+    contrastive_weight: NonNegative = 1.0
+    caption_weight: NonNegative = 2.0
+    label_smoothing: Smoothing = 0.0
+    z_loss: NonNegative = 0.0
 
     @property
     def weights(self) -> Mapping[str, float]:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
-from vit_jax import checks, losses
+from vit_jax import losses
+from vit_jax.checks import INFINITE, NonNegative, Range, Smoothing
 from vit_jax.metrics import Mean
 from vit_jax.objectives.base import Apply, Metrics, PerExample, Rngs
 from vit_jax.objectives.classify import Classify
@@ -63,23 +64,18 @@ class Distill(PerExample):
     """
 
     teacher: str
-    hard: float = 1.0
-    soft: float = 1.0
-    feature: float = 1.0
-    temperature: float = 1.0
-    blocks: int = 3
+    hard: NonNegative = 1.0
+    soft: NonNegative = 1.0
+    feature: NonNegative = 1.0
+    temperature: Annotated[float, Range(0, INFINITE, "()", ", 1 to 4 is usual")] = 1.0
+    blocks: Annotated[int, Range(1, 512, hint=", or feature=0 to mimic none")] = 3
     output_activation: OutputActivation = dataclasses.field(default="softmax", metadata={"formerly": "link"})
-    label_smoothing: float = 0.0
+    label_smoothing: Smoothing = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("hard", "soft", "feature"):
-            checks.nonnegative(name, getattr(self, name))
+        super().__post_init__()
         if self.soft == self.feature == 0:
             raise UserError("soft=0 and feature=0 leave nothing to learn from the teacher; take objective='classify'.")
-        checks.positive("temperature", self.temperature, ", 1 to 4 is usual")
-        if self.blocks < 1:
-            raise UserError(f"blocks={self.blocks} is not allowed; give 1 or more, or feature=0 to mimic none.")
-        _ = self.labels  # made for the checks that Classify makes of output_activation and label_smoothing
 
     @property
     def labels(self) -> Classify:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vit_jax.checks import positive, within
+from vit_jax.checks import Checked, Finite, NonNegative, Positive, Range
 from vit_jax.config import Choice, Duration
 from vit_jax.optim import masks, schedules
 from vit_jax.optim.health import track_grad_stats
@@ -26,7 +26,7 @@ from vit_jax.types import Params, UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimConfig:
+class OptimConfig(Checked):
     """How parameters are updated. Patterns are regular expressions over whole parameter paths (:mod:`.masks`).
 
     Attributes:
@@ -47,31 +47,22 @@ class OptimConfig:
     """
 
     optimizer: Annotated[Optimizer, Choice(OPTIMIZERS, Optimizer)] = dataclasses.field(default=AdamW())
-    lr: float = 1e-3
+    lr: Positive = 1e-3
     schedule: Annotated[schedules.Schedule, Choice(schedules.SCHEDULES, schedules.Schedule)] = dataclasses.field(
         default=schedules.Cosine()
     )
     warmup: Duration = dataclasses.field(default=Duration(0))
-    weight_decay: float = 0.0
-    decay_rules: tuple[tuple[str, float], ...] = ()
-    clip_norm: float | None = 1.0
+    weight_decay: NonNegative = 0.0
+    decay_rules: tuple[tuple[str, NonNegative], ...] = ()
+    clip_norm: Positive | None = 1.0
     freeze: tuple[str, ...] = ()
-    lr_mult: tuple[tuple[str, float], ...] = ()
-    layer_decay: float | None = None
+    lr_mult: tuple[tuple[str, Positive], ...] = ()
+    layer_decay: Annotated[float, Range(0, 1, "(]", ", or None")] | None = None
     sam: Annotated[SharpnessAware, Choice(SAM, SharpnessAware)] | None = None
-    bounds: tuple[tuple[str, float, float], ...] = ()
+    bounds: tuple[tuple[str, Finite, Finite], ...] = ()
 
     def __post_init__(self) -> None:
-        positive("lr", self.lr)
-        within("weight_decay", self.weight_decay, 0, float("inf"))
-        if self.clip_norm is not None:
-            positive("clip_norm", self.clip_norm)
-        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
-            raise UserError(f"layer_decay={self.layer_decay} is not allowed; give a number in (0, 1], or None.")
-        for pattern, factor in self.lr_mult:
-            positive(f"lr_mult of {pattern!r}", factor)
-        for pattern, factor in self.decay_rules:
-            within(f"decay_rules of {pattern!r}", factor, 0, float("inf"))
+        super().__post_init__()
         for pattern, least, most in self.bounds:
             if not least < most:
                 raise UserError(f"bounds of {pattern!r} are {least} and {most}; write the smaller one first.")

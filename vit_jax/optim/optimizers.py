@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from vit_jax.checks import positive, within
+from vit_jax.checks import Checked, Decay, Positive, Range, Size
 from vit_jax.types import UserError
 
 Precision = Literal["float32", "bfloat16"]
@@ -24,7 +24,7 @@ class Optimizer(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class AdamW:
+class AdamW(Checked):
     """Adam (arXiv:1412.6980, algorithm 1) with decoupled weight decay (arXiv:1711.05101, algorithm 2).
 
     Attributes:
@@ -34,22 +34,17 @@ class AdamW:
       mu_dtype: type in which the first moment is *stored*; arithmetic is in float32.
     """
 
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
+    b1: Decay = 0.9
+    b2: Decay = 0.999
+    eps: Positive = 1e-8
     mu_dtype: Precision = "float32"
-
-    def __post_init__(self) -> None:
-        within("adamw b1", self.b1, 0, 1)
-        within("adamw b2", self.b2, 0, 1)
-        positive("adamw eps", self.eps)
 
     def scale(self) -> optax.GradientTransformation:
         return _store(optax.scale_by_adam(self.b1, self.b2, self.eps), "mu", self.mu_dtype)
 
 
 @dataclasses.dataclass(frozen=True)
-class Sgd:
+class Sgd(Checked):
     """Gradient descent with heavy-ball or Nesterov momentum ``u = g + momentum * u`` (Sutskever et al., ICML 2013).
 
     Attributes:
@@ -58,12 +53,12 @@ class Sgd:
       mu_dtype: type in which the momentum is *stored*; arithmetic is in float32.
     """
 
-    momentum: float = 0.9
+    momentum: Decay = 0.9
     nesterov: bool = False
     mu_dtype: Precision = "float32"
 
     def __post_init__(self) -> None:
-        within("sgd momentum", self.momentum, 0, 1)
+        super().__post_init__()
         if self.nesterov and not self.momentum:
             raise UserError("sgd nesterov=True is not allowed with momentum=0; set one of them.")
 
@@ -74,7 +69,7 @@ class Sgd:
 
 
 @dataclasses.dataclass(frozen=True)
-class Adafactor:
+class Adafactor(Checked):
     """Adafactor (arXiv:1804.04235) as used for large ViTs (arXiv:2106.04560, section 3.4): with momentum and a cap on
     b2, without parameter scaling and relative steps, so that learning rates of Adam carry over.
 
@@ -87,18 +82,12 @@ class Adafactor:
       mu_dtype: type in which the momentum is *stored*; arithmetic is in float32.
     """
 
-    b1: float = 0.9
-    exponent: float = 0.8
-    b2_max: float = 0.999
-    threshold: float = 1.0
-    min_dim: int = 32
+    b1: Decay = 0.9
+    exponent: Annotated[float, Range(0, 10, "(]")] = 0.8
+    b2_max: Decay = 0.999
+    threshold: Positive = 1.0
+    min_dim: Size = 32
     mu_dtype: Precision = "bfloat16"
-
-    def __post_init__(self) -> None:
-        within("adafactor b1", self.b1, 0, 1)
-        within("adafactor b2_max", self.b2_max, 0, 1)
-        positive("adafactor exponent", self.exponent)
-        positive("adafactor threshold", self.threshold)
 
     def scale(self) -> optax.GradientTransformation:
         def decay(step: jax.Array, exponent: float) -> jax.Array:
@@ -116,7 +105,7 @@ class Adafactor:
 
 
 @dataclasses.dataclass(frozen=True)
-class Lion:
+class Lion(Checked):
     """Sign of an interpolated momentum (arXiv:2302.06675, algorithm 2).
 
     It wants a learning rate 3 to 10 times smaller than AdamW's, and a decay larger by as much.
@@ -127,13 +116,9 @@ class Lion:
       mu_dtype: type in which the momentum is *stored*; arithmetic is in float32.
     """
 
-    b1: float = 0.9
-    b2: float = 0.99
+    b1: Decay = 0.9
+    b2: Decay = 0.99
     mu_dtype: Precision = "float32"
-
-    def __post_init__(self) -> None:
-        within("lion b1", self.b1, 0, 1)
-        within("lion b2", self.b2, 0, 1)
 
     def scale(self) -> optax.GradientTransformation:
         return _store(optax.scale_by_lion(self.b1, self.b2), "mu", self.mu_dtype)

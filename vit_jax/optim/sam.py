@@ -15,18 +15,19 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from vit_jax import checks
+from vit_jax.checks import INFINITE, Checked, Count, NonNegative, Range
 from vit_jax.optim.masks import paths
 from vit_jax.types import Array, Params, UserError
 
 EPS = 1e-12
 """Floor of every norm that divides."""
+Radius = Annotated[float, Range(0, INFINITE, "()", ", or no sam at all")]
 NOISE = 1e-6
 """A component of a vector smaller than this share of it is float32 rounding."""
 
@@ -101,13 +102,6 @@ def _ascend(params: Params, gradient: Params, rho: jax.Array | float) -> Params:
     return axpy(rho / jnp.maximum(norm(gradient), EPS), gradient, params)
 
 
-def _check(what: str, m: int | None, **positive: float) -> None:
-    for name, value in positive.items():
-        checks.positive(f"{what} {name}", value, ", or no sam at all")
-    if m is not None and m < 1:
-        raise UserError(f"{what} m={m} is not allowed; give the examples per group, or None for the whole batch.")
-
-
 def _need(grad_fn: GradFn | None) -> GradFn:
     if grad_fn is None:
         raise UserError("SAM needs a second gradient; call tx.update(grads, state, params, grad_fn=grad_fn).")
@@ -132,7 +126,7 @@ def _transformation(m: int | None, direction: Callable[[Params, jax.Array, Param
 
 
 @dataclasses.dataclass(frozen=True)
-class Sam:
+class Sam(Checked):
     """The gradient at ``w + rho * g / ||g||`` (arXiv:2010.01412, eq. 2; for ViT and Mixer arXiv:2106.01548).
 
     Attributes:
@@ -141,19 +135,16 @@ class Sam:
         batch.
     """
 
-    rho: float = 0.05
-    m: int | None = None
+    rho: Radius = 0.05
+    m: Count | None = None
     passes: ClassVar[float] = 2.0
-
-    def __post_init__(self) -> None:
-        _check("sam", self.m, rho=self.rho)
 
     def transform(self, relative_lr: RelativeLr) -> optax.GradientTransformationExtraArgs:
         return _transformation(self.m, lambda params, _, g, grad: grad(_ascend(params, g, self.rho)))
 
 
 @dataclasses.dataclass(frozen=True)
-class Asam:
+class Asam(Checked):
     """Adaptive SAM: the gradient at ``w + rho * T^2 g / ||T g||``, invariant to rescaling (arXiv:2102.11600, eq. 5).
 
     ``T = |w| + eta`` for the parameters matching ``weights``, 1 for all others: the official code scales what PyTorch
@@ -167,15 +158,18 @@ class Asam:
         batch.
     """
 
-    rho: float = 0.5
-    eta: float = 0.01
+    rho: Radius = 0.5
+    eta: NonNegative = 0.01
     weights: str = r"(.*/)?(\w*kernel|scale|embedding)"
-    m: int | None = None
+    m: Count | None = None
     passes: ClassVar[float] = 2.0
 
     def __post_init__(self) -> None:
-        _check("asam", self.m, rho=self.rho)
-        checks.nonnegative("asam eta", self.eta)
+        super().__post_init__()
+        try:
+            re.compile(self.weights)
+        except re.error as e:
+            raise UserError(f"asam weights={self.weights!r} is no regular expression: {e}.") from None
 
     def scales(self, params: Params) -> Params:
         """The tree ``T``."""
@@ -195,7 +189,7 @@ class Asam:
 
 
 @dataclasses.dataclass(frozen=True)
-class Gsam:
+class Gsam(Checked):
     """Surrogate-gap SAM (arXiv:2203.08065, algorithm 1).
 
     SAM's gradient minus ``alpha`` times the part of the clean gradient that is orthogonal to it.
@@ -212,17 +206,16 @@ class Gsam:
         batch.
     """
 
-    rho_max: float = 0.6
-    rho_min: float = 0.2
-    alpha: float = 0.4
-    m: int | None = None
+    rho_max: Radius = 0.6
+    rho_min: NonNegative = 0.2
+    alpha: NonNegative = 0.4
+    m: Count | None = None
     passes: ClassVar[float] = 2.0
 
     def __post_init__(self) -> None:
-        _check("gsam", self.m, rho_max=self.rho_max)
-        if not 0 <= self.rho_min <= self.rho_max:
+        super().__post_init__()
+        if self.rho_min > self.rho_max:
             raise UserError(f"gsam rho_min={self.rho_min} is not allowed; give a value in [0, rho_max={self.rho_max}].")
-        checks.nonnegative("gsam alpha", self.alpha)
 
     def transform(self, relative_lr: RelativeLr) -> optax.GradientTransformationExtraArgs:
         def direction(params: Params, count: jax.Array, g: Params, grad: Grad) -> Params:
@@ -234,7 +227,7 @@ class Gsam:
 
 
 @dataclasses.dataclass(frozen=True)
-class LookSam:
+class LookSam(Checked):
     """SAM every ``every`` steps; between them its sharpness component is reused (arXiv:2203.02714, algorithm 1).
 
     A SAM step keeps ``g_v``, the part of its gradient orthogonal to the clean one ``g``; a cheap step, which costs one
@@ -249,20 +242,14 @@ class LookSam:
         batch.
     """
 
-    rho: float = 0.1
-    alpha: float = 0.7
-    every: int = 5
-    m: int | None = None
+    rho: Radius = 0.1
+    alpha: NonNegative = 0.7
+    every: Count = 5
+    m: Count | None = None
 
     @property
     def passes(self) -> float:
         return 1 + 1 / self.every
-
-    def __post_init__(self) -> None:
-        _check("looksam", self.m, rho=self.rho)
-        checks.nonnegative("looksam alpha", self.alpha)
-        if self.every < 1:
-            raise UserError(f"looksam every={self.every} is not allowed; give 1 or more steps.")
 
     def transform(self, relative_lr: RelativeLr) -> optax.GradientTransformationExtraArgs:
         def init(params: Params) -> State:

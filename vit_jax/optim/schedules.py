@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
+from vit_jax.checks import Checked, Share
 from vit_jax.config import Duration
 from vit_jax.types import Array, UserError
 
@@ -30,25 +31,15 @@ class Schedule(Protocol):
         """Fraction of the peak learning rate at step ``t`` (float32[], in [0, n]) after the warm-up."""
 
 
-def _check_end(end: float) -> None:
-    if not 0 <= end <= 1:
-        raise UserError(
-            f"schedule end={end} is not allowed; give the final share of the peak learning rate, in [0, 1]."
-        )
-
-
 @dataclasses.dataclass(frozen=True)
-class Falling:
+class Falling(Checked):
     """A schedule that falls from the first step after the warm-up to the last.
 
     Attributes:
       end: final learning rate as a fraction of the peak.
     """
 
-    end: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check_end(self.end)
+    end: Share = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +59,7 @@ class Linear(Falling):
 
 
 @dataclasses.dataclass(frozen=True)
-class Constant:
+class Constant(Checked):
     """The peak, then a linear ``cooldown`` to ``end`` times the peak at the end (arXiv:2405.18392, section 3).
 
     Attributes:
@@ -77,17 +68,14 @@ class Constant:
     """
 
     cooldown: Duration = dataclasses.field(default=Duration(0))
-    end: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check_end(self.end)
+    end: Share = 0.0
 
     def __call__(self, t: jax.Array, n: int, steps_of: StepsOf) -> jax.Array:
         return _cool(jnp.ones_like(t), t, n, steps_of(self.cooldown), self.end)
 
 
 @dataclasses.dataclass(frozen=True)
-class Rsqrt:
+class Rsqrt(Checked):
     """``sqrt(timescale / (timescale + t))`` with a linear ``cooldown`` to ``end`` (arXiv:2106.04560, section 3.5).
 
     Attributes:
@@ -98,10 +86,10 @@ class Rsqrt:
 
     timescale: Duration = dataclasses.field(default=Duration(10_000))
     cooldown: Duration = dataclasses.field(default=Duration(10, "percent"))
-    end: float = 0.0
+    end: Share = 0.0
 
     def __post_init__(self) -> None:
-        _check_end(self.end)
+        super().__post_init__()
         if not self.timescale.value > 0:
             raise UserError(f"rsqrt timescale={self.timescale} is not allowed; give a positive duration.")
 

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Annotated
 
 from vit_jax.augment import Augment
+from vit_jax.checks import Checked, Count, Range, Seed
 from vit_jax.config import Choice, Duration, resumable
 from vit_jax.data.loader import DataConfig
 from vit_jax.evals import EVALUATORS, Classify, Evaluator
@@ -18,7 +19,7 @@ from vit_jax.types import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Checked):
     """A training run.
 
     Attributes:
@@ -53,27 +54,22 @@ class TrainConfig:
     objective: Annotated[Objective, Choice(OBJECTIVES, Objective)] = ClassifyObjective()
     evaluators: tuple[Annotated[Evaluator, Choice(EVALUATORS, Evaluator)], ...] = resumable((Classify(),))
     duration: Duration = Duration(10, "epochs")
-    batch_size: int = 128
-    eval_batch_size: int | None = resumable(None)
-    accumulate: int = 1
-    ema: float | None = None
-    seed: int = 0
+    batch_size: Count = 128
+    eval_batch_size: Count | None = resumable(None)
+    accumulate: Count = 1
+    ema: Annotated[float, Range(0, 1, "()", " such as 0.9999, or None")] | None = None
+    seed: Seed = 0
     mesh: MeshConfig = resumable(MeshConfig())
     init: str | None = None
     resume_from: str | None = None
     log_every: Duration = resumable(Duration(10))
     eval_every: Duration = resumable(Duration(1, "epochs"))
     checkpoint_every: Duration = resumable(Duration(1, "epochs"))
-    keep: int = resumable(2)
+    keep: Count = resumable(2)
     best: str = resumable("val/accuracy")
     plots: bool = resumable(True)
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulate", "keep", "eval_batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name}={value} is too small; the least is 1.")
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise UserError(f"ema={self.ema} is not allowed; give a decay between 0 and 1 such as 0.9999, or None.")
+        super().__post_init__()
         if self.init and self.resume_from:
             raise UserError("init and resume_from exclude each other; init takes parameters, resume_from a whole run.")

@@ -6,12 +6,13 @@ Nothing mixes the parts. Monarch Mixer (arXiv:2310.12109) uses it in gated MLPs,
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vit_jax.checks import Checked, Range
 from vit_jax.kernels.block_diagonal import block_diagonal, to_dense
 from vit_jax.layers.linear.base import Init, LinearLayer, LinearSpec, logical
 from vit_jax.types import Array, Params, UserError
@@ -78,7 +79,7 @@ def _diagonal(kernel: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class BlockDiagonal(LinearSpec):
+class BlockDiagonal(Checked, LinearSpec):
     """``nblocks`` independent maps of contiguous parts: 1/nblocks of the weights and of the arithmetic.
 
     The weight ``[nblocks, out/nblocks, in/nblocks]`` of the public layer is this ``kernel`` with its last two axes
@@ -90,12 +91,8 @@ class BlockDiagonal(LinearSpec):
         picks. Parameters do not depend on it.
     """
 
-    nblocks: int = 4
+    nblocks: Annotated[int, Range(1, 2**10)] = 4
     implementation: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.nblocks < 1:
-            raise UserError(f"nblocks={self.nblocks} is not a number of blocks; use 2, 4 or 8, for instance.")
 
     def __call__(self, features: int, **kwargs: Any) -> BlockDiagonalLinear:
         return BlockDiagonalLinear(features, nblocks=self.nblocks, implementation=self.implementation, **kwargs)

@@ -14,13 +14,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax.checks import Checked, Range, Seed, Size
 from vit_jax.kernels.block_sparse import block_sparse, patterns, to_dense
 from vit_jax.kernels.block_sparse.magnitude import blocks_of, kept, largest, prune
 from vit_jax.layers.linear.base import Init, LinearLayer, LinearSpec, logical, matmul
@@ -35,7 +36,7 @@ ROUNDS = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class BlockSparse(LinearSpec):
+class BlockSparse(Checked, LinearSpec):
     """A map with ``density * in * out`` weights in square blocks, the same number for every output.
 
     Attributes:
@@ -49,25 +50,17 @@ class BlockSparse(LinearSpec):
         Parameters do not depend on it.
     """
 
-    density: float = 0.25
+    density: Annotated[float, Range(0, 1, "(]", ", 0.25 for instance")] = 0.25
     pattern: PatternName = "butterfly"
-    block: int = 32
-    rank: int = 0
-    seed: int = 0
+    block: Size = 32
+    rank: Annotated[int, Range(0, 2**18)] = 0
+    seed: Seed = 0
     implementation: str | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.density <= 1:
-            raise UserError(
-                f"density={self.density} is not allowed; give more than 0 and at most 1, 0.25 for instance."
-            )
+        super().__post_init__()
         if self.pattern not in get_args(PatternName):
             raise UserError(f"pattern={self.pattern!r} is not allowed; give one of {', '.join(get_args(PatternName))}.")
-        if self.block < 1 or self.rank < 0 or self.seed < 0:
-            raise UserError(
-                f"block={self.block}, rank={self.rank}, seed={self.seed} is not allowed; give a block of 1 or more "
-                "(32, 64, 128), a rank and a seed of 0 or more."
-            )
         if self.pattern == "magnitude" and self.rank:
             raise UserError(f"rank={self.rank} goes with fixed patterns only; use 'butterfly', or rank=0.")
         if self.pattern != "random" and self.seed:

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vit_jax.checks import Checked, Size
 from vit_jax.layers.linear.base import Init, LinearLayer, LinearSpec, logical, matmul
 from vit_jax.layers.linear.projection import truncate
 from vit_jax.types import Array, Params, UserError
@@ -53,18 +54,14 @@ class LowRankLinear(LinearLayer):
 
 
 @dataclasses.dataclass(frozen=True)
-class LowRank(LinearSpec):
+class LowRank(Checked, LinearSpec):
     """A map of rank ``rank``: ``rank * (in + out)`` weights instead of ``in * out``.
 
     Attributes:
       rank: size of the bottleneck, at most min(in, out).
     """
 
-    rank: int = 64
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise UserError(f"rank={self.rank} leaves nothing of a map; use 1 or more.")
+    rank: Size = 64
 
     def __call__(self, features: int, **kwargs: Any) -> LowRankLinear:
         return LowRankLinear(features, rank=self.rank, **kwargs)

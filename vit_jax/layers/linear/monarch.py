@@ -9,17 +9,18 @@ weights. Its parameters are those of the public ``MonarchLinear`` under other na
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vit_jax.checks import Checked, Range
 from vit_jax.kernels.monarch import monarch, to_dense
 from vit_jax.layers.linear.base import Init, LinearLayer, LinearSpec, logical
 from vit_jax.layers.linear.low_rank import rows_of
 from vit_jax.layers.linear.projection import factor_shapes, project
-from vit_jax.types import Array, Params, UserError
+from vit_jax.types import Array, Params
 
 
 class MonarchLinear(LinearLayer):
@@ -73,7 +74,7 @@ def _second_of(kernel_init: Init, inputs: int, features: int) -> Init:
 
 
 @dataclasses.dataclass(frozen=True)
-class Monarch(LinearSpec):
+class Monarch(Checked, LinearSpec):
     """A Monarch matrix in place of a dense one.
 
     Attributes:
@@ -82,15 +83,8 @@ class Monarch(LinearSpec):
         Parameters do not depend on it.
     """
 
-    nblocks: int = 4
+    nblocks: Annotated[int, Range(2, 2**10, hint="; one is 'dense'")] = 4
     implementation: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.nblocks < 2:
-            raise UserError(
-                f"nblocks={self.nblocks} would be two dense maps in a row, with more weights than one; "
-                "use 2 or more, or 'dense'."
-            )
 
     def __call__(self, features: int, **kwargs: Any) -> MonarchLinear:
         return MonarchLinear(features, nblocks=self.nblocks, implementation=self.implementation, **kwargs)

@@ -14,17 +14,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vit_jax.checks import Checked, Range
 from vit_jax.kernels.sparse24 import mask24, sparse24, unpack
 from vit_jax.kernels.sparse24.packed import compress, quantise
 from vit_jax.layers.linear.base import LinearLayer, LinearSpec, logical, matmul
 from vit_jax.types import Array, Params, UserError
 
+BITS = Range(2, 8, hint=", or none to train without quantisation")
 Mask = Literal["dynamic", "frozen"]
 Storage = Literal["bfloat16", "float32", "int8"]
 
@@ -84,7 +86,7 @@ def fake_quant(w: jax.Array, bits: int, axis: int | tuple[int, ...], scale: jax.
 
 
 def _fake_quant_fwd(w: jax.Array, bits: int, axis: Any, scale: Any) -> tuple[jax.Array, jax.Array]:
-    _check_bits(bits)
+    BITS.check("bits", bits)
     top = 2 ** (bits - 1) - 1
     wide = w.astype(jnp.float32)
     if scale is None:
@@ -101,13 +103,8 @@ def _fake_quant_bwd(bits: int, axis: Any, inside: jax.Array, g: jax.Array) -> tu
 fake_quant.defvjp(_fake_quant_fwd, _fake_quant_bwd)
 
 
-def _check_bits(bits: int) -> None:
-    if not 2 <= bits <= 8:
-        raise UserError(f"bits={bits} is not allowed; give 2 to 8, or none to train without quantisation.")
-
-
 @dataclasses.dataclass(frozen=True)
-class Sparse24(LinearSpec):
+class Sparse24(Checked, LinearSpec):
     """Dense float32 parameters of which every product sees two of four consecutive inputs.
 
     The mask is found in the weights themselves at every step, so there is no state beside them, and permuting the
@@ -121,17 +118,14 @@ class Sparse24(LinearSpec):
       bits: 2 to 8 rounds the kept weights to so many bits, one scale for each output; None does not round.
     """
 
-    lam: float = 2e-4
+    lam: Annotated[float, Range(0, 1e3, hint="; 2e-4 is usual, 0 plain straight-through")] = 2e-4
     mask: Mask = "dynamic"
-    bits: int | None = None
+    bits: Annotated[int, BITS] | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.lam < float("inf"):
-            raise UserError(f"lam={self.lam} is not allowed; give 0 (plain straight-through) or more, 2e-4 is usual.")
+        super().__post_init__()
         if self.mask not in ("dynamic", "frozen"):
             raise UserError(f"mask={self.mask!r} is not allowed; give 'dynamic' or 'frozen'.")
-        if self.bits is not None:
-            _check_bits(self.bits)
 
     def __call__(self, features: int, **kwargs: Any) -> Sparse24Linear:
         return Sparse24Linear(features, spec=self, **kwargs)
