@@ -98,6 +98,11 @@ def test_models_are_checked_when_they_are_made():
 def test_values_are_shown_however_long_they_are():
     deep = []
     deep.append(deep)
-    assert shown(0.5) == "0.5" and shown("a'b") == '"a\'b"' and shown(np.float32(0.5)) == "0.5" and shown(deep) == "[[...]]"
+    assert (
+        shown(0.5) == "0.5"
+        and shown("a'b") == '"a\'b"'
+        and shown(np.float32(0.5)) == "0.5"
+        and shown(deep) == "[[...]]"
+    )
     assert shown("x" * 1000) == "'" + "x" * 79 + "…" + "x" * 9 + "'"
     assert shown(10**5000) == "a value of type int, too long to be shown,"

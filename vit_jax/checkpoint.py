@@ -17,7 +17,7 @@ import pathlib
 import re
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,8 @@ import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from vit_jax.checks import Range
+from vit_jax.config import record_of
 from vit_jax.trees import flat
 from vit_jax.types import UserError
 
@@ -68,6 +70,19 @@ def sign(metric: str) -> float:
 
 SCHEMA = 2
 """Version of what a checkpoint holds. 1 had no number, and no items ``variables`` and ``objective``."""
+
+
+META: dict[str, Any] = {
+    "checksums": dict[str, dict[str, int]],
+    "config": dict[str, Any] | None,
+    "class_names": list[str] | None,
+    "provenance": dict[str, Any] | None,
+    "tokenizer": dict[str, Any] | None,
+    "resize": str | None,
+}
+"""Keys of ``meta`` and their types; None stands for those that a checkpoint may lack."""
+MAX_META = 2**28
+"""Bytes of ``meta``: vocabularies and the names of millions of classes have room."""
 
 
 class NewerSchema(UserError):
@@ -219,14 +234,16 @@ def read_item(folder: pathlib.Path, name: str, like: Any = None) -> Any:
 
 def _read(path: pathlib.Path, like: Any) -> Any:
     if path.name == "meta":
+        if sum(file.stat().st_size for file in path.iterdir()) > MAX_META:
+            raise ValueError(f"more than {MAX_META:,} bytes")
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-            meta = reader.restore(path)
+            meta = record_of(reader.restore(path), {"schema": Annotated[int, Range(1, 2**31)] | None}, "meta")
         if (schema := meta.get("schema", 1)) > SCHEMA:
             raise NewerSchema(
                 f"checkpoint {path.parent} is of schema {schema}, and this version of vit_jax reads up to {SCHEMA}; "
                 "upgrade vit_jax."
             )
-        return meta
+        return record_of(meta, META, "meta")
     with ocp.StandardCheckpointer() as reader:
         there = reader.metadata(path).item_metadata.tree
         if like is None:

@@ -154,11 +154,37 @@ def parse(cls: Any, value: Any, path: str = "config") -> Any:
         return value
     if origin is tuple:
         return _parse_tuple(args, value, path)
+    if origin is list:
+        return list(_parse_tuple((*args, ...), value, path))
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise UsageError(f"{path}={shown(value)} is of type {type(value).__name__}, expected an object.")
+        return {key: parse(args[1], v, f"{path}.{key}") for key, v in value.items()}
     if isinstance(cls, type) and dataclasses.is_dataclass(cls):
         if isinstance(value, cls):
             return value
         return cls.parse(value, path) if hasattr(cls, "parse") else _parse_dataclass(cls, value, path)
     return _parse_scalar(origin or cls, value, path)
+
+
+def record_of(value: Any, types: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """``value``, an object of a file, with those of its keys that ``types`` has of these types; others stay.
+
+    Args:
+      value: what JSON holds.
+      types: key -> type as of :func:`parse`; a key that may be missing may be None.
+      path: its name, for errors.
+
+    Raises:
+      UserError: it is no object, or a key is missing or of another type or range.
+    """
+    found = parse(dict[str, Any], value, path)
+    for key, hint in types.items():
+        if key in found:
+            found[key] = parse(hint, found[key], f"{path}.{key}")
+        elif type(None) not in typing.get_args(hint):
+            raise UserError(f"{path} lacks {key!r}")
+    return found
 
 
 def _parse_scalar(cls: type, value: Any, path: str) -> Any:
@@ -168,6 +194,8 @@ def _parse_scalar(cls: type, value: Any, path: str) -> Any:
         return float(value) if abs(value) < 2**1023 else math.copysign(math.inf, value)
     if cls is int and isinstance(value, float) and value.is_integer():
         return int(value)
+    if cls is str and isinstance(value, str) and "\0" in value:
+        raise UsageError(f"{path}={shown(value)} holds a NUL character, which no name or path can.")
     if not isinstance(value, cls) or (isinstance(value, bool) and cls is not bool):
         raise UsageError(f"{path}={shown(value)} is of type {type(value).__name__}, expected {cls.__name__}.")
     return value
@@ -371,7 +399,10 @@ def change(config: Mapping[str, Any], changes: Iterable[tuple[str, Any]]) -> dic
     Raises:
       UsageError: a key leads into a value that has no keys.
     """
-    out = {k: change(v, ()) if isinstance(v, Mapping) else v for k, v in config.items()}
+    try:
+        out = {k: change(v, ()) if isinstance(v, Mapping) else v for k, v in config.items()}
+    except RecursionError:
+        raise UsageError("the configuration is nested too deeply; no key leads so far.") from None
     for key, value in changes:
         node, rest = out, key.split(".")
         for part in rest[:-1]:

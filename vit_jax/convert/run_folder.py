@@ -6,7 +6,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 import jax
@@ -15,15 +15,21 @@ import jax.numpy as jnp
 import vit_jax
 from vit_jax import checkpoint, models
 from vit_jax.augment import Augment
-from vit_jax.config import Choice, change, parse, record
+from vit_jax.checks import Pixels
+from vit_jax.config import Choice, change, parse, record, record_of
 from vit_jax.convert.pretrained import Described, Preprocess, Stored, leaves, numbered
 from vit_jax.data.text import TextCodec, from_meta, section, to_meta
 from vit_jax.io.tensors import Tensors
-from vit_jax.models.describe import classes, describe
+from vit_jax.layers.embed import RESIZES
+from vit_jax.models.describe import classes, describe, shapes
 from vit_jax.objectives import OBJECTIVES, Objective
 from vit_jax.types import UserError
 
 NAME = "vit_jax"
+META: dict[str, Any] = {"config": dict[str, Any], "class_names": list[str], "resize": Literal[tuple(RESIZES)] | None}
+"""What is needed of a checkpoint's metadata."""
+CONFIG: dict[str, Any] = {"model": Any, "data": dict[str, Any], "augment": dict[str, Any]}
+"""What is needed of the configuration in them."""
 
 
 def matches(path: pathlib.Path) -> bool:
@@ -44,16 +50,25 @@ def load(path: pathlib.Path, changes: Mapping[str, Any] | None = None) -> Stored
       UserError: none can be read.
     """
     tree, meta, folder = checkpoint.load_params(path)
-    raw = change(meta["config"], (changes or {}).items())
+    meta = record_of(meta, META, f"the meta of {folder}")
+    raw = record_of(change(meta["config"], (changes or {}).items()), CONFIG, f"the configuration of {folder}")
     model = parse(Annotated[Any, Choice(models.NAMES, nn.Module)], raw["model"], "model")
     augment = parse(Augment, {**raw["augment"], "train": ()}, "augment")  # what training did to images matters no more
     objective = parse(Annotated[Any, Choice(OBJECTIVES, Objective)], raw.get("objective", "classify"), "objective")
-    canvas = raw["data"].get("canvas", 256)
+    canvas = record_of(raw["data"], {"canvas": Pixels | None}, "data").get("canvas", 256)
     names = tuple(meta["class_names"])
     params, encoder = leaves(tree), from_meta(meta.get("tokenizer"))
     variables = checkpoint.read_item(folder, "variables") if "variables" in meta["checksums"] else {}
+    model = _fitted(model, params, names, encoder)
+    wanted, there = shapes(model, augment.size), {path: tuple(leaf.shape) for path, leaf in params.items()}
+    if differs := sorted(path for path in {**wanted, **there} if wanted.get(path) != there.get(path)):
+        path = differs[0]
+        raise UserError(
+            f"{folder} holds {path} of the shape {there.get(path)}, and its configuration and {len(names)} class names "
+            f"ask for {wanted.get(path)}; it is damaged, or was changed."
+        )
     return Stored(
-        _fitted(model, params, names, encoder),
+        model,
         params,
         Preprocess.of(augment, canvas),
         names,
@@ -73,8 +88,10 @@ def _fitted(model: Any, params: Tensors, names: tuple[str, ...], encoder: TextCo
         return model.clone(num_classes=len(names))
     tower = model.text_tower
     end = {} if encoder is None else {"end_id": encoder.tokenizer.end_id}
-    vocab_size = params["text_tower/token/embedding"].shape[0]
-    length = params["text_tower/position/embedding"].shape[1] - (tower.pool == "cls")
+    tables = [params.get(f"text_tower/{name}/embedding") for name in ("token", "position")]
+    if None in tables:
+        return model
+    vocab_size, length = tables[0].shape[0], tables[1].shape[1] - (tower.pool == "cls")
     return model.clone(text_tower=tower.clone(vocab_size=vocab_size, length=length, **end))
 
 

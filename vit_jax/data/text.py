@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vit_jax.checks import Checked, Length
+from vit_jax.config import record_of
 from vit_jax.data.prompts import read_templates
 from vit_jax.data.tokenizer import Tokenizer, from_state, open_tokenizer
 from vit_jax.types import UserError
@@ -107,9 +108,10 @@ def from_meta(kept: Mapping[str, Any] | None) -> TextCodec | None:
     if kept is None:
         return None
     try:
-        return TextCodec(from_state(kept["state"]), int(kept["length"]))
+        known = record_of(kept, {"state": dict[str, Any], "length": Length}, "tokenizer")
+        return TextCodec(from_state(known["state"]), known["length"])
     except (KeyError, TypeError, ValueError) as e:
-        raise UserError(f"the checkpoint's tokenizer is damaged ({e!r}); take another checkpoint.") from e
+        raise UserError(f"the checkpoint's tokenizer is damaged ({e}); take another checkpoint.") from e
 
 
 def section(encoder: TextCodec) -> dict[str, Any]:
