@@ -73,7 +73,7 @@ def test_an_object_is_checked_when_it_is_made_and_when_it_is_read(fields, says):
         More(**fields)
     with pytest.raises(UsageError, match=re.escape(f"config.{says} is not allowed; give ")):
         config.parse(More, fields)
-    assert config.parse(More, {"rate": None, "free": -5, "stages": [1, 2]}) == More(None or 4, None, (1, 2), free=-5)
+    assert config.parse(More, {"rate": None, "free": -5, "stages": [1, 2]}) == More(4, None, (1, 2), free=-5)
 
 
 def test_a_class_that_only_its_function_knows_is_left_alone():

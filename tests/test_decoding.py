@@ -219,11 +219,11 @@ def test_nucleus_differs_by_seed_image_and_position():
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: Beam(0), "width=0 of the beam is too small"),
+        (lambda: Beam(0), "width=0 is not allowed"),
         (lambda: Beam(2, -1.0), "length_penalty=-1.0 is not allowed"),
-        (lambda: Nucleus(0.0), r"p=0.0 of nucleus sampling is outside \(0, 1\]"),
+        (lambda: Nucleus(0.0), r"p=0.0 is not allowed; give a number in \(0, 1\]"),
         (lambda: Nucleus(1.5), "p=1.5"),
-        (lambda: Nucleus(0.5, 0.0), "temperature=0.0 is not positive; use the decoder 'greedy'"),
+        (lambda: Nucleus(0.5, 0.0), "temperature=0.0 is not allowed; give a positive number; 'greedy' is its limit 0"),
     ],
 )
 def test_impossible_decoders(make, text):

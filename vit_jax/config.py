@@ -191,7 +191,7 @@ def _parse_scalar(cls: type, value: Any, path: str) -> Any:
     if isinstance(value, Mapping) and PYTHON in value:
         raise _gone(value, path)
     if cls is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value) if abs(value) < 2**1023 else math.copysign(math.inf, value)
+        return float(value) if abs(value) < 2**1023 else math.inf if value > 0 else -math.inf
     if cls is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if cls is str and isinstance(value, str) and "\0" in value:

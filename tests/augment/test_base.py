@@ -30,7 +30,7 @@ def test_inside_is_the_half_open_rectangle():
 
 
 def test_checks_name_the_operation_the_field_and_the_range():
-    with pytest.raises(UserError, match=r"Flip: prob=-0.1 is outside \[0, 1\]."):
+    with pytest.raises(UserError, match=r"Flip.prob=-0.1 is not allowed; give a number from 0 to 1\."):
         Flip(-0.1)
     with pytest.raises(UserError, match=r"InceptionCrop: ratio=\(2, 1\) is no range; write 0 < low <= high."):
         InceptionCrop(ratio=(2.0, 1.0))

@@ -97,10 +97,10 @@ def test_erasing_overwrites_one_rectangle_of_the_drawn_area(mode):
 
 def test_wrong_fields_are_sentences():
     for make, message in (
-        (lambda: color.ColorJitter(hue=0.6), "hue=0.6 is outside"),
+        (lambda: color.ColorJitter(hue=0.6), "hue=0.6 is not allowed"),
         (lambda: color.ColorJitter(brightness=-1.0), "brightness"),
         (lambda: color.RandomErasing(area=(0.5, 0.2)), "is no range"),
-        (lambda: color.RandomErasing(ratio=0.0), "ratio=0.0 is outside"),
+        (lambda: color.RandomErasing(ratio=0.0), "ratio=0.0 is not allowed"),
     ):
         with pytest.raises(UserError, match=message):
             make()

@@ -134,11 +134,11 @@ def test_flip_is_a_mirror_with_its_probability(rng):
 @pytest.mark.parametrize(
     "make,message",
     [
-        (lambda: geometry.Flip(1.5), "prob=1.5 is outside"),
+        (lambda: geometry.Flip(1.5), "prob=1.5 is not allowed"),
         (lambda: geometry.InceptionCrop(scale=(0.5, 0.1)), "is no range"),
-        (lambda: geometry.InceptionCrop(scale=(0.5, 2.0)), "outside"),
-        (lambda: geometry.InceptionCrop(ratio=(0.0, 1.0)), "is no range"),
-        (lambda: geometry.CenterCrop(0.0), "crop=0 is outside"),
+        (lambda: geometry.InceptionCrop(scale=(0.5, 2.0)), r"scale\[1\]=2.0 is not allowed"),
+        (lambda: geometry.InceptionCrop(ratio=(0.0, 1.0)), r"ratio\[0\]=0.0 is not allowed"),
+        (lambda: geometry.CenterCrop(0.0), "crop=0.0 is not allowed"),
         (lambda: geometry.RandomCrop(-1), "padding=-1"),
         (lambda: geometry.RandomCrop(1)(jax.random.key(0), jnp.zeros((4, 4, 3)), jnp.array([4, 4]), 9), "of 9 px"),
         (lambda: geometry.RandomCrop(4)(jax.random.key(0), jnp.zeros((4, 4, 3)), jnp.array([4, 4]), 4), "'reflect'"),

@@ -82,7 +82,7 @@ def test_wrong_fields_are_sentences():
     for kwargs, message in (
         ({"rotate": 200.0}, "rotate=200"),
         ({"translate": 2.0}, "translate"),
-        ({"scale": (0, 1)}, "0 <"),
+        ({"scale": (0, 1)}, "scale.*=0 is not allowed"),
     ):
         with pytest.raises(UserError, match=message):
             Affine(**kwargs)

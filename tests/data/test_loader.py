@@ -249,7 +249,7 @@ def test_config_opens_both_splits(folder):
 
 @pytest.mark.parametrize("field", ["canvas", "prefetch", "workers"])
 def test_config_mistakes(field):
-    with pytest.raises(UserError, match=f"{field}=0 is too small; the least is 1"):
+    with pytest.raises(UserError, match=f"{field}=0 is not allowed; give a number from 1"):
         parse(DataConfig, {"path": "digits", field: 0})
     with pytest.raises(UsageError, match=r"'ignore' is not allowed; allowed: raise, skip"):
         parse(DataConfig, {"path": "digits", "on_error": "ignore"})

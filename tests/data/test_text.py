@@ -94,7 +94,7 @@ def test_config():
 @pytest.mark.parametrize(
     "value, match",
     [
-        ({"length": 2}, "length=2 is too small"),
+        ({"length": 2}, "length=2 is not allowed"),
         ({"choose": "last"}, "choose='last'"),
         ({"templates": "foto"}, "did you mean 'photo'"),
         ({"tokeniser": "clip"}, "did you mean 'tokenizer'"),

@@ -96,7 +96,7 @@ def test_a_limit_takes_the_first_images_and_reads_no_further():
     assert len(seen) == 2
     assert report.arrays["index"].tolist() == [100, 101, 103] and report.metrics["caption_images"] == 3
     assert evaluate(batches(4), limit=2).arrays["index"].tolist() == [100, 101]
-    with pytest.raises(UserError, match="limit=0 leaves no image to caption"):
+    with pytest.raises(UserError, match="limit=0 is not allowed"):
         Caption(limit=0)
 
 

@@ -172,7 +172,7 @@ def test_the_first_captions_only(data: Data) -> None:
     few.table, few.owner = few.table[np.concatenate([[True], keep])], few.owner[keep]
     few.captions = np.minimum(few.captions, 2)
     assert data.evaluate(captions=2).metrics == pytest.approx(by_loops(few))
-    with pytest.raises(UserError, match="captions=0 leaves nothing"):
+    with pytest.raises(UserError, match="captions=0 is not allowed"):
         Retrieval(captions=0)
 
 

@@ -174,7 +174,7 @@ def test_topk_is_read_from_text():
         "gelo": "'gelo' is not allowed; did you mean 'gelu'",
         "topk": "write topk\\(128\\)",
         "topk(1.5)": "expected int",
-        "topk(0)": "keeps nothing",
+        "topk(0)": "k=0 is not allowed",
         "topk(1, 2)": "too many",
         3: "3 is not allowed; allowed: gelu",
     }.items():

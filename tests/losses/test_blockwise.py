@@ -147,7 +147,7 @@ def test_a_ring_needs_equal_parts():
 
 
 def test_size_out_of_range():
-    with pytest.raises(UserError, match="size=0 is too small"):
+    with pytest.raises(UserError, match="size=0 is not allowed"):
         losses.Ring(0)
 
 

@@ -111,7 +111,7 @@ def test_memory_does_not_hold_all_logits():
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"label_smoothing": 1.0}, r"label_smoothing=1.0 is outside"), ({"z_loss": -1.0}, r"z_loss=-1.0 is not")],
+    [({"label_smoothing": 1.0}, r"label_smoothing=1.0 is not allowed"), ({"z_loss": -1.0}, r"z_loss=-1.0 is not")],
 )
 def test_options_out_of_range(options, words):
     with pytest.raises(UserError, match=words):

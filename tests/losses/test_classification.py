@@ -117,5 +117,5 @@ def test_smoothed_targets_sum_to_one() -> None:
 
 @pytest.mark.parametrize("smoothing", [-0.1, 1.0])
 def test_smoothing_out_of_range(smoothing: float) -> None:
-    with pytest.raises(UserError, match=r"label_smoothing=.* outside \[0, 1\)"):
+    with pytest.raises(UserError, match=r"label_smoothing=.* give a number in \[0, 1\)"):
         classification.softmax_cross_entropy(jnp.zeros((2, 3)), jnp.zeros(2, jnp.int32), label_smoothing=smoothing)

@@ -149,8 +149,8 @@ def test_mistakes(pairs):
             UserError,
             r"image tower gives 16 features and embed_dim is 10; set image_head='linear'",
         ),
-        ({"temperature": 0.0}, UserError, r"temperature=0.0 is not positive"),
-        ({"temperature": float("nan")}, UserError, r"temperature=nan is not positive"),
+        ({"temperature": 0.0}, UserError, r"temperature=0.0 is not allowed"),
+        ({"temperature": float("nan")}, UserError, r"temperature=nan is not allowed"),
     ]
     for fields, kind, message in cases:
         with pytest.raises(kind, match=message):

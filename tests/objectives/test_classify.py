@@ -57,7 +57,7 @@ def test_fit_model_sets_the_head():
 
 
 def test_smoothing_out_of_range():
-    with pytest.raises(UserError, match=r"label_smoothing=1.0 is outside \[0, 1\)"):
+    with pytest.raises(UserError, match=r"label_smoothing=1.0 is not allowed; give a number in \[0, 1\)"):
         Classify(label_smoothing=1.0)
 
 

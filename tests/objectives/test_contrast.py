@@ -42,7 +42,7 @@ def test_written_as_text():
     assert hash(found) != hash(Contrast())
     with pytest.raises(UsageError, match=r"unknown config.loss 'sigmoyd'; did you mean 'sigmoid'"):
         config.parse(FIELD, {"name": "contrast", "loss": "sigmoyd"})
-    with pytest.raises(UserError, match="size=0 is too small"):
+    with pytest.raises(UserError, match="size=0 is not allowed"):
         config.parse(FIELD, {"name": "contrast", "form": "chunked(0)"})
 
 

@@ -258,8 +258,8 @@ def test_blocks_within_scan_and_remat_are_heard(options, rng):
         ({"feature": float("nan")}, "feature=nan is not allowed"),
         ({"soft": 0, "feature": 0}, "leave nothing to learn from the teacher; take objective='classify'"),
         ({"temperature": 0}, "temperature=0 is not allowed"),
-        ({"blocks": 0}, "blocks=0 is not allowed; give 1 or more, or feature=0"),
-        ({"label_smoothing": 1.0}, "label_smoothing=1.0 is outside"),
+        ({"blocks": 0}, "blocks=0 is not allowed; give a number from 1 to 512, or feature=0"),
+        ({"label_smoothing": 1.0}, "label_smoothing=1.0 is not allowed"),
     ],
 )
 def test_mistakes(fields, text):

@@ -123,14 +123,14 @@ def test_zero_gradients_give_zero_steps(name, gradients):
 @pytest.mark.parametrize(
     ("cls", "kwargs", "words"),
     [
-        (AdamW, {"b1": 1.0}, r"adamw b1=1.0 is not allowed; give a number in \[0, 1\)"),
-        (AdamW, {"b2": -0.1}, "adamw b2"),
+        (AdamW, {"b1": 1.0}, r"AdamW.b1=1.0 is not allowed; give a number in \[0, 1\)"),
+        (AdamW, {"b2": -0.1}, "AdamW.b2=-0.1"),
         (AdamW, {"eps": 0.0}, "eps=0.0"),
         (Sgd, {"momentum": float("nan")}, "momentum=nan"),
         (Sgd, {"momentum": 0.0, "nesterov": True}, "nesterov=True"),
         (Adafactor, {"threshold": -1.0}, "threshold"),
         (Adafactor, {"b2_max": 1.0}, "b2_max"),
-        (Lion, {"b2": 2.0}, "lion b2"),
+        (Lion, {"b2": 2.0}, "Lion.b2=2.0"),
     ],
 )
 def test_a_mistake_is_a_sentence(cls, kwargs, words):

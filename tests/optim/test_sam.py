@@ -181,10 +181,10 @@ def test_a_missing_grad_fn_says_so(problem):
 @pytest.mark.parametrize(
     ("cls", "kwargs", "words"),
     [
-        (Sam, {"rho": 0.0}, "sam rho=0.0 is not allowed; give a positive number"),
+        (Sam, {"rho": 0.0}, "Sam.rho=0.0 is not allowed; give a positive number"),
         (Sam, {"rho": float("nan")}, "rho=nan"),
-        (Sam, {"m": 0}, "sam m=0 is not allowed"),
-        (Asam, {"rho": -1.0}, "asam rho=-1.0"),
+        (Sam, {"m": 0}, "Sam.m=0 is not allowed"),
+        (Asam, {"rho": -1.0}, "Asam.rho=-1.0"),
         (Asam, {"eta": -0.1}, "eta=-0.1"),
         (Gsam, {"rho_max": 0.1, "rho_min": 0.2}, r"rho_min=0.2 is not allowed; give a value in \[0, rho_max=0.1\]"),
         (Gsam, {"alpha": -1.0}, "alpha"),

@@ -78,7 +78,7 @@ def test_a_mistake_is_a_sentence():
     with pytest.raises(UserError, match="cools down for 34 steps but only 33"):
         build(Constant(Duration(34)))
     for bad in (-0.1, 1.1, math.nan):
-        with pytest.raises(UserError, match=r"in \[0, 1\]"):
+        with pytest.raises(UserError, match=r"from 0 to 1"):
             Linear(bad)
     with pytest.raises(UserError, match="timescale"):
         Rsqrt(Duration(0))

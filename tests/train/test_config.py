@@ -25,11 +25,11 @@ def test_models_go_by_their_published_names_too(tiny):
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"batch_size": 0}, "batch_size=0 is too small; the least is 1."),
-        ({"accumulate": 0}, "accumulate=0 is too small"),
-        ({"keep": 0}, "keep=0 is too small"),
-        ({"eval_batch_size": -1}, "eval_batch_size=-1 is too small"),
-        ({"ema": 1.0}, "ema=1.0 is not allowed; give a decay between 0 and 1 such as 0.9999, or None."),
+        ({"batch_size": 0}, "batch_size=0 is not allowed; give a number from 1 to 1,048,576."),
+        ({"accumulate": 0}, "accumulate=0 is not allowed"),
+        ({"keep": 0}, "keep=0 is not allowed"),
+        ({"eval_batch_size": -1}, "eval_batch_size=-1 is not allowed"),
+        ({"ema": 1.0}, "ema=1.0 is not allowed; give a number in (0, 1) such as 0.9999, or None."),
         ({"ema": 0}, "ema=0.0 is not allowed"),
         ({"init": "a", "resume_from": "b"}, "init and resume_from exclude each other"),
     ],

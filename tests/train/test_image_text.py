@@ -253,7 +253,7 @@ class Reversed:
         ({"optim": {"bounds": (("logit_scale", 5.0, 1.0),)}}, "bounds of 'logit_scale' are 5.0 and 1.0"),
         ({"optim": {"bounds": (("logit_scal", 0.0, 1.0),)}}, r"bounds pattern 'logit_scal' matches no whole parameter"),
         ({"data": {"text": {"tokenizer": "byte", "length": 9}}}, "'byte'; did you mean 'bytes'"),
-        ({"data": {"text": {"length": 2}}}, "length=2 is too small"),
+        ({"data": {"text": {"length": 2}}}, "length=2 is not allowed"),
         ({"batch_size": 1}, "batch_size is 1, and this objective compares pairs; set it to 2 or more"),
         ({"optim": {"sam": "sam(m=1)"}}, "the SAM group size m is 1, and this objective compares pairs"),
     ],

@@ -64,9 +64,12 @@ def choose(
     return jax.lax.switch(index, branches, op_key, images, labels, mask)
 
 
+Alpha = Annotated[float, Range(1e-3, 1e3, hint=", or leave the operation out for no mixing")]
+
+
 @dataclasses.dataclass(frozen=True)
 class _BetaMix(MixOp):
-    alpha: Annotated[float, Range(1e-3, 1e3, hint=", or leave the operation out for no mixing")] = 1.0
+    alpha: Alpha = 1.0
     per: Per = "batch"
 
     def weights(self, key: PRNGKey, mask: jax.Array) -> jax.Array:
@@ -90,7 +93,7 @@ class Mixup(_BetaMix):
       per: whether one weight is drawn for the ``"batch"`` or one per ``"example"``.
     """
 
-    alpha: float = 0.2
+    alpha: Alpha = 0.2
 
     def __call__(
         self, key: PRNGKey, images: jax.Array, labels: jax.Array, mask: jax.Array

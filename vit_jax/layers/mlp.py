@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax import config, sharding
-from vit_jax.checks import Checked, Size
+from vit_jax.checks import Checked, Size, shown
 from vit_jax.kernels.products import differentiable
 from vit_jax.kernels.topk_mlp import topk_mlp
 from vit_jax.layers.linear import Dense, DType, Linear, LinearSpec
@@ -51,9 +51,9 @@ class TopK(Checked):
         fields = dict(value) if isinstance(value, Mapping) else fields
         if fields.pop("name", None) != "topk":
             names = {**ACTIVATIONS, "topk(128)": cls}
-            raise UsageError(f"{path}={value!r} is not allowed{config.suggest(str(value), names)}")
+            raise UsageError(f"{path}={shown(value)} is not allowed{config.suggest(str(value), names)}")
         if set(fields) != {"k"}:
-            raise UsageError(f"{path}={value!r} cannot be read; write topk(128), the units each token keeps.")
+            raise UsageError(f"{path}={shown(value)} cannot be read; write topk(128), the units each token keeps.")
         return cls(config.parse(Size, fields["k"], f"{path}.k"))
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -81,7 +81,7 @@ def test_values_and_sentences():
     assert BlockDiagonal(8) == BlockDiagonal(8) != BlockDiagonal() and hash(BlockDiagonal(8)) == hash(BlockDiagonal(8))
     table = config.Choice({"block_diagonal": BlockDiagonal})
     assert config.parse(Annotated[Any, table], "block_diagonal(4)") == BlockDiagonal(4)
-    with pytest.raises(UserError, match="nblocks=0 is not a number of blocks"):
+    with pytest.raises(UserError, match="nblocks=0 is not allowed"):
         BlockDiagonal(0)
     with pytest.raises(UserError, match="nblocks=4 leaves a block without any of the 5 inputs; use at most 3"):
         initialise(BlockDiagonal(4), 5, 8)

@@ -160,7 +160,7 @@ def test_values_and_sentences():
         assert config.parse(Annotated[Any, table], text) == Monarch(8)
     with pytest.raises(UserError, match=r"unknown key .linear.blocked."):
         config.parse(Annotated[Any, table], "monarch(blocked=True)", "linear")
-    with pytest.raises(UserError, match="linear: nblocks=1 would be two dense maps in a row"):
+    with pytest.raises(UserError, match=r"linear\.nblocks=1 is not allowed; .* one is 'dense'"):
         config.parse(Annotated[Any, table], "monarch(1)", "linear")
     with pytest.raises(
         UserError, match=r"nblocks=4 does not divide the 2 rows of a block of the map 8 -> 10; .* nblocks=3"

@@ -131,7 +131,7 @@ def test_fake_quantisation_is_straight_through_up_to_the_clip(rng):
     zero = jnp.zeros((4, 2), jnp.bfloat16)
     assert fake_quant(zero, 4, 0).dtype == jnp.bfloat16 and not jnp.any(fake_quant(zero, 4, 0))
     for bits in (1, 9):
-        with pytest.raises(UserError, match=f"bits={bits} is not allowed; give 2 to 8"):
+        with pytest.raises(UserError, match=f"bits={bits} is not allowed; give a number from 2 to 8"):
             fake_quant(w, bits, 1)
 
 
@@ -226,10 +226,10 @@ def test_specs_are_values_and_build_an_mlp(rng):
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"lam": -1.0}, "lam=-1.0 is not allowed; give 0"),
+        ({"lam": -1.0}, "lam=-1.0 is not allowed; give a number from 0"),
         ({"lam": float("nan")}, "lam=nan is not allowed"),
         ({"mask": "fixed"}, "mask='fixed' is not allowed; give 'dynamic' or 'frozen'"),
-        ({"bits": 1}, "bits=1 is not allowed; give 2 to 8"),
+        ({"bits": 1}, "bits=1 is not allowed; give a number from 2 to 8"),
     ],
 )
 def test_wrong_fields_are_a_sentence(fields, sentence):
