@@ -7,11 +7,12 @@ and command lines look at it when they are read, a dataclass derived from :class
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import numbers
 import struct
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
 
 from vit_jax.types import UsageError
@@ -141,6 +142,15 @@ def shown(value: Any) -> str:
     except (ValueError, RecursionError):  # Python writes no integers of thousands of digits
         return f"a value of type {type(value).__name__}, too long to be shown,"
     return text if len(text) <= 100 else f"{text[:80]}…{text[-10:]}"
+
+
+def suggest(name: str, options: Iterable[str]) -> str:
+    """The end of an error sentence: the nearest of ``options``, or all of them when few."""
+    options = sorted(map(str, options))
+    near = difflib.get_close_matches(shown(name).strip("'"), options, n=2, cutoff=0.5)
+    if near:
+        return f"; did you mean {' or '.join(map(repr, near))}?"
+    return f"; allowed: {', '.join(options)}." if len(options) <= 24 else "."
 
 
 def _float32(value: float) -> float:

@@ -10,16 +10,10 @@ the choice names a ``base``, Python code may also hand in a value of its own; :f
 from __future__ import annotations
 
 import ast
-import contextlib
 import dataclasses
-import difflib
-import inspect
 import math
-import os
 import pathlib
 import re
-import runpy
-import traceback
 import types
 import typing
 import zlib
@@ -29,21 +23,12 @@ from typing import Any, NamedTuple, TypeVar, overload
 import numpy as np
 from ml_collections import ConfigDict
 
+from vit_jax import configfile
 from vit_jax.checks import Range, shown
+from vit_jax.checks import suggest as suggest
 from vit_jax.types import Array, UsageError, UserError
 
 T = TypeVar("T")
-MAX_BYTES = 2**20
-"""Of a configuration file."""
-
-
-def suggest(name: str, options: Iterable[str]) -> str:
-    """The end of an error sentence: the nearest of ``options``, or all of them when few."""
-    options = sorted(map(str, options))
-    near = difflib.get_close_matches(shown(name).strip("'"), options, n=2, cutoff=0.5)
-    if near:
-        return f"; did you mean {' or '.join(map(repr, near))}?"
-    return f"; allowed: {', '.join(options)}." if len(options) <= 24 else "."
 
 
 def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
@@ -323,56 +308,15 @@ def _literal(node: ast.expr) -> Any:
 
 
 def load(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
-    """Runs ``get_config(arg)`` of ``"FILE"`` or ``"FILE:ARG"`` and applies ``(dotted key, text)`` overrides.
+    """The configuration of ``"FILE"`` or ``"FILE:ARG"``, with ``(dotted key, text)`` overrides applied.
 
     Returns:
       Nested plain dictionaries, ready for :func:`parse`.
 
     Raises:
-      UsageError: no such file, or one that fails (with the line), has no ``get_config`` or makes no configuration.
+      UsageError: see :func:`vit_jax.configfile.run`.
     """
-    file, colon, arg = spec.partition(":")
-    if colon and not arg:
-        raise UsageError(f"{spec!r} ends with a colon; write FILE:ARG, or the file alone.")
-    if not os.path.isfile(file):
-        folder = os.path.dirname(file)
-        names = os.listdir(folder or ".") if os.path.isdir(folder or ".") else ()
-        there = [os.path.join(folder, name) for name in names if name.endswith(".py")]
-        raise UsageError(f"no config file {shown(file)}{suggest(file, there)}")
-    if os.path.getsize(file) > MAX_BYTES:
-        raise UsageError(f"{file} has more than {MAX_BYTES:,} bytes, which is no configuration.")
-    with _explained(file):
-        get_config = runpy.run_path(file).get("get_config")
-    if not callable(get_config):
-        raise UsageError(f"{file} does not define get_config(arg='').")
-    args = (arg,) if arg else ()
-    try:
-        inspect.signature(get_config).bind(*args)
-    except TypeError:
-        takes = f"takes no argument such as {arg!r}; write {file}" if arg else f"needs an argument; write {file}:ARG"
-        raise UsageError(f"get_config of {file} {takes}.") from None
-    with _explained(file):
-        config = get_config(*args)
-        if not isinstance(config, Mapping | ConfigDict):
-            raise UsageError(f"get_config of {file} returns {shown(config)}; let it return a ConfigDict.")
-        return override(plain(config), overrides)
-
-
-@contextlib.contextmanager
-def _explained(file: str) -> Iterator[None]:
-    """Makes a sentence of what goes wrong in a configuration file."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (Exception, SystemExit) as e:
-        frames = [(f.filename, f.lineno) for f in traceback.extract_tb(e.__traceback__)]
-        place = next((frame for frame in reversed(frames) if frame[0] == file), (file, None))
-        if isinstance(e, SyntaxError) and e.filename:
-            place = e.filename, e.lineno
-        where = f", line {place[1]}" if place[1] else ""
-        reason = [line for line in str(e.msg if isinstance(e, SyntaxError) else e).splitlines() if line.strip()]
-        raise UsageError(f"{place[0]}{where}: {': '.join([type(e).__name__, *reason[:1]])[:200]}.") from e
+    return override(plain(configfile.run(spec)), overrides)
 
 
 def plain(config: Any) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def test_choose_takes_one_per_batch_with_the_given_probabilities(batch):
 
 
 def test_wrong_fields_are_sentences():
-    with pytest.raises(UserError, match="alpha=0.0 is not allowed"):
+    with pytest.raises(UserError, match=r"alpha=0\.0 is not allowed"):
         mix.Mixup(alpha=0.0)
     with pytest.raises(UserError, match="prob=2"):
         mix.Cutmix(prob=2.0)
