@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import functools
 import numbers
+import os
 import struct
 import typing
 from collections.abc import Iterable, Iterator
@@ -133,6 +134,11 @@ def _check(hint: Any, what: str, value: Any) -> None:
 def positive(what: str, value: float, hint: str = "") -> None:
     """Raises a :class:`UsageError` unless ``value`` is positive and finite; ``hint`` ends the sentence."""
     Range(0, INFINITE, "()", hint).check(what, value)
+
+
+def physical_memory() -> int:
+    """Bytes of this machine."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def shown(value: Any) -> str:

@@ -18,7 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vit_jax import trees
-from vit_jax.checks import Checked, Range
+from vit_jax.checks import Checked, Range, physical_memory
 from vit_jax.types import Array, UsageError
 
 AXES = ("replica", "fsdp", "tensor")
@@ -162,6 +162,12 @@ def replicated(tree: Any, shardings: Any, mesh: Mesh) -> list[str]:
         for (path, x), s in zip(trees.flat(tree).items(), jax.tree.leaves(shardings), strict=True)
         if math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize >= 4 * 2**20 and s.is_fully_replicated
     ]
+
+
+def memory(device: jax.Device) -> int:
+    """Bytes that a device of this host can hold; CPU devices share the machine's."""
+    limit = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else None
+    return limit or physical_memory() // jax.local_device_count()
 
 
 def bytes_per_device(tree: Any, shardings: Any) -> int:

@@ -68,7 +68,7 @@ def test_kernels(capsys, tmp_path, backward):
 def test_wrong_kernels(capsys):
     assert main(["bench", "kernels", "--op", "monarc"]) == 2
     assert main(["bench", "kernels", "--rows", "a,b"]) == 2
-    assert "--rows 'a,b' is no list of numbers" in capsys.readouterr().err
+    assert "--rows 'a,b': 'a' is no whole number" in capsys.readouterr().err
 
 
 def test_the_help_names_every_operation(capsys):

@@ -43,7 +43,7 @@ def test_help(argv, capsys):
         (["models", "--config.seed=1"], "unrecognized argument '--config.seed=1'"),
         (["predict", "--workdir", "a", "--checkpoint", "b", "c"], "not allowed with argument"),
         (["data", "check"], "required: path"),
-        (["bench", "forward", "--batch", "x"], "invalid int value: 'x'"),
+        (["bench", "forward", "--batch", "x"], "'x' is no whole number"),
     ],
 )
 def test_wrong_usage_is_status_2(argv, text, capsys):

@@ -1,5 +1,7 @@
 """Where the cache lies."""
 
+import os
+
 from vit_jax.io import cache
 
 
@@ -11,3 +13,18 @@ def test_as_the_environment_says(monkeypatch, tmp_path):
         assert str(cache.folder("a", "b")) == f"{root}/vit_jax/a/b"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache.folder("a") == tmp_path / ".cache" / "vit_jax" / "a" and not list(tmp_path.iterdir())
+
+
+def test_what_was_used_longest_ago_makes_room(tmp_path):
+    for i, name in enumerate(("a.npz", "b.npz", "c.npz", "other")):
+        (tmp_path / name).write_bytes(bytes(100))
+        os.utime(tmp_path / name, (i, i))
+    cache.trim(tmp_path, "*.npz", 300)
+    assert len(list(tmp_path.iterdir())) == 4
+    cache.used(tmp_path / "a.npz")
+    cache.trim(tmp_path, "*.npz", 250)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npz", "c.npz", "other"]
+    cache.trim(tmp_path, "*.npz", 0)
+    cache.trim(tmp_path / "nowhere", "*", 0)
+    cache.used(tmp_path / "gone")
+    assert [p.name for p in tmp_path.iterdir()] == ["other"]

@@ -11,7 +11,8 @@ def calls(monkeypatch):
     found = {}
     monkeypatch.setattr(jax.distributed, "initialize", lambda: found.setdefault("joined", True))
     monkeypatch.setattr(jax.config, "update", found.__setitem__)
-    for name in ("JAX_COORDINATOR_ADDRESS", "TPU_WORKER_HOSTNAMES", "JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME"):
+    names = ("JAX_COORDINATOR_ADDRESS", "TPU_WORKER_HOSTNAMES", "XDG_CACHE_HOME")
+    for name in (*names, "JAX_COMPILATION_CACHE_DIR", "JAX_COMPILATION_CACHE_MAX_SIZE"):
         monkeypatch.delenv(name, raising=False)
     return found
 
@@ -35,8 +36,13 @@ def test_hosts_join_where_a_cluster_is_described(calls, monkeypatch, variable, v
 def test_the_cache_of_programs(calls, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     runtime.setup()
-    assert calls == {"jax_compilation_cache_dir": "/home/me/.cache/vit_jax/programs"}
+    limit = {"jax_compilation_cache_max_size": 5 * 10**9}
+    assert calls == {"jax_compilation_cache_dir": "/home/me/.cache/vit_jax/programs", **limit}
     monkeypatch.setenv("XDG_CACHE_HOME", "/tmp/cache")
+    runtime.setup()
+    assert calls == {"jax_compilation_cache_dir": "/tmp/cache/vit_jax/programs", **limit}
+    calls.clear()
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_MAX_SIZE", "-1")  # and that
     runtime.setup()
     assert calls == {"jax_compilation_cache_dir": "/tmp/cache/vit_jax/programs"}
     calls.clear()

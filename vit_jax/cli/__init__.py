@@ -59,8 +59,24 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"vit_jax {args.command}: {e}", file=sys.stderr)
         return 2 if isinstance(e, UsageError) else 1
+    except Exception as e:
+        if args.verbose or not (reason := _of_the_machine(e)):
+            raise
+        print(f"vit_jax {args.command}: {reason}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 1
+
+
+def _of_the_machine(error: Exception) -> str:
+    """A sentence for what a file system or a memory that is full says; empty for any other error."""
+    if isinstance(error, BrokenPipeError):
+        return "nobody reads the output any more."
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'a file'!s:.200}: {error.strerror}."
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error):
+        return "there is not enough memory; take a smaller batch, smaller images or a smaller model."
+    return ""
 
 
 def _overrides(parser: argparse.ArgumentParser, rest: Sequence[str], allowed: bool) -> list[tuple[str, str]]:

@@ -11,36 +11,36 @@ from vit_jax.cli import options
 HELP = "measure speed, as ratios within one run"
 MODEL = {
     "model": ("vit_b16", "a ViT"),
-    "batch": (8, "images a step"),
-    "size": (224, "side of the image"),
-    "rounds": (10, "pairs of measurements"),
+    "batch": (8, "images a step", 2**16),
+    "size": (224, "side of the image", 4096),
+    "rounds": (10, "pairs of measurements", 10_000),
 }
 OPS = "monarch(nblocks), block_diagonal(nblocks), block_sparse(density, block), sparse24 or topk_mlp(k)"
-KINDS: dict[str, tuple[str, dict[str, tuple[Any, str]]]] = {
+KINDS: dict[str, tuple[str, dict[str, tuple[Any, ...]]]] = {
     "forward": ("images to logits, against the same ViT written with plain flax layers", MODEL),
     "train": ("forward, backward and AdamW, against the same ViT written with plain flax layers", MODEL),
     "loss": ("a contrastive loss and its gradient, chunked against dense: time and memory", {
         "loss": ("softmax", "softmax, sigmoid or cloob"),
-        "batch": (16384, "pairs"),
-        "dim": (512, "width of the embeddings"),
-        "chunk": (256, "rows of a chunk"),
-        "rounds": (5, "pairs of measurements"),
+        "batch": (16384, "pairs", 2**20),
+        "dim": (512, "width of the embeddings", 2**16),
+        "chunk": (256, "rows of a chunk", 2**20),
+        "rounds": (5, "pairs of measurements", 10_000),
     }),
     "kernels": ("products with structured matrices against dense ones, values checked first", {
         "op": ("monarch(4)", f"the operation: {OPS}"),
-        "inputs": (768, "width of the input"),
-        "outputs": (3072, "width of the output"),
+        "inputs": (768, "width of the input", 2**14),
+        "outputs": (3072, "width of the output", 2**14),
         "rows": ("197,1576", "numbers of rows, one table line each"),
-        "rounds": (10, "pairs of measurements"),
+        "rounds": (10, "pairs of measurements", 10_000),
     }),
     "input": ("batches from a data source, without any model", {
         "data": ("fake:2000x224x10", "source"),
-        "batch": (64, "images a batch"),
-        "canvas": (224, "side of the canvas"),
-        "rounds": (30, "batches to time"),
+        "batch": (64, "images a batch", 2**16),
+        "canvas": (224, "side of the canvas", 4096),
+        "rounds": (30, "batches to time", 10_000),
     }),
 }  # fmt: skip
-"""What is measured -> what that is, and its options: default and meaning."""
+"""What is measured -> what that is, and its options: default, meaning and the most that a number may be."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,18 +48,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
     for kind, (text, values) in KINDS.items():
         sub = kinds.add_parser(kind, help=text)
-        for name, (default, meaning) in values.items():
-            options.value(sub, name, default, meaning)
+        for name, (default, meaning, *most) in values.items():
+            options.value(sub, name, default, meaning, *most)
         options.json(sub, "result")
     forward, train, loss, kernels, _ = kinds.choices.values()
     for sub in (forward, train, kernels):
         options.value(sub, "dtype", "bfloat16", "of the computation", choices=("bfloat16", "float32"))
     for sub in (forward, train):
         text = "instead compare it with itself, its maps being, for instance, monarch(4)"
-        sub.add_argument("--linear", metavar="SPEC", help=text)
+        sub.add_argument("--linear", type=options.filled, metavar="SPEC", help=text)
     loss.add_argument("--alone", action="store_true", help="leave the dense form out, for batches that it cannot hold")
     kernels.add_argument("--backward", action="store_true", help="time value and gradients, not the value alone")
-    kernels.add_argument("--plot", metavar="FILE", help="draw how the ratios change with the rows")
+    kernels.add_argument("--plot", type=options.path, metavar="FILE", help="draw how the ratios change with the rows")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -104,9 +104,9 @@ def _kernels(args: argparse.Namespace) -> list[dict[str, Any]]:
 
     make = config.parse(Annotated[Any, config.Choice(CASES)], args.op, "--op")
     try:
-        sizes = [int(n) for n in args.rows.split(",")]
-    except ValueError:
-        raise vj.UsageError(f"--rows {args.rows!r} is no list of numbers; write 197,1576 for instance.") from None
+        sizes = [options.number(1, 2**20)(n) for n in args.rows.split(",")]
+    except argparse.ArgumentTypeError as e:
+        raise vj.UsageError(f"--rows {args.rows!r:.80}: {e}, several as 197,1576.") from None
     cases = (make(n, args.inputs, args.outputs, args.dtype) for n in sizes)
     rows = [row for case in cases for row in compare(case, rounds=args.rounds, backward=args.backward)]
     if args.plot:

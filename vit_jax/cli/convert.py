@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 
+from vit_jax.cli import options
+
 HELP = "move weights between other projects' formats and ours"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     text = "a file, folder, run, hf://ORG/NAME[@REV][/FILE], gs:// or https://"
-    parser.add_argument("source", metavar="SRC", help=text)
-    parser.add_argument("target", metavar="DST", help="a new folder, or a new file (.safetensors, .npz)")
+    parser.add_argument("source", type=options.path, metavar="SRC", help=text)
+    parser.add_argument(
+        "target", type=options.path, metavar="DST", help="a new folder, or a new file (.safetensors, .npz)"
+    )
     parser.add_argument("--to", required=True, metavar="FORMAT", help="vit_jax, timm, open_clip, hf, npz or big_vision")
     text = "what the model is, where shapes do not say: 'vit_b16(heads=12)'"
-    parser.add_argument("--model", metavar="NAME", help=text)
+    parser.add_argument("--model", type=options.filled, metavar="NAME", help=text)
     parser.add_argument(
         "--linear", action="append", default=[], metavar="[FIELD=]SPEC",
         help="change linear maps on the way: 'packed24(int8)' packs what was trained as sparse24, 'dense' multiplies "

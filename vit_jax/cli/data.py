@@ -15,16 +15,22 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     check = commands.add_parser("check", help="read every image once; name the unreadable ones and count classes")
-    check.add_argument("path", help="source, such as folder:/my/images")
+    check.add_argument("path", type=options.filled, help="source, such as folder:/my/images")
     options.json(check, "findings")
     pack = commands.add_parser("pack", help="write the examples as tar shards, in the same order")
-    pack.add_argument("path", help="source, such as folder:/my/images")
-    pack.add_argument("shards", help="file to write, with a field for the shard's number: /data/train-{:05d}.tar")
-    options.value(pack, "shard_size", 10_000, "examples a shard", metavar="N")
+    pack.add_argument("path", type=options.filled, help="source, such as folder:/my/images")
+    pack.add_argument(
+        "shards", type=options.path, help="file to write, with a field for the shard's number: /data/train-{:05d}.tar"
+    )
+    options.value(pack, "shard_size", 10_000, "examples a shard", 10**9, metavar="N")
     tokenizer = commands.add_parser("tokenizer", help="train a byte-level tokenizer on the captions of a source")
-    tokenizer.add_argument("path", help="source with captions, such as jsonl:/my/pairs.jsonl")
-    tokenizer.add_argument("out", help="file to write; --config.data.text.tokenizer=json:OUT uses it")
-    tokenizer.add_argument("--vocab_size", type=int, required=True, metavar="N", help="tokens, at least 259")
+    tokenizer.add_argument("path", type=options.filled, help="source with captions, such as jsonl:/my/pairs.jsonl")
+    tokenizer.add_argument(
+        "out", type=options.path, help="file to write; --config.data.text.tokenizer=json:OUT uses it"
+    )
+    tokenizer.add_argument(
+        "--vocab_size", type=options.number(1, 2**22), required=True, metavar="N", help="tokens, at least 259"
+    )
     tokenizer.add_argument("--lower", action="store_true", help="ignore case")
 
 

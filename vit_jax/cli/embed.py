@@ -17,9 +17,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     options.weights(parser)
     text = "a new file: .npy, float32[N,E] with a .json beside it that names the rows, or .parquet"
-    parser.add_argument("--output", required=True, metavar="FILE", help=text)
-    parser.add_argument("--text", nargs="+", default=[], metavar="T", help="texts, or .txt files with one a line")
-    parser.add_argument("paths", nargs="*", metavar="PATH", help="images, or folders of images")
+    parser.add_argument("--output", type=options.path, required=True, metavar="FILE", help=text)
+    parser.add_argument(
+        "--text", type=options.filled, nargs="+", default=[], metavar="T", help="texts, or .txt files with one a line"
+    )
+    parser.add_argument("paths", type=options.path, nargs="*", metavar="PATH", help="images, or folders of images")
     parser.epilog = "Unit length for image-text models; the pooled features, as they are, for models of images alone."
 
 

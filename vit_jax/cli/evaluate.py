@@ -12,9 +12,9 @@ HELP = "evaluate the newest checkpoint of a run"
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.set_defaults(takes_overrides=True)
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run")
+    parser.add_argument("--workdir", type=options.path, required=True, metavar="DIR", help="folder of the run")
     text = "another checkpoint than the newest: WORKDIR/checkpoints/STEP"
-    parser.add_argument("--checkpoint", metavar="DIR", help=text)
+    parser.add_argument("--checkpoint", type=options.path, metavar="DIR", help=text)
     options.json(parser, "metrics")
     parser.epilog = "Other data: --config.data.val=folder:/other/images"
 

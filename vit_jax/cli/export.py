@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 
+from vit_jax.cli import options
+
 HELP = "write a program or weights that run without this package"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--workdir", metavar="DIR", help="folder of a run; its newest checkpoint")
-    which.add_argument("--checkpoint", metavar="DIR", help="one checkpoint: WORKDIR/checkpoints/STEP")
+    which.add_argument("--workdir", type=options.path, metavar="DIR", help="folder of a run; its newest checkpoint")
+    which.add_argument(
+        "--checkpoint", type=options.path, metavar="DIR", help="one checkpoint: WORKDIR/checkpoints/STEP"
+    )
     text = "stablehlo: a program for JAX; onnx: a program for ONNX runtimes; safetensors: weights that timm loads"
     parser.add_argument("--to", required=True, metavar="FORMAT", help=text)
-    parser.add_argument("out", metavar="OUT", help="a new folder")
+    parser.add_argument("out", type=options.path, metavar="OUT", help="a new folder")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -14,11 +14,11 @@ VALUES = "{parameters:>15,d} {megabytes:>11,.1f} {gflops:>13.2f} {size:>5d}"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
-    parser.add_argument("name", nargs="?", help="a model, such as vit_b16; all of them by default")
-    options.value(parser, "size", 224, "side of the image", metavar="PIXELS")
-    options.value(parser, "num_classes", 1000, "outputs of the head", metavar="C")
+    parser.add_argument("name", type=options.filled, nargs="?", help="a model, such as vit_b16; all of them by default")
+    options.value(parser, "size", 224, "side of the image", 4096, metavar="PIXELS")
+    options.value(parser, "num_classes", 1000, "outputs of the head", least=0, metavar="C")
     text = "also with the maps of attention and MLPs as, for instance, monarch(4)"
-    parser.add_argument("--linear", metavar="SPEC", help=text)
+    parser.add_argument("--linear", type=options.filled, metavar="SPEC", help=text)
     options.json(parser, "table")
 
 

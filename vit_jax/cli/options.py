@@ -3,22 +3,66 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import Any
+
+NAME = 255
+"""Bytes that a name may have in a file system."""
+
+
+def path(text: str) -> str:
+    """A place to read from or to write to, for ``add_argument(type=path)``."""
+    text = filled(text)
+    if "://" not in text and any(len(part.encode("utf-8", "surrogatepass")) > NAME for part in text.split("/")):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r}... holds a name of more than {NAME} bytes")
+    return text
+
+
+def filled(text: str) -> str:
+    """A text that says something."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty; is a variable of the shell not set?")
+    if "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} holds a NUL character")
+    return text
+
+
+def number(least: int, most: int) -> Callable[[str], int]:
+    """A whole number within ends that belong to it."""
+
+    def whole(text: str) -> int:
+        from vit_jax.checks import Range
+
+        try:
+            value = int(text)
+        except ValueError:  # also of thousands of digits
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number; give {Range(least, most)}") from None
+        if value not in Range(least, most):
+            raise argparse.ArgumentTypeError(f"{text[:40]} is not allowed; give {Range(least, most)}")
+        return value
+
+    return whole
 
 
 def weights(parser: argparse.ArgumentParser) -> None:
     """The model of a command that applies one: of a run, or of weights in any format."""
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--workdir", metavar="DIR", help="folder of a run; its newest checkpoint")
+    which.add_argument("--workdir", type=path, metavar="DIR", help="folder of a run; its newest checkpoint")
     text = "one checkpoint: WORKDIR/checkpoints/STEP, or weights of any format: a path, hf://ORG/NAME"
-    which.add_argument("--checkpoint", metavar="X", help=text)
+    which.add_argument("--checkpoint", type=path, metavar="X", help=text)
 
 
-def value(parser: argparse.ArgumentParser, name: str, default: Any, text: str, **more: Any) -> None:
-    """``--name`` of the type of its ``default``, which the help says; ``more`` goes to ``add_argument``."""
-    parser.add_argument(f"--{name}", type=type(default), default=default, help=f"{text} (default {default})", **more)
+def value(
+    parser: argparse.ArgumentParser, name: str, default: Any, text: str, most: int = 2**20, least: int = 1, **more: Any
+) -> None:
+    """``--name`` with a ``default``, which the help says: a number from ``least`` to ``most``, or a text.
+
+    What else there is goes to ``add_argument``.
+    """
+    kind = number(least, most) if isinstance(default, int) else filled
+    parser.add_argument(f"--{name}", type=kind, default=default, help=f"{text} (default {default})", **more)
 
 
 def json(parser: argparse.ArgumentParser, what: str) -> None:
     """Where ``vit_jax.cli.output`` writes."""
-    parser.add_argument("--json", metavar="FILE", help=f"write the {what} there, - for the terminal")
+    parser.add_argument("--json", type=path, metavar="FILE", help=f"write the {what} there, - for the terminal")

@@ -16,13 +16,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     options.weights(parser)
     asked = parser.add_mutually_exclusive_group()
     text = "how well each text fits an image, for image-text models"
-    asked.add_argument("--text", nargs="+", metavar="TEXT", help=text)
+    asked.add_argument("--text", type=options.filled, nargs="+", metavar="TEXT", help=text)
     asked.add_argument("--captions", action="store_true", help="write captions, for models with a caption decoder")
     text = "of captions: greedy (default), beam(4), nucleus(0.9, temperature=0.7, seed=1)"
-    parser.add_argument("--decoder", metavar="D", help=text)
+    parser.add_argument("--decoder", type=options.filled, metavar="D", help=text)
     options.value(parser, "top", 5, "classes or texts to name", metavar="K")
     options.json(parser, "predictions")
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="images, or folders of images")
+    parser.add_argument("paths", type=options.path, nargs="+", metavar="PATH", help="images, or folders of images")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -31,8 +31,6 @@ def run(args: argparse.Namespace) -> int:
     from vit_jax.cli import output
     from vit_jax.decoding import DECODERS
 
-    if args.top < 1:
-        raise vj.UsageError(f"--top {args.top} is too small; the least is 1.")
     if args.decoder and not args.captions:
         raise vj.UsageError(f"--decoder {args.decoder} says how captions are written; add --captions.")
     choice = Annotated[Any, config.Choice(DECODERS)]
@@ -48,4 +46,4 @@ def run(args: argparse.Namespace) -> int:
 def _line(row: dict[str, Any]) -> str:
     if "error" in row or "caption" in row:
         return row.get("error") or row["caption"]
-    return "  ".join(f"{p.get('class') or p['text']} {p['probability']:.1%}" for p in row["predictions"])
+    return "  ".join(f"{p['class'] if 'class' in p else p['text']} {p['probability']:.1%}" for p in row["predictions"])

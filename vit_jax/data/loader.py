@@ -18,13 +18,13 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from vit_jax.checks import Checked, Pixels, Range, Seed
+from vit_jax.checks import Checked, Pixels, Range, Seed, physical_memory
 from vit_jax.config import resumable
 from vit_jax.data.permute import hash64, make_key, permute
 from vit_jax.data.prompts import read_templates
 from vit_jax.data.reader import MAX_SKIPPED, OnError, Reader
 from vit_jax.data.sources import Source, named, open_source
-from vit_jax.data.sources.base import align
+from vit_jax.data.sources.base import HOLDOUT, align
 from vit_jax.data.sources.captioned import WithTokenizer
 from vit_jax.data.text import TextConfig
 from vit_jax.types import UserError
@@ -51,7 +51,7 @@ class DataConfig(Checked):
 
     path: Source | str
     val: Source | str | None = None
-    holdout: Annotated[int | float, Range(0, 2**40)] = 0.1
+    holdout: Annotated[int | float, HOLDOUT] = 0.1
     split_seed: Seed = 0
     text: TextConfig | None = None
     canvas: Pixels = 256
@@ -240,6 +240,7 @@ def train_batches(
       UserError: more hosts than examples; while iterating, an unreadable image or too many of them.
     """
     _check_hosts(source, batch_size, process_count)
+    _check_memory(batch_size // process_count, canvas, prefetch)
     here = {"batch_size": batch_size, "process_index": process_index, "process_count": process_count}
     rows = functools.partial(train_rows, n=len(source), seed=seed, **here)
     draws = functools.partial(caption_draws, seed=seed, **here) if source.info.encoder else None
@@ -264,10 +265,20 @@ def eval_batches(
     masked rows (zero image, label and index).
     """
     _check_hosts(source, batch_size, process_count)
+    _check_memory(batch_size // process_count, canvas, prefetch)
     hosts = {"process_index": process_index, "process_count": process_count}
     rows = functools.partial(eval_rows, n=len(source), batch_size=batch_size, **hosts)
     order = range(-(-len(source) // batch_size))
     return Batches(Reader(source, canvas, "center", "eval", on_error), rows, order, workers, prefetch)
+
+
+def _check_memory(rows: int, canvas: int, prefetch: int) -> None:
+    need, have = rows * canvas**2 * 3 * (prefetch + 1), physical_memory()
+    if need > have:
+        raise UserError(
+            f"{prefetch + 1} batches of {rows:,} images of {canvas} px take {need / 2**30:,.0f} GiB; this machine has "
+            f"{have / 2**30:,.0f}; lower batch_size, data.canvas or data.prefetch."
+        )
 
 
 def _check_hosts(source: Source, batch_size: int, process_count: int) -> None:

@@ -64,15 +64,7 @@ def fetch_hub(source: str) -> pathlib.Path:
     Raises:
       UserError: no such repository, revision or file; no access; no connection and not cached; a wrong checksum.
     """
-    match = _URI.fullmatch(source.rstrip("/"))
-    if not match:
-        raise UserError(
-            f"{source!r} cannot be read; write hf://ORG/NAME, hf://ORG/NAME@REVISION or hf://ORG/NAME/FILE."
-        )
-    repo, file = match["repo"], match["file"]
-    revision = urllib.parse.unquote(match["revision"] or "main")
-    for name in (repo, revision, file or "-"):
-        _check_name(name, source)
+    repo, revision, file = address(source)
     if _offline():
         return _from_cache(repo, revision, file, source, "HF_HUB_OFFLINE is set")
     try:
@@ -88,6 +80,23 @@ def fetch_hub(source: str) -> pathlib.Path:
     if len(folders) > 1:
         raise UserError(f"{source!r} changed while it was fetched; run the same command again.")
     return paths[-1] if file else folders.pop()
+
+
+def address(source: str) -> tuple[str, str, str | None]:
+    """Repository, revision and file (None: the weights in it) that ``source`` names.
+
+    Raises:
+      UserError: it names none.
+    """
+    match = _URI.fullmatch(source.rstrip("/"))
+    if not match:
+        raise UserError(
+            f"{source!r} cannot be read; write hf://ORG/NAME, hf://ORG/NAME@REVISION or hf://ORG/NAME/FILE."
+        )
+    repo, revision, file = match["repo"], urllib.parse.unquote(match["revision"] or "main"), match["file"]
+    for name in (repo, revision, file or "-"):
+        _check_name(name, source)
+    return repo, revision, file
 
 
 def _wanted(names: Collection[str], file: str | None, source: str) -> list[str]:

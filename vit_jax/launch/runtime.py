@@ -8,6 +8,9 @@ import jax
 
 from vit_jax.io import cache
 
+PROGRAMS = 5 * 10**9
+"""Bytes of compiled programs that are kept: those used longest ago make room."""
+
 
 def setup() -> None:
     """Joins the other hosts where a cluster is described by the environment, and caches compiled programs.
@@ -18,3 +21,5 @@ def setup() -> None:
         jax.distributed.initialize()
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache.folder("programs")))
+        if "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ:
+            jax.config.update("jax_compilation_cache_max_size", PROGRAMS)

@@ -137,7 +137,8 @@ class Setup:
     def _eval_batches(self, source: Source) -> Batches:
         """This host's batches of ``source``, every example once."""
         c = self.config
-        size = _round_up(c.eval_batch_size or c.batch_size, self.mesh.shape["replica"] * self.mesh.shape["fsdp"])
+        rows = min(c.eval_batch_size or c.batch_size, len(source))  # what is more would be padding
+        size = _round_up(rows, self.mesh.shape["replica"] * self.mesh.shape["fsdp"])
         return eval_batches(source, batch_size=size, canvas=c.data.canvas, **_reading(c))
 
     def _prepared(self, batch: Batch, transform: Transform | None) -> Batch:

@@ -11,14 +11,17 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from vit_jax import checkpoint, models
+from vit_jax import checkpoint, models, sharding
 from vit_jax.compress.restructure import linear_maps, restructure, specs
 from vit_jax.convert import Stored
-from vit_jax.convert.read import load
+from vit_jax.convert.read import format_of, load
+from vit_jax.convert.zoo import place_of
 from vit_jax.data import text
 from vit_jax.data.classes import mismatch
+from vit_jax.io import hub
 from vit_jax.models import Variables
 from vit_jax.train.adapt import adapt
+from vit_jax.train.config import TrainConfig
 from vit_jax.train.setup import Setup
 from vit_jax.train.state import TrainState
 from vit_jax.trees import fields, flat, nested, unflat
@@ -49,6 +52,7 @@ def start(setup: Setup, workdir: pathlib.Path) -> tuple[TrainState, str]:
       UserError: checkpoints exist and none can be read; ``init`` does not fit the model.
     """
     c = setup.config
+    _check_room(setup)
     like = _placed(setup.shapes, setup.shardings)
     if found := checkpoint.restore(workdir, items(like)):
         _check_tokenizer(setup, workdir / checkpoint.FOLDER / str(found[0]))
@@ -66,6 +70,31 @@ def start(setup: Setup, workdir: pathlib.Path) -> tuple[TrainState, str]:
             "; ".join(notes) or "every parameter taken as it is"
         )
     return setup.init(), "starts from scratch"
+
+
+def _check_room(setup: Setup) -> None:
+    """Raises :class:`UserError` where no device can hold its part of the state."""
+    need = sharding.bytes_per_device(setup.shapes, setup.shardings)
+    have = sharding.memory(jax.local_devices()[0])
+    if need > have:
+        raise UserError(
+            f"parameters and optimizer state take {need / 2**30:,.1f} GiB of each device, which has "
+            f"{have / 2**30:,.1f}; take a smaller model, or split it over more devices with mesh.fsdp."
+        )
+
+
+def look(config: TrainConfig) -> None:
+    """Looks whether what a run starts from is there: opened, not read in full; of the hub the name alone.
+
+    Raises:
+      UserError: it is not, or it is damaged or of no known format.
+    """
+    if config.resume_from:
+        checkpoint.read_item(checkpoint.find(config.resume_from)[0], "meta")
+    if config.init and (place := place_of(config.init)).startswith("hf://"):
+        hub.address(place)
+    elif config.init and "://" not in place:
+        format_of(place)
 
 
 NUMERICS = ("activation", "norm_epsilon", "stem_numerics", "positions", "cls_mask", "heads")

@@ -8,11 +8,14 @@ from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 
+from vit_jax.checks import Range
 from vit_jax.config import suggest
 from vit_jax.data.permute import hash64, make_key
 from vit_jax.data.text import TextCodec
 from vit_jax.types import UserError
 
+HOLDOUT = Range(0, 2**40)
+"""What may be held out: a fraction or a number of examples."""
 MAX_CLASSES = 2**20
 """Numeric labels from this on are mistakes: a head over more classes would not fit anywhere."""
 
@@ -165,11 +168,12 @@ def split_mask(labels: np.ndarray, holdout: float | int, seed: int, what: str) -
     Raises:
       UserError: nothing or everything would be held out.
     """
+    HOLDOUT.check("holdout", holdout)
     n = len(labels)
     count = round(holdout * n) if holdout < 1 else int(holdout)
     sizes = np.bincount(labels, minlength=1)
     room = np.maximum(sizes - 1, 0)
-    if holdout < 0 or (holdout > 1 and holdout != count):
+    if holdout > 1 and holdout != count:
         raise UserError(f"holdout={holdout} is neither a fraction below 1 nor a whole number of examples.")
     if count == 0:
         raise UserError(f"holdout={holdout} leaves nothing to validate on in {what} ({n} examples); raise it.")

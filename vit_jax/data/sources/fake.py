@@ -7,7 +7,7 @@ import re
 import numpy as np
 
 from vit_jax.data.permute import make_key
-from vit_jax.data.sources.base import Info, Record, Source, take_split
+from vit_jax.data.sources.base import MAX_CLASSES, Info, Record, Source, take_split
 from vit_jax.types import UserError
 
 _WAVE = np.rint(64 + 63 * np.sin(np.arange(256) * (2 * np.pi / 256))).astype(np.uint8)
@@ -41,6 +41,10 @@ def open_fake(rest: str, split: str, *, holdout: float | int, seed: int) -> Sour
     match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?(?:x([1-9]\d*))?", rest)
     if not match:
         raise UserError(f"'fake:{rest}' cannot be read; write fake:EXAMPLES, fake:EXAMPLESxSIZE or fake:1000x32x10.")
+    limits = {"examples": (match[1], 2**31), "pixels": (match[2], 4096), "classes": (match[3], MAX_CLASSES)}
+    for what, (digits, most) in limits.items():
+        if digits and (len(digits) > 10 or int(digits) > most):
+            raise UserError(f"'fake:{rest:.60}' has more {what} than {most:,}; made-up images need no more.")
     source = Fake(*(int(g) for g in match.groups() if g))
     if source.classes > source.n:
         raise UserError(f"'fake:{rest}' has more classes ({source.classes}) than examples ({source.n}).")

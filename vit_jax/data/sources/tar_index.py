@@ -23,6 +23,8 @@ from vit_jax.types import UserError
 log = logging.getLogger(__name__)
 
 _VERSION = 2
+INDEXES = 2 * 10**9
+"""Bytes of indexes that are kept."""
 
 
 class ShardIndex(NamedTuple):
@@ -66,7 +68,9 @@ def load_index(path: str) -> ShardIndex:
     cached = cache.folder() / f"tar-{hashlib.sha256(identity.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.npz"
     try:
         with open(cached, "rb") as f, np.load(f, allow_pickle=False) as z:
-            return ShardIndex(**{name: _loaded(z, name) for name in ShardIndex._fields})
+            index = ShardIndex(**{name: _loaded(z, name) for name in ShardIndex._fields})
+        cache.used(cached)
+        return index
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         index = build_index(path)  # absent, or damaged: made anew
     _save(index, cached)
@@ -223,5 +227,6 @@ def _save(index: ShardIndex, path: pathlib.Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic.new_file(path) as new:
             np.savez(new, allow_pickle=False, **arrays)
+        cache.trim(path.parent, "tar-*.npz", INDEXES)
     except OSError as e:
         log.warning("the index of a tar cannot be kept (%s: %s); it is made anew at every start.", path, e.strerror)
