@@ -174,7 +174,7 @@ def actions(command: str) -> list[argparse.Action]:
     parser: Any = cli.parsers()[0]
     for word in command.split():
         parser = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices[word]
-    return [a for a in parser._actions if a.dest != "help"]
+    return [a for a in parser._actions if a.dest not in ("help", "verbose")]
 
 
 @st.composite
@@ -247,4 +247,4 @@ def test_many_metadata(server, run_files):
 
 @pytest.mark.slow
 def test_many_command_lines(server, run_files):
-    harness.fuzz(server, command_lines(run_files), harness.LONG)
+    harness.fuzz(server, command_lines(run_files), harness.LONG, seconds=120)
