@@ -149,9 +149,8 @@ COMPUTED = ("implementation", "bits", "lam")
 
 def _stored(spec: LinearSpec) -> LinearSpec:
     """``spec`` as far as it decides the parameters."""
-    all_fields = dataclasses.fields(spec) if dataclasses.is_dataclass(spec) else ()
-    changes = {f.name: f.default for f in all_fields if f.name in COMPUTED}
-    return dataclasses.replace(spec, **changes) if changes else spec
+    every = dataclasses.fields(spec) if dataclasses.is_dataclass(spec) else ()
+    return dataclasses.replace(spec, **{f.name: f.default for f in every if f.name in COMPUTED}) if every else spec
 
 
 def _wide(x: Any) -> np.ndarray:
