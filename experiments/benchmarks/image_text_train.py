@@ -3,7 +3,7 @@
     python experiments/benchmarks/image_text_train.py --model clip_vit_b32 --json -
 
 Forward, backward and AdamW over float32 parameters, computed in bfloat16 (open_clip: autocast, as its ``--precision
-amp_bf16``), of random images and texts. Needs ``pip install 'vit_jax[torch]'``.
+amp_bf16``), of random images and texts. Needs ``pip install '.[torch]'``.
 """
 
 from __future__ import annotations

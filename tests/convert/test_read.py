@@ -36,7 +36,8 @@ def test_out_and_in_again(name, to, rng, tmp_path):
         there.params["position/embedding"].read()[:, 0] = 0  # this format has no position for the token
     path = target(tmp_path, to)
     write.save(there, path, to)
-    assert read.format_of(path)[0] is formats.TARGETS[to]
+    with read.weights_of(path) as (fmt, _):
+        assert fmt is formats.TARGETS[to]
     with read.load(path) as again:
         assert again.model == there.model, (again.model, again.notes)
         assert again.class_names == there.class_names and again.output_activation == there.output_activation

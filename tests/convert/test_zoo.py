@@ -118,7 +118,8 @@ def test_a_tag_is_loaded_from_the_hub(published, tmp_path, capsys):
     with read.load(tag, "vit(heads=2)") as found:
         assert found.source == tag and found.class_names == ("ant", "bee")
         jax.tree.map(lambda x: x.block_until_ready(), found.tree(jnp.asarray))
-    assert read.format_of(tag)[0].name == "timm"
+    with read.weights_of(tag) as (fmt, _):
+        assert fmt.name == "timm"
     argv = ["convert", tag, str(tmp_path / "run"), "--to", "vit_jax", "--model", "vit(heads=2)"]
     assert main(argv) == 0 and capsys.readouterr().out.startswith(f"{tag}: vit, ")
     assert published == [place, place, place]

@@ -3,6 +3,7 @@
 import json
 import resource
 import struct
+import tarfile
 import tracemalloc
 import zipfile
 
@@ -13,7 +14,7 @@ import safetensors
 import safetensors.numpy
 
 from vit_jax.io import jsonfile, npz
-from vit_jax.io.tensors import DTYPES, Tensor, open_tensors, write_npz, write_safetensors
+from vit_jax.io.tensors import DTYPES, Tensor, check_download, open_tensors, write_npz, write_safetensors
 from vit_jax.types import UserError
 
 
@@ -287,7 +288,12 @@ def test_what_is_often_stored_under_the_name_of_weights(tmp_path, kind, content,
 def test_paths_that_are_no_weights(tmp_path):
     (tmp_path / "model.safetensors").mkdir()
     refused(tmp_path / "model.safetensors", "is no file; give one in it")
-    refused(tmp_path / "model.safetensor", "is of no kind that can be read here; allowed: .safetensors,")
+    refused(tmp_path / "model.safetensor", "does not exist; did you mean 'model.safetensors'?")
+    (tmp_path / "notes.txt").write_text("lr 1e-3\n" * 100)
+    refused(tmp_path / "notes.txt", "is of no kind that can be read here; allowed: .safetensors,")
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(tmp_path / "notes.txt", "notes.txt")
+    refused(tmp_path / "a.tar", "is an archive; unpack it")
     (tmp_path / "vit_b16.npz").touch()
     refused(tmp_path / "vit_b61.npz", "does not exist; did you mean 'vit_b16.npz'?")
     refused(tmp_path / "q.npz", "does not exist; did you mean")
@@ -311,3 +317,28 @@ def test_a_file_cut_while_open(tmp_path):
             f.truncate(2**10)
         with pytest.raises(UserError, match=r"x in .*a.safetensors cannot be read .* cut short"):
             tensors["x"].read()
+
+
+def test_names_that_say_nothing(tmp_path):
+    """The kind of a file without a known ending is that of its content."""
+    write_npz(tmp_path / "weights", leaves({"x": np.ones(2)}))
+    write_safetensors(tmp_path / "best.model", leaves({"x": np.ones(2)}), {})
+    for name in ("weights", "best.model"):
+        with open_tensors(tmp_path / name) as tensors:
+            np.testing.assert_array_equal(tensors["x"].read(), [1, 1])
+
+
+DAMAGED = (b'{"message": "rate limit"}', b"<html>busy</html>", b"", bytes(5000), b"too many requests")
+
+
+def test_what_is_checked_of_a_download(tmp_path):
+    write_npz(tmp_path / "a.npz", leaves({"x": np.ones(1000)}))
+    write_safetensors(tmp_path / "a.safetensors", leaves({"x": np.ones(1000)}), {})
+    for name in ("a.npz", "a.safetensors", "a.pth"):
+        whole = (tmp_path / name).read_bytes() if name != "a.pth" else (tmp_path / "a.npz").read_bytes()
+        (tmp_path / name).write_bytes(whole)
+        check_download(tmp_path / name)
+        for damaged in (whole[:-100], whole[:100], *DAMAGED):
+            (tmp_path / f"b{name}").write_bytes(damaged)
+            with pytest.raises(UserError, match=f"b{name}"):
+                check_download(tmp_path / f"b{name}")

@@ -34,6 +34,8 @@ class Reading:
       output_activation: how logits become probabilities; None where the files do not say.
       resize: how position embeddings are resized; None for the format's usual way.
       encoder: tokenizer and context length, where known.
+      assumed: fields of the model that no file tells, a dot between those of towers -> the note that says so; notes of
+        their own, dropped where the user names the field.
     """
 
     model: Mapping[str, Any]
@@ -45,6 +47,7 @@ class Reading:
     output_activation: OutputActivation | None = None
     resize: str | None = None
     encoder: TextCodec | None = None
+    assumed: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +118,7 @@ class Codec:
         from such images and texts int32[B,L] to arrays by the names that :func:`.verify.outputs` gives them.
       parts: classes of the modules that are among their fields: towers and decoders.
       limits: what of these modules it cannot say.
+      spelled: tensors that ``matches`` -> the same by the names that ``rules`` give, and a note for each change.
     """
 
     kinds: tuple[type[nn.Module], ...]
@@ -125,6 +129,7 @@ class Codec:
     peer: Callable[[pathlib.Path, Any], Callable[..., Any]]
     parts: tuple[type[nn.Module], ...] = ()
     limits: tuple[Limit, ...] = ()
+    spelled: Callable[[Tensors], tuple[Tensors, list[str]]] = lambda theirs: (theirs, [])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +163,11 @@ class Format:
 
     def read(self, theirs: Tensors, about: About) -> Reading:
         """See :class:`Codec`."""
-        return next(codec for codec in self.codecs if codec.matches(theirs.keys())).read(theirs, about)
+        return self._reader(theirs).read(theirs, about)
+
+    def spelled(self, theirs: Tensors) -> tuple[Tensors, list[str]]:
+        """See :class:`Codec`."""
+        return self._reader(theirs).spelled(theirs)
 
     def rules(self, model: nn.Module, layout: Any) -> list[Rule]:
         """See :class:`Codec`."""
@@ -171,6 +180,9 @@ class Format:
     def peer(self, path: pathlib.Path, model: nn.Module) -> Callable[..., Any]:
         """See :class:`Codec`."""
         return self.known(model).peer(path, model)
+
+    def _reader(self, theirs: Tensors) -> Codec:
+        return next(codec for codec in self.codecs if codec.matches(theirs.keys()))
 
     def known(self, model: nn.Module) -> Codec:
         """What stores ``model``, which :func:`check` allows."""

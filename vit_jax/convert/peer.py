@@ -23,7 +23,8 @@ def packages(purpose: str) -> Iterator[None]:
     except (ImportError, RuntimeError) as e:
         reason = (str(e) or repr(e)).splitlines()[0]
         raise UserError(
-            f"{purpose} takes packages that cannot be imported ({reason}): pip install 'vit_jax[torch]'."
+            f"{purpose} takes packages that cannot be imported ({reason}): pip install torch timm transformers "
+            "open_clip_torch onnx onnxscript onnxruntime."
         ) from e
 
 

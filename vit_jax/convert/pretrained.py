@@ -128,6 +128,7 @@ class Described(Generic[P]):
       provenance: versions, commit and the like of that run or of the conversion.
       encoder: tokenizer and context length; None where the model takes no texts, or where no tokenizer was found.
       variables: the model's collections besides the parameters, batch statistics for instance; {} for most models.
+      assumed: fields of the model that no file told, a dot between those of towers -> the note that says so.
     """
 
     model: Any
@@ -142,6 +143,7 @@ class Described(Generic[P]):
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     encoder: TextCodec | None = None
     variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    assumed: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def _others(self) -> dict[str, Any]:
         """Every field but ``params``."""

@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import pathlib
+import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vit_jax.convert import pretrained, run_folder, zoo
-from vit_jax.convert.format import Format
+from vit_jax.convert.fields import check_images
+from vit_jax.convert.format import Format, Reading
 from vit_jax.convert.formats import FORMATS
+from vit_jax.convert.locate import locate
 from vit_jax.convert.pretrained import Stored
 from vit_jax.convert.rules import into
 from vit_jax.data import text
 from vit_jax.io.hub import choose
-from vit_jax.io.remote import fetch
+from vit_jax.io.remote import fetch, public
 from vit_jax.io.sidecar import beside
-from vit_jax.io.tensors import Tensors, open_tensors
-from vit_jax.models import ImageTextModel, describe
+from vit_jax.io.tensors import DTYPES, Tensors, open_tensors, write_npz, write_safetensors
+from vit_jax.models import ImageTextModel, TwoTower, describe
 from vit_jax.types import UsageError, UserError
+
+ENCODER = TwoTower.ENCODER
 
 
 @contextlib.contextmanager
 def load(
-    source: str | pathlib.Path, model: str | None = None, changes: Mapping[str, Any] | None = None
+    source: str | pathlib.Path,
+    model: str | None = None,
+    changes: Mapping[str, Any] | None = None,
+    like: Mapping[str, Any] | None = None,
 ) -> Iterator[Stored]:
     """A model with its weights, from a file, folder, run or address in any format; leaves are read within the context.
 
@@ -31,11 +41,12 @@ def load(
       source: path, ``hf://org/name[@revision][/file]``, ``gs://...``, ``https://...`` or a tag of :mod:`.zoo`.
       model: what the user says the model is, ``"vit_b16"`` or ``"vit(heads=2)"``; None infers it.
       changes: keys of a run's configuration with other values.
+      like: fields of the model that the weights are for, plain data: what would be assumed is taken from it.
 
     Raises:
       UserError: it does not exist, is damaged, unknown or of another model.
     """
-    path = fetch(zoo.place_of(str(source)))
+    path, source = fetch(zoo.place_of(str(source))), public(str(source))
     if run_folder.matches(path):
         if model is not None:
             raise UsageError(f"{source} knows its own model; leave --model {model} out.")
@@ -43,18 +54,29 @@ def load(
         return
     if changes:
         raise UsageError(f"{source} is no run, so it has no configuration to change; leave {min(changes)!r} out.")
-    path = weights_file(path)
-    with open_tensors(path) as theirs:
-        yield _foreign(path, theirs, str(source), model)
+    with _located(path, source) as (fmt, theirs, notes, file):
+        yield _foreign(fmt, file, theirs, source, notes, model, like or {})
 
 
-def _foreign(path: pathlib.Path, theirs: Tensors, source: str, model: str | None) -> Stored:
-    fmt = recognise(theirs, source)
+@contextlib.contextmanager
+def _located(path: pathlib.Path, source: str) -> Iterator[tuple[Format, Tensors, list[str], pathlib.Path]]:
+    """The weights in a file or folder by the names of their format, what was decided, and the file."""
+    file = weights_file(path)
+    with open_tensors(file) as there:
+        fmt, theirs, notes = recognise(there, source)
+        yield fmt, theirs, notes, file
+
+
+def _foreign(
+    fmt: Format, file: pathlib.Path, theirs: Tensors, source: str, located: list[str], model: str | None, like: Any
+) -> Stored:
     try:
-        found = fmt.read(theirs, beside(path))
+        found = fmt.read(theirs, beside(file))
     except (KeyError, TypeError, AttributeError) as e:
-        raise UserError(f"the JSON files beside {path} do not describe a model of {fmt.title} ({e!r}).") from e
-    module = describe.build(found.model, model)
+        raise UserError(f"the JSON files beside {file} do not describe a model of {fmt.title} ({e!r}).") from e
+    check_images(found.preprocess, source)
+    fields, assumed, decided = _decided(found, model, like)
+    module = describe.build(fields, model)
     shapes = describe.shapes(module, found.preprocess.size)
     rules = fmt.rules(module, found.layout)
     params, notes = into(rules, theirs, shapes, source=source, unused=found.unused)
@@ -62,7 +84,8 @@ def _foreign(path: pathlib.Path, theirs: Tensors, source: str, model: str | None
     if classes != len(names):
         notes.append(f"its {classes} classes are numbered, as no names come with it")
     names = pretrained.numbered(names, classes)
-    notes = [f"read as {fmt.name} ({fmt.title})", *found.notes, *notes]
+    guesses = dict.fromkeys(assumed.values())
+    notes = [f"read as {fmt.name} ({fmt.title})", *located, *guesses, *decided, *found.notes, *notes]
     resize = found.resize or fmt.resize
     if found.encoder is not None:
         text.check_fits(found.encoder, module.text_tower, source)
@@ -76,31 +99,76 @@ def _foreign(path: pathlib.Path, theirs: Tensors, source: str, model: str | None
         source,
         tuple(notes),
         encoder=found.encoder,
+        assumed=assumed,
     )
 
 
-def format_of(source: str | pathlib.Path) -> tuple[Format | None, pathlib.Path]:
-    """The format of what lies at ``source``, None for ours, and its file or folder on this machine."""
+def _decided(
+    found: Reading, model: str | None, like: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], dict[str, str], list[str]]:
+    """Fields of the model, those still assumed among them, and a note for each that ``like`` decides."""
+    given = {} if model is None else describe.given(model)
+    fields, assumed, notes = found.model, {}, []
+    for path, note in found.assumed.items():
+        if _at(given, path) is not None:
+            continue
+        value = _at(like, path) or _at(like, f"{ENCODER}.{path}") or _at(like, path.removeprefix(f"{ENCODER}."))
+        if path.endswith("heads") and isinstance(value, int):
+            fields = describe.over(fields, functools.reduce(lambda v, k: {k: v}, reversed(path.split(".")), value))
+            notes.append(f"{path}={value} as of the model, as the weights do not tell")
+        else:
+            assumed[path] = note
+    return fields, assumed, notes
+
+
+def _at(fields: Any, path: str) -> Any:
+    """What lies at ``path`` in nested fields, None for nothing."""
+    for part in path.split("."):
+        fields = fields.get(part) if isinstance(fields, Mapping) else None
+    return fields
+
+
+@contextlib.contextmanager
+def weights_of(source: str | pathlib.Path) -> Iterator[tuple[Format | None, pathlib.Path]]:
+    """The format of what lies at ``source``, None for ours, and its file or folder on this machine.
+
+    Weights that lie under a prefix, or under other names, are written out for the time being as their format has them.
+    """
     path = fetch(zoo.place_of(str(source)))
     if run_folder.matches(path):
-        return None, path
-    path = weights_file(path)
-    with open_tensors(path) as theirs:
-        return recognise(theirs, str(source)), path
+        yield None, path
+        return
+    with _located(path, public(str(source))) as (fmt, theirs, notes, file), tempfile.TemporaryDirectory() as folder:
+        if notes:
+            about, file = (
+                beside(file),
+                pathlib.Path(folder, f"model{'.npz' if file.suffix == '.npz' else '.safetensors'}"),
+            )
+            arrays = {name: tensor for name, tensor in theirs.items() if tensor.dtype in DTYPES.values()}
+            write_npz(file, arrays) if file.suffix == ".npz" else write_safetensors(file, arrays, {"format": "pt"})
+            for name, content in about.items():
+                if isinstance(content, pathlib.Path):
+                    file.with_name(name).symlink_to(content.absolute())
+                else:
+                    file.with_name(name).write_text(json.dumps(content), encoding="utf-8")
+        yield fmt, file
 
 
-def recognise(theirs: Tensors, source: str) -> Format:
-    """The format that tensors of these names are in.
+def recognise(theirs: Tensors, source: str) -> tuple[Format, Tensors, list[str]]:
+    """The format that tensors are in, those of it by its names, and a note for each thing that was decided.
 
     Raises:
       UserError: none.
     """
-    for fmt in FORMATS.values():
-        if fmt.matches(theirs.keys()):
-            return fmt
-    some = ", ".join(list(theirs)[:3]) or "nothing"
-    known = ", ".join(f"{f.name} ({f.title})" for f in FORMATS.values())
-    raise UserError(f"{source} holds {len(theirs)} tensors ({some}, ...) in no known format; known are {known}.")
+    located = locate(theirs, lambda names: any(fmt.matches(names) for fmt in FORMATS.values()), source)
+    if located is None:
+        some = ", ".join(list(theirs)[:3]) or "nothing"
+        known = ", ".join(f"{f.name} ({f.title})" for f in FORMATS.values())
+        raise UserError(f"{source} holds {len(theirs)} tensors ({some}, ...) in no known format; known are {known}.")
+    own, notes = located
+    fmt = next(fmt for fmt in FORMATS.values() if fmt.matches(own.keys()))
+    own, more = fmt.spelled(own)
+    return fmt, own, [*notes, *more]
 
 
 def weights_file(path: pathlib.Path) -> pathlib.Path:

@@ -14,7 +14,7 @@ import numpy as np
 from vit_jax import models
 from vit_jax.convert import run_folder
 from vit_jax.convert.pretrained import Preprocess, Stored
-from vit_jax.convert.read import format_of
+from vit_jax.convert.read import weights_of
 
 TOLERANCE = 2e-5
 """Largest difference allowed, relative to the largest value, or to 1 where that is smaller; float32."""
@@ -126,11 +126,11 @@ def compare(
     Raises:
       UserError: the project's package is not installed, or it has no reader for these weights.
     """
-    fmt, path = format_of(place)
-    if fmt is None:
-        title, peer = "vit_jax", outputs(run_folder.load(path))
-    else:
-        title, peer = fmt.title, fmt.peer(path, pretrained.model)
+    with weights_of(place) as (fmt, path):
+        if fmt is None:
+            title, peer = "vit_jax", outputs(run_folder.load(path))
+        else:
+            title, peer = fmt.title, fmt.peer(path, pretrained.model)
     for name, batch in shown.items():
         theirs = _named(peer(*batch))
         assert theirs.keys() == ours[name].keys(), (title, theirs.keys())

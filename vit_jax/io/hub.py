@@ -22,7 +22,8 @@ WEIGHTS = (
     r"(?!.*-\d+-of-\d+)[^/]+\.safetensors",
     r"[^/]+\.npz",
     r"pytorch_model\.bin",
-    r"[^/]+\.(pth|pt)|[^/]+pytorch_model\.bin",
+    r"pytorch_model\.bin\.index\.json",
+    r"[^/]+\.(pth|pt|ckpt|pth\.tar)|[^/]+pytorch_model\.bin",
 )
 """Which of a folder's files are its weights: the first of these patterns that any matches."""
 
@@ -46,7 +47,7 @@ def choose(names: Collection[str], where: str) -> str:
         if found:
             return found[0]
     there = ", ".join(sorted(names)[:24]) or "nothing"
-    raise UserError(f"{where} holds no weights (.safetensors, .npz, .pth, .pt or .bin) but {there}.")
+    raise UserError(f"{where} holds no weights (.safetensors, .npz, .pth, .pt, .bin or .ckpt) but {there}.")
 
 
 def fetch_hub(source: str) -> pathlib.Path:
@@ -107,9 +108,9 @@ def _wanted(names: Collection[str], file: str | None, source: str) -> list[str]:
     weights = file or choose(names, repr(source))
     folder = weights.rpartition("/")[0]
     shards = []
-    if weights.endswith(".safetensors.index.json"):
-        stem = re.escape(weights.removesuffix(".safetensors.index.json"))
-        shards = sorted(name for name in names if re.fullmatch(rf"{stem}-\d+-of-\d+\.safetensors", name))
+    if index := re.fullmatch(r"(?P<stem>.+)\.(?P<kind>safetensors|bin)\.index\.json", weights):
+        shard = rf"{re.escape(index['stem'])}-\d+-of-\d+\.{index['kind']}"
+        shards = sorted(name for name in names if re.fullmatch(shard, name))
     beside = [name for f in (f"{folder}/", "") for b in BESIDE if (name := f.lstrip("/") + b) in names]
     wanted = list(dict.fromkeys([weights, *shards, *beside]))
     for name in wanted:

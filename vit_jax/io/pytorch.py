@@ -1,61 +1,100 @@
-"""PyTorch's own files (``.pth``, ``.pt``, ``.bin``): pickles, of which nothing but the tensors is ever built."""
+"""PyTorch's own files (``.pth``, ``.bin``, ``.ckpt`` ...): pickles, of which nothing but the tensors is ever built."""
 
 from __future__ import annotations
 
-import logging
+import collections
+import functools
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from vit_jax.io.npz import Leaf
 from vit_jax.types import UserError
-
-log = logging.getLogger(__name__)
-
-PARTS = (
-    "state_dict", "model", "model_state", "model_state_dict", "module", "net", "teacher",
-    "state_dict_ema", "model_ema", "ema",
-)  # fmt: skip
-"""Where training programs put the weights; of several parts the first in this order is taken, and a warning says so."""
-
-PREFIXES = ("module.", "_orig_mod.")
-"""What data parallelism and compilation put before every name."""
 
 DTYPES = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
 """Of the same name in PyTorch and NumPy; bfloat16 comes besides."""
 
 
-def load_state(path: pathlib.Path) -> dict[str, Any]:
-    """The tensors of a state dictionary, their data still in the mapped file.
+NO_ARRAY = np.dtype("V1")
+"""The dtype of what is no dense array of numbers; reading it raises UserError."""
+BESIDE = (
+    "argparse.Namespace", "types.SimpleNamespace",
+    "numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
+    *(f"pathlib.{module}{kind}Path" for module in ("", "_local.") for kind in ("Posix", "Windows")),
+)  # fmt: skip
+"""Settings and figures that training programs leave beside the weights. None is built: see :class:`_Beside`."""
+MAX_DEPTH = 16
+"""Of dictionaries within dictionaries."""
+
+
+class _Beside:
+    """Takes the place of what is no tensor: made from anything, it keeps nothing and does nothing."""
+
+    def __new__(cls, *args: Any) -> _Beside:
+        del args
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def open_pytorch(path: pathlib.Path) -> Iterator[Leaf]:
+    """The tensors of a file written by ``torch.save``, wherever they lie in it; their data stay in the mapped file.
 
     Args:
-      path: a file written by ``torch.save``. In one with several parts the first of :data:`PARTS` is taken; a prefix
-        of :data:`PREFIXES` that all names share is cut off.
+      path: a dictionary of tensors, or of such dictionaries and of whatever else training programs keep.
 
     Returns:
-      Name -> dense ``torch.Tensor``.
+      Leaves, named by the keys that lead to them, joined by dots: ``"state_dict.module.head.bias"``. What is no dense
+      array of numbers is of the type :data:`NO_ARRAY`.
 
     Raises:
-      UserError: PyTorch is missing, the file is damaged, or it is no state dictionary or more than tensors.
+      UserError: PyTorch is missing, the file is damaged, holds no tensors or what would have to be unpickled.
     """
-    part = _part(_load(path), path)
-    state, others = {}, []
-    for name, value in part.items():
-        if not isinstance(name, str):
-            raise UserError(f"{path} is no state dictionary: its key {name!r} is of type {type(name).__name__}.")
-        if _is_tensor(value):
-            _check(value, name, path)
-            state[name] = value.detach()
+    tree = _load(path)
+    if not isinstance(tree, Mapping):
+        raise UserError(f"{path} holds a {type(tree).__name__}, not a state dictionary (names and tensors).")
+    names: set[str] = set()
+    for name, tensor in _tensors(tree, path):
+        if name in names:
+            raise UserError(f"{path} holds two tensors called {name!r}; save the weights alone, as safetensors.")
+        names.add(name)
+        problem = _problem(tensor)
+        if problem is None:
+            yield name, tuple(tensor.shape), numpy_dtype(tensor), functools.partial(to_numpy, tensor)
         else:
-            others.append(name)
-    if others:
-        log.warning("%s: left out what is no tensor: %s.", path, _few(others))
-    while prefix := next((p for p in PREFIXES if state and all(name.startswith(p) for name in state)), None):
-        state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return state
+            yield name, tuple(tensor.shape), NO_ARRAY, functools.partial(_refuse, f"{name} in {path} {problem}")
+    if not names:
+        raise UserError(f"{path} holds no weights: no tensor under its {_few(tree) or '0'} entries.")
+
+
+def _tensors(tree: Mapping[Any, Any], path: pathlib.Path) -> Iterator[tuple[str, Any]]:
+    """All tensors of nested dictionaries, the outer ones first; a dictionary that is there twice counts once."""
+    import torch
+
+    seen, queue = {id(tree)}, collections.deque([("", tree, 0)])
+    while queue:
+        start, here, depth = queue.popleft()
+        if depth > MAX_DEPTH:
+            raise UserError(f"{path} nests more than {MAX_DEPTH} dictionaries; save the weights alone, as safetensors.")
+        for key, value in here.items():
+            name = f"{start}{key}"
+            if isinstance(value, torch.Tensor):
+                yield name, value.detach()
+            elif isinstance(value, Mapping) and id(value) not in seen:
+                seen.add(id(value))
+                queue.append((f"{name}.", value, depth + 1))
+
+
+def _refuse(problem: str) -> np.ndarray:
+    raise UserError(problem)
 
 
 def to_numpy(tensor: Any) -> np.ndarray:
@@ -77,13 +116,12 @@ def _load(path: pathlib.Path) -> Any:
     try:
         import torch
     except ImportError:
-        raise UserError(
-            f"reading {path} takes PyTorch, which is not installed: pip install 'vit_jax[torch]'."
-        ) from None
+        raise UserError(f"reading {path} takes PyTorch, which is not installed: pip install torch.") from None
     with open(path, "rb") as f:
         zipped = f.read(4) == b"PK\x03\x04"  # the format before PyTorch 1.6 cannot be mapped
     try:
-        return torch.load(str(path), map_location="cpu", weights_only=True, mmap=zipped)
+        with torch.serialization.safe_globals([(_Beside, name) for name in BESIDE]):
+            return torch.load(str(path), map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as e:  # PyTorch raises OSError, KeyError, RuntimeError ... for damaged files
         problem = str(e).strip() or type(e).__name__
     if "TorchScript" in problem:
@@ -99,43 +137,16 @@ def _load(path: pathlib.Path) -> Any:
     raise UserError(f"{path} cannot be read as a PyTorch file ({reason}); it is damaged or cut short: get it again.")
 
 
-def _part(tree: Any, path: pathlib.Path) -> Mapping[Any, Any]:
-    """The part of a loaded file that holds the weights."""
-    if not isinstance(tree, Mapping):
-        raise UserError(f"{path} holds a {type(tree).__name__}, not a state dictionary (names and tensors).")
-    if _has_tensors(tree):
-        return tree
-    there = [key for key, value in tree.items() if isinstance(value, Mapping) and _has_tensors(value)]
-    known = [key for key in PARTS if key in there] or there
-    if not known:
-        raise UserError(f"{path} holds no weights: no tensor under its {_few(tree) or '0'} entries.")
-    if known is there and len(there) > 1:
-        raise UserError(f"{path} holds several parts ({_few(there)}), none of a usual name; save the one you mean.")
-    if len(there) > 1:
-        log.warning("%s: took the weights under %r; there are others under %s.", path, known[0], _few(there))
-    return tree[known[0]]
-
-
-def _is_tensor(value: Any) -> bool:
-    import torch
-
-    return isinstance(value, torch.Tensor)
-
-
-def _has_tensors(tree: Mapping) -> bool:
-    return any(_is_tensor(value) for value in tree.values())
-
-
-def _check(tensor: Any, name: str, path: pathlib.Path) -> None:
+def _problem(tensor: Any) -> str | None:
+    """What keeps a tensor from being read, None for nothing."""
     import torch
 
     kind = str(tensor.dtype).removeprefix("torch.")
     if tensor.layout != torch.strided or tensor.device.type != "cpu" or kind not in (*DTYPES, "bfloat16"):
-        raise UserError(
-            f"{name} in {path} is {kind} and {tensor.layout} on {tensor.device}; only dense numbers can be read."
-        )
+        return f"is {kind} and {tensor.layout} on {tensor.device}; only dense numbers can be read."
     if tensor.nbytes > tensor.untyped_storage().nbytes():
-        raise UserError(f"{name} in {path} claims {tensor.nbytes:,} bytes, more than are stored (a bomb?).")
+        return f"claims {tensor.nbytes:,} bytes, more than are stored (a bomb?)."
+    return None
 
 
 def _few(names: Any) -> str:

@@ -2,31 +2,61 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import os
 import pathlib
 import re
+import shutil
 import urllib.parse
+from collections.abc import Mapping
 from typing import Any
 
 from vit_jax.io import atomic, cache, hub
-from vit_jax.io.tensors import missing
+from vit_jax.io.tensors import check_download, check_head, missing
 from vit_jax.types import UserError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 """Hosts that may be asked without encryption."""
+MAX_BYTES = "VIT_JAX_MAX_DOWNLOAD", 2**36
+"""The variable that says how many bytes a file may have at most, and how many that are without it (64 GiB)."""
+REFRESH = "VIT_JAX_REFRESH"
+"""The variable that, set to 1, has files fetched again that are kept already."""
+SILENCE = 60.0
+"""Seconds after which a server that sends nothing is given up."""
+_ADDRESS = re.compile(r"([A-Za-z][\w+.-]*://)([^\s'\"]*)")
+
+
+def public(text: str) -> str:
+    """``text`` with every address in it stripped of what may give access: user and password, query and fragment.
+
+    Example:
+      >>> public("https://me:secret@host/vit.npz?token=x")
+      'https://host/vit.npz'
+    """
+    return _ADDRESS.sub(lambda found: found[1] + re.split("[?#]", _anonymous(found[2]))[0], text)
+
+
+def _anonymous(address: str) -> str:
+    """What follows ``://`` without user and password, even one with letters that ought to be quoted."""
+    host = re.split("[/?#]", address)[0]
+    if "@" in host:
+        return address[host.rindex("@") + 1 :]
+    _, colon, port = host.partition(":")
+    return address.rpartition("@")[2] if colon and not port.isdigit() and host[:1] != "[" else address
 
 
 def fetch(source: str) -> pathlib.Path:
     """A local file or folder with what ``source`` names.
 
     Args:
-      source: a path; ``hf://org/name[@revision][/file]`` (see :func:`.hub.fetch_hub`); ``gs://`` or ``https://`` for
-        one file, which is kept in ``$XDG_CACHE_HOME/vit_jax/downloads`` (``~/.cache`` by default), not asked for again.
+      source: a path; ``hf://org/name[@revision][/file]`` (see :func:`.hub.fetch_hub`); ``gs://`` or ``https://``
+        for one file, which is kept in ``$XDG_CACHE_HOME/vit_jax/downloads`` (``~/.cache`` by default) and not asked
+        for again unless :data:`REFRESH` is set. An address that ends in ``#sha256=...`` is held to that.
 
     Raises:
-      UserError: it does not exist, or cannot be fetched.
+      UserError: it does not exist, cannot be fetched, or is not what its checksum says.
     """
     scheme, colon, _ = source.partition("://")
     if not colon:
@@ -36,61 +66,156 @@ def fetch(source: str) -> pathlib.Path:
         if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) and not os.path.exists(path.parent):
             raise UserError(f"{source!r} does not exist here; a repository of the hub is written 'hf://{source}'.")
         raise UserError(missing(path) if source else "the path of the weights is empty.")
+    shown = public(source)
     if scheme == "hf":
+        if shown != source:
+            raise UserError(f"{shown!r}: an address of the hub has neither user nor query; access is by HF_TOKEN.")
         return hub.fetch_hub(source)
     try:
         address = urllib.parse.urlsplit(source)
     except ValueError as e:
-        raise UserError(f"{source!r} is no address ({e}).") from None
-    if scheme in ("gs", "https") or (scheme == "http" and address.hostname in LOOPBACK):
-        return _fetch_url(source, urllib.parse.unquote(address.path).rpartition("/")[2])
-    raise UserError(f"{source!r} cannot be fetched; give a path, hf://ORG/NAME, gs://BUCKET/FILE or https://HOST/FILE.")
+        raise UserError(f"{shown!r} is no address ({e}).") from None
+    if not (scheme in ("gs", "https") or _loopback(source)):
+        raise UserError(
+            f"{shown!r} cannot be fetched; give a path, hf://ORG/NAME, gs://BUCKET/FILE or https://HOST/FILE."
+        )
+    path = _fetch_url(source, urllib.parse.unquote(address.path).rpartition("/")[2])
+    if wanted := urllib.parse.parse_qs(address.fragment).get("sha256"):
+        _verify(path, wanted[0], shown)
+    return path
 
 
 def downloads() -> pathlib.Path:
-    """Where single files are kept, each in a folder named by the SHA-256 of its address."""
+    """Where single files are kept, each in a folder named by the SHA-256 of its address (without user and fragment)."""
     return cache.folder("downloads")
 
 
+def remedy(path: pathlib.Path) -> str:
+    """How a sentence about an unusable file ends: how it is fetched again, "" for one that was not fetched."""
+    return f" ({REFRESH}=1 fetches it again)" if path.is_relative_to(downloads()) else ""
+
+
+def _loopback(url: str) -> bool:
+    address = urllib.parse.urlsplit(url)
+    return address.scheme == "http" and address.hostname in LOOPBACK
+
+
 def _fetch_url(url: str, name: str) -> pathlib.Path:
-    if name in ("", ".", "..") or "\\" in name or "\0" in name:
-        raise UserError(f"{url!r} names no file; give the address of one, such as https://host/model.safetensors.")
-    path = downloads() / hashlib.sha256(url.encode()).hexdigest() / name
-    if path.is_file():
+    shown, url = public(url), url.partition("#")[0]
+    if name in ("", ".", "..") or "\\" in name or "\0" in name or len(os.fsencode(name)) > 200:
+        raise UserError(f"{shown!r} names no file; give the address of one, such as https://host/model.safetensors.")
+    scheme, _, rest = url.partition("://")
+    path = downloads() / hashlib.sha256(f"{scheme}://{_anonymous(rest)}".encode()).hexdigest() / name
+    if path.is_file() and os.environ.get(REFRESH, "") in ("", "0"):
         return path
-    files, remote = _open_remote(url)
+    files, remote = _open_remote(url, shown)
     with contextlib.ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             new = stack.enter_context(atomic.new_file(path))
         except OSError as e:
-            raise UserError(f"{url!r} cannot be kept in {path.parent}: {e.strerror}.") from None
-        _get(url, files, remote, new)
+            raise UserError(f"{shown!r} cannot be kept in {path.parent}: {e.strerror}.") from None
+        _get(shown, files, remote, new)
+        try:
+            check_download(new)
+        except UserError as e:
+            raise UserError(f"{shown!r} was not kept: {str(e).replace(str(new), 'it')}") from None
     return path
 
 
-def _get(url: str, files: Any, remote: str, path: pathlib.Path) -> None:
+def _get(shown: str, files: Any, remote: str, path: pathlib.Path) -> None:
     try:
-        files.get_file(remote, str(path))
-        announced = files.info(remote).get("size")  # afterwards: over HTTP it calls any failure a missing file
+        files.get_file(remote, str(path), callback=_watch(shown, path))
+        about = files.info(remote)  # afterwards: over HTTP it calls any failure a missing file
+        announced = about.get("size")
         if announced is not None and (found := os.path.getsize(path)) != announced:
-            raise UserError(f"{url!r} broke off after {found:,} of {announced:,} bytes; run the same command again.")
+            raise UserError(f"{shown!r} broke off after {found:,} of {announced:,} bytes; run the same command again.")
+        if md5 := about.get("md5Hash"):
+            _verify(path, base64.b64decode(md5).hex(), shown)
     except FileNotFoundError:
-        raise UserError(f"{url!r} does not exist; check its spelling.") from None
+        raise UserError(f"{shown!r} does not exist; check its spelling.") from None
     except UserError:
         raise
     except Exception as e:  # what the backends raise has no common type
-        reason = (str(e) or type(e).__name__).splitlines()[0][:160]
-        raise UserError(f"{url!r} cannot be fetched ({reason}); check the address, and try again.") from e
+        reason = public((str(e) or type(e).__name__).splitlines()[0])[:160]
+        raise UserError(f"{shown!r} cannot be fetched ({reason}); check the address, and try again.") from None
 
 
-def _open_remote(url: str) -> tuple[Any, str]:
+def _watch(shown: str, path: pathlib.Path) -> Any:
+    """What looks at a file while it comes: at what it says of its size, at how it begins, at how much there is."""
+    from fsspec.callbacks import Callback
+
+    class Watch(Callback):
+        def set_size(self, size: int | None) -> None:
+            super().set_size(size)
+            self.check(size or 0)
+            if size and size > shutil.disk_usage(path.parent).free:
+                raise UserError(f"{shown!r} has {size:,} bytes, more than are free in {path.parent}.")
+
+        def relative_update(self, inc: int = 1) -> None:
+            super().relative_update(inc)
+            self.check(self.value)
+            if self.value == inc and path.stat().st_size:  # the first piece
+                check_head(path)
+
+        def check(self, size: int) -> None:
+            if size > (most := limit()):
+                raise UserError(f"{shown!r} has more than {most:,} bytes; {MAX_BYTES[0]}=BYTES allows more.")
+
+    return Watch()
+
+
+def limit() -> int:
+    """The bytes that a file may have, see :data:`MAX_BYTES`.
+
+    Raises:
+      UserError: the variable holds no number.
+    """
+    name, most = MAX_BYTES
+    text = os.environ.get(name) or str(most)
+    if not re.fullmatch(r"\d{1,15}", text):
+        raise UserError(f"{name}={text!r} is no number of bytes.")
+    return int(text)
+
+
+def _verify(path: pathlib.Path, wanted: str, shown: str) -> None:
+    """Compares a file with a SHA-256 or MD5 of it in hexadecimal; one with another does not stay.
+
+    Raises:
+      UserError: it is another.
+    """
+    with open(path, "rb") as f:
+        found = hashlib.file_digest(f, "md5" if len(wanted) == 32 else "sha256").hexdigest()
+    if found != wanted.lower():
+        path.unlink()
+        raise UserError(
+            f"{shown!r} has the checksum {found}, not {wanted}; it was not kept: run the same command again."
+        )
+
+
+def _open_remote(url: str, shown: str) -> tuple[Any, str]:
     """The file system of an address, and the file's name in it."""
     try:
         from fsspec.core import url_to_fs
 
-        return url_to_fs(url)
+        return url_to_fs(url, **(_http(url) if url.startswith("http") else {}))
     except ImportError as e:
         raise UserError(
-            f"fetching {url!r} takes packages that are not installed ({e}): pip install 'vit_jax[remote]'."
+            f"fetching {shown!r} takes packages that are not installed ({e}): pip install 'fsspec[http]' gcsfs."
         ) from None
+
+
+def _http(url: str) -> Mapping[str, Any]:
+    """Options of an HTTP client that gives a silent server up and is led nowhere else than where it may be sent."""
+    import aiohttp
+
+    async def redirected(session: Any, context: Any, params: Any) -> None:
+        del session, context
+        target = urllib.parse.urljoin(str(params.url), params.response.headers.get("Location", ""))
+        if not (target.startswith("https://") or (_loopback(url) and _loopback(target))):
+            raise UserError(f"{public(url)!r} leads to {public(target)!r}, which is not encrypted; it was not fetched.")
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_redirect.append(redirected)
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)
+    return {"client_kwargs": {"trace_configs": [trace], "timeout": timeout}, "skip_instance_cache": True}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -10,6 +11,7 @@ import logging
 import math
 import os
 import pathlib
+import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -48,6 +50,7 @@ class Tensor:
 
 
 Tensors = Mapping[str, Tensor]
+Reader = Callable[[pathlib.Path, contextlib.ExitStack], dict[str, Tensor]]
 
 
 @contextlib.contextmanager
@@ -55,24 +58,49 @@ def open_tensors(path: pathlib.Path) -> Iterator[dict[str, Tensor]]:
     """Opens a file of named arrays; leaves are read one by one, while it is open.
 
     Args:
-      path: ``.safetensors``, the ``.safetensors.index.json`` of shards beside it, ``.npz`` (whose unnamed two-byte
-        leaves are bfloat16), or PyTorch's ``.pth``, ``.pt``, ``.bin`` (see :func:`.pytorch.load_state`).
+      path: ``.safetensors``, ``.npz`` (whose unnamed two-byte leaves are bfloat16), PyTorch's ``.pth``, ``.pt``,
+        ``.bin``, ``.ckpt`` or ``.pth.tar`` (see :func:`.pytorch.open_pytorch`), or the ``.index.json`` of shards
+        beside it. What has another name is known by its content.
 
     Yields:
-      Name -> leaf, of a dtype in :data:`DTYPES`. Its ``read`` raises UserError where the data are damaged.
+      Name -> leaf, of a dtype in :data:`DTYPES` or :data:`.pytorch.NO_ARRAY`. Its ``read`` raises UserError where the
+      data are damaged or no array.
 
     Raises:
       UserError: the file is missing, of another kind, damaged, dangerous, or takes a package that is not installed.
     """
     path = pathlib.Path(path)
-    reader = next((read for end, read in READERS.items() if path.name.endswith(end)), None)
-    if reader is None:
-        raise UserError(f"{path} is of no kind that can be read here; allowed: {', '.join(READERS)}.")
     with contextlib.ExitStack() as stack:
         with _reading(path):
             _check_content(path)
-            tensors = reader(path, stack)
+            tensors = _reader(path)(path, stack)
         yield tensors
+
+
+def _reader(path: pathlib.Path) -> Reader:
+    """What reads a file, by its name or else by its content.
+
+    Raises:
+      UserError: nothing does.
+    """
+    if named := next((read for end, read in READERS.items() if path.name.endswith(end)), None):
+        return named
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            members = archive.namelist()
+        if any(name.endswith("data.pkl") for name in members):
+            return _open_pth
+        if members and all(name.endswith(".npy") for name in members):
+            return _open_npz
+    with open(path, "rb") as f:
+        head = f.read(9)
+    if head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
+        return _open_safetensors
+    if head[:1] == b"\x80":
+        return _open_pth
+    if tarfile.is_tarfile(path):
+        raise UserError(f"{path} is an archive; unpack it and name the file of weights that is in it.")
+    raise UserError(f"{path} is of no kind that can be read here; allowed: {', '.join(READERS)}.")
 
 
 def missing(path: pathlib.Path) -> str:
@@ -104,6 +132,15 @@ def _check_content(path: pathlib.Path) -> None:
     """Refuses what is often stored under the name of weights: nothing, a pointer of Git LFS, a web page."""
     if not path.is_file():
         raise UserError(f"{str(path)!r} is no file; give one in it." if path.exists() else missing(path))
+    check_head(path)
+
+
+def check_head(path: pathlib.Path) -> None:
+    """Refuses by how a file begins what cannot be weights, nor the beginning of them.
+
+    Raises:
+      UserError: it says what is there instead.
+    """
     with open(path, "rb") as f:
         head = f.read(256)
     if not head:
@@ -112,6 +149,25 @@ def _check_content(path: pathlib.Path) -> None:
         raise UserError(f"{path} is a pointer of Git LFS, not the weights themselves; run 'git lfs pull' there.")
     if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         raise UserError(f"{path} is a web page (an error page saved under this name?), not weights; get it again.")
+
+
+def check_download(path: pathlib.Path) -> None:
+    """Refuses a file that is no weights, or only a part of them, as far as that shows without PyTorch.
+
+    Raises:
+      UserError: it says what is wrong.
+    """
+    check_head(path)
+    with open(path, "rb") as f:
+        head = f.read(8)
+    if head[:4] == b"PK\x03\x04":
+        if not zipfile.is_zipfile(path):
+            raise UserError(f"{path} is cut short: the end of the archive is missing.")
+    elif path.name.endswith((".safetensors", ".npz")):
+        with open_tensors(path):
+            pass
+    elif head[:1] != b"\x80":  # how PyTorch's files from before 1.6 begin
+        raise UserError(f"{path} holds no weights, but {head!r} ...")
 
 
 def _leaf(path: pathlib.Path, name: str, shape: Any, dtype: np.dtype, read: Callable[[], np.ndarray]) -> Tensor:
@@ -138,12 +194,15 @@ def _open_shards(path: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, T
     where = jsonfile.read(path, "; it is no index of shards").get("weight_map")
     if not isinstance(where, dict) or not all(isinstance(shard, str) for shard in where.values()):
         raise UserError(f'{path} is no index of shards: it lacks a "weight_map" of names and files.')
+    kind = path.name.removesuffix(".index.json").rpartition(".")[2]
+    shards = collections.defaultdict(set)
+    for name, shard in where.items():
+        shards[shard].add(name)
     tensors: dict[str, Tensor] = {}
-    for shard in sorted(set(where.values())):
-        with _reading(file := _beside(path, shard)):
+    for shard, wanted in sorted(shards.items()):
+        with _reading(file := _beside(path, shard, f".{kind}")):
             _check_content(file)
-            there = _open_safetensors(file, stack)
-        wanted = {name for name, s in where.items() if s == shard}
+            there = READERS[f".{kind}"](file, stack)
         if lost := sorted(wanted - there.keys()):
             raise UserError(f"{file} lacks {lost[0]}, which {path} says it holds; get both again.")
         if others := sorted(there.keys() - wanted):
@@ -152,15 +211,15 @@ def _open_shards(path: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, T
     return tensors
 
 
-def _beside(index: pathlib.Path, shard: str) -> pathlib.Path:
+def _beside(index: pathlib.Path, shard: str, suffix: str) -> pathlib.Path:
     """The path of a shard; one that leads out of the index's folder is refused.
 
     Only the hub's cache (``CACHE/models--org--name/snapshots/COMMIT/file``) is made of links, which stay in ``CACHE``.
     """
     folder = index.parent.absolute()
     root = folder.parents[2] if folder.parent.name == "snapshots" and len(folder.parents) > 2 else folder
-    if not shard.endswith(".safetensors") or "/" in shard or "\\" in shard or "\0" in shard:
-        raise UserError(f"{index} names the shard {shard!r}; only plain names of .safetensors files are allowed.")
+    if not shard.endswith(suffix) or "/" in shard or "\\" in shard or "\0" in shard:
+        raise UserError(f"{index} names the shard {shard!r}; only plain names of {suffix} files are allowed.")
     if not (folder / shard).resolve().is_relative_to(root.resolve()):
         raise UserError(f"the shard {shard!r} of {index} is a link out of its folder; put the file itself there.")
     return folder / shard
@@ -172,19 +231,19 @@ def _open_npz(path: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, Tens
 
 def _open_pth(path: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, Tensor]:
     del stack  # PyTorch unmaps the file with the last tensor
-    return {
-        name: Tensor(tuple(tensor.shape), pytorch.numpy_dtype(tensor), functools.partial(pytorch.to_numpy, tensor))
-        for name, tensor in pytorch.load_state(path).items()
-    }
+    return {name: Tensor(shape, dtype, read) for name, shape, dtype, read in pytorch.open_pytorch(path)}
 
 
-READERS: dict[str, Callable[[pathlib.Path, contextlib.ExitStack], dict[str, Tensor]]] = {
+READERS: dict[str, Reader] = {
     ".safetensors": _open_safetensors,
     ".safetensors.index.json": _open_shards,
     ".npz": _open_npz,
     ".pth": _open_pth,
     ".pt": _open_pth,
     ".bin": _open_pth,
+    ".bin.index.json": _open_shards,
+    ".ckpt": _open_pth,
+    ".pth.tar": _open_pth,
 }
 """The reader of each kind of file, by the end of its name."""
 

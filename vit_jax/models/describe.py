@@ -116,6 +116,15 @@ def build(fields: Mapping[str, Any], name: str | None = None) -> Any:
     return config.parse(typing.Annotated[Any, config.Choice(models.NAMES)], merged, "model")
 
 
+def given(name: str) -> dict[str, Any]:
+    """The fields that a user's ``"vit_b16"`` or ``"vit_b16(activation='gelu_tanh')"`` names, those of the row too.
+
+    Raises:
+      UsageError: an unknown name.
+    """
+    return _spelled(config.spec_fields(name, models.NAMES, "--model"))
+
+
 def own_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """``fields`` with those of the row that they name spelled out, without the name."""
     row = config.lookup(models.NAMES, fields["name"], "model")

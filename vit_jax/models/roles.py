@@ -54,7 +54,7 @@ class Model(nn.Module):
 
     PARTS: ClassVar[Mapping[str, Part]] = {
         **dict.fromkeys(("stem", "patch", "cls", "registers", "position", "token", "norm_pre"), "stem"),
-        **dict.fromkeys(("norm", "pool", "map", "head", "pre_logits"), "head"),
+        **dict.fromkeys(("norm", "norm_pool", "pool", "map", "head", "pre_logits"), "head"),
     }
     """Name of a module or a parameter -> its part; what is below ``block_<i>`` or ``stage_<i>`` is in a block."""
     KINDS: ClassVar[Mapping[str, Kind]] = {

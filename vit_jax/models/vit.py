@@ -36,8 +36,11 @@ class ViT(TransformerStack, ImageModel):
         2D features, as the linear classifiers of DINOv2 see, Oquab et al. 2024, arXiv:2304.07193).
       positions: "learn" or "sincos2d" (fixed); those of ``rotary`` come on top.
       patch_bias: whether the patch embedding has a bias.
+      cls_token: a class token beside the grid even where ``pool`` does not look at it, as in fine-tuned masked
+        autoencoders (He et al. 2022, arXiv:2111.06377).
       pre_norm: a layer norm before the first block, as CLIP has (Radford et al. 2021).
       final_norm: a layer norm after the last block.
+      pool_norm: a layer norm after pooling, as those have that are ``final_norm=False`` and average (timm's fc_norm).
       registers: extra learned tokens without position (Darcet et al. 2024, arXiv:2309.16588).
       pre_logits: size of a tanh layer before the head, None for none.
       stem: bottlenecks per stage of a ResNetV2 before the patches, None for no stem.
@@ -48,9 +51,11 @@ class ViT(TransformerStack, ImageModel):
     width: Size = 192
     pool: Literal["cls", "gap", "map", "cls_gap"] = "cls"
     positions: Literal["learn", "sincos2d"] = "learn"
+    cls_token: bool = False
     patch_bias: bool = True
     pre_norm: bool = False
     final_norm: bool = True
+    pool_norm: bool = False
     registers: Annotated[int, Range(0, 1024)] = 0
     pre_logits: Size | None = None
     stem: tuple[Depth, ...] | None = None
@@ -81,8 +86,10 @@ class ViT(TransformerStack, ImageModel):
 
     @nn.compact
     def pooled(self, tokens: jax.Array) -> jax.Array:
-        """``[B, N, D] -> [B, D]``, what the head sees: by ``pool``, through ``pre_logits``."""
+        """``[B, N, D] -> [B, D]``, what the head sees: by ``pool``, through ``pool_norm`` and ``pre_logits``."""
         x = self._pool(tokens)
+        if self.pool_norm:
+            x = LayerNorm(self.dtype, self.norm_epsilon, name="norm_pool")(x)
         if self.pre_logits is not None:
             x = jnp.tanh(Linear(self.pre_logits, ("embed", "mlp"), name="pre_logits")(x.astype(jnp.float32)))
         return x
@@ -111,7 +118,7 @@ class ViT(TransformerStack, ImageModel):
         return jnp.broadcast_to(tokens, (batch, count, self.width))
 
     def _has_cls(self) -> bool:
-        return self.pool in ("cls", "cls_gap")
+        return self.cls_token or self.pool in ("cls", "cls_gap")
 
     def _pool(self, tokens: jax.Array) -> jax.Array:
         if self.pool == "cls":

@@ -23,19 +23,19 @@ def tensors(**shapes):
 
 def test_sizes_come_from_shapes_and_the_rest_from_the_settings():
     settings = {"num_attention_heads": 4, "layer_norm_eps": 1e-5, "hidden_act": "gelu_pytorch_tanh"}
-    found, notes = vit_config.fields(tensors(classifier_weight=(7, 32)), VIT, settings)
+    found, notes, assumed = vit_config.fields(tensors(classifier_weight=(7, 32)), VIT, settings)
     want = {**SIZES, "num_classes": 7, "activation": "gelu_tanh", "norm_epsilon": 1e-5, "pool": "cls", "registers": 0}
     assert {key: found[key] for key in want} == want
-    assert notes == [] and found["layer_scale"] is None and found["pre_logits"] is None
+    assert notes == [] and assumed == {} and found["layer_scale"] is None and found["pre_logits"] is None
     assert isinstance(describe.build(found), models.ViT)
 
 
 def test_what_is_not_said_is_assumed_and_noted():
-    found, notes = vit_config.fields(tensors(), VIT, {})
+    found, notes, assumed = vit_config.fields(tensors(), VIT, {})
     assert (found["norm_epsilon"], found["activation"], found["heads"], found["num_classes"]) == (1e-12, "gelu", 1, 0)
-    assert "1 heads are assumed" in notes[0]
-    assert notes[1] == "no config.json: gelu and layer norms with epsilon 1e-12 are assumed, transformers' defaults"
-    _, notes = vit_config.fields(tensors(), Layout("vit", False, "", bias=False), {"num_attention_heads": 2})
+    assert "1 heads are assumed" in assumed["heads"]
+    assert notes[0] == "no config.json: gelu and layer norms with epsilon 1e-12 are assumed, transformers' defaults"
+    _, notes, _ = vit_config.fields(tensors(), Layout("vit", False, "", bias=False), {"num_attention_heads": 2})
     assert notes == ["queries, keys and values have no biases there and biases of 0 here"]
 
 
@@ -92,5 +92,5 @@ def test_settings_there_and_back():
     model = models.create("vit", **SIZES, num_classes=0, pre_logits=24, norm_epsilon=1e-5, activation="quick_gelu")
     settings = vit_config.content(model, VIT, 32, (), "softmax")
     assert "problem_type" not in settings and "id2label" not in settings
-    found, notes = vit_config.fields(tensors(pooler_dense_weight=(24, 32)), VIT, settings)
+    found, notes, _ = vit_config.fields(tensors(pooler_dense_weight=(24, 32)), VIT, settings)
     assert describe.build(found) == model and notes == []

@@ -45,6 +45,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "placed": (DINO, SMALL | {"no_embed_class": False}),  # registers with positions
     "gap": ("vit_medium_patch16_gap_256", SMALL | {"num_heads": 4, "act_layer": "gelu_tanh"}),  # no bias of qkv
     "gap_registers": ("vit_so150m_patch16_reg4_gap_256", SMALL),
+    "fc_norm": ("vit_tiny_patch16_224", SMALL | {"global_pool": "avg"}),  # a class token beside the grid, as MAE's
+    "fc_norm_registers": ("vit_base_patch16_reg4_gap_256", SMALL),
+    "fc_norm_grid": ("vit_tiny_patch16_224", SMALL | {"global_pool": "avg", "class_token": False}),
     "map": ("vit_base_patch16_siglip_224", SMALL | {"act_layer": "gelu_tanh"}),
     "map_registers": ("test_vit3", SMALL),
     "epsilon": ("vit_base_patch32_clip_quickgelu_224", SMALL | {"pre_norm": False}),
@@ -226,7 +229,6 @@ def test_fixed_positions_are_written_as_numbers(timm, torch, tmp_path):
 
 
 ALIEN = {
-    "vit_base_patch16_reg4_gap_256": "fc_norm",
     "vit_base_patch16_clip_224": "norm before the blocks",
     "deit_tiny_distilled_patch16_224": "distillation token",
     "vit_giant_patch14_dinov2": "gated MLPs",
@@ -235,7 +237,7 @@ ALIEN = {
     "eva02_enormous_patch14_clip_224": "queries, keys and values",
     "vit_small_patch16_dinov3": "gamma_1",
     "vit_base_patch16_rope_mixed_224": "rotary",
-    "vit_relpos_small_patch16_224": "fc_norm",
+    "vit_relpos_small_patch16_224": "relative positions",
     "vit_relpos_base_patch16_cls_224": "relative positions",
     "vit_intern300m_patch14_448": "without a norm after the blocks",
     "vit_small_resnet26d_224": "stem of another kind",
@@ -408,7 +410,7 @@ def test_peer_of_a_foreign_folder(timm, torch, tmp_path):
 
 def test_without_timm(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(UserError, match=r"timm.*: pip install 'vit_jax\[torch\]'"):
+    with pytest.raises(UserError, match=r"timm.*: pip install torch"):
         build_peer(tmp_path / "model.safetensors")
 
 

@@ -30,18 +30,20 @@ def read(theirs: Tensors, about: About) -> Reading:
     """
     settings = about.get(vit_config.FILE) or {}
     layout = layout_of(theirs, settings)
-    model, notes = vit_config.fields(theirs, layout, settings)
+    model, notes, assumed = vit_config.fields(theirs, layout, settings)
     size = model["patch"] * square(shape(theirs, layout.prefix + POSITIONS, 3)[1] - 1, "the position embedding")
     preprocess, more = processor.read(about.get(processor.FILE), layout.family, size)
     names, unnamed = vit_config.class_names(settings.get("id2label"), model["num_classes"])
     unused = {layout.prefix + MASK: "only training on masked images uses it"}
+    unused |= {name: "the decoder of masked training" for name in theirs if name.startswith("decoder.")}
     if layout.headed:
         unused |= {f"{layout.prefix}{POOLER}.{part}": "the classifier does not use it" for part in ("weight", "bias")}
     output_activation: OutputActivation = (
         "sigmoid" if settings.get("problem_type") == "multi_label_classification" else "softmax"
     )
     resize = "bicubic" if layout.family == "dinov2_with_registers" else None  # they alone are smoothed
-    return Reading(model, preprocess, names, layout, unused, (*notes, *more, *unnamed), output_activation, resize)
+    found = (*notes, *more, *unnamed)
+    return Reading(model, preprocess, names, layout, unused, found, output_activation, resize, assumed=assumed)
 
 
 def write(pretrained: Stored) -> Writing:

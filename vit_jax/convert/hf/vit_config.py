@@ -25,8 +25,10 @@ CLASSES = {"vit": "ViT", "dinov2": "Dinov2", "dinov2_with_registers": "Dinov2Wit
 """What ``architectures`` starts with."""
 
 
-def fields(theirs: Tensors, layout: Layout, settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The model of these tensors as plain data, and one note for each thing that is assumed.
+def fields(
+    theirs: Tensors, layout: Layout, settings: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str], dict[str, str]]:
+    """The model of these tensors as plain data, one note for each thing that is assumed, those of fields by themselves.
 
     Args:
       theirs: tensors, for their shapes.
@@ -41,7 +43,7 @@ def fields(theirs: Tensors, layout: Layout, settings: Mapping[str, Any]) -> tupl
     blocks = depth(theirs, re.escape(layout.blocks))
     mlp_dim = shape(theirs, f"{layout.blocks}0.{layout.names.mlp[0]}.weight", 2)[0]
     guess, note = heads_of(width, blocks, mlp_dim)
-    notes = [note] if note and "num_attention_heads" not in settings else []
+    notes, assumed = [], {} if "num_attention_heads" in settings else {"heads": note}
     epsilon, act = settings.get("layer_norm_eps", EPSILON[layout.family]), settings.get("hidden_act", "gelu")
     if not settings:
         notes.append(f"no {FILE}: {act} and layer norms with epsilon {epsilon:g} are assumed, transformers' defaults")
@@ -51,7 +53,7 @@ def fields(theirs: Tensors, layout: Layout, settings: Mapping[str, Any]) -> tupl
         raise UserError(f"pooler_act={settings['pooler_act']!r} is not what poolers end in here, tanh.")
     if not layout.bias:
         notes.append("queries, keys and values have no biases there and biases of 0 here")
-    return {
+    found = {
         "name": "vit",
         "num_classes": shape(theirs, f"{HEAD}.weight", 2)[0] if f"{HEAD}.weight" in theirs else 0,
         "patch": patch,
@@ -66,7 +68,8 @@ def fields(theirs: Tensors, layout: Layout, settings: Mapping[str, Any]) -> tupl
         "layer_scale": settings.get("layerscale_value", 1.0) if layout.dino else None,
         "activation": activation,
         "norm_epsilon": epsilon,
-    }, notes
+    }
+    return found, notes, assumed
 
 
 def rgb_patches(theirs: Tensors, name: str) -> tuple[int, int]:

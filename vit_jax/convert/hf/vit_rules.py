@@ -20,6 +20,8 @@ POSITIONS = "embeddings.position_embeddings"
 REGISTERS = "embeddings.register_tokens"
 MASK = "embeddings.mask_token"
 POOLER = "pooler.dense"
+OWNERS = ("", "vit.", "dinov2.", "dinov2_with_registers.", "deit.", "beit.", "data2vec_vision.", "yolos.", "ijepa.")
+"""What precedes the names in transformers' own models; anything else is somebody's wrapper."""
 HEAD = "classifier"
 """The only name without the model's prefix."""
 FAMILIES = ("vit", "dinov2", "dinov2_with_registers")
@@ -78,7 +80,7 @@ class Layout:
 
 def matches(names: Collection[str]) -> bool:
     """Whether tensors of these names are of one of transformers' image Transformers, even of one not converted."""
-    return any(name.endswith(PATCHES) for name in names)
+    return any(owner + PATCHES in names for owner in OWNERS)
 
 
 def layout_of(names: Collection[str], settings: Mapping[str, Any]) -> Layout:
@@ -87,7 +89,7 @@ def layout_of(names: Collection[str], settings: Mapping[str, Any]) -> Layout:
     Raises:
       UserError: a model that is not converted.
     """
-    prefix = next(name for name in names if name.endswith(PATCHES)).removesuffix(PATCHES)
+    prefix = next(owner for owner in OWNERS if owner + PATCHES in names)
     family = "dinov2" if any(".layer_scale1." in name for name in names) else "vit"
     if prefix + REGISTERS in names:
         family = "dinov2_with_registers"

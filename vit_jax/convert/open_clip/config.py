@@ -172,7 +172,8 @@ def _trunk(theirs: Tensors, config: Config, layout: Layout) -> tuple[dict[str, A
     if raw and said.get("timm_pool"):
         raw["global_pool"] = said["timm_pool"]
     own = {name.removeprefix(TRUNK): t for name, t in theirs.items() if name.startswith(TRUNK)}
-    fields, inner, size, notes = architecture(own, read_config({"config.json": raw}), trunk_fields)
+    fields, inner, size, notes, assumed = architecture(own, read_config({"config.json": raw}), trunk_fields)
+    notes += assumed.values()
     head = f"{TRUNK}head" if fields["num_classes"] else "visual.head.proj"
     return {**fields, "num_classes": 0}, dataclasses.replace(layout, trunk=inner, head=head), size, notes
 

@@ -27,10 +27,19 @@ UNSEEN: tuple[tuple[str, dict[str, Any]], ...] = (
     (r"vit_(base_patch32|giantopt_patch16|so400m_patch16)_siglip_.*", {"act_layer": "gelu_tanh"}),
     (r"vit_large_patch16_siglip_(gap_)?512", {"act_layer": "gelu_tanh"}),
     (r"vit_giantopt_.*|vit_base_patch16_gap_224", {"num_heads": 16}),
+    (r"(deit3|flexivit)_.*|vit_base_mci_.*|vit_.*_(xp|radio|reg\d+)_.*", {"no_embed_class": True}),
     (r"test_vit", {"num_heads": 2}),
     (r"test_vit3", {"num_heads": 3, "pool_include_prefix": True}),
 )
 """Architectures whose weights do not show all they fix -> those arguments; elsewhere timm's own defaults hold."""
+
+HEADS: dict[str, dict[int, int]] = {
+    "tiny": {192: 3}, "small": {384: 6, 768: 8}, "base": {768: 12, 896: 14}, "large": {1024: 16}, "huge": {1280: 16},
+    "giant": {1408: 16, 1536: 24}, "gigantic": {1664: 16}, "so400m": {1152: 16}, "so150m": {896: 14},
+    "so150m2": {832: 13}, "xsmall": {256: 4}, "wee": {256: 4}, "little": {320: 5}, "medium": {512: 8},
+    "mediumd": {512: 8}, "betwixt": {640: 10}, "intern300m": {1024: 16},
+}  # fmt: skip
+"""Size in an architecture's name -> width -> heads."""
 
 EPSILONS = (
     "timm has no norm_epsilon={0.norm_epsilon:g}, "
@@ -62,6 +71,17 @@ class Config:
         if not isinstance(name, str) or name.lower() not in ACTIVATIONS:
             raise UserError(f"act_layer={name!r} in config.json is unknown here; known are {', '.join(ACTIVATIONS)}.")
         return name.lower()
+
+    def heads(self, width: int) -> int | None:
+        """Those that it says or its architecture has, None where that cannot be told."""
+        size = re.match(r"(?:vit|deit3?|flexivit)_([a-z\d]+)_", self.architecture or "")
+        return self.args.get("num_heads") or (HEADS.get(size[1], {}).get(width) if size else None)
+
+    def grids(self, unit: int) -> list[tuple[int, int]]:
+        """Height and width, in patches of ``unit`` pixels, of the images that it tells of: the model's come first."""
+        told = (self.args.get("img_size"), (self.images.get("input_size") or ())[1:])
+        pairs = [(x, x) if isinstance(x, int) else tuple(x or ()) for x in told]
+        return [(x[0] // unit, x[1] // unit) for x in pairs if len(x) == 2 and all(isinstance(n, int) for n in x)]
 
     @property
     def epsilon(self) -> float:

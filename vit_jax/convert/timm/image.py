@@ -17,6 +17,7 @@ from vit_jax.convert.peer import packages, torch_peer
 from vit_jax.convert.pretrained import Stored
 from vit_jax.convert.rules import Rule
 from vit_jax.convert.timm.config import Config, preprocess, read_config
+from vit_jax.convert.timm.rules import LUMA
 from vit_jax.io.sidecar import About, beside
 from vit_jax.io.tensors import Tensors, open_tensors
 from vit_jax.models import ImageModel
@@ -24,7 +25,6 @@ from vit_jax.models.describe import build
 from vit_jax.types import UserError
 
 UNSUPPORTED = {
-    r"fc_norm\.": "a norm after pooling (fc_norm)",
     r"norm_pre\.|patch_embed\.norm\.|stem\.norm\.": "a norm before the blocks (as of CLIP)",
     r"(dist_token$|head_dist\.)": "a distillation token (as of DeiT)",
     r"pre_logits\.": "a layer before the head, which timm itself leaves out since 2022",
@@ -43,19 +43,22 @@ UNSUPPORTED = {
 }
 """Starts of names -> what no model here has."""
 MISSING = {
-    "norm.weight": "a model without a norm after the blocks",
+    "norm.weight|fc_norm.weight": "a model without a norm after the blocks",
     "blocks.0.norm1.bias": "norms without a bias (RMSNorm)",
     "blocks.0.mlp.fc1.bias|blocks.0.mlp_channels.fc1.bias": "maps without a bias",
     "patch_embed.proj.bias|stem.proj.bias": "patches without a bias",
     "pos_embed|stem.proj.weight": "a model without learned positions",
 }
 """Names, one of which must be there -> what its absence means."""
-UNUSED = {"mask_token": "masked pretraining alone uses it"}
-"""Tensors that may be there -> why they are not needed."""
+UNUSED = {
+    r"mask_token$": "masked pretraining alone uses it",
+    r"decoder_(embed|pos_embed|blocks|norm|pred)\b": "the decoder of masked pretraining",
+}
+"""Starts of names that may be there -> why those tensors are not needed."""
 
 
-Found = tuple[dict[str, Any], Any, int, list[str]]
-"""Fields of a model, how the file stores it, side of its images in pixels, and what was assumed."""
+Found = tuple[dict[str, Any], Any, int, list[str], dict[str, str]]
+"""Fields of a model, how the file stores it, side of its images in pixels, notes, and what of the fields is assumed."""
 Fields = Callable[[Tensors, Config], Found]
 """What a family makes of its tensors: fields that they alone decide."""
 Content = Callable[[Stored, Any], tuple[dict[str, Any], list[str]]]
@@ -87,12 +90,16 @@ def codec(
 
     def read(theirs: Tensors, about: About) -> Reading:
         config = read_config(about)
-        model, layout, size, notes = architecture(theirs, config, fields)
-        images, assumed = preprocess(config, size, crop)
-        return Reading(model, images, config.class_names, layout, UNUSED, (*notes, *assumed))
+        model, layout, size, notes, assumed = architecture(theirs, config, fields)
+        images, more = preprocess(config, size, crop)
+        unused = {name: why for start, why in UNUSED.items() for name in theirs if re.match(start, name)}
+        return Reading(model, images, config.class_names, layout, unused, (*notes, *more), assumed=assumed)
 
     def peer(path: pathlib.Path, model: Any) -> Callable[..., Any]:
-        return torch_peer(build_peer(path, made, content, model))
+        module = build_peer(path, made, content, model)
+        if getattr(module, "in_chans", 3) != 1:
+            return torch_peer(module)
+        return torch_peer(lambda pixels: module((pixels * pixels.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)))
 
     made = Codec(
         (kind,), lambda names: any(name.startswith(start) for name in names), read, rules, write, peer, (), limits
@@ -112,10 +119,10 @@ def architecture(theirs: Tensors, config: Config, fields: Fields) -> Found:
     for names, what in MISSING.items():
         if not any(name in theirs for name in names.split("|")):
             raise refused(what, f"there is no {names.replace('|', ' or ')}")
-    model, layout, size, notes = fields(theirs, config)
+    model, layout, size, notes, assumed = fields(theirs, config)
     classes = shape(theirs, "head.weight", 2)[0] if "head.weight" in theirs else 0
     model |= {"num_classes": classes, "activation": config.activation, "norm_epsilon": config.epsilon}
-    return model, layout, size, notes
+    return model, layout, size, notes, assumed
 
 
 def refused(what: str, why: str) -> UserError:
@@ -157,7 +164,8 @@ def build_peer(
             config, _ = content(ours, found.layout)
         pathlib.Path(folder, "config.json").write_text(json.dumps(config), encoding="utf-8")
         try:
-            peer = timm.create_model(f"local-dir:{folder}", img_size=found.preprocess.size)
+            channels = {"in_chans": 1} if getattr(found.layout, "grey", False) else {}
+            peer = timm.create_model(f"local-dir:{folder}", img_size=found.preprocess.size, **channels)
             state = {name: torch.from_numpy(np.array(t.read(), np.float32)) for name, t in theirs.items()}
             peer.load_state_dict({k: v for k, v in state.items() if k not in found.unused}, strict=True)
         except (RuntimeError, TypeError, ValueError, AssertionError) as e:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vit_jax.convert.fields import depth, patches, shape, square
+from vit_jax.convert.fields import depth, grid, patches, shape
 from vit_jax.convert.format import Limit, Writing
 from vit_jax.convert.pretrained import Stored
 from vit_jax.convert.rules import Rule, torch_mlp, torch_norm
@@ -47,7 +47,8 @@ def fields(theirs: Tensors, config: Config) -> Found:
         check_gate(theirs, f"blocks.0.{name}", hidden)
     found = {"name": "mixer", "patch": patch, "width": width, "depth": depth(theirs, r"blocks\.")}
     found |= {"token_dim": token_dim, "mlp_dim": mlp_dim}
-    return found, None, square(tokens, "blocks.0.mlp_tokens.fc1.weight") * patch, []
+    _, side = grid(tokens, (0,), config.grids(patch), "blocks.0.mlp_tokens.fc1.weight")
+    return found, None, side * patch, [], {}
 
 
 def rules(model: Mixer, _: None) -> list[Rule]:

@@ -19,15 +19,26 @@ class Layout:
     Attributes:
       prefix: rows of ``pos_embed`` before those of the grid: none, or one for the class token and every register.
       qkv_bias: whether queries, keys and values have a bias.
+      grey: whether its images have one channel.
     """
 
     prefix: int = 0
     qkv_bias: bool = True
+    grey: bool = False
 
 
-def patch_rules(theirs: str) -> list[Rule]:
+LUMA = np.float32([0.299, 0.587, 0.114])
+"""How much of red, green and blue is in a grey value (ITU-R BT.601), as in Pillow and torchvision."""
+GREY = Transform(
+    lambda x: (x.transpose(2, 3, 1, 0) * LUMA[:, None].astype(x.dtype),),
+    lambda x: (x.sum(2, keepdims=True).transpose(3, 2, 0, 1),),
+)
+"""A convolution over grey images <-> the same over coloured ones, which it makes grey."""
+
+
+def patch_rules(theirs: str, transform: Transform = CONV) -> list[Rule]:
     """Of the patches' embedding, a convolution."""
-    return [rule(f"{theirs}.weight", "patch/kernel", CONV), rule(f"{theirs}.bias", "patch/bias")]
+    return [rule(f"{theirs}.weight", "patch/kernel", transform), rule(f"{theirs}.bias", "patch/bias")]
 
 
 def head_rules(model: ImageModel) -> list[Rule]:
@@ -40,7 +51,7 @@ BLOCK = Block(("attn.qkv.{}",), "attn.proj", ("mlp.fc1", "mlp.fc2"), ("norm1", "
 
 def rules(model: Any, layout: Layout) -> list[Rule]:
     """Every tensor of a file and what it is of ``model``, a ViT."""
-    out = _token_rules(model, layout) + patch_rules("patch_embed.proj")
+    out = _token_rules(model, layout) + patch_rules("patch_embed.proj", GREY if layout.grey else CONV)
     if model.stem is not None:
         out += _stem_rules(model.stem)
     out += torch_blocks("blocks.", "encoder/block_", model, BLOCK, layout.qkv_bias)
@@ -51,7 +62,8 @@ def rules(model: Any, layout: Layout) -> list[Rule]:
         kv = fused_linear(model.heads, 2)
         out += [rule(f"{a}.kv.weight", f"{b}/kv/kernel", kv), rule(f"{a}.kv.bias", f"{b}/kv/bias", kv)]
         out += [*torch_norm(f"{a}.norm", "pool/norm_mlp"), *torch_mlp(f"{a}.mlp", "pool/mlp")]
-    return out + head_rules(model)
+    own = head_rules(model) if model.final_norm else head_rules(model)[2:]
+    return out + own + (torch_norm("fc_norm", "norm_pool") if model.pool_norm else [])
 
 
 def _stem_rules(stages: tuple[int, ...]) -> list[Rule]:
@@ -72,7 +84,7 @@ def _stem_rules(stages: tuple[int, ...]) -> list[Rule]:
 
 
 def _token_rules(model: ViT, layout: Layout) -> list[Rule]:
-    has_cls = model.pool in ("cls", "cls_gap")
+    has_cls = model.cls_token or model.pool in ("cls", "cls_gap")
     out = [rule("cls_token", "cls")] if has_cls else []
     if model.positions != "learn":
         return out + ([rule("reg_token", "registers")] if model.registers else [])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import Counter
 from typing import Any
 
-from vit_jax.convert.fields import depth, heads_of, patches, shape, square, stride
+import numpy as np
+
+from vit_jax.convert.fields import depth, grid, heads_of, patches, shape, stride
 from vit_jax.convert.format import Limit, Writing
 from vit_jax.convert.pretrained import Stored
 from vit_jax.convert.timm import image
@@ -43,6 +46,11 @@ LIMITS = (
           f"timm has no stem={{0.stem}}; it has {', '.join(map(str, STEMS))}: write another format."),
     Limit(ViT, "", lambda m: m.norm_epsilon <= EPSILON or (m.norm_epsilon == CLIP_EPSILON and m.stem is None),
           EPSILONS),
+    Limit(ViT, "", lambda m: m.final_norm != m.pool_norm,
+          "timm has a norm after the blocks or one after pooling (fc_norm), not final_norm={0.final_norm} with "
+          "pool_norm={0.pool_norm}; write another format."),
+    Limit(ViT, "", lambda m: not (m.cls_token and m.pool == "map"),
+          "timm pools no class token by attention (pool='map'); write another format."),
 )  # fmt: skip
 """What no file can tell timm of a ViT."""
 
@@ -51,34 +59,77 @@ def fields(theirs: Tensors, config: Config) -> Found:
     """See :data:`.image.Fields`.
 
     Raises:
-      UserError: a pooling that ours has not; a tensor that tells a size is missing.
+      UserError: a pooling that ours has not, rows that may be two layouts; a tensor that tells a size is missing.
     """
     stem = _stem(theirs)
-    channels = 3 if stem is None else 64 if not stem else 256 * 2 ** (len(stem) - 1)
-    width, patch = patches(theirs, "patch_embed.proj.weight", channels)
+    channels = (1, 3) if stem is None else (64,) if not stem else (256 * 2 ** (len(stem) - 1),)
+    width, patch = patches(theirs, "patch_embed.proj.weight", *channels)
     unit = patch * stride(stem)
     blocks, mlp_dim = depth(theirs, r"blocks\."), shape(theirs, "blocks.0.mlp.fc1.weight", 2)[0]
     check_gate(theirs, "blocks.0.mlp", mlp_dim)
     has_cls = "cls_token" in theirs
     registers = shape(theirs, "reg_token", 3)[1] if "reg_token" in theirs else 0
-    pool = "map" if any(name.startswith("attn_pool.") for name in theirs) else "cls" if has_cls else "gap"
-    _check_pool(pool, has_cls, registers, config)
-    heads, note = config.args.get("num_heads"), None
+    pool, notes = _pool(theirs, has_cls, registers, config)
+    heads, assumed = config.heads(width), {}
     if heads is None:
-        heads, note = heads_of(width, blocks, mlp_dim)
-    notes = [note] if note else []
-    layout = Layout(_prefix(theirs, has_cls + registers, unit, config), "blocks.0.attn.qkv.bias" in theirs)
+        heads, assumed["heads"] = heads_of(width, blocks, mlp_dim)
+    tokens, rows = has_cls + registers, shape(theirs, "pos_embed", 3)[1]
+    before = (0, tokens) if config.args.get("no_embed_class") else (tokens, 0)
+    prefix, side = grid(rows, before if tokens else (0,), config.grids(unit), "pos_embed", UNTOLD)
+    grey = theirs["patch_embed.proj.weight"].shape[1] == 1
+    layout = Layout(prefix, "blocks.0.attn.qkv.bias" in theirs, grey)
+    if grey:
+        notes.append("its images have one channel: those here are made grey (0.299 R + 0.587 G + 0.114 B)")
     if not layout.qkv_bias:
         notes.append("its queries, keys and values have no bias, here it is zero")
-    rows = theirs["pos_embed"]
-    if layout.prefix and registers and rows.read()[:, int(has_cls) : layout.prefix].any():
+    if prefix and registers and theirs["pos_embed"].read()[:, int(has_cls) : prefix].any():
         notes.append("the positions of its registers are added to the registers, the function is the same")
     found: dict[str, Any] = {"name": "vit", "patch": patch, "width": width, "depth": blocks, "heads": heads}
     found |= {"mlp_dim": mlp_dim, "pool": pool, "positions": "learn", "registers": registers, "pre_logits": None}
     found |= {"stem": stem, "stem_numerics": "original" if stem is None else "timm", "layer_scale": None}
+    found |= {"cls_token": has_cls and pool == "gap", "final_norm": "norm.weight" in theirs}
+    found["pool_norm"] = "fc_norm.weight" in theirs
     if "blocks.0.ls1.gamma" in theirs:
         found["layer_scale"] = config.args.get("init_values") or 1e-5
-    return found, layout, square(rows.shape[1] - layout.prefix, "pos_embed") * unit, notes
+    return found, layout, side * unit, notes, assumed
+
+
+UNTOLD = (
+    'put a config.json beside it with its "architecture" and "model_args": {"no_embed_class": true} or false, or '
+    '{"img_size": [HEIGHT, WIDTH]}'
+)
+"""What the user can do where the layout of the positions cannot be told."""
+
+
+def spelled(theirs: Tensors) -> tuple[Tensors, list[str]]:
+    """The tensors by timm's own names, where they are those of DINOv2's training: chunks of blocks, registers.
+
+    Source: ``models/vision_transformer.py`` of facebookresearch/dinov2, whose blocks are numbered across its chunks.
+    """
+    notes, renamed = [], dict(theirs)
+    chunked = {name: m for name in theirs if (m := re.fullmatch(r"blocks\.(\d+)\.(\d+)\.(.+)", name))}
+    places = {(m[1], m[2]) for m in chunked.values()}
+    all_chunked = len(chunked) == sum(name.startswith("blocks.") for name in theirs)
+    if chunked and all_chunked and len({block for _, block in places}) == len(places):
+        renamed = {f"blocks.{m[2]}.{m[3]}" if (m := chunked.get(name)) else name: t for name, t in theirs.items()}
+        notes.append(f"its {len(places)} blocks lie in chunks of their own numbers")
+    registers = renamed.pop("register_tokens", None)
+    if registers is not None:
+        renamed["reg_token"], rows = registers, renamed.get("pos_embed")
+        notes.append("its registers are called register_tokens")
+        if rows is not None and len(rows.shape) == len(registers.shape) == 3:
+            renamed["pos_embed"] = _with_rows(rows, registers.shape[1])
+    return (renamed, notes) if notes else (theirs, [])
+
+
+def _with_rows(rows: Tensor, count: int) -> Tensor:
+    """Positions ``[1, N, D]`` with ``count`` of zero behind the class token's."""
+
+    def read() -> np.ndarray:
+        x = rows.read()
+        return np.concatenate([x[:, :1], np.zeros_like(x[:, :1]).repeat(count, 1), x[:, 1:]], axis=1)
+
+    return Tensor((rows.shape[0], rows.shape[1] + count, rows.shape[2]), rows.dtype, read)
 
 
 def _stem(theirs: Tensors) -> tuple[int, ...] | None:
@@ -90,27 +141,24 @@ def _stem(theirs: Tensors) -> tuple[int, ...] | None:
     return tuple(stages[i] for i in range(len(stages)))
 
 
-def _check_pool(pool: str, has_cls: bool, registers: int, config: Config) -> None:
-    declared = config.args.get("global_pool", POOLS[pool])
-    if declared != POOLS[pool] or (pool == "map" and has_cls):
+def _pool(theirs: Tensors, has_cls: bool, registers: int, config: Config) -> tuple[str, list[str]]:
+    """How tokens become features, as far as tensors show it, else as the configuration says; and what is assumed."""
+    normed = "fc_norm.weight" in theirs
+    mapped = any(name.startswith("attn_pool.") for name in theirs)
+    usual = "map" if mapped else "cls" if has_cls and not normed else "gap"
+    declared = config.args.get("global_pool", POOLS[usual])
+    pool = next((ours for ours, theirs in POOLS.items() if theirs == declared), None)
+    unlike = has_cls if mapped else pool == "cls" and not has_cls
+    unlike |= pool == "gap" and has_cls and not normed and config.args.get("fc_norm") is not False
+    if pool is None or (pool == "map") != mapped or unlike:
         token = "with a class token" if has_cls else "without a class token"
-        raise refused(f"global_pool={declared!r} {token}", f"the tensors are those of {POOLS[pool]!r}")
-    if registers and pool != "cls" and config.args.get("pool_include_prefix", False) != (pool == "map"):
+        raise refused(f"global_pool={declared!r} {token}", f"the tensors are those of {POOLS[usual]!r}")
+    beside = registers or (has_cls and pool == "gap")
+    if beside and pool != "cls" and config.args.get("pool_include_prefix", False) != (pool == "map"):
         which = "the grid alone, beside registers" if pool == "map" else "registers and grid"
         raise refused(f"global_pool={declared!r} over {which}", "see pool_include_prefix in config.json")
-
-
-def _prefix(theirs: Tensors, tokens: int, unit: int, config: Config) -> int:
-    """Rows before the grid: 0 or ``tokens``, whichever leaves a square."""
-    rows = shape(theirs, "pos_embed", 3)[1]
-    fits = [n for n in (0, tokens) if rows > n and round((rows - n) ** 0.5) ** 2 == rows - n]
-    if tokens == 0 or len(fits) < 2:
-        return fits[0] if fits else tokens
-    if (apart := config.args.get("no_embed_class")) is not None:
-        return 0 if apart else tokens
-    told = config.args.get("img_size") or config.images.get("input_size") or 0
-    side = (told if isinstance(told, int) else told[-1]) // unit
-    return tokens if rows - tokens == side * side else 0
+    assumed = normed and has_cls and "global_pool" not in config.args
+    return pool, ["the grid is averaged, as a norm follows the pooling (fc_norm)"] if assumed else []
 
 
 def content(pretrained: Stored, layout: Layout) -> tuple[dict[str, Any], list[str]]:
@@ -134,13 +182,13 @@ def content(pretrained: Stored, layout: Layout) -> tuple[dict[str, Any], list[st
         "mlp_ratio": ratio(model.mlp_dim, model.width),
         "global_pool": POOLS[model.pool],
         "pool_include_prefix": model.pool == "map" and model.registers > 0,
-        "class_token": model.pool == "cls",
+        "class_token": model.cls_token or model.pool == "cls",
         "reg_tokens": model.registers,
         "no_embed_class": layout.prefix == 0,
         "init_values": None if model.layer_scale is None else model.layer_scale or 1e-5,  # 0 would mean none
         "qkv_bias": layout.qkv_bias,
         "pre_norm": False,
-        "fc_norm": False,
+        "fc_norm": model.pool_norm,
         "act_layer": model.activation,
     }
     root = "" if model.stem is None else "backbone.stem.conv" if model.stem else "backbone.conv"
@@ -155,7 +203,7 @@ def write(pretrained: Stored) -> Writing:
     """
     model: Any = pretrained.model
     prefix, extra, fixed = 0, {}, []
-    if model.pool == "cls" and model.positions == "learn":
+    if (model.cls_token or model.pool == "cls") and model.positions == "learn":
         prefix = 1 + model.registers if pretrained.params["position/embedding"].read()[:, 0].any() else 0
     config, notes = content(pretrained, Layout(prefix))
     if model.positions == "sincos2d":
@@ -165,4 +213,6 @@ def write(pretrained: Stored) -> Writing:
     return Writing(Layout(prefix), {"config.json": config}, (*notes, *fixed), extra)
 
 
-CODEC = image.codec(ViT, "patch_embed.", 0.9, fields, rules, content, write, LIMITS)
+CODEC = dataclasses.replace(
+    image.codec(ViT, "patch_embed.", 0.9, fields, rules, content, write, LIMITS), spelled=spelled
+)
