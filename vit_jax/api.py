@@ -328,6 +328,9 @@ def convert(
             stored, changes = restructure.relinear(stored, requests)
             notes += changes
         notes += write.save(stored, path, to)
+        if verify and stored.assumed:
+            what = ", ".join(stored.assumed)
+            notes.append(f"the models compared share what is assumed ({what}): their agreement does not prove it")
         differences = compare(stored, places) if verify else []
     return Conversion(path, to, summary, tuple(notes), tuple(differences))
 

@@ -36,7 +36,8 @@ def create(
         activation = wanted.output_activation if isinstance(wanted, ImageTextModel) else "softmax"
         preprocess, notes = Preprocess(size or SIZE), ("every parameter is new",)
         return Pretrained(wanted, params, preprocess, names, activation, notes=notes, variables=variables)
-    with read.load(zoo.place_of(os.fspath(pretrained), name)) as found:
+    like = describe.own_fields({"name": name, **fields})
+    with read.load(zoo.place_of(os.fspath(pretrained), name), like=like) as found:
         model = _like(found, name, wanted, fields)
         size = size or found.preprocess.size
         new, variables = initial(model, size, seed)

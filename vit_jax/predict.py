@@ -248,6 +248,8 @@ def load(path: str | pathlib.Path) -> Predictor | ImageText:
       UserError: there is no readable checkpoint.
     """
     with read.load(path) as found:
+        if found.notes:
+            log.warning("%s: %s", found.source, "; ".join(found.notes))
         return of(found.read())
 
 

@@ -31,9 +31,10 @@ def run(args: argparse.Namespace) -> int:
     """Converts; exit status 1 where ``--verify`` finds a difference above the tolerance."""
     import vit_jax as vj
     from vit_jax.convert.verify import TOLERANCE
+    from vit_jax.io.remote import public
 
     done = vj.convert(args.source, args.target, to=args.to, model=args.model, linear=args.linear, verify=args.verify)
-    print(f"{args.source}: {done.summary}")
+    print(f"{public(args.source)}: {done.summary}")
     for note in done.notes:
         print(f"  {note}")
     print(f"written to {args.target} as {args.to}")

@@ -128,6 +128,19 @@ def _at(fields: Any, path: str) -> Any:
     return fields
 
 
+def format_of(source: str | pathlib.Path) -> Format | None:
+    """The format of what lies at ``source``, None for ours.
+
+    Raises:
+      UserError: nothing does, or it is damaged or in no known format.
+    """
+    path = fetch(zoo.place_of(str(source)))
+    if run_folder.matches(path):
+        return None
+    with _located(path, public(str(source))) as (fmt, _, _, _):
+        return fmt
+
+
 @contextlib.contextmanager
 def weights_of(source: str | pathlib.Path) -> Iterator[tuple[Format | None, pathlib.Path]]:
     """The format of what lies at ``source``, None for ours, and its file or folder on this machine.

@@ -58,6 +58,7 @@ def load(path: pathlib.Path, changes: Mapping[str, Any] | None = None) -> Stored
     canvas = record_of(raw["data"], {"canvas": Pixels | None}, "data").get("canvas", 256)
     names = tuple(meta["class_names"])
     params, encoder = leaves(tree), from_meta(meta.get("tokenizer"))
+    assumed = assumed_of(meta)
     variables = checkpoint.read_item(folder, "variables") if "variables" in meta["checksums"] else {}
     model = _fitted(model, params, names, encoder)
     wanted, there = shapes(model, augment.size), {path: tuple(leaf.shape) for path, leaf in params.items()}
@@ -75,11 +76,20 @@ def load(path: pathlib.Path, changes: Mapping[str, Any] | None = None) -> Stored
         objective.output_activation or "softmax",
         meta.get("resize", "bilinear"),
         str(folder),
+        tuple(dict.fromkeys(assumed.values())),
         config=raw,
         provenance=meta.get("provenance", {}),
         encoder=encoder,
         variables=variables,
+        assumed=assumed,
     )
+
+
+def assumed_of(meta: Mapping[str, Any]) -> dict[str, str]:
+    """What was assumed of the model when its weights were converted, see :class:`.pretrained.Described`."""
+    provenance = meta.get("provenance")
+    assumed = provenance.get("assumed") if isinstance(provenance, Mapping) else None
+    return {str(key): str(note) for key, note in assumed.items()} if isinstance(assumed, Mapping) else {}
 
 
 def _fitted(model: Any, params: Tensors, names: tuple[str, ...], encoder: TextCodec | None) -> Any:
@@ -129,6 +139,7 @@ def save(pretrained: Stored, folder: pathlib.Path) -> None:
     raw = run_config(pretrained)
     tree: dict[str, Any] = pretrained.tree(jnp.asarray)
     provenance = {"vit_jax": vit_jax.__version__, "converted": pretrained.source, "notes": list(pretrained.notes)}
+    provenance |= {"assumed": dict(pretrained.assumed)} if pretrained.assumed else {}
     names = list(numbered(pretrained.class_names, classes(pretrained.model)))
     meta = {"config": raw, "class_names": names, "provenance": provenance, "resize": pretrained.resize}
     if pretrained.encoder is not None:

@@ -6,7 +6,6 @@ import contextlib
 import os
 import pathlib
 import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator
 
@@ -50,10 +49,10 @@ def new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
       OSError: ``path`` or a folder above it cannot be made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    new = path.with_name(f".unfinished-{uuid.uuid4().hex}")
+    new.mkdir()  # whose mode is what the user's mask leaves
     try:
         yield new
-        new.chmod(0o755)
         new.rename(path)
     finally:
         shutil.rmtree(new, ignore_errors=True)

@@ -119,7 +119,8 @@ def _wanted(names: Collection[str], file: str | None, source: str) -> list[str]:
 
 
 def _check_name(name: str, source: str) -> None:
-    if re.search(r"[\\:\0]", name) or any(part in ("", ".", "..") for part in name.split("/")):
+    parts = name.split("/")
+    if re.search(r"[\\:\0]", name) or any(part in ("", ".", "..") or len(os.fsencode(part)) > 255 for part in parts):
         raise UserError(f"{source!r}: the name {name!r} leads out of its folder; it was not fetched.")
 
 

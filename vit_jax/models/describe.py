@@ -116,6 +116,12 @@ def build(fields: Mapping[str, Any], name: str | None = None) -> Any:
     return config.parse(typing.Annotated[Any, config.Choice(models.NAMES)], merged, "model")
 
 
+def fields(model: nn.Module) -> dict[str, Any]:
+    """All fields of ``model`` by name; of a tower or a decoder its own, likewise."""
+    own = trees.fields(model).items()
+    return {key: fields(value) if isinstance(value, nn.Module) else value for key, value in own}
+
+
 def given(name: str) -> dict[str, Any]:
     """The fields that a user's ``"vit_b16"`` or ``"vit_b16(activation='gelu_tanh')"`` names, those of the row too.
 

@@ -13,13 +13,13 @@ import numpy as np
 
 from vit_jax import checkpoint, models, sharding
 from vit_jax.compress.restructure import linear_maps, restructure, specs
-from vit_jax.convert import Stored
+from vit_jax.convert import Stored, run_folder
 from vit_jax.convert.read import format_of, load
 from vit_jax.convert.zoo import place_of
 from vit_jax.data import text
 from vit_jax.data.classes import mismatch
 from vit_jax.io import hub
-from vit_jax.models import Variables
+from vit_jax.models import Variables, describe
 from vit_jax.train.adapt import adapt
 from vit_jax.train.config import TrainConfig
 from vit_jax.train.setup import Setup
@@ -109,7 +109,7 @@ def _initial(setup: Setup, source: str) -> tuple[Params, Any, str, list[str]]:
     Raises:
       UserError: they cannot be read or do not fit, or are of a model with other heads or another tokenizer.
     """
-    with load(source) as found:
+    with load(source, like=describe.fields(setup.model)) as found:
         if isinstance(found.model, models.ImageTextModel) == isinstance(setup.model, models.ImageTextModel):
             text.check_same(found.encoder, setup.train.info.encoder, found.source)
         new_head = found.class_names != setup.train.info.class_names
@@ -165,7 +165,7 @@ def fitted(found: Stored, ours: Any, fresh: Params, size: int, *, new_head: bool
     params, changes = adapt(tree, fresh, name=found.source, new=new, new_head=new_head, resize=found.resize)
     if path:
         params = {**full, path.rstrip("."): params}
-    return params, notes + changes + _numerics(theirs, ours, found.source, path)
+    return params, notes + changes + _numerics(theirs, ours, found, path)
 
 
 def _check_tokenizer(setup: Setup, folder: pathlib.Path) -> None:
@@ -180,7 +180,7 @@ def _new(model: models.Model, params: Params) -> set[str]:
     return {path for path, role in flat(model.roles(params)).items() if role.new}
 
 
-def _numerics(there: Any, here: Any, source: str, path: str) -> list[str]:
+def _numerics(there: Any, here: Any, found: Stored, path: str) -> list[str]:
     """Where two models compute differently with the same parameters, one note each; the towers of both as well.
 
     Raises:
@@ -191,13 +191,18 @@ def _numerics(there: Any, here: Any, source: str, path: str) -> list[str]:
         was, now = getattr(there, key, None), getattr(here, key, None)
         if was == now or None in (was, now):
             continue
+        if key == "heads" and found.assumed:
+            raise UserError(
+                f"{found.source} was converted with {was} heads, which were assumed, and the model has {now}; convert "
+                f"the original again with --model, or name the original itself."
+            )
         if key == "heads":
-            raise UserError(f"{source} has {was} heads, the model {now}; add --config.model.{path}heads={was}")
+            raise UserError(f"{found.source} has {was} heads, the model {now}; add --config.model.{path}heads={was}")
         keeps = f"--config.model.{path}{key}={was} keeps that"
         notes.append(f"its model has {path}{key}={was!r}, this one {now!r} ({keeps})")
     for name, tower in fields(there).items():
         if isinstance(tower, nn.Module) and isinstance(getattr(here, name, None), nn.Module):
-            notes += _numerics(tower, getattr(here, name), source, f"{path}{name}.")
+            notes += _numerics(tower, getattr(here, name), found, f"{path}{name}.")
     return notes
 
 
@@ -216,6 +221,8 @@ def eval_params(setup: Setup, path: str | pathlib.Path) -> tuple[Params | Variab
     """
     shapes, shardings = setup.shapes, setup.shardings
     params, about, folder = checkpoint.load_params(path, _placed(shapes.params, shardings.params))
+    if guesses := dict.fromkeys(run_folder.assumed_of(about).values()):
+        log.warning("%s: %s", folder, "; ".join(guesses))
     text.check_same(text.from_meta(about.get("tokenizer")), setup.train.info.encoder, str(folder))
     if differs := mismatch(about["class_names"], setup.train.info.class_names):
         raise UserError(f"{folder} {differs}; give data.path the classes of training, in that order.")

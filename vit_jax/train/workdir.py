@@ -15,20 +15,28 @@ import vit_jax
 from vit_jax.config import difference, record
 from vit_jax.data.sources import Source
 from vit_jax.io import atomic, jsonfile
+from vit_jax.io.remote import public
 from vit_jax.types import UsageError, UserError
 
 FILE = "config.json"
 
 
 def plain(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration as JSON would give it back; of Python objects it holds a record."""
+    """A configuration as JSON would give it back; of Python objects it holds a record, of addresses no password."""
 
     def default(value: Any) -> Any:
         if isinstance(value, Source):
             return {"num_examples": len(value), "class_names": list(value.info.class_names), **record(value)}
         return record(value)
 
-    return json.loads(json.dumps(raw, default=default))
+    def shown(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: shown(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [shown(inner) for inner in value]
+        return public(value) if isinstance(value, str) else value
+
+    return shown(json.loads(json.dumps(raw, default=default)))
 
 
 def check(workdir: pathlib.Path, raw: Mapping[str, Any], resumable: Collection[str] = ()) -> None:
@@ -99,5 +107,5 @@ def provenance() -> dict[str, Any]:
         "jax": jax.__version__,
         "python": sys.version.split()[0],
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "command": sys.argv,
+        "command": [public(argument) for argument in sys.argv],
     }
