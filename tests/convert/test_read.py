@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+import vit_jax
 from tests.convert.small_models import MODELS, NAMES, PAIR, pretrained, target
 from vit_jax import models
 from vit_jax.convert import formats, read, write
@@ -144,3 +145,151 @@ def test_a_large_model_is_streamed(to, times, tmp_path):
         [sys.executable, "-c", program, "convert", *paths, "--to", to], capture_output=True, text=True, check=True
     )
     assert int(done.stdout.split()[-1]) <= times * size
+
+
+def wrapped(there, path, prefix, others=()):
+    """Weights in timm's names behind ``prefix``, ``others`` beside them."""
+    write.save(there, path.with_name("bare.safetensors"), "timm")
+    tensors = {f"{prefix}{k}": v for k, v in safetensors.numpy.load_file(path.with_name("bare.safetensors")).items()}
+    for name in others:
+        tensors[name] = np.zeros(() if "." not in name else (2, 2), np.float32)
+    safetensors.numpy.save_file(tensors, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("prefix", "others"),
+    [("model.", ()), ("teacher.backbone.", ("student.x", "teacher.head.weight")), ("module.", ("n_averaged",)),
+     ("state_dict.module.", ("best_acc1",)), ("net/encoder.", ("decode_head.conv.weight",))],
+)  # fmt: skip
+def test_weights_under_a_prefix(prefix, others, rng, tmp_path):
+    there = pretrained(MODELS["registers"], rng)
+    path = wrapped(there, tmp_path / "a.safetensors", prefix, others)
+    with read.load(path, "vit(heads=2, layer_scale=0.1)") as found:
+        assert found.model == there.model and f"its weights are those under {prefix!r}" in found.notes
+        assert all(any(name in note for note in found.notes) for name in others[:1])
+        for key, tensor in there.params.items():
+            np.testing.assert_array_equal(found.params[key].read(), tensor.read())
+    with read.weights_of(path) as (fmt, file):  # for the other project, by the names that it knows
+        assert fmt.name == "timm" and "cls_token" in safetensors.numpy.load_file(file)
+    assert not file.exists()
+
+
+def test_one_model_in_chunks_as_dinov2_trains_it(rng, tmp_path):
+    there = pretrained(MODELS["registers"], rng)
+    write.save(there, tmp_path / "a.safetensors", "timm")
+    arrays = safetensors.numpy.load_file(tmp_path / "a.safetensors")
+    rows, registers = arrays.pop("pos_embed"), arrays.pop("reg_token")
+    assert rows.shape[1] == 20 and not rows[:, 1:4].any()
+    arrays |= {"pos_embed": np.delete(rows, [1, 2, 3], 1), "register_tokens": registers, "mask_token": np.ones((1, 64))}
+    chunked = {
+        name.replace("blocks.", "blocks.0." if "blocks.0" in name else "blocks.1."): x for name, x in arrays.items()
+    }
+    safetensors.numpy.save_file({k: np.ascontiguousarray(x) for k, x in chunked.items()}, tmp_path / "b.safetensors")
+    with read.load(tmp_path / "b.safetensors", "vit(heads=2, layer_scale=0.1)") as found:
+        assert found.model == there.model, found.notes
+        for key, tensor in there.params.items():
+            np.testing.assert_array_equal(found.params[key].read(), tensor.read(), err_msg=key)
+        assert "its 2 blocks lie in chunks of their own numbers" in found.notes
+        assert any("mask_token is left out" in note for note in found.notes)
+
+
+def test_rows_of_another_shape_of_image(rng, tmp_path):
+    """A class token and 3 x 5 patches have as many rows as 4 x 4 patches alone."""
+    there = pretrained(MODELS["cls"], rng)
+    write.save(there, tmp_path / "a.safetensors", "timm")
+    arrays, about = safetensors.numpy.load_file(tmp_path / "a.safetensors"), (tmp_path / "a.json").read_text()
+    arrays["pos_embed"] = np.ones((1, 16, 64), np.float32)
+    safetensors.numpy.save_file(arrays, tmp_path / "b.safetensors")
+
+    def fails(match):
+        with pytest.raises(UserError, match=match), read.load(tmp_path / "b.safetensors"):
+            raise AssertionError
+
+    fails(
+        r"the 16 rows of pos_embed may be those of 1 tokens and of 3 x 5 patches, or those of 4 x 4; put a config.json"
+    )
+    for where, size in (("model_args", {"img_size": [24, 40]}), ("pretrained_cfg", {"input_size": [3, 24, 40]})):
+        config = json.loads(about)["config.json"]
+        del config["model_args"]["img_size"], config["pretrained_cfg"]["input_size"]
+        config[where] |= size
+        (tmp_path / "b.json").write_text(json.dumps(config))
+        fails("holds the positions of 3 x 5 patches; only square images are converted")
+    config["model_args"]["no_embed_class"], config["pretrained_cfg"]["input_size"] = True, [3, 32, 32]
+    (tmp_path / "b.json").write_text(json.dumps(config))
+    with read.load(tmp_path / "b.safetensors") as found:
+        assert found.preprocess.size == 32 and not found.params["position/embedding"].read()[:, 0].any()
+
+
+def test_heads_that_no_file_tells(rng, tmp_path, caplog):
+    there = pretrained(MODELS["cls"], rng)
+    write.save(there, tmp_path / "a.safetensors", "timm")
+    (tmp_path / "a.json").unlink()
+    path, said = (
+        tmp_path / "a.safetensors",
+        "1 heads are assumed (one per 64 channels; no published model is 64 wide, 2 deep)",
+    )
+    with read.load(path) as found:
+        assert found.model.heads == 1 and said in found.notes and found.assumed == {"heads": said}
+        write.save(found, tmp_path / "run", "vit_jax")
+    with read.load(path, "vit(heads=2)") as found:
+        assert found.model.heads == 2 and not any("heads" in note for note in found.notes) and not found.assumed
+        right = found.params["encoder/block_0/attention/qkv/kernel"].read()
+    for like in ({"heads": 2, "width": 64}, {"image_tower": {"heads": 2}}):
+        with read.load(path, like=like) as found:
+            assert found.model.heads == 2 and "heads=2 as of the model, as the weights do not tell" in found.notes
+            np.testing.assert_array_equal(found.params["encoder/block_0/attention/qkv/kernel"].read(), right)
+    with read.load(tmp_path / "run") as found:  # which does not forget it
+        assert found.assumed == {"heads": said} and found.notes == (said,)
+    vit_jax.predict(str(path), np.zeros((32, 32, 3), np.uint8))
+    vit_jax.embed(str(tmp_path / "run"), np.zeros((32, 32, 3), np.uint8))
+    assert [said in record.getMessage() for record in caplog.records] == [True, True]
+    done = vit_jax.convert(str(path), tmp_path / "again", to="vit_jax")
+    assert said in done.notes and not any("share" in note for note in done.notes)
+    done = vit_jax.convert(str(tmp_path / "run"), tmp_path / "more", to="vit_jax", verify=True)
+    assert (
+        done.ok and "the models compared share what is assumed (heads): their agreement does not prove it" in done.notes
+    )
+
+
+def test_a_published_size_is_a_guess_too(rng, tmp_path):
+    there = pretrained(models.create("vit_ti16", depth=12, num_classes=2, heads=12), rng)
+    write.save(there, tmp_path / "a.safetensors", "timm")
+    with read.load(tmp_path / "a.safetensors") as found:
+        assert found.model.heads == 12 and not found.assumed
+    about = json.loads((tmp_path / "a.json").read_text())
+    about["config.json"]["architecture"] = "vit_tiny_patch16_224"
+    del about["config.json"]["model_args"]["num_heads"]
+    (tmp_path / "a.json").write_text(json.dumps(about))
+    with read.load(tmp_path / "a.safetensors") as found:  # what its architecture's name says
+        assert found.model.heads == 3 and not found.assumed
+    (tmp_path / "a.json").unlink()
+    with read.load(tmp_path / "a.safetensors") as found:
+        assert found.assumed == {"heads": "3 heads are assumed, as in published models of this size"}
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [({"crop_pct": 1e-9}, "crops images to 1e-09"), ({"std": [0, 0.2, 0.2]}, "above 0"),
+     ({"std": [1e400, 1, 1]}, "finite"), ({"mean": [math.nan, 0, 0]}, "finite")],
+)  # fmt: skip
+def test_images_that_nobody_can_prepare(images, words, rng, tmp_path):
+    write.save(pretrained(MODELS["cls"], rng), tmp_path / "a.safetensors", "timm")
+    about = json.loads((tmp_path / "a.json").read_text())
+    about["config.json"]["pretrained_cfg"] |= images
+    (tmp_path / "a.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match=words):
+        vit_jax.convert(tmp_path / "a.safetensors", tmp_path / "out", to="vit_jax")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_gives_access_is_written_nowhere(rng, tmp_path, monkeypatch):
+    write.save(pretrained(MODELS["cls"], rng), tmp_path / "a.safetensors", "timm")
+    monkeypatch.setattr(read, "fetch", lambda source: tmp_path / "a.safetensors")
+    address = "https://me:secret@host/a.safetensors?token=secret"
+    done = vit_jax.convert(address, tmp_path / "run", to="vit_jax")
+    with read.load(address) as found:
+        assert found.source == "https://host/a.safetensors"
+        assert "secret" not in "".join(found.notes + done.notes)
+    written = [path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert any(b"host/a.safetensors" in text for text in written) and not any(b"secret" in text for text in written)
