@@ -14,6 +14,7 @@ MODELS = {
     "cls": models.create("vit", **SIZE),
     "gap": models.create("vit", **SIZE, pool="gap"),
     "map": models.create("vit", **SIZE, pool="map"),
+    "fc_norm": models.create("vit", **SIZE, pool="gap", cls_token=True, final_norm=False, pool_norm=True),
     "tanh": models.create("vit", **SIZE, pre_logits=24, activation="gelu_tanh"),
     "registers": models.create("vit", **SIZE, registers=3, layer_scale=0.1),
     "dinov2": models.create("vit", **SIZE | {"mlp_dim": 256}, registers=4, layer_scale=0.1, pool="cls_gap"),

@@ -22,11 +22,11 @@ from vit_jax.models import describe
 from vit_jax.types import UserError
 
 PAIRS = [
-    *((m, "timm") for m in ("cls", "gap", "map", "registers", "headless", "hybrid")),
+    *((m, "timm") for m in ("cls", "gap", "map", "fc_norm", "registers", "headless", "hybrid")),
     *((m, "hf") for m in ("cls", "dinov2", "headless")),
     *((m, "npz") for m in ("cls", "gap", "tanh", "hybrid", "mixer")),
     *((m, "big_vision") for m in ("gap", "map", "tanh")),
-    *((m, "vit_jax") for m in ("registers", "mixer", "topk", "monarch", "m2")),
+    *((m, "vit_jax") for m in ("registers", "fc_norm", "mixer", "topk", "monarch", "m2")),
 ]
 
 

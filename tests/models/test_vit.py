@@ -250,3 +250,21 @@ def test_another_model_embeds_encodes_and_pools_with_it(image):
     whole, part = (jax.jit(Masked(n).apply)({"params": {"encoder": params}}, image) for n in (7, 3))
     np.testing.assert_allclose(whole, jax.jit(vit.apply)({"params": params}, image), atol=1e-6)
     assert part.shape == whole.shape and float(jnp.max(jnp.abs(part - whole))) > 1e-3
+
+
+def test_a_norm_after_pooling_beside_a_class_token(image):
+    """As masked autoencoders are fine-tuned: the grid's average, then the norm; the token is only attended to."""
+    model = models.create("vit", **TINY, pool="gap", cls_token=True, final_norm=False, pool_norm=True)
+    params = init(model, image)
+    assert "cls" in params and params["position"]["embedding"].shape == (1, 7, 16) and "norm" not in params["encoder"]
+    found = model.apply({"params": params}, image, method="features", train=False)
+    mean = jnp.mean(found.tokens[:, 1:], 1)
+    norm = LayerNorm().apply({"params": params["norm_pool"]}, mean)
+    np.testing.assert_allclose(found.pooled, norm, atol=1e-6)
+    roles = model.roles(params)
+    assert roles["norm_pool"]["scale"].part == roles["head"]["kernel"].part == "head"
+    without = model.clone(cls_token=False)
+    assert "cls" not in init(without, image) and not jnp.allclose(
+        without.apply({"params": {**params, "position": {"embedding": params["position"]["embedding"][:, 1:]}}}, image),
+        model.apply({"params": params}, image),
+    )

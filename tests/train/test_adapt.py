@@ -157,3 +157,17 @@ def test_adapters_may_be_new(rng):
     chex.assert_trees_all_equal(found["encoder"], b["encoder"])
     with pytest.raises(UserError, match="encoder/block_0/adapter_mlp/up is missing"):
         module.adapt(a, b, name="x")
+
+
+def test_the_norm_moves_behind_the_pooling_and_back(rng):
+    """A masked autoencoder has it after the blocks; fine-tuned, behind the average."""
+    after = params(rng, encoder={"norm": {"scale": (8,), "bias": (8,)}})
+    behind = params(rng, encoder={"block_0": {"x": {"bias": (3,)}}}, norm_pool={"scale": (8,), "bias": (8,)})
+    del behind["encoder"]
+    found, notes = adapt(after, behind, name="x")
+    np.testing.assert_array_equal(found["norm_pool"]["scale"], after["encoder"]["norm"]["scale"])
+    assert notes == ["norm_pool/* are what encoder/norm/* are there"]
+    found, notes = adapt(behind, after, name="x")
+    np.testing.assert_array_equal(found["encoder"]["norm"]["bias"], behind["norm_pool"]["bias"])
+    assert notes == ["encoder/norm/* are what norm_pool/* are there"]
+    assert adapt(after, after, name="x")[1] == [] == adapt(behind, behind, name="x")[1]

@@ -16,6 +16,8 @@ from vit_jax.types import Params, UserError
 
 PATCHES = {name: "bicubic" if name.startswith("bicubic") else "bilinear" for name in RESIZES}
 """How positions are resized -> how patches are: as an image is, antialiased, edge to edge."""
+NORMS = ("encoder/norm/", "norm_pool/")
+"""The norm after the blocks and the one after pooling, of which models that average have the one or the other."""
 
 
 def adapt(
@@ -47,6 +49,11 @@ def adapt(
     config.lookup(RESIZES, resize, "resize method")
     have, want = (flat(t) for t in (loaded, fresh))
     out, wrong, notes, casts = {}, [], [], collections.Counter[str]()
+    for old, moved in (NORMS, NORMS[::-1]):  # one norm, which follows the blocks or their average
+        there, here = ({norm for norm in NORMS if any(p.startswith(norm) for p in side)} for side in (have, want))
+        if (there, here) == ({old}, {moved}):
+            have = {p.replace(old, moved, 1) if p.startswith(old) else p: x for p, x in have.items()}
+            notes.append(f"{moved}* are what {old}* are there")
     for path, leaf in want.items():
         value = have.pop(path, None)
         may_be_new = path in new

@@ -73,6 +73,7 @@ def test_class_names():
         ("vit_r26_s32", {}, "a convolutional stem; use --to timm"),
         ("vit_s16", {"pool": "gap"}, "pool='gap'; use --to timm"),
         ("vit_s16", {"pre_norm": True}, "a norm before the first block; use --to vit_jax"),
+        ("vit_s16", {"pool_norm": True}, "a norm after pooling; use --to timm"),
         ("vit_s16", {"final_norm": False}, "an encoder without a norm after it; use --to vit_jax"),
         ("vit_s16", {"patch_bias": False}, "patches without a bias; use --to vit_jax"),
         ("vit_s16", {"pool": "map"}, "pool='map'; use --to timm"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from vit_jax.convert.flax import image, image_peer, rules, two_tower, two_tower_peer
@@ -65,7 +65,7 @@ def _computed(model: Any, theirs: Mapping[str, Any], title: str) -> Iterator[str
             yield f"{title} computes with {field} {value!r}, this model with {ours!r}: its outputs there differ"
 
 
-def _limit(field: str, allowed: Collection[Any], what: str, *able: str) -> Limit:
+def _limit(field: str, allowed: Collection[Any] | Callable[[Any], bool], what: str, *able: str) -> Limit:
     return Limit(ViT, field, allowed, "the models of {title} have no {what}; use --to {to}.", what, able)
 
 
@@ -78,7 +78,9 @@ LIMITS = (
     _limit("stem", (None,), "ResNet stem", "npz", "timm"),
     _limit("pre_norm", (False,), "norm before the first block (pre_norm)"),
     _limit("patch_bias", (True,), "patch embedding without a bias (patch_bias)"),
-    _limit("final_norm", (True,), "encoder without a norm after it (final_norm)"),
+    _limit("final_norm", (True,), "encoder without a norm after it (final_norm)", "timm"),
+    _limit("pool_norm", (False,), "norm after pooling (pool_norm)", "timm"),
+    _limit("", lambda m: not m.cls_token or m.pool in ("cls", "cls_gap"), "class token beside what is pooled", "timm"),
     _limit("pre_logits", (None,), "tanh layer before the head (pre_logits)", "big_vision", "npz"),
 )
 """What the original or big_vision cannot say of a ViT, and who can."""

@@ -16,6 +16,7 @@ from vit_jax.types import UserError
 
 IMAGE = {
     "positions": "learn", "registers": 0, "stem": None, "pre_logits": None, "final_norm": True, "layer_scale": None,
+    "cls_token": False, "pool_norm": False,
 }  # fmt: skip
 """Fields that both families leave no choice of."""
 CLIP_END, LEGACY_END = 49407, 2

@@ -130,6 +130,7 @@ LIMITS = tuple(
         ("stem", (None,), "a convolutional stem; use --to timm"),
         ("pre_norm", (False,), "a norm before the first block; use --to vit_jax"),
         ("final_norm", (True,), "an encoder without a norm after it; use --to vit_jax"),
+        ("pool_norm", (False,), "a norm after pooling; use --to timm"),
         ("patch_bias", (True,), "patches without a bias; use --to vit_jax"),
         ("pool", ("cls", "cls_gap"), "pool={0.pool!r}; use --to timm"),
         ("", lambda m: not (m.pre_logits and m.num_classes), "pre-logits before a head; use --to npz"),

@@ -20,6 +20,7 @@ from vit_jax.types import UserError
 
 NATIVE: dict[str, Any] = {
     "pool": "cls", "patch_bias": False, "positions": "learn", "registers": 0, "stem": None, "pre_logits": None,
+    "cls_token": False, "pool_norm": False,
 }  # fmt: skip
 """Fields of an image tower of open_clip's own, which leaves no choice of them."""
 FREE = ("dtype", "scan", "remat", "attention", "dropout", "drop_path", "head_bias_init")
