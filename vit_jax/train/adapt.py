@@ -47,13 +47,9 @@ def adapt(
       UserError: anything else is missing, left over or of another shape; ``resize`` is unknown.
     """
     config.lookup(RESIZES, resize, "resize method")
-    have, want = (flat(t) for t in (loaded, fresh))
-    out, wrong, notes, casts = {}, [], [], collections.Counter[str]()
-    for old, moved in (NORMS, NORMS[::-1]):  # one norm, which follows the blocks or their average
-        there, here = ({norm for norm in NORMS if any(p.startswith(norm) for p in side)} for side in (have, want))
-        if (there, here) == ({old}, {moved}):
-            have = {p.replace(old, moved, 1) if p.startswith(old) else p: x for p, x in have.items()}
-            notes.append(f"{moved}* are what {old}* are there")
+    want = flat(fresh)
+    have, notes = _moved(flat(loaded), want)
+    out, wrong, casts = {}, [], collections.Counter[str]()
     for path, leaf in want.items():
         value = have.pop(path, None)
         may_be_new = path in new
@@ -82,6 +78,16 @@ def adapt(
         raise UserError(f"{name} does not fit the model: {'; '.join(wrong[:3])}{more}.")
     notes += [f"parameters are converted {how} ({n} of {len(out)})" for how, n in sorted(casts.items())]
     return nested(out), notes
+
+
+def _moved(have: dict[str, Any], want: Collection[str]) -> tuple[dict[str, Any], list[str]]:
+    """``have`` with the norm where ``want`` has it, after the blocks or after their average, and a note."""
+    for old, new in (NORMS, NORMS[::-1]):
+        there, here = ({norm for norm in NORMS if any(p.startswith(norm) for p in side)} for side in (have, want))
+        if (there, here) == ({old}, {new}):
+            renamed = {p.replace(old, new, 1) if p.startswith(old) else p: x for p, x in have.items()}
+            return renamed, [f"{new}* are what {old}* are there"]
+    return have, []
 
 
 def _was(value: Any, leaf: Any) -> str:
