@@ -48,6 +48,12 @@ def like(values, sharding=None):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), values)
 
 
+def restored(workdir, step):
+    """What :func:`restore` finds, as (step, items), laid out like those of ``step``."""
+    found, values = restore(workdir, like(items(step)))
+    return found, {k: v for k, v in values.items() if k != "meta"}
+
+
 def save(workdir, metrics, **options):
     """One checkpoint for each (step, metrics)."""
     checkpoints = Checkpoints(workdir, **options)
@@ -74,14 +80,13 @@ def run(saved, tmp_path):
 
 
 def test_round_trip(run):
-    step, found = restore(run, like(items(8)))
+    step, found = restored(run, 8)
     assert step == 8
     chex.assert_trees_all_equal(found, items(8))
     chex.assert_trees_all_equal_dtypes(found, items(8))
-    assert {k: v for k, v in read_item(run / "checkpoints" / "8", "meta").items() if k != "checksums"} == {
-        "schema": SCHEMA,
-        **META,
-    }
+    meta = restore(run, like(items(8)))[1]["meta"]
+    assert meta == read_item(run / "checkpoints" / "8", "meta")
+    assert {k: v for k, v in meta.items() if k != "checksums"} == {"schema": SCHEMA, **META}
 
 
 def test_without_a_description_the_tree_on_disk_is_read(run):
@@ -155,6 +160,16 @@ def empty_meta(folder):
     os.truncate(file, 0)
 
 
+def edit_meta(old, new):
+    def damage(folder):
+        file = folder / "meta" / "metadata"
+        text = file.read_text()
+        assert old in text
+        file.write_text(text.replace(old, new))
+
+    return damage
+
+
 def pickled(folder):
     """A file that would run code if anything unpickled it."""
     shutil.rmtree(folder / "params")
@@ -175,15 +190,18 @@ class Bomb:
     "damage",
     [
         flip, flip_on_disk, truncate, empty_meta, pickled,
+        edit_meta('"b"', '"c"'), edit_meta('"seed": 1', '"seed": 3'), edit_meta('"checksum"', '"checksun"'),
+        edit_meta('"schema": 3', '"schema": 2'),
         *(lambda f, name=name: shutil.rmtree(f / name) for name in ("params", "opt_state", "meta")),
     ],
-    ids=["flipped bit", "flipped byte", "truncated", "no checksums", "pickle", "no params", "no opt_state", "no meta"],
+    ids=["flipped bit", "flipped byte", "truncated", "no checksums", "pickle", "class name", "setting", "no checksum",
+         "schema", "no params", "no opt_state", "no meta"],
 )  # fmt: skip
 def test_damage_falls_back_and_says_so(run, damage, caplog):
     newest = run / "checkpoints" / "8"
     damage(newest)
     with caplog.at_level(logging.WARNING):
-        step, found = restore(run, like(items(8)))
+        step, found = restored(run, 8)
     assert step == 4
     chex.assert_trees_all_equal(found, items(4))
     text = caplog.text
@@ -207,6 +225,56 @@ def test_evaluation_falls_back_and_moves_nothing(run, caplog):
     assert folder.name == "4" and "Trying the checkpoint before it." in caplog.text
     chex.assert_trees_all_equal(params, items(4)["params"])
     assert names(run) == [4, 8]
+
+
+def test_a_run_that_goes_on_meanwhile_is_not_damaged(run, caplog, monkeypatch):
+    """Between listing and reading a checkpoint the run has replaced it: the new one is read, without a word."""
+    read = checkpoint.read_item
+
+    def replaced(folder, *args):
+        if folder.name == "8" and folder.exists():
+            save(run, {12: {}, 16: {}})
+        return read(folder, *args)
+
+    monkeypatch.setattr(checkpoint, "read_item", replaced)
+    with caplog.at_level(logging.WARNING):
+        params, _, folder = load_params(run)
+    assert folder.name == "16" and not caplog.text
+    chex.assert_trees_all_equal(params, items(16)["params"])
+
+
+def test_a_check_ends_the_search_and_moves_nothing(run):
+    """A sound checkpoint that is not to be taken is no damage, nor is one before it to be taken."""
+    truncate(run / "checkpoints" / "8")
+
+    def check(meta, folder):
+        raise checkpoint.Unsuitable(f"{folder.name} {meta['class_names']}")
+
+    with pytest.raises(checkpoint.Unsuitable, match=r"8 \['a', 'b'\]"):
+        restore(run, like(items(8)), check)
+    assert names(run) == [4, 8]
+
+
+def test_a_folder_that_is_gone_is_said(run):
+    """Deleted or moved while the run goes on: it is not made anew, to hold one checkpoint and nothing else."""
+    with (
+        pytest.raises(UserError, match=r"cannot save to .*: the folder was deleted or moved.*; there is no checkpoint"),
+        Checkpoints(run) as checkpoints,
+    ):
+        shutil.rmtree(run)
+        checkpoints.save(12, items(12), META, {})
+    assert not run.exists()
+
+
+def test_closing_leaves_an_error_under_way(run, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(ocp.CheckpointManager, "wait_until_finished", full)
+    with pytest.raises(UserError, match="the disk is full"), Checkpoints(run):
+        pass
+    with pytest.raises(ZeroDivisionError), Checkpoints(run):
+        raise ZeroDivisionError
 
 
 def test_all_damaged(run):
@@ -239,7 +307,9 @@ def test_a_failing_disk_is_a_sentence(run):
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, old[1]))
     try:
-        with pytest.raises(UserError, match=r"cannot save to .*/checkpoints: .*; earlier checkpoints are intact\.$"):
+        with pytest.raises(
+            UserError, match=r"cannot save to .*: the disk is full; .*; the checkpoint of step 8 is intact\.$"
+        ):
             checkpoints.save(12, {"params": {"noise": noise}}, META, {})
             checkpoints.close()
     finally:
@@ -268,7 +338,7 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch, error):
     checkpoints.close()
     assert str(e.value) == (
         f"cannot save to {tmp_path / 'checkpoints'}: the disk is full; free some space and run the same command again; "
-        "earlier checkpoints are intact."
+        "there is no checkpoint yet."
     )
 
 
@@ -278,7 +348,8 @@ def test_another_mesh_reads_the_same_bits(run):
     wanted = like(items(8), NamedSharding(mesh, P()))
     kernel = NamedSharding(mesh, P("fsdp", "tensor"))
     wanted["params"]["block_0"]["kernel"] = jax.ShapeDtypeStruct((16, 8), jnp.float32, sharding=kernel)
-    _, found = restore(run, wanted)
+    found = restore(run, wanted)[1]
+    del found["meta"]
     assert found["params"]["block_0"]["kernel"].sharding == kernel
     chex.assert_trees_all_equal(jax.device_get(found), jax.device_get(items(8)))
 
@@ -289,15 +360,49 @@ def test_checksums_do_not_depend_on_the_layout_and_see_every_bit(rng, monkeypatc
     x = rng.normal(size=(16, 8)).astype(np.float32)
     mesh = make_mesh(MeshConfig(2, 2, 2))
     spread = jax.device_put(x, NamedSharding(mesh, P("fsdp", "tensor")))
-    closed = int(x.view(np.uint32).astype(np.uint64).sum() % 2**32)
-    assert checkpoint.checksums({"a": jnp.asarray(x)}) == checkpoint.checksums({"a": spread}) == {"a": closed}
+    sums = checkpoint.checksums({"a": jnp.asarray(x)})
+    assert sums == checkpoint.checksums({"a": spread}) == {"a": mixed_sum(x.view(np.uint32))}
     for bit in (0, 17, 31):
         y = x.copy()
         y.view(np.uint32)[3, 3] ^= 1 << bit
-        assert checkpoint.checksums({"a": jnp.asarray(y)}) != {"a": closed}
+        assert checkpoint.checksums({"a": jnp.asarray(y)}) != sums
     for dtype in ("bool", "bfloat16", "uint8"):
         leaf = jnp.asarray(x > 0).astype(dtype)
-        assert checkpoint.checksums({"a": leaf}) == {"a": (0x3F80 if dtype == "bfloat16" else 1) * int((x > 0).sum())}
+        words = (x > 0).astype(np.uint32) * (0x3F80 if dtype == "bfloat16" else 1)
+        assert checkpoint.checksums({"a": leaf}) == {"a": mixed_sum(words)}
+    old = int(x.view(np.uint32).astype(np.uint64).sum() % 2**32)  # what checkpoints before schema 3 hold
+    assert checkpoint.checksums({"a": spread}, 2) == checkpoint.checksums({"a": x}, 1) == {"a": old}
+
+
+@pytest.mark.parametrize("small", [0, 2**20], ids=["on the devices", "on the host"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x[::-1],  # rows
+        lambda x: x.T.reshape(x.shape),
+        lambda x: np.roll(x, 1),
+        lambda x: np.where(np.arange(x.size).reshape(x.shape) // 2 == 9, -x, x),  # of a pair x, -x
+    ],
+    ids=["reversed", "transposed", "moved by one", "two signs"],
+)
+def test_checksums_see_the_order(rng, monkeypatch, small, change):
+    monkeypatch.setattr(checkpoint, "SMALL", small)
+    x = rng.normal(size=(8, 8)).astype(np.float32)
+    x.flat[19] = -x.flat[18]
+    y = np.ascontiguousarray(change(x))
+    assert sorted(x.flat) == sorted(y.flat)  # the same words, elsewhere
+    assert checkpoint.checksums({"a": jnp.asarray(x)}) != checkpoint.checksums({"a": jnp.asarray(y)})
+
+
+def mixed_sum(words):
+    """The same number in Python's integers."""
+    total = 0
+    for place, x in enumerate(words.ravel().tolist()):
+        x ^= place * 0x9E3779B1 % 2**32
+        x = (x ^ x >> 16) * 0x85EBCA6B % 2**32
+        x = (x ^ x >> 13) * 0xC2B2AE35 % 2**32
+        total += x ^ x >> 16
+    return total % 2**32
 
 
 def test_another_model_is_an_error(run):

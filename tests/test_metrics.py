@@ -1,11 +1,15 @@
 """Means that add up exactly, and a metrics file that survives kills."""
 
+import errno
 import json
 import logging
 import math
 import operator
+import os
 import pathlib
+import resource
 import sys
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -155,3 +159,75 @@ def test_only_process_0_writes(tmp_path: pathlib.Path, monkeypatch: pytest.Monke
         assert writer.truncate(0) == 0
         writer.write(1, {"loss": 1.0})
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    """``full_disk(n)``: no file grows beyond n bytes from now on."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("size", [0, 10, 250, 700])
+def test_a_full_disk_is_a_sentence(tmp_path: pathlib.Path, full_disk: Callable[[int], None], size: int) -> None:
+    """Wherever in a row or in an event the disk is full: what is there then can be gone on with."""
+    sentence = r"cannot be written: the disk is full; free some space and run"
+    with pytest.raises(UserError, match=sentence), MetricsWriter(tmp_path) as writer:
+        full_disk(size)
+        for step in range(1, 100):
+            writer.write(step, {"loss": 1 / step})
+    full_disk(-1)
+    with MetricsWriter(tmp_path) as writer:
+        there = writer.rows
+        writer.write(100, {"loss": 0.0})
+    assert there < 40 and [row["step"] for row in metrics.read(tmp_path)] == [*range(1, there + 1), 100]
+
+
+def test_closing_leaves_an_error_under_way(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("tensorboardX.event_file_writer.EventsWriter.close", fail)
+    with pytest.raises(UserError, match="cannot be written: Input/output error"), MetricsWriter(tmp_path) as writer:
+        writer.write(1, {"loss": 1.0})
+    with pytest.raises(ZeroDivisionError), MetricsWriter(tmp_path) as writer:
+        writer.write(1, {"loss": 1.0})
+        raise ZeroDivisionError
+
+
+def test_what_is_in_the_way_is_a_sentence(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "metrics.jsonl").mkdir()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "tensorboard").write_text("a file")
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "metrics.jsonl").symlink_to(tmp_path / "victim2")
+    for name, sentence in [("a", "cannot be read .Is a directory"), ("b", "File exists"), ("c", "symbolic links")]:
+        with pytest.raises(UserError, match=sentence), MetricsWriter(tmp_path / name) as writer:
+            writer.write(1, {"loss": 1.0})
+    assert not (tmp_path / "victim2").exists()
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_log_that_is_taken_away_is_noticed_at_the_next_sync(tmp_path: pathlib.Path, there: bool) -> None:
+    """Deleted, or replaced by another."""
+    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+        writer.write(1, {"loss": 1.0})
+        writer.sync()
+        (tmp_path / "metrics.jsonl").rename(tmp_path / "moved")
+        if there:
+            (tmp_path / "metrics.jsonl").touch()
+        with pytest.raises(UserError, match=r"metrics.jsonl cannot be written: (No such file|it was replaced while)"):
+            writer.sync()
+
+
+def test_rows_are_counted(tmp_path: pathlib.Path) -> None:
+    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+        assert writer.rows == 0
+        for step in (1, 2, 2, 3):
+            writer.write(step, {"loss": 1.0})
+        assert writer.rows == 4
+    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+        assert writer.rows == 4 and writer.truncate(2) == 1 and writer.rows == 3

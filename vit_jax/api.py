@@ -221,7 +221,7 @@ def train(
       0.93
     """
     raw = configs.load(config) if isinstance(config, str) else configs.plain(config)
-    return loop.run(configs.change(raw, (changes or {}).items()), pathlib.Path(workdir), hooks)
+    return loop.run(configs.change(raw, (changes or {}).items()), workdir, hooks)
 
 
 def evaluate(run: Place | Result, *, checkpoint: Place | None = None, changes: Changes | None = None) -> Report:
@@ -247,7 +247,7 @@ def evaluate(run: Place | Result, *, checkpoint: Place | None = None, changes: C
             raise UsageError("a result holds its own state; to evaluate a checkpoint name the run's workdir.")
         built = setup.build(_parsed(run.config, changes)) if changes else run.setup
         return built.evaluate(run.state.eval_params)
-    path = pathlib.Path(run)
+    path = workdir.place(run)
     built = setup.build(_parsed(workdir.load(path), changes))
     params, folder = start.eval_params(built, os.fspath(checkpoint or path))
     report = dataclasses.replace(built.evaluate(params), checkpoint=str(folder))

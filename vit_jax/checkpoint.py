@@ -4,19 +4,23 @@ A checkpoint is a folder ``checkpoints/<step>`` with the items ``params``, ``ema
 and ``meta`` (JSON: configuration, class names, provenance). Each is readable alone, so that evaluation never loads an
 optimizer. Parameters are stored as the model's nested dictionary, other trees flat by path: neither depends on the
 mesh.
-``meta`` also holds a checksum of every array, because the storage format notices a lost file but not a flipped bit.
+``meta`` also holds a checksum of every array and of itself, because the storage format notices a lost file but not a
+flipped bit.
 """
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
+import json
 import logging
 import math
 import pathlib
 import re
 import sys
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import jax
@@ -28,6 +32,7 @@ from jax.sharding import PartitionSpec as P
 
 from vit_jax.checks import Range
 from vit_jax.config import record_of
+from vit_jax.io import atomic
 from vit_jax.trees import flat
 from vit_jax.types import UserError
 
@@ -36,31 +41,63 @@ logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs tracebacks of
 
 FOLDER = "checkpoints"
 
+SCHEMA = 3
+"""Version of what a checkpoint holds. 1 had no number, and no items ``variables`` and ``objective``; 2 no checksum of
+``meta``, no word on data and log, and checksums that did not see the order of an array's words."""
 
 SMALL = 2**20
 """Bytes of an array that is summed on the host: compiling a program for its shape would take longer."""
 
 
-@jax.jit
-def _device_sum(x: jax.Array) -> jax.Array:
+def _mixed(words: Any, places: Any) -> Any:
+    """uint32 of each word and its place: another number for every word at one place (Appleby's MurmurHash3 ends so)."""
+    x = words ^ places * np.uint32(0x9E3779B1)
+    x = (x ^ x >> np.uint32(16)) * np.uint32(0x85EBCA6B)
+    x = (x ^ x >> np.uint32(13)) * np.uint32(0xC2B2AE35)
+    return x ^ x >> np.uint32(16)
+
+
+def _plain(words: Any, places: Any) -> Any:
+    """What checkpoints before schema 3 summed: blind to the order of words."""
+    del places
+    return words
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _device_sum(x: jax.Array, mix: Callable[[Any, Any], Any]) -> jax.Array:
     words = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}") if x.dtype != bool else x
-    return jnp.sum(words.astype(jnp.uint32), dtype=jnp.uint32)
+    places, stride = jnp.zeros(x.shape, jnp.uint32), 1
+    for axis in reversed(range(x.ndim)):  # in steps that any layout over devices can take on its own
+        places += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * np.uint32(stride % 2**32)
+        stride *= x.shape[axis]
+    return jnp.sum(mix(words.astype(jnp.uint32), places), dtype=jnp.uint32)
 
 
-def _checksum(x: jax.Array) -> int:
+def _checksum(x: jax.Array, mix: Callable[[Any, Any], Any]) -> int:
     if x.nbytes > SMALL or not getattr(x, "is_fully_addressable", True):
-        return int(_device_sum(x))
-    words = np.ascontiguousarray(x).view(f"uint{8 * x.dtype.itemsize}")
-    return int(np.sum(words.astype(np.uint32), dtype=np.uint32))
+        return int(_device_sum(x, mix))
+    words = np.ascontiguousarray(x).view(f"uint{8 * x.dtype.itemsize}").astype(np.uint32).reshape(-1)
+    return int(np.sum(mix(words, np.arange(words.size, dtype=np.uint32)), dtype=np.uint32))
 
 
-def checksums(tree: Any) -> dict[str, int]:
-    """Path -> sum of the array's words modulo 2^32: the same for every layout over devices and hosts.
+def checksums(tree: Any, schema: int = SCHEMA) -> dict[str, int]:
+    """Path -> sum modulo 2^32 over the array's words, each mixed with its place: equal for every layout over devices
+    and hosts, and other where a bit is, or where two words changed places.
 
     An array at a time: XLA copies what it sums, and one program for all of them would copy the whole tree. Each is
     waited for: many small collectives in flight on more devices than cores can block each other for good.
+
+    Args:
+      tree: of arrays.
+      schema: of the checkpoint; before 3 words were summed as they are.
     """
-    return {path: _checksum(leaf) for path, leaf in flat(tree).items()}
+    mix = _mixed if schema >= 3 else _plain
+    return {path: _checksum(leaf, mix) for path, leaf in flat(tree).items()}
+
+
+def _text_sum(value: Any) -> int:
+    """Of what JSON makes of ``value``, whatever the order of its keys."""
+    return zlib.crc32(json.dumps(json.loads(json.dumps(value)), sort_keys=True).encode())
 
 
 def sign(metric: str) -> float:
@@ -68,8 +105,8 @@ def sign(metric: str) -> float:
     return -1.0 if metric.endswith(("loss", "ece", "rank")) else 1.0
 
 
-SCHEMA = 2
-"""Version of what a checkpoint holds. 1 had no number, and no items ``variables`` and ``objective``."""
+class Unsuitable(UserError):
+    """A checkpoint that is not damaged, but not to be taken either; nor is one before it."""
 
 
 META: dict[str, Any] = {
@@ -79,14 +116,16 @@ META: dict[str, Any] = {
     "provenance": dict[str, Any] | None,
     "tokenizer": dict[str, Any] | None,
     "resize": str | None,
+    "data": dict[str, dict[str, Any]] | None,
+    "rows": int | None,
 }
 """Keys of ``meta`` and their types; None stands for those that a checkpoint may lack."""
 MAX_META = 2**28
 """Bytes of ``meta``: vocabularies and the names of millions of classes have room."""
 
 
-class NewerSchema(UserError):
-    """A checkpoint of a later version of this package: not damaged, but not to be read either."""
+class NewerSchema(Unsuitable):
+    """A checkpoint of a later version of this package."""
 
 
 class Checkpoints:
@@ -134,39 +173,64 @@ class Checkpoints:
           UserError: this save or the one before it failed, for want of space for instance; earlier ones stay.
         """
         args = {k: ocp.args.StandardSave(v) for k, v in items.items()}
-        sums = {k: checksums(v) for k, v in items.items()}
-        args["meta"] = ocp.args.JsonSave({"schema": SCHEMA, **meta, "checksums": sums})
+        about = {"schema": SCHEMA, **meta, "checksums": {k: checksums(v) for k, v in items.items()}}
+        args["meta"] = ocp.args.JsonSave(about | {"checksum": _text_sum(about)})
         with _writing(self.folder):
+            if not self.folder.is_dir():  # the storage would make it anew, and nothing else of the run be there
+                raise FileNotFoundError("the folder was deleted or moved while the run went on")
             self._manager.save(step, args=ocp.args.Composite(**args), metrics=dict(metrics) or None, force=True)
 
-    def close(self) -> None:
-        """Waits until everything is on disk.
+    def wait(self) -> None:
+        """Returns once everything is on disk.
 
         Raises:
           UserError: the last save failed.
         """
         with _writing(self.folder):
             self._manager.wait_until_finished()
-        self._manager.close()
+
+    def close(self) -> None:
+        """As :meth:`wait`; nothing can be saved thereafter."""
+        try:
+            self.wait()
+        finally:
+            with _writing(self.folder):
+                self._manager.close()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
+        with atomic.unsaid_under(error):
+            self.close()
 
 
-def restore(workdir: pathlib.Path, items: Mapping[str, Any]) -> tuple[int, dict[str, Any]] | None:
-    """The newest readable checkpoint of a run, as (step, items); None if there is none at all.
+Check = Callable[[Mapping[str, Any], pathlib.Path], None]
+"""``check(meta, folder)`` raises :class:`Unsuitable` where a run is not to go on from a checkpoint, sound as it is."""
+
+
+def restore(
+    workdir: pathlib.Path, items: Mapping[str, Any], check: Check = lambda *_: None
+) -> tuple[int, dict[str, Any]] | None:
+    """The newest readable checkpoint of a run, as (step, items and ``meta``); None if there is none at all.
 
     Damaged newer ones are reported and moved aside, because their steps are about to be computed again.
 
     Args:
-      workdir: the run's folder.
+      workdir: the run's folder, which must be the caller's alone: another's live checkpoints look like damaged ones.
       items: trees of ``jax.ShapeDtypeStruct`` with shardings: how to lay out what is read.
+      check: asked of every checkpoint before its arrays are read.
 
     Raises:
-      UserError: there are checkpoints, and none can be read.
+      UserError: there are checkpoints, and none can be read; whatever ``check`` raises.
     """
     damaged: list[tuple[pathlib.Path, UserError]] = []
     for folder in steps(workdir / FOLDER):
         try:
-            found = {k: read_item(folder, k, v) for k, v in items.items()}
-        except NewerSchema:
+            found = {"meta": read_item(folder, "meta")}
+            check(found["meta"], folder)
+            found |= {k: read_item(folder, k, v) for k, v in items.items()}
+        except Unsuitable:
             raise
         except UserError as e:
             log.warning("%s Trying the checkpoint before it.", e)
@@ -188,6 +252,12 @@ def steps(folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted((p for p in there if re.fullmatch(r"\d+", p.name)), key=lambda p: -int(p.name))
 
 
+def kept(folder: pathlib.Path) -> str:
+    """What is left of a run whose checkpoints lie in ``folder``, as the end of a sentence about what went wrong."""
+    there = steps(folder)
+    return f"the checkpoint of step {there[0].name} is intact" if there else "there is no checkpoint yet"
+
+
 class _writing:
     """Turns what orbax raises on a full disk or a lost folder into a sentence."""
 
@@ -200,15 +270,10 @@ class _writing:
     def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
         if error is None or not isinstance(error, Exception) or isinstance(error, UserError):
             return
-        text = str(error)
-        no_space = "No space left" in text or "RESOURCE_EXHAUSTED" in text or getattr(error, "errno", 0) == 28
-        if no_space:
-            reason = "the disk is full; free some space and run the same command again"
-        elif isinstance(error, OSError | ValueError | RuntimeError):
-            reason = text.splitlines()[0][:200]
-        else:
+        if not isinstance(error, OSError | ValueError | RuntimeError):
             return
-        raise UserError(f"cannot save to {self._folder}: {reason}; earlier checkpoints are intact.") from error
+        reason = atomic.reason(error)
+        raise UserError(f"cannot save to {self._folder}: {reason}; {kept(self._folder)}.") from error
 
 
 def read_item(folder: pathlib.Path, name: str, like: Any = None) -> Any:
@@ -243,6 +308,8 @@ def _read(path: pathlib.Path, like: Any) -> Any:
                 f"checkpoint {path.parent} is of schema {schema}, and this version of vit_jax reads up to {SCHEMA}; "
                 "upgrade vit_jax."
             )
+        if schema >= 3 and meta.pop("checksum") != _text_sum(meta):
+            raise ValueError("its checksum is wrong")
         return record_of(meta, META, "meta")
     with ocp.StandardCheckpointer() as reader:
         there = reader.metadata(path).item_metadata.tree
@@ -254,8 +321,9 @@ def _read(path: pathlib.Path, like: Any) -> Any:
             if shapes.get(key) != leaf.shape:
                 raise ValueError(f"{key} has the shape {shapes.get(key)} there, not {leaf.shape}")
         tree = reader.restore(path, like)
-    expected = read_item(path.parent, "meta")["checksums"][path.name]
-    if damaged := [key for key, value in checksums(tree).items() if expected[key] != value]:
+    about = read_item(path.parent, "meta")
+    expected = about["checksums"][path.name]
+    if damaged := [key for key, value in checksums(tree, about.get("schema", 1)).items() if expected[key] != value]:
         raise ValueError(f"the checksum of {damaged[0]} is wrong")
     return tree
 
@@ -295,7 +363,10 @@ def load_params(path: str | pathlib.Path, like: Any = None) -> tuple[Any, dict[s
       UserError: none can be read.
     """
     problem: UserError | None = None
-    for folder in find(path):
+    waiting = find(path)
+    newest = waiting[0]
+    while waiting:
+        folder = waiting.pop(0)
         try:
             meta = read_item(folder, "meta")
             name = "ema" if "ema" in meta["checksums"] else "params"  # not what is there: a lost one is damage
@@ -303,6 +374,9 @@ def load_params(path: str | pathlib.Path, like: Any = None) -> tuple[Any, dict[s
         except NewerSchema:
             raise
         except UserError as e:
+            if (now := find(path))[0] != newest:  # a run goes on there, and has replaced what was listed
+                waiting, newest = now, now[0]
+                continue
             log.warning("%s Trying the checkpoint before it.", e)
             problem = problem or e
     assert problem is not None

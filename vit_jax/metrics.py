@@ -6,12 +6,14 @@ with the same names lie in ``tensorboard/``.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
 import math
 import os
 import pathlib
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +23,7 @@ import jax.numpy as jnp
 from vit_jax.io import atomic
 from vit_jax.types import Array, UserError
 
-FILE = "metrics.jsonl"
+FILE, EVENTS = "metrics.jsonl", "tensorboard"
 Row = dict[str, float]
 """``{"step": int, name: float, ...}``; what is not finite reads as NaN."""
 
@@ -71,45 +73,64 @@ def compute(metrics: Mapping[str, Mean]) -> dict[str, float]:
 
 
 class MetricsWriter:
-    """Appends to ``metrics.jsonl`` and to TensorBoard; every row is on disk when :meth:`write` returns.
+    """Appends to ``metrics.jsonl`` and to TensorBoard; every row is with the system when :meth:`write` returns, and on
+    the disk when :meth:`sync` does.
 
     Of a run on several hosts only process 0 writes; the others may call the same methods. A line that a kill cut short
     is dropped on opening, and logged.
 
+    Attributes:
+      rows: number of rows in the file; 0 on processes that do not write.
+
     Raises:
       UserError: tensorboardX is wanted and not installed; a line in the middle of an existing file is no JSON object.
+        From every method: the files cannot be written.
     """
 
     def __init__(self, workdir: str | os.PathLike[str], *, tensorboard: bool = True) -> None:
         self._path = pathlib.Path(workdir) / FILE
         self._writes = jax.process_index() == 0
-        self._events_class = _summary_writer() if tensorboard and self._writes else None
+        self._events_class = _events_writer() if tensorboard and self._writes else None
         self._events: Any = None
         self._purge_step: int | None = None
         self._file: Any = None
+        self.rows = 0
         if self._writes:
             self._open()
 
     def _open(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        if not _ends_clean(self._path):
-            atomic.write_text(self._path, "".join(map(_line, read(self._path.parent))))
-        self._file = self._path.open("a", encoding="utf-8")
+        with atomic.writing(str(self._path)):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            rows = read(self._path.parent)
+            if not _ends_clean(self._path):
+                atomic.write_text(self._path, "".join(map(_line, rows)))
+            self._file = open(self._path, "ab", 0, opener=_no_link)  # noqa: SIM115 - closed by close()
+            self.rows = len(rows)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """One row. ``values`` are numbers or scalar arrays; NaN and infinities become ``null`` in the file."""
         if not self._writes:
             return
         row = {k: float(v) for k, v in values.items()}
-        self._file.write(_line({"step": int(step), **row}))
-        self._file.flush()
+        line = _line({"step": int(step), **row}).encode()
+        with atomic.writing(str(self._path)):
+            while line:  # a disk that fills up takes a part, and says why at the rest
+                line = line[self._file.write(line) :]
+        self.rows += 1
         if self._events_class is not None:
-            if self._events is None:  # opened late, because truncate() decides what TensorBoard shall forget
-                folder = str(self._path.parent / "tensorboard")
-                self._events = self._events_class(folder, purge_step=self._purge_step, flush_secs=10)
-            for name, value in row.items():
-                if math.isfinite(value):
-                    self._events.add_scalar(name, value, int(step))
+            with atomic.writing(str(self._path.parent / EVENTS)):
+                if self._events is None:  # opened late, because truncate() decides what TensorBoard shall forget
+                    self._events = self._events_class(self._path.parent / EVENTS, self._purge_step)
+                self._events.write({k: v for k, v in row.items() if math.isfinite(v)}, int(step))
+
+    def sync(self) -> None:
+        """Returns once all rows are on the disk, in the file that bears the name."""
+        if not self._writes:
+            return
+        with atomic.writing(str(self._path)):
+            os.fsync(self._file.fileno())
+            if not os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._path)):
+                raise FileNotFoundError("it was replaced while the run went on")
 
     def truncate(self, after_step: int) -> int:
         """Drops the rows of steps > ``after_step``, atomically: what a resumed run is about to compute again.
@@ -125,22 +146,24 @@ class MetricsWriter:
         self._purge_step = after_step + 1
         if len(kept) < len(rows):
             self._file.close()
-            atomic.write_text(self._path, "".join(map(_line, kept)))
+            with atomic.writing(str(self._path)):
+                atomic.write_text(self._path, "".join(map(_line, kept)))
             self._open()
         return len(rows) - len(kept)
 
     def close(self) -> None:
-        """Flushes and closes both files."""
-        if self._file is not None:
-            self._file.close()
-        if self._events is not None:
-            self._events.close()
+        """Closes both files."""
+        with atomic.writing(str(self._path.parent)):
+            for file in (self._file, self._events):
+                if file is not None:
+                    file.close()
 
     def __enter__(self) -> MetricsWriter:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        with atomic.unsaid_under(error):
+            self.close()
 
 
 def read(workdir: str | os.PathLike[str]) -> list[Row]:
@@ -150,7 +173,12 @@ def read(workdir: str | os.PathLike[str]) -> list[Row]:
       UserError: a line before the last is no JSON object with an integer ``step``.
     """
     path = pathlib.Path(workdir) / FILE
-    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    except OSError as e:
+        raise UserError(f"{path} cannot be read ({e.strerror}); move it away, or use a new workdir.") from e
     while lines and not lines[-1].strip():
         lines.pop()
     rows = []
@@ -187,11 +215,50 @@ def _ends_clean(path: pathlib.Path) -> bool:
         return f.read(1) == b"\n"
 
 
-def _summary_writer() -> Any:
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
+class _Events:
+    """A file of TensorBoard's events, written at once: tensorboardX's own writer leaves that to a thread, which would
+    die of a full disk by itself.
+    """
+
+    def __init__(self, folder: pathlib.Path, purge_step: int | None) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import SessionLog
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"))
+        if purge_step is not None:  # what other files of the folder say of later steps is forgotten
+            self._event(purge_step, session_log=SessionLog(status=SessionLog.START))
+
+    def _event(self, step: int, **content: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._writer.write_event(Event(wall_time=time.time(), step=step, **content))
+
+    def write(self, values: Mapping[str, float], step: int) -> None:
+        from tensorboardX.summary import scalar
+
+        for name, value in values.items():
+            self._event(step, summary=scalar(name, value))
+        self._writer.flush()
+
+    def close(self) -> None:
+        try:
+            self._writer.close()
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._writer._py_recordio_writer.close()  # which it leaves open where the rest cannot be written
+            raise
+
+
+def _events_writer() -> type[_Events]:
     try:
-        from tensorboardX import SummaryWriter
+        import tensorboardX  # noqa: F401
     except ImportError as e:
         raise UserError(
             f"TensorBoard events need tensorboardX ({e}); pip install tensorboardX or turn them off."
         ) from e
-    return SummaryWriter
+    return _Events

@@ -4,9 +4,11 @@ import json
 import pathlib
 
 import numpy as np
+import pytest
 
 from vit_jax.evals import EVALUATORS, Report, combine
 from vit_jax.evals.base import finite
+from vit_jax.types import UserError
 
 
 def test_finite_makes_json_of_arrays_and_nan() -> None:
@@ -47,3 +49,26 @@ def test_several_reports_are_one(tmp_path: pathlib.Path) -> None:
     found = json.loads((tmp_path / "results.json").read_text())
     assert found == {"step": 3, "metrics": {"a": 1.0, "b": 2.0}, "table a": ["k"], "table b": ["k"]}
     assert {p.name for p in tmp_path.iterdir()} == {"results.json", "a.png", "b.png"}
+
+
+@pytest.mark.parametrize("name", ["chien_\udce9t\udce9", "\ud800", "猫"])
+def test_class_names_of_any_bytes_come_back(tmp_path: pathlib.Path, name: str) -> None:
+    class Named(Report):
+        def results(self, class_names):
+            return {"classes": list(class_names)}
+
+    Named({}).save(tmp_path, (name,))
+    text = (tmp_path / "results.json").read_text(encoding="utf-8", errors="strict")
+    assert json.loads(text) == {"classes": [name]}
+
+
+@pytest.mark.parametrize("name", ["results.json", "picture.png"])
+def test_results_that_cannot_be_written_are_a_sentence(tmp_path: pathlib.Path, name: str) -> None:
+    class Drawn(Report):
+        def draw(self, folder, class_names):
+            (folder / "picture.png").write_text("x")
+
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=r"cannot be written: Is a directory\."):
+        Drawn({"a": 1.0}).save(tmp_path, ())
+    assert not list(tmp_path.glob(".unfinished*"))

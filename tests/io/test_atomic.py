@@ -1,5 +1,6 @@
 """All of it or nothing: what is left after a block that ends, fails, or meets another one."""
 
+import errno
 import os
 import stat
 import threading
@@ -7,6 +8,7 @@ import threading
 import pytest
 
 from vit_jax.io import atomic
+from vit_jax.types import UserError
 
 
 def test_a_file_appears_whole(tmp_path):
@@ -67,3 +69,36 @@ def test_where_nothing_can_be_written(tmp_path):
     with pytest.raises(OSError, match="not empty"), atomic.new_folder(tmp_path / "there"):
         pass
     assert sorted(os.listdir(tmp_path)) == ["file", "there"]
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full; free some space and run"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "the disk is full; free some space and run"),
+        (OSError(errno.EFBIG, "File too large"), "the disk is full; free some space and run"),
+        (ValueError("RESOURCE_EXHAUSTED: Error writing 'a'"), "the disk is full; free some space and run"),
+        (PermissionError(errno.EACCES, "Permission denied", "x"), "Permission denied"),
+        (RuntimeError("first\nsecond"), "first"),
+        (RuntimeError(), "RuntimeError"),
+    ],
+)
+def test_reasons(error, sentence):
+    assert atomic.reason(error).startswith(sentence) and "\n" not in atomic.reason(error)
+
+
+def test_what_cannot_be_written_is_a_sentence(tmp_path):
+    (tmp_path / "a").mkdir()
+    sentence = r"^the log cannot be written: Is a directory, alas\.$"
+    with pytest.raises(UserError, match=sentence), atomic.writing("the log", ", alas"):
+        atomic.write_text(tmp_path / "a", "x")
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_an_error_under_way_is_the_one_that_is_said():
+    with atomic.unsaid_under(KeyError()):
+        raise UserError("closing failed too")
+    with pytest.raises(UserError), atomic.unsaid_under(None):
+        raise UserError("closing failed")
+    with pytest.raises(ZeroDivisionError), atomic.unsaid_under(KeyError()):
+        raise ZeroDivisionError  # no mistake of the user's

@@ -1,19 +1,25 @@
 """The loop: files, resuming bit for bit, interruptions, non-finite values, hooks."""
 
 import contextlib
+import errno
+import gc
 import io
 import json
 import os
 import pathlib
+import resource
 import shutil
 import signal
+import time
 import types
 
 import numpy as np
 import pytest
 
-from vit_jax import metrics
+import vit_jax as vj
+from vit_jax import checkpoint, metrics
 from vit_jax.train import loop
+from vit_jax.train.workdir import lock
 from vit_jax.types import UserError
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
@@ -124,12 +130,133 @@ def test_interruption_saves_and_says_how_to_go_on(tiny, workdir):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+@pytest.mark.parametrize("place", ["Meter.flush", "MetricsWriter.write", "Checkpoints.save", "Progress.show"])
+def test_what_an_interruption_promises_is_there(tiny, workdir, monkeypatch, place):
+    """The signal comes between two looks at one flag, wherever the loop is; the checkpoint of the sentence exists."""
+    owner, method = place.split(".")
+    owner, calls = getattr(loop, owner), []
+    original = getattr(owner, method)
+
+    def interrupted(self, *args):
+        calls.append(args)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *args)
+
+    monkeypatch.setattr(owner, method, interrupted)
+    with pytest.raises(UserError, match=r"^stopped at step \d+ of 10; the same command resumes there\.$") as e:
+        loop.run(tiny(), workdir)
+    step = int(str(e.value).split()[3])
+    assert checkpoint.steps(workdir / "checkpoints")[0].name == str(step)
+    assert len([row for row in metrics.read(workdir) if "train/loss" in row]) == step
+
+
+def test_nothing_is_promised_where_saving_fails(tiny, workdir, monkeypatch):
+    """Saving goes on in the background: what fails there is found out before anything is said."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def interrupt(moment):
+        monkeypatch.setattr("orbax.checkpoint.CheckpointManager.wait_until_finished", full)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(UserError, match=r"^cannot save to .*: the disk is full; .*; .*checkpoint.*\.$"):
+        loop.run(tiny(), workdir, hooks=[interrupt])
+
+
+@pytest.mark.parametrize(
+    ("step", "kept"), [(2, "there is no checkpoint yet"), (9, "the checkpoint of step 8 is intact")]
+)
+def test_a_second_interruption_says_what_there_is(tiny, workdir, step, kept):
+    def interrupt(moment):
+        if moment.step == step:
+            if step > 8:
+                while not (workdir / "checkpoints" / "8").exists():  # it is on its way to the disk
+                    time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(UserError, match=f"^interrupted; {kept}, and the same command goes on from what there is"):
+        loop.run(tiny(), workdir, hooks=[interrupt])
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler and not (workdir / "lock").exists()
+
+
+def test_a_run_in_use_is_evaluated_and_not_trained(tiny, trained, workdir):
+    """By a second process it is refused before a file is touched; what only reads needs no leave."""
+    shutil.copytree(trained.folder, workdir)
+    with lock(workdir):
+        before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+        with pytest.raises(UserError, match=rf"run' is in use by process {os.getpid()} on .*; wait until it ends"):
+            loop.run(tiny(), workdir)
+        assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
+        assert vj.evaluate(workdir).metrics == trained.result.report.metrics
+    assert not (workdir / "lock").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda path: path.unlink(), "has 0 of at least 13 rows up to step 10"),
+        (lambda path: path.write_text(""), "has 0 of at least 13 rows up to step 10"),
+        (lambda path: path.write_text("".join(lines(path)[:5])), "has 5 of at least 13 rows up to step 10"),
+        (lambda path: path.write_text("".join(lines(path)[3:])), "has 10 of at least 13 rows up to step 10"),
+        (lambda path: None, ""),
+    ],
+    ids=["deleted", "emptied", "cut", "begun later", "whole"],
+)
+def test_missing_rows_are_said_and_end_nothing(tiny, trained, workdir, capsys, change, sentence):
+    """``best`` is the last evaluation's where the log knows none."""
+    shutil.copytree(trained.folder, workdir)
+    change(workdir / "metrics.jsonl")
+    found = loop.run(tiny(), workdir).report.metrics
+    said, best = capsys.readouterr().out, json.loads((workdir / "results.json").read_text())["best"]
+    assert sentence in said and ("rows up to step" in said) == bool(sentence)
+    assert best["val/accuracy"] >= found["accuracy"] and best["step"] in (7, 10)
+
+
+def test_a_metric_that_the_log_does_not_know_may_be_the_best(tiny, trained, workdir):
+    shutil.copytree(trained.folder, workdir)
+    found = loop.run(tiny(evaluators=["activity"], best="val/active"), workdir).report.metrics["active"]
+    assert json.loads((workdir / "results.json").read_text())["best"] == {"step": 10, "val/active": found}
+
+
+@pytest.mark.parametrize("size", [60, 1_500])
+def test_a_full_disk_is_one_sentence(tiny, workdir, size, capfd):
+    """Whatever meets it first, and though closing fails as well; what is there is gone on with."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(moment):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+
+    try:
+        with pytest.raises(UserError, match="the disk is full; free some space and run the same command again"):
+            loop.run(tiny(), workdir, hooks=[fill])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    gc.collect()
+    assert not capfd.readouterr().err
+    assert loop.run(tiny(), workdir).report.metrics["examples"] == 16
+
+
+def test_a_workdir_that_is_deleted_is_not_made_anew(tiny, workdir):
+    def delete(moment):
+        if moment.step == 5:
+            while (workdir / "checkpoints" / "4").exists() is False:
+                time.sleep(0.01)
+            shutil.rmtree(workdir)
+
+    with pytest.raises(UserError, match=r"cannot be written: No such file or directory\."):
+        loop.run(tiny(), workdir, hooks=[delete])
+    assert not workdir.exists()
+
+
 def test_non_finite_values_stop_the_run(tiny, workdir):
     """The first bad step and leaf are named; the last good checkpoint stays and the bad one is never written."""
     raw = tiny(optim={"lr": 1e15, "clip_norm": None, "warmup": 0}, log_every=5)
     with pytest.raises(UserError, match=r"step \d+: the gradient of \S+ is the first of \d+ that are not finite") as e:
         loop.run(raw, workdir)
-    assert "the last checkpoint is intact" in str(e.value)
+    assert "; there is no checkpoint yet. Lower optim.lr" in str(e.value)
     for folder in (workdir / "checkpoints").glob("[0-9]*"):
         assert int(folder.name) < int(str(e.value).split()[1].rstrip(":"))
 
@@ -166,10 +293,12 @@ def test_mistakes_are_sentences_and_leave_nothing(tiny, workdir, change, text):
     assert not workdir.exists()
 
 
-def test_meter_measures_waiting(tiny, one_device):
-    import time
+def lines(path):
+    return path.read_text().splitlines(keepends=True)
 
-    meter = loop.Meter(one_device(tiny()))
+
+def test_meter_measures_waiting(tiny, one_device, workdir):
+    meter = loop.Meter(one_device(tiny()), workdir)
     meter.push(1, {"loss": np.float32(1), "update_norm": np.float32(1), "finite": np.ones(3, bool)})
     with meter.waiting():
         time.sleep(0.05)

@@ -1,9 +1,13 @@
 """Where a run starts."""
 
+import contextlib
+import shutil
+
 import chex
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from vit_jax import models, sharding
 from vit_jax.checkpoint import Checkpoints
@@ -12,7 +16,7 @@ from vit_jax.convert.pretrained import Preprocess, Stored
 from vit_jax.io.tensors import Tensor
 from vit_jax.layers.embed import resize_patches, resize_positions
 from vit_jax.models import describe
-from vit_jax.train import start
+from vit_jax.train import loop, start
 from vit_jax.trees import nested
 from vit_jax.types import UserError
 
@@ -201,3 +205,95 @@ def test_variables_of_another_model_are_left_out_and_noted():
         ["its batch_stats are not used"],
     )
     assert start.fitting(mine, {}) == (None, ["its batch_stats are not used"]) and start.fitting({}, mine) == (None, [])
+
+
+@pytest.fixture(scope="module")
+def resumable(tiny, alone, tmp_path_factory):
+    """A run on images of cats and dogs, stopped at step 2, its data beside it; copy both before changing them."""
+    place = tmp_path_factory.mktemp("resumable")
+    for name, shade in (("cat", 40), ("dog", 200)):
+        for i in range(12):
+            image(place / "data" / name / f"{i:03d}.png", shade + i)
+    with alone(), contextlib.chdir(place):
+        loop.run(folder_run(tiny), "run")
+    return place
+
+
+def image(path, shade):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((8, 8, 3), shade, np.uint8)).save(path)
+
+
+def folder_run(tiny, **changes):
+    data = {"path": "folder:data", "holdout": 4}
+    return tiny(**{"data": data, "duration": 2, "batch_size": 8, "eval_every": 2, "checkpoint_every": 2, **changes})
+
+
+def more(place):
+    for i in range(3):
+        image(place / "cat" / f"new{i}.png", i)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda data: (data / "dog").rename(data / "a_dog"), "has the classes cat, dog, the data a_dog, cat"),
+        (lambda data: (data / "dog").rename(data / "hound"), "has the classes cat, dog, the data cat, hound"),
+        (lambda data: image(data / "eel" / "0.png", 0), "has the classes cat, dog, the data cat, dog, eel"),
+    ],
+    ids=["another order", "another name", "one more"],
+)
+def test_other_classes_are_refused_on_resume(resumable, tiny, alone, tmp_path, monkeypatch, change, sentence):
+    """As ``evaluate`` refuses them; nothing is taken for damaged, and no key allows it."""
+    place = shutil.copytree(resumable, tmp_path / "place")
+    monkeypatch.chdir(place)
+    change(place / "data")
+    before = sorted(path.name for path in (place / "run").rglob("*"))
+    for changes in ({}, {"accept_changed_data": True}):
+        with alone(), pytest.raises(UserError, match=f"{sentence}.*; give data.path the classes of training"):
+            loop.run(folder_run(tiny, **changes), "run")
+    with alone(), pytest.raises(UserError, match=sentence):
+        loop.run(folder_run(tiny, resume_from="run"), "another")
+    assert sorted(path.name for path in (place / "run").rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (more, "23 training examples, not 20"),
+        (lambda data: (data / "cat" / "003.png").unlink(), "19 training examples, not 20"),
+        (
+            lambda data: (data / "cat" / "003.png").rename(data / "cat" / "999.png"),
+            "other training examples, labels or",
+        ),
+        (
+            lambda data: (data / "cat" / "003.png").rename(data / "dog" / "003x.png"),
+            "other training examples, labels or",
+        ),
+    ],
+    ids=["more", "fewer", "another name", "another label"],
+)
+def test_changed_data_is_refused_on_resume(resumable, tiny, alone, tmp_path, monkeypatch, capsys, change, sentence):
+    """Unless the user says so; what is resumed then is said, and compared with the data of then."""
+    place = shutil.copytree(resumable, tmp_path / "place")
+    monkeypatch.chdir(place)
+    change(place / "data")
+    log = (place / "run" / "metrics.jsonl").read_text()
+    with alone(), pytest.raises(UserError, match=rf"has changed since \({sentence}.*accept_changed_data=True"):
+        loop.run(folder_run(tiny), "run")
+    assert (place / "run" / "metrics.jsonl").read_text() == log
+    capsys.readouterr()
+    with alone():
+        loop.run(folder_run(tiny, accept_changed_data=True), "run")
+    assert f"resumed at step 2, with changed data ({sentence}" in capsys.readouterr().out
+    with alone():
+        loop.run(folder_run(tiny, resume_from="run", duration=3), "longer")
+    assert f"continues run/checkpoints/2, with changed data ({sentence}" in capsys.readouterr().out
+
+
+def test_the_same_data_elsewhere_is_the_same(resumable, tiny, alone, tmp_path, monkeypatch, capsys):
+    place = shutil.copytree(resumable, tmp_path / "place")
+    monkeypatch.chdir(place)
+    with alone():
+        loop.run(folder_run(tiny), "run")
+    assert "resumed at step 2\n" in capsys.readouterr().out

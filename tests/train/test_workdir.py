@@ -1,7 +1,14 @@
 """The folder of a run: whose it is."""
 
+import errno
+import fcntl
 import json
+import logging
 import os
+import pathlib
+import re
+import socket
+import subprocess
 import sys
 
 import jax
@@ -81,10 +88,114 @@ def test_folders_that_are_no_run(tmp_path):
         workdir.check(tmp_path, RAW)
     file = tmp_path / "file"
     file.write_text("x")
-    with pytest.raises(UsageError, match=r"file' is a file; name a folder"):
-        workdir.check(file, RAW)
-    with pytest.raises(UserError, match=r"cannot be written \(.*\); choose another"):
+    with pytest.raises(UserError, match=r"cannot be written: Not a directory; or choose another"):
         workdir.claim(file / "below", RAW)
+
+
+DEEP = [n * '{"a":' + "1" + n * "}" for n in (100, 330, 490, 900, 990, 5_000)]
+
+
+@pytest.mark.parametrize("text", ["[1]", "null", '"a"', "3", '{"seed": 0', 100_000 * "[", *DEEP])
+def test_a_config_of_something_else_is_a_sentence(tmp_path, text):
+    """Also where it nests too deep for what compares it."""
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config|another configuration") as e:
+        workdir.check(tmp_path, RAW)
+    assert len(str(e.value)) < 900 and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("name", ["config.json", "lock", "metrics.jsonl", "results.json", "checkpoints", "tensorboard"])
+def test_what_is_in_the_way_is_found_before_training(tmp_path, name):
+    if name in ("checkpoints", "tensorboard"):
+        (tmp_path / name).write_text("x")
+    else:
+        (tmp_path / name).mkdir()
+    with pytest.raises(UsageError, match=rf"{name} is in the way of a (file|folder) of that name; move it"):
+        workdir.check(tmp_path, RAW)
+
+
+def test_an_empty_name_is_no_workdir():
+    with pytest.raises(
+        UsageError, match=r"the workdir is empty \(a variable that is not set\?\); name a folder, '\.' for"
+    ):
+        workdir.place("")
+    assert str(workdir.place(".")) == "." and str(workdir.place(" ")) == " "
+
+
+def test_a_workdir_is_for_one_process(tmp_path):
+    folder = tmp_path / "a" / "run"
+    with workdir.lock(folder):
+        owner = rf"process {os.getpid()} on {re.escape(socket.gethostname())} since \d{{4}}-"
+        sentence = rf"run' is in use by {owner}.*; wait until it ends, or name another"
+        with pytest.raises(UserError, match=sentence), workdir.lock(folder):
+            raise AssertionError("two at once")
+        assert os.listdir(folder) == ["lock"]
+    assert not (tmp_path / "a").exists()  # made for nothing
+    folder.mkdir(parents=True)
+    (folder / "lock").write_text("process 1 on another since yesterday")  # which was killed
+    with workdir.lock(folder):
+        assert str(os.getpid()) in (folder / "lock").read_text()
+        (folder / "config.json").touch()
+    assert os.listdir(folder) == ["config.json"]
+
+
+def test_a_lock_ends_with_its_process(tmp_path):
+    code = (
+        "import pathlib, sys, time; from vit_jax.train import workdir\n"
+        "with workdir.lock(pathlib.Path(sys.argv[1])): print('locked', flush=True); time.sleep(60)"
+    )
+    root = pathlib.Path(vit_jax.__file__).parents[1]
+    env = {**os.environ, "PYTHONPATH": str(root), "XLA_FLAGS": ""}
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, env=env) as other:
+        assert other.stdout.readline() == b"locked\n"
+        with pytest.raises(UserError, match=rf"is in use by process {other.pid} on"), workdir.lock(tmp_path):
+            raise AssertionError("two at once")
+        other.kill()
+        other.wait()
+    assert f"process {other.pid}" in (tmp_path / "lock").read_text()
+    with workdir.lock(tmp_path):
+        assert f"process {os.getpid()}" in (tmp_path / "lock").read_text()
+    assert os.listdir(tmp_path) == []
+
+
+def test_where_nothing_can_be_locked_it_is_said(tmp_path, monkeypatch, caplog):
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with caplog.at_level(logging.WARNING), workdir.lock(tmp_path):
+        assert "lock cannot be locked (No locks available): see to it that no second run writes there" in caplog.text
+
+
+def test_a_lock_that_vanished_meanwhile_is_taken_anew(tmp_path, monkeypatch):
+    """The file that was opened is removed by its holder before it is locked: that lock would keep nobody out."""
+    flock, removed = fcntl.flock, []
+
+    def late(file, how):
+        if not removed:
+            removed.append(os.unlink(tmp_path / "lock"))
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with workdir.lock(tmp_path), pytest.raises(UserError, match="is in use by process"), workdir.lock(tmp_path):
+        raise AssertionError("two at once")
+
+
+def test_places_that_cannot_be_locked(tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lock").symlink_to(tmp_path / "victim")
+    for name, sentence in [
+        ("file", r"file' is a file; name a folder"),
+        ("file/below", r"cannot be written \(Not a directory\)"),
+        ("x" * 300, r"cannot be written \(File name too long\)"),
+        ("a\0b", r"cannot be written \(embedded null byte\)"),
+        ("run", r"cannot be written \(Too many levels of symbolic links\)"),
+    ]:
+        with pytest.raises(UserError, match=sentence), workdir.lock(tmp_path / name):
+            raise AssertionError("locked")
+    assert (tmp_path / "victim").read_text() == "mine"
 
 
 def test_provenance(monkeypatch):
@@ -94,3 +205,41 @@ def test_provenance(monkeypatch):
     assert json.loads(json.dumps(found)) == found
     monkeypatch.setenv("PATH", "")  # no git, no commit
     assert workdir.provenance()["commit"] is None
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A function that makes a repository with a package in it, and the file that its settings would have made."""
+    for key in [key for key in os.environ if key.startswith("GIT_")]:
+        monkeypatch.delenv(key)
+    ran = tmp_path / "ran"
+    hook = tmp_path / "hook"
+    hook.write_text(f"#!/bin/sh\ntouch {ran}\n")
+    hook.chmod(0o755)
+
+    def make(name, package, project):
+        root = tmp_path / name
+        (root / package / "vit_jax").mkdir(parents=True)
+        (root / "pyproject.toml").write_text(f'[project]\nname = "{project}"\n')
+        run = ("git", "-C", str(root), "-c", "user.name=a", "-c", "user.email=a@b")
+        for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"], ["config", "core.fsmonitor", str(hook)]):
+            subprocess.run([*run, *command], check=True)
+        ran.unlink(missing_ok=True)
+        return root / package / "vit_jax", ran
+
+    return make
+
+
+def test_the_commit_is_that_of_our_own_repository(checkout, monkeypatch):
+    """A package in somebody's repository has no commit, and none of that repository's programs is run."""
+    package, ran = checkout("ours", ".", "vit_jax")
+    own = workdir.commit(package)
+    assert re.fullmatch(r"[0-9a-f]{7,}", own) and not ran.exists()
+    (package.parent / "pyproject.toml").write_text('name = "vit_jax"\n')
+    assert workdir.commit(package) == f"{own}-dirty" and not ran.exists()
+    others = [("installed", ".venv/lib/site-packages", "app"), ("vendored", ".", "app"), ("nested", "src", "vit_jax")]
+    for name, place, project in others:
+        package, ran = checkout(name, place, project)
+        assert workdir.commit(package) is None and not ran.exists()
+    monkeypatch.setenv("GIT_DIR", str(package.parents[1] / ".git"))  # as inside a hook of that repository
+    assert workdir.commit(checkout("again", ".venv", "app")[0]) is None and not ran.exists()

@@ -65,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"vit_jax {args.command}: {reason}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        print(f"vit_jax {args.command}: interrupted.", file=sys.stderr)
         return 1
 
 

@@ -67,16 +67,21 @@ class Report:
     ) -> None:
         """Writes ``results.json`` (:meth:`results` and ``extra``, such as the step; NaN is null) and, with ``plots``,
         the pictures (:meth:`draw`).
+
+        Raises:
+          UserError: they cannot be written.
         """
         path = pathlib.Path(folder) / "results.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
         content = {**extra, **self.results(class_names)}
         if self.checkpoint:
             content["checkpoint"] = self.checkpoint
         text = json.dumps(finite(content), indent=1, ensure_ascii=False, allow_nan=False)
-        atomic.write_text(path, text + "\n")
+        with atomic.writing(str(path)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            atomic.write_text(path, text + "\n", "backslashreplace")  # JSON reads half a surrogate pair back from that
         if plots:
-            self.draw(path.parent, class_names)
+            with atomic.writing(f"the pictures in {path.parent}"):
+                self.draw(path.parent, class_names)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,11 +3,49 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pathlib
 import shutil
 import uuid
 from collections.abc import Iterator
+
+from vit_jax.types import UserError
+
+
+def reason(error: Exception) -> str:
+    """Why something could not be written, as a part of a sentence; storage libraries say "full" in words of their own.
+
+    A limit on the size of files (``ulimit -f``) is a full disk too.
+    """
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if full or any(words in str(error) for words in ("No space left", "RESOURCE_EXHAUSTED", "File too large")):
+        return "the disk is full; free some space and run the same command again"
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return text.splitlines()[0][:200]
+
+
+@contextlib.contextmanager
+def writing(what: str, remedy: str = "") -> Iterator[None]:
+    """Turns what the system says inside the block into a sentence about ``what``, which ends with ``remedy``.
+
+    Raises:
+      UserError: ``what`` cannot be written.
+    """
+    try:
+        yield
+    except OSError as e:
+        raise UserError(f"{what} cannot be written: {reason(e)}{remedy}.") from e
+
+
+@contextlib.contextmanager
+def unsaid_under(error: BaseException | None) -> Iterator[None]:
+    """For ``__exit__``: a :class:`UserError` inside the block is not raised where ``error`` is under way already."""
+    try:
+        yield
+    except UserError:
+        if error is None:
+            raise
 
 
 @contextlib.contextmanager

@@ -8,12 +8,15 @@ matplotlib is imported where a figure is made: it costs more than the rest of th
 from __future__ import annotations
 
 import os
+import pathlib
 import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from vit_jax.io import atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -300,4 +303,5 @@ def _short(name: str, limit: int = 24) -> str:
 def _save(figure: Figure, path: Path) -> None:
     with warnings.catch_warnings():  # a class name in a script the font lacks shows as boxes
         warnings.filterwarnings("ignore", message="Glyph .* missing")
-        figure.savefig(path, dpi=DPI, bbox_inches="tight", pad_inches=0.15)
+        with atomic.new_file(pathlib.Path(path)) as new:
+            figure.savefig(new, dpi=DPI, bbox_inches="tight", pad_inches=0.15)

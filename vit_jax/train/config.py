@@ -39,6 +39,8 @@ class TrainConfig(Checked):
       init: what to take parameters from: a run, or weights of any format, a path or ``hf://org/name`` (see
         :func:`vit_jax.convert.load`); head, positions and patches are adapted, and it says how.
       resume_from: workdir or checkpoint of another run to continue in full, optimizer and step included.
+      accept_changed_data: resume although the data has changed since the checkpoint, other examples or another split of
+        them: the run then ends as neither the old one nor a new one would.
       log_every: how often a step's values are written to ``metrics.jsonl``.
       eval_every: how often the model is evaluated, each time with a checkpoint that carries the metrics.
       checkpoint_every: how often a checkpoint is written besides those of evaluations.
@@ -62,6 +64,7 @@ class TrainConfig(Checked):
     mesh: MeshConfig = resumable(MeshConfig())
     init: str | None = None
     resume_from: str | None = None
+    accept_changed_data: bool = resumable(False)
     log_every: Duration = resumable(Duration(10))
     eval_every: Duration = resumable(Duration(1, "epochs"))
     checkpoint_every: Duration = resumable(Duration(1, "epochs"))

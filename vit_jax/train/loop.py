@@ -20,7 +20,8 @@ from vit_jax import checkpoint, sharding
 from vit_jax.checkpoint import Checkpoints
 from vit_jax.config import parse, resumable_keys
 from vit_jax.evals import Report
-from vit_jax.metrics import MetricsWriter, read
+from vit_jax.io import atomic
+from vit_jax.metrics import FILE, MetricsWriter, read
 from vit_jax.models import cost
 from vit_jax.report import plots
 from vit_jax.train import start, workdir
@@ -74,9 +75,19 @@ def run(raw: Mapping[str, Any], folder: str | pathlib.Path, hooks: Sequence[Hook
       hooks: called after every step, in order.
 
     Raises:
-      UserError: whatever the user got wrong (before the first step), non-finite values, a full disk, an interruption.
+      UserError: whatever the user got wrong (before the first step), another run there, non-finite values, a full disk,
+        an interruption.
     """
-    path = pathlib.Path(folder)
+    path = workdir.place(folder)
+    with workdir.lock(path):
+        try:
+            return _run(raw, path, hooks)
+        except KeyboardInterrupt:
+            kept = checkpoint.kept(path / checkpoint.FOLDER)
+            raise UserError(f"interrupted; {kept}, and the same command goes on from what there is.") from None
+
+
+def _run(raw: Mapping[str, Any], path: pathlib.Path, hooks: Sequence[Hook]) -> Result:
     config = parse(TrainConfig, raw)
     workdir.check(path, raw, tuple(resumable_keys(config)))
     setup = build(config)
@@ -106,15 +117,14 @@ def _train(
     lengths = {"log": c.log_every, "eval": c.eval_every, "checkpoint": c.checkpoint_every}
     every = {name: max(1, setup.steps_of(length)) for name, length in lengths.items()}
     with contextlib.ExitStack() as stack:
+        stopped = stack.enter_context(_signals())
+        checkpoints = stack.enter_context(Checkpoints(path, keep=c.keep, best=c.best))
         writer = stack.enter_context(MetricsWriter(path))
-        if dropped := writer.truncate(first):
-            say(f"dropped {dropped} rows of metrics.jsonl that are computed again from step {first}")
-        checkpoints = stack.enter_context(contextlib.closing(Checkpoints(path, keep=c.keep, best=c.best)))
+        _resume_log(writer, path, first)
         batches = stack.enter_context(contextlib.closing(setup.train_batches(first)))
         bar = stack.enter_context(contextlib.closing(Progress(first, total)))
-        stopped = stack.enter_context(_signals())
         stack.enter_context(jax.set_mesh(setup.mesh))
-        meter = Meter(setup)
+        meter = Meter(setup, path)
         for step in range(first + 1, total + 1):
             with meter.waiting():
                 batch = next(batches)
@@ -124,8 +134,9 @@ def _train(
             for hook in hooks:
                 if extra := hook(StepEvent(setup, path, step, state)):
                     writer.write(step, extra)
+            stop = bool(stopped)  # read once: what is saved and what is said are to agree
             due = {name: step % n == 0 or step == total for name, n in every.items()}
-            due["checkpoint"] |= due["eval"] or bool(stopped)
+            due["checkpoint"] |= due["eval"] or stop
             values = meter.flush() if any(due.values()) else {}  # raises on non-finite values: none is ever saved
             row: dict[str, float] = {}
             if due["log"]:
@@ -137,9 +148,11 @@ def _train(
                 writer.write(step, row)
                 say(f"step {step}: " + " ".join(f"{k} {v:.4g}" for k, v in row.items()))
             if due["checkpoint"]:
-                checkpoints.save(step, start.items(state), about, row)
+                writer.sync()  # a checkpoint never has fewer rows than steps, whatever loses power
+                checkpoints.save(step, start.items(state), {**about, "rows": writer.rows}, row)
                 meter.restart()
-            if stopped and step < total:
+            if stop and step < total:
+                checkpoints.wait()
                 raise UserError(f"stopped at step {step} of {total}; the same command resumes there.")
         if batches.skipped:
             say(f"{batches.skipped} training examples are unreadable and were left out")
@@ -149,25 +162,40 @@ def _train(
     return state, report
 
 
+def _resume_log(writer: MetricsWriter, path: pathlib.Path, first: int) -> None:
+    """Prepares the log of a run that goes on from step ``first``; says what of it is dropped, and what is missing."""
+    if dropped := writer.truncate(first):
+        say(f"dropped {dropped} rows of metrics.jsonl that are computed again from step {first}")
+    folder = path / checkpoint.FOLDER / str(first)  # of a run that only starts, there is none
+    logged = checkpoint.read_item(folder, "meta").get("rows", 1) if folder.exists() else 0
+    if writer.rows < logged and not jax.process_index():
+        say(
+            f"{path / FILE} has {writer.rows} of at least {logged} rows up to step {first}: curves and the best value "
+            "come from what is left"
+        )
+
+
 def _finish(setup: Setup, path: pathlib.Path, report: Report) -> None:
     if jax.process_index():
         return
-    rows, name = read(path), setup.config.best
-    sign = checkpoint.sign(name)
-    best = max((row for row in rows if name in row), key=lambda row: sign * row[name])
+    rows, name, found = read(path), setup.config.best, report.prefixed("val")
+    sign, last = checkpoint.sign(name), {"step": setup.total_steps, name: np.nan, **found}
+    known = [row for row in [*rows, last] if np.isfinite(row.get(name, np.nan))]  # the log may be lost
+    best = max(known, key=lambda row: sign * row[name], default=last)
     drawn, summary = setup.config.plots, {"step": best["step"], name: best[name]}
     report.save(path, setup.train.info.class_names, plots=drawn, step=setup.total_steps, best=summary)
     if drawn:
-        plots.curves(rows, path / "curves.png")
-    say(table({**report.prefixed("val"), f"best {name}": f"{best[name]:.6g} at step {best['step']}"}))
+        with atomic.writing(str(path / "curves.png")):
+            plots.curves(rows, path / "curves.png")
+    say(table({**found, f"best {name}": f"{summary[name]:.6g} at step {best['step']}"}))
     say(f"results.json{', curves.png and more are' if drawn else ' is'} in {path}")
 
 
 class Meter:
     """Keeps metrics on the device until they are due, bounds how far the host runs ahead, and measures speed."""
 
-    def __init__(self, setup: Setup) -> None:
-        self._setup = setup
+    def __init__(self, setup: Setup, workdir: pathlib.Path) -> None:
+        self._setup, self._workdir = setup, workdir
         self._pending: collections.deque[tuple[int, dict[str, jax.Array]]] = collections.deque()
         self.restart()
 
@@ -209,7 +237,8 @@ class Meter:
         for step, metrics in steps:
             finite = metrics.pop("finite")
             if not (finite.all() and np.isfinite([metrics["loss"], metrics["update_norm"]]).all()):
-                raise UserError(_blame(self._setup, step, float(metrics["loss"]), finite))
+                kept = checkpoint.kept(self._workdir / checkpoint.FOLDER)
+                raise UserError(_blame(self._setup, step, float(metrics["loss"]), finite, kept))
             values = {k: float(v) for k, v in metrics.items()}
         return values
 
@@ -225,14 +254,13 @@ class Meter:
         return row
 
 
-def _blame(setup: Setup, step: int, loss: float, finite: np.ndarray) -> str:
+def _blame(setup: Setup, step: int, loss: float, finite: np.ndarray, kept: str) -> str:
     bad = list(itertools.compress(setup.trained, ~finite))
     where = "the update is not finite"
     if bad:
         where = f"the gradient of {bad[0]} is the first of {len(bad)} that are not finite"
     return (
-        f"step {step}: {where} (loss {loss:g}); the last checkpoint is intact. Lower optim.lr, lengthen optim.warmup "
-        "or set optim.clip_norm."
+        f"step {step}: {where} (loss {loss:g}); {kept}. Lower optim.lr, lengthen optim.warmup or set optim.clip_norm."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import pathlib
 from collections.abc import Mapping
@@ -54,14 +55,14 @@ def start(setup: Setup, workdir: pathlib.Path) -> tuple[TrainState, str]:
     c = setup.config
     _check_room(setup)
     like = _placed(setup.shapes, setup.shardings)
-    if found := checkpoint.restore(workdir, items(like)):
-        _check_tokenizer(setup, workdir / checkpoint.FOLDER / str(found[0]))
-        return from_items(found[1], like), f"resumed at step {found[0]}"
+    if found := checkpoint.restore(workdir, items(like), functools.partial(_check, setup)):
+        return from_items(found[1], like), f"resumed at step {found[0]}{_changed(setup, found[1]['meta'])}"
     if c.resume_from:
         folder = checkpoint.find(c.resume_from)[0]
-        _check_tokenizer(setup, folder)
+        about = checkpoint.read_item(folder, "meta")
+        _check_labels(setup, about, folder)
         read = {k: checkpoint.read_item(folder, k, v) for k, v in items(like).items()}
-        return from_items(read, like), f"continues {folder}"
+        return from_items(read, like), f"continues {folder}{_changed(setup, about)}"
     if c.init:
         params, variables, name, notes = _initial(setup, c.init)
         place = lambda x, s: x if isinstance(x, jax.ShapeDtypeStruct) else jax.device_put(x, s)  # noqa: E731
@@ -168,11 +169,56 @@ def fitted(found: Stored, ours: Any, fresh: Params, size: int, *, new_head: bool
     return params, notes + changes + _numerics(theirs, ours, found, path)
 
 
-def _check_tokenizer(setup: Setup, folder: pathlib.Path) -> None:
-    """Raises :class:`UserError` where the file that the configuration names holds another tokenizer by now."""
-    if setup.train.info.encoder is not None:
-        about = checkpoint.read_item(folder, "meta")
-        text.check_same(text.from_meta(about.get("tokenizer")), setup.train.info.encoder, str(folder))
+def _check(setup: Setup, about: Mapping[str, Any], folder: pathlib.Path) -> None:
+    """Raises :class:`checkpoint.Unsuitable` where a run would go on with other classes, tokens or data."""
+    try:
+        _check_labels(setup, about, folder)
+    except UserError as e:
+        raise checkpoint.Unsuitable(str(e)) from e
+    changes = _changes(setup, about)
+    if changes and not setup.config.accept_changed_data:
+        raise checkpoint.Unsuitable(
+            f"the data of {folder} has changed since ({'; '.join(changes)}): the run would end as neither the old one "
+            "nor a new one. Restore it, start in another --workdir (--config.init takes the parameters along), or go "
+            "on all the same with --config.accept_changed_data=True."
+        )
+
+
+def _check_labels(setup: Setup, about: Mapping[str, Any], folder: pathlib.Path) -> None:
+    """Raises :class:`UserError` where numbers of classes or of tokens would mean others from now on."""
+    info = setup.train.info
+    was = tuple(about["class_names"])
+    if was != info.class_names:
+        differs = mismatch(was, info.class_names) or f"numbers its {len(was)} classes, the data names them"
+        raise UserError(f"{folder} {differs}; give data.path the classes of training, in that order.")
+    if info.encoder is not None:
+        text.check_same(text.from_meta(about.get("tokenizer")), info.encoder, str(folder))
+
+
+def _data(setup: Setup) -> dict[str, dict[str, Any]]:
+    """What decides which examples a step sees, as a checkpoint keeps it."""
+    parts = {"training": setup.train, "validation": setup.val}
+    return {name: {"examples": len(part), "digest": part.info.digest} for name, part in parts.items()}
+
+
+def _changes(setup: Setup, about: Mapping[str, Any]) -> list[str]:
+    """How the data differs from what a checkpoint says of its own; nothing where it does not say."""
+    changes = []
+    for name, now in _data(setup).items():
+        was = about.get("data", {}).get(name, now)
+        if was["examples"] != now["examples"]:
+            changes.append(f"{now['examples']:,} {name} examples, not {was['examples']:,}")
+        elif was["digest"] != now["digest"] and was["digest"] and now["digest"]:
+            changes.append(f"other {name} examples, labels or order")
+    return changes
+
+
+def _changed(setup: Setup, about: Mapping[str, Any]) -> str:
+    """What is to be said of the data where a run goes on."""
+    if "data" not in about:
+        return " (of an earlier version, which tells no data: whether it is the same was not looked at)"
+    changes = _changes(setup, about)
+    return f", with changed data ({'; '.join(changes)})" if changes else ""
 
 
 def _new(model: models.Model, params: Params) -> set[str]:
@@ -209,7 +255,7 @@ def _numerics(there: Any, here: Any, found: Stored, path: str) -> list[str]:
 def meta(setup: Setup, raw: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint says of itself."""
     info = setup.train.info
-    about = {"config": raw, "class_names": list(info.class_names), "provenance": dict(provenance)}
+    about = {"config": raw, "class_names": list(info.class_names), "provenance": dict(provenance), "data": _data(setup)}
     return about if info.encoder is None else about | {"tokenizer": text.to_meta(info.encoder)}
 
 

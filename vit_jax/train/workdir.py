@@ -2,23 +2,119 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
+import fcntl
 import json
+import logging
+import os
 import pathlib
+import socket
 import subprocess
 import sys
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import jax
 
 import vit_jax
+from vit_jax import checkpoint, metrics
 from vit_jax.config import difference, record
 from vit_jax.data.sources import Source
 from vit_jax.io import atomic, jsonfile
 from vit_jax.io.remote import public
 from vit_jax.types import UsageError, UserError
 
-FILE = "config.json"
+log = logging.getLogger(__name__)
+
+FILE, LOCK = "config.json", "lock"
+FILES, FOLDERS = (FILE, LOCK, metrics.FILE, "results.json"), (checkpoint.FOLDER, metrics.EVENTS, "evaluation")
+"""What lies in a workdir, as files and as folders."""
+
+
+def place(folder: str | os.PathLike[str]) -> pathlib.Path:
+    """The workdir ``folder``.
+
+    Raises:
+      UsageError: it is the empty text, as of a variable of the shell that is not set; that would be this folder.
+    """
+    if not os.fspath(folder):
+        raise UsageError("the workdir is empty (a variable that is not set?); name a folder, '.' for this one.")
+    return pathlib.Path(folder)
+
+
+@contextlib.contextmanager
+def lock(workdir: pathlib.Path) -> Iterator[None]:
+    """Makes ``workdir`` and keeps it for this process while the block lasts; what stays empty is removed again.
+
+    The system's lock on the file ``lock`` ends with its process: a file that a killed one left is no obstacle. Only
+    training takes it, on the first host.
+
+    Raises:
+      UsageError: ``workdir`` is a file.
+      UserError: another process trains there; it cannot be written.
+    """
+    if jax.process_index():
+        yield
+        return
+    try:
+        made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
+        if workdir.exists() and not workdir.is_dir():
+            raise UsageError(f"workdir {str(workdir)!r} is a file; name a folder.")
+        workdir.mkdir(parents=True, exist_ok=True)
+        held = _lock(workdir / LOCK)
+    except (OSError, ValueError) as e:
+        if isinstance(e, UserError):
+            raise
+        raise UserError(f"workdir {str(workdir)!r} cannot be written ({atomic.reason(e)}); choose another.") from e
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(held), os.stat(workdir / LOCK)):  # and not one of a folder made anew
+                os.unlink(workdir / LOCK)
+        os.close(held)
+        with contextlib.suppress(OSError):
+            for folder in made:
+                folder.rmdir()
+
+
+def _lock(path: pathlib.Path) -> int:
+    """A descriptor of ``path``, which is locked and tells by whom."""
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = _owner(file)
+            os.close(file)
+            raise UserError(
+                f"workdir {str(path.parent)!r} is in use by {owner}; wait until it ends, or name another."
+            ) from None
+        except OSError as e:
+            log.warning("%s cannot be locked (%s): see to it that no second run writes there.", path, e.strerror)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file), os.stat(path)):  # else it was removed before it was locked
+                break
+        os.close(file)
+    try:
+        os.ftruncate(file, 0)
+        now = datetime.datetime.now().isoformat(" ", "seconds")
+        os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()} since {now}\n".encode(), 0)
+    except OSError:
+        os.close(file)
+        raise
+    return file
+
+
+def _owner(file: int) -> str:
+    """Who says that the lock is theirs; they may be about to."""
+    for _ in range(20):
+        if text := os.pread(file, 200, 0).decode("utf-8", "replace").strip():
+            return text
+        time.sleep(0.05)
+    return "another process"
 
 
 def plain(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,16 +138,18 @@ def plain(raw: Mapping[str, Any]) -> dict[str, Any]:
 def check(workdir: pathlib.Path, raw: Mapping[str, Any], resumable: Collection[str] = ()) -> None:
     """Raises :class:`UsageError` where ``workdir`` holds a run whose result another configuration decides.
 
-    Keys in ``resumable`` do not count.
+    Keys in ``resumable`` do not count. So it does where something else lies in the place of what a run writes.
     """
-    if workdir.exists() and not workdir.is_dir():
-        raise UsageError(f"workdir {str(workdir)!r} is a file; name a folder.")
+    for name in (*FILES, *FOLDERS):
+        there, kind = workdir / name, "file" if name in FILES else "folder"
+        if there.exists() and not (there.is_file() if name in FILES else there.is_dir()):
+            raise UsageError(f"{there} is in the way of a {kind} of that name; move it, or use a new workdir.")
     if not (workdir / FILE).exists():
         if (workdir / "checkpoints").exists():
             raise UsageError(f"{workdir} holds checkpoints but no {FILE}; restore that file or use a new workdir.")
         return
     changes = [
-        line
+        line if len(line) < 160 else f"{line[:159]}…"
         for line in difference(load(workdir), plain(raw))
         if not any(line.startswith((f"{key}:", f"{key}.")) for key in resumable)
     ]
@@ -70,11 +168,9 @@ def claim(workdir: pathlib.Path, raw: Mapping[str, Any]) -> None:
     """
     if jax.process_index():
         return
-    try:
+    with atomic.writing(f"workdir {str(workdir)!r}", "; or choose another"):
         workdir.mkdir(parents=True, exist_ok=True)
         atomic.write_text(workdir / FILE, json.dumps(plain(raw), indent=1) + "\n")
-    except OSError as e:
-        raise UserError(f"workdir {str(workdir)!r} cannot be written ({e.strerror}); choose another.") from e
 
 
 def load(workdir: pathlib.Path) -> dict[str, Any]:
@@ -90,22 +186,41 @@ def load(workdir: pathlib.Path) -> dict[str, Any]:
 
 def provenance() -> dict[str, Any]:
     """Versions, devices, command and (where the package is a checkout) commit: how a result came about."""
-    root = pathlib.Path(vit_jax.__file__).parent
-    try:
-        described = subprocess.run(
-            ["git", "-C", root, "describe", "--always", "--dirty"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        described = None
     return {
         "vit_jax": vit_jax.__version__,
-        "commit": described,
+        "commit": commit(pathlib.Path(vit_jax.__file__).parent),
         "jax": jax.__version__,
         "python": sys.version.split()[0],
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "command": [public(argument) for argument in sys.argv],
     }
+
+
+def commit(package: pathlib.Path) -> str | None:
+    """The commit of the checkout that ``package`` lies in; None where it lies in none of this project's.
+
+    git asks the settings of a repository for programs to run, and takes any repository above: of a package that is
+    installed in a stranger's, it would run theirs, and tell their commit.
+    """
+    root = package.parent
+    try:
+        if not (root / ".git").exists() or f'name = "{package.name}"' not in (root / "pyproject.toml").read_text(
+            "utf-8"
+        ):
+            return None
+        own = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")} | {
+            "GIT_CEILING_DIRECTORIES": str(root.parent)
+        }
+        options = [f"core.{key}" for key in ("fsmonitor=false", f"hooksPath={os.devnull}")]
+        command = ["git", "-C", str(root), *(word for option in options for word in ("-c", option))]
+        found = subprocess.run(
+            [*command, "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+            env=own,
+        )
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()

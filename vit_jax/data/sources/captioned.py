@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vit_jax.data.prompts import ensemble
-from vit_jax.data.sources.base import Record, Source, Wrapped
+from vit_jax.data.sources.base import Record, Source, Wrapped, digest
 from vit_jax.data.text import TextCodec
 
 
@@ -13,8 +13,8 @@ class Captioned(Wrapped):
     """A classification source whose captions are its class names in every template; the labels stay."""
 
     def __init__(self, source: Source, templates: Sequence[str]):
-        super().__init__(source, captions=len(templates))
         self.captions = [tuple(texts) for texts in ensemble(source.info.class_names, templates)]
+        super().__init__(source, captions=len(templates), digest=digest(source.info.digest, *self.captions))
 
     def __getitem__(self, i: int) -> Record:
         record = self.source[i]

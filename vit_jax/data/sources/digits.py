@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vit_jax.data.sources.base import Info, Record, Source, take_split
+from vit_jax.data.sources.base import Info, Record, Source, digest, take_split
 from vit_jax.types import UserError
 
 HELD_OUT, SEED = 360, 0
@@ -19,7 +19,7 @@ class Digits:
         data = load_digits()
         self.images = np.repeat(np.rint(data.images * (255 / 16)).astype(np.uint8)[..., None], 3, axis=-1)
         self.labels = data.target.astype(np.int32)
-        self.info = Info(tuple(map(str, range(10))), len(self.labels))
+        self.info = Info(tuple(map(str, range(10))), len(self.labels), digest=digest(self.images, self.labels))
 
     def __len__(self) -> int:
         return len(self.labels)

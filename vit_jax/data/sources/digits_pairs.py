@@ -17,7 +17,7 @@ import numpy as np
 
 from vit_jax.config import suggest
 from vit_jax.data.permute import hash64, make_key, permute
-from vit_jax.data.sources.base import Info, Record, Source
+from vit_jax.data.sources.base import Info, Record, Source, digest
 from vit_jax.data.sources.digits import Digits, open_digits
 from vit_jax.types import UserError
 
@@ -133,7 +133,8 @@ class DigitsPairs:
         self.train, self.wordings = split == "train", wordings
         order = permute(np.arange(_PAIRS), _PAIRS, make_key(SEED))
         self.pairs = order[HELD_OUT:] if self.train else order[:HELD_OUT]
-        self.info = Info((), EXAMPLES if self.train else HELD_OUT, captions=len(wordings["beside"]))
+        known = digest(*self.scans, self.pairs, *(texts for _, texts in sorted(wordings.items())))
+        self.info = Info((), EXAMPLES if self.train else HELD_OUT, captions=len(wordings["beside"]), digest=known)
 
     def __len__(self) -> int:
         return self.info.num_examples

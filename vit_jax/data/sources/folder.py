@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 
 from vit_jax.config import suggest
-from vit_jax.data.sources.base import Info, Record, Source, Strings, Unreadable, align, take_split
+from vit_jax.data.sources.base import Info, Record, Source, Strings, Unreadable, align, digest, take_split
 from vit_jax.types import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -39,7 +39,8 @@ class Folder:
             raise UserError(_nothing(root))
         self.paths = Strings.concatenate(parts)
         self.labels = np.repeat(np.arange(len(names), dtype=np.int32), counts)
-        self.info = Info(tuple(names), len(self.labels), _notes(root, others, empty))
+        notes, known = _notes(root, others, empty), digest(names, self.paths, self.labels)
+        self.info = Info(tuple(names), len(self.labels), notes, digest=known)
 
     def __len__(self) -> int:
         return len(self.labels)

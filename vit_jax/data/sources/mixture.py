@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from vit_jax.data.sources.base import Info, Record, Source, align
+from vit_jax.data.sources.base import Info, Record, Source, align, digest
 from vit_jax.types import UserError
 
 
@@ -33,7 +33,8 @@ class Mixture:
         self.parts = [align(p, names, what) for p in parts]
         self.ends = np.cumsum(counts)
         notes = tuple(note for p in parts for note in p.info.notes)
-        self.info = Info(names, int(self.ends[-1]), notes, max(captions) if all(captions) else 0)
+        known = digest(*(p.info.digest for p in self.parts), self.ends)
+        self.info = Info(names, int(self.ends[-1]), notes, max(captions) if all(captions) else 0, digest=known)
 
     def __len__(self) -> int:
         return self.info.num_examples

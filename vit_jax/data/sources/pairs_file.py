@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.config import suggest
-from vit_jax.data.sources.base import Info, Record, Source, Strings, Unreadable, as_captions, take_split
+from vit_jax.data.sources.base import Info, Record, Source, Strings, Unreadable, as_captions, digest, take_split
 from vit_jax.data.sources.shards import find_shards
 from vit_jax.io import jsonfile
 from vit_jax.types import UserError
@@ -49,7 +49,9 @@ class PairsFile:
         self.captions = Strings.pack([text for texts in captions.values() for text in texts])
         counts = np.fromiter(map(len, captions.values()), np.int64, len(captions))
         self.ends = np.cumsum(counts)
-        self.info = Info((), len(captions), captions=max(1, int(counts.max())))
+        moved = len(os.path.commonpath([min(captions), max(captions)]))  # where the files lie does not matter
+        known = digest([path[moved:] for path in captions], self.captions, self.ends)
+        self.info = Info((), len(captions), captions=max(1, int(counts.max())), digest=known)
 
     def __len__(self) -> int:
         return len(self.ends)

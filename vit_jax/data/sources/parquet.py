@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vit_jax.config import suggest
-from vit_jax.data.sources.base import MAX_CLASSES, Info, Record, Source, as_captions
+from vit_jax.data.sources.base import MAX_CLASSES, Info, Record, Source, as_captions, digest
 from vit_jax.data.sources.shards import open_shards
 from vit_jax.types import UserError
 
@@ -44,7 +44,8 @@ class Parquet:
             "reading is faster from small groups or from tar files (write_tar)."
         )
         captions = max(part.captions for part in parts) if all(part.captions for part in parts) else 0
-        self.info = Info(names, len(self.labels), (note,) if largest > _LARGE_GROUP else (), captions)
+        known = digest(names, self.labels, np.array([part.size for part in parts]))
+        self.info = Info(names, len(self.labels), (note,) if largest > _LARGE_GROUP else (), captions, digest=known)
         self.__setstate__({})
 
     def __getstate__(self) -> dict[str, Any]:
@@ -114,6 +115,7 @@ class _Part(NamedTuple):
 
     rows: list[int]  # of each row group
     largest: int  # bytes of a row group
+    size: int  # bytes of all
     image: str
     caption: str | None
     captions: int  # the most of an image
@@ -135,6 +137,7 @@ def _read_part(path: str) -> _Part:
     return _Part(
         rows=[group.num_rows for group in groups],
         largest=max([0, *(group.total_byte_size for group in groups)]),
+        size=sum(group.total_byte_size for group in groups),
         image=image,
         caption=caption,
         captions=_most_captions(file, caption) if caption else 0,

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.data.sources.base import Info, Record, Source, Strings, Unreadable
+from vit_jax.data.sources.base import Info, Record, Source, Strings, Unreadable, digest
 from vit_jax.data.sources.folder import canonical_key
 from vit_jax.data.sources.shards import open_shards
 from vit_jax.data.sources.tar_index import ShardIndex, load_index
@@ -44,7 +44,8 @@ class Tar:
             self.text_offset = np.concatenate([s.text_offset for s in shards])[order]
             self.text_size = np.concatenate([s.text_size for s in shards])[order]
             self.text_json = np.concatenate([s.text_json for s in shards])[order]
-        self.info = Info(class_names, len(order), _notes(shards, paths), captions)
+        known = digest(class_names, self.names, self.labels, self.size, *([self.text_size] if captions else []))
+        self.info = Info(class_names, len(order), _notes(shards, paths), captions, digest=known)
 
     def __len__(self) -> int:
         return len(self.labels)

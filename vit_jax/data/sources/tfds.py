@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.config import suggest
-from vit_jax.data.sources.base import Info, Record, Source, as_captions, take_split
+from vit_jax.data.sources.base import Info, Record, Source, as_captions, digest, take_split
 from vit_jax.data.sources.folder import VAL_NAMES
 from vit_jax.types import UserError
 
@@ -49,7 +49,8 @@ class Tfds:
         listed = self.caption_key and not isinstance(features[self.caption_key], tfds.features.Text)
         note = f"of the captions of an image in {self.name} the first {MAX_CAPTIONS} are taken, if it has more."
         captions = MAX_CAPTIONS if listed else int(self.caption_key is not None)
-        self.info = Info(names, len(self.data), (note,) if listed else (), captions)
+        known = digest(builder.info.full_name, split, names)
+        self.info = Info(names, len(self.data), (note,) if listed else (), captions, digest=known)
 
     def __len__(self) -> int:
         return len(self.data)
