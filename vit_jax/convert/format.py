@@ -14,7 +14,7 @@ from vit_jax.convert.pretrained import Preprocess, Stored
 from vit_jax.convert.rules import Rule
 from vit_jax.data.text import TextCodec
 from vit_jax.io.sidecar import About
-from vit_jax.io.tensors import Tensors
+from vit_jax.io.tensors import Tensors, open_tensors
 from vit_jax.layers.linear import LinearSpec
 from vit_jax.models.describe import structured
 from vit_jax.types import OutputActivation, UserError
@@ -107,7 +107,7 @@ class Codec:
     """How a format stores one family of models.
 
     Attributes:
-      kinds: classes of the family's models.
+      kinds: classes of the family's models; none where it is only read.
       matches: whether tensors of these names are of the family, even of a model that is not converted.
       read: names, shapes and the JSON files beside them -> :class:`Reading`.
       rules: ``(model, layout)`` -> every tensor of the file.
@@ -163,11 +163,11 @@ class Format:
 
     def read(self, theirs: Tensors, about: About) -> Reading:
         """See :class:`Codec`."""
-        return self._reader(theirs).read(theirs, about)
+        return self.reader(theirs).read(theirs, about)
 
     def spelled(self, theirs: Tensors) -> tuple[Tensors, list[str]]:
         """See :class:`Codec`."""
-        return self._reader(theirs).spelled(theirs)
+        return self.reader(theirs).spelled(theirs)
 
     def rules(self, model: nn.Module, layout: Any) -> list[Rule]:
         """See :class:`Codec`."""
@@ -179,9 +179,12 @@ class Format:
 
     def peer(self, path: pathlib.Path, model: nn.Module) -> Callable[..., Any]:
         """See :class:`Codec`."""
-        return self.known(model).peer(path, model)
+        with open_tensors(path) as theirs:
+            codec = self.reader(theirs)
+        return codec.peer(path, model)
 
-    def _reader(self, theirs: Tensors) -> Codec:
+    def reader(self, theirs: Tensors) -> Codec:
+        """What reads tensors that this format :meth:`matches`."""
         return next(codec for codec in self.codecs if codec.matches(theirs.keys()))
 
     def known(self, model: nn.Module) -> Codec:

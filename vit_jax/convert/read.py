@@ -78,7 +78,7 @@ def _foreign(
     fields, assumed, decided = _decided(found, model, like)
     module = describe.build(fields, model)
     shapes = describe.shapes(module, found.preprocess.size)
-    rules = fmt.rules(module, found.layout)
+    rules = fmt.reader(theirs).rules(module, found.layout)
     params, notes = into(rules, theirs, shapes, source=source, unused=found.unused)
     names, classes = found.class_names, describe.classes(module)
     if classes != len(names):

@@ -289,8 +289,8 @@ def test_a_file_alone(peer):
     same({k: v for k, v in found.params.items() if "attention" not in k},
          {k: v for k, v in want.params.items() if "attention" not in k})  # fmt: skip
     assert (found.preprocess.size, found.preprocess.mean) == (21, (0.5, 0.5, 0.5))
-    text = "\n".join(reading.notes)
-    for part in ("no config.json: 1 and 1 heads", "gelu_pytorch_tanh and layer norms with epsilon 1e-06",
+    text = "\n".join((*reading.assumed.values(), *reading.notes))
+    for part in ("of its image tower 1 heads are assumed", "gelu_pytorch_tanh and layer norms with epsilon 1e-06",
                  "no preprocessor_config.json", "no tokenizer lies beside"):  # fmt: skip
         assert part in text
 

@@ -66,15 +66,16 @@ def test_settings_there_and_back(family):
     theirs = {k: x.shape for k, x in back(rules(model, family), unread(shapes), name="file").items()}
     settings = content(model, family, 64, 2)
     assert settings["text_config"]["bos_token_id"] == 2
-    found, notes = fields(unread(theirs), family, settings)
-    assert describe.build(found) == model and notes == []
+    found, assumed = fields(unread(theirs), family, settings)
+    assert describe.build(found) == model and assumed == {}
 
 
 def test_without_settings_those_of_transformers_are_assumed():
-    found, notes = fields(tensors("siglip"), "siglip", {})
+    found, assumed = fields(tensors("siglip"), "siglip", {})
     assert (found["image_tower"]["heads"], found["text_tower"]["heads"]) == (12, 12)
-    assert notes == ["no config.json: 12 and 12 heads (one per 64 channels), gelu_pytorch_tanh and layer norms with "
-                     "epsilon 1e-06 are assumed"]  # fmt: skip
+    rest = "gelu_pytorch_tanh and layer norms with epsilon 1e-06 are assumed, as no config.json tells"
+    assert assumed["image_tower.activation"] == f"of its image tower {rest}"
+    assert assumed["text_tower.heads"].startswith("of its text tower 12 heads are assumed")
     mixed = {"vision_config": {"hidden_act": "gelu"}, "text_config": None}
     found, _ = fields(tensors("clip"), "clip", mixed)
     assert (found["image_tower"]["activation"], found["text_tower"]["activation"]) == ("gelu", "quick_gelu")

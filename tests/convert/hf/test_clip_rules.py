@@ -41,7 +41,8 @@ def test_each_is_known_by_its_names(name):
 
 
 def test_what_matches():
-    assert matches(["vision_model.a"]) and matches(["text_model.a"])
+    assert matches(["vision_model.a", "text_model.a"]) and matches(["text_model.a"])
+    assert not matches(["vision_model.a"])  # which is read as an image tower
     assert not matches(["visual.conv1.weight", "model.vision_model.a", "transformer.text_model.a"]) and not matches([])
 
 
@@ -50,8 +51,7 @@ def test_what_matches():
     [
         ({}, {"model_type": "altclip"}, "transformers' 'altclip'; of its image-text models clip and siglip are"),
         ({}, {"model_type": "siglip"}, "the weights lack vision_model.head.probe"),
-        ({"text_model.": None}, {}, r"one tower alone \(vision_model\.\*\)"),
-        ({"vision_model.": None}, {}, r"one tower alone \(text_model\.\*\)"),
+        ({"vision_model.": None}, {}, r"a text tower alone \(text_model\.\*\)"),
         ({"vision_model.embeddings.patch_embedding.weight": (768, 588)}, {}, r"any shape \(NaFlex\)"),
         ({"visual_projection": None}, {}, "the weights lack visual_projection.weight"),
     ],

@@ -86,7 +86,7 @@ def convert(theirs, about, name=None):
         reading.preprocess,
         reading.class_names,
         reading.output_activation,
-        notes=(*reading.notes, *notes),
+        notes=(*reading.assumed.values(), *reading.notes, *notes),
     )
     return found, reading.layout
 
@@ -279,8 +279,8 @@ def test_a_file_alone(peer):
     same(found.params, want.params)
     assert (found.preprocess.size, found.preprocess.crop) == (32, 0.875)
     text = "\n".join(found.notes)
-    assert "heads are assumed" not in text  # --model says how many
     for part in (
+        "1 heads are assumed",
         "no config.json: gelu and layer norms with epsilon 1e-06",
         "no preprocessor_config",
     ):

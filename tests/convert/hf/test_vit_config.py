@@ -34,7 +34,9 @@ def test_what_is_not_said_is_assumed_and_noted():
     found, notes, assumed = vit_config.fields(tensors(), VIT, {})
     assert (found["norm_epsilon"], found["activation"], found["heads"], found["num_classes"]) == (1e-12, "gelu", 1, 0)
     assert "1 heads are assumed" in assumed["heads"]
-    assert notes[0] == "no config.json: gelu and layer norms with epsilon 1e-12 are assumed, transformers' defaults"
+    assert notes == [] and assumed["norm_epsilon"] == assumed["activation"] == (
+        "no config.json: gelu and layer norms with epsilon 1e-12 are assumed, transformers' defaults"
+    )
     _, notes, _ = vit_config.fields(tensors(), Layout("vit", False, "", bias=False), {"num_attention_heads": 2})
     assert notes == ["queries, keys and values have no biases there and biases of 0 here"]
 

@@ -1,6 +1,7 @@
-"""Hugging Face transformers: CLIP and SigLIP, and ViT, DINOv2 and DINOv2 with registers, bare or with a classifier."""
+"""Hugging Face transformers: CLIP, SigLIP and their image towers; ViT and DINOv2, bare or with a classifier."""
 
 from vit_jax.convert.format import Format
-from vit_jax.convert.hf import clip, vit
+from vit_jax.convert.hf import clip, tower, vit
 
-FORMAT = Format("hf", "Hugging Face transformers", ".safetensors", "bicubic_plain", (clip.CODEC, vit.CODEC))
+CODECS = (clip.CODEC, vit.CODEC, tower.CODEC)
+FORMAT = Format("hf", "Hugging Face transformers", ".safetensors", "bicubic_plain", CODECS)

@@ -24,7 +24,7 @@ def read(theirs: Tensors, about: About) -> Reading:
     """
     settings = about.get(FILE) or {}
     family = family_of(theirs, settings)
-    model, notes = clip_config.fields(theirs, family, settings)
+    model, assumed = clip_config.fields(theirs, family, settings)
     image, text = model["image_tower"], model["text_tower"]
     size = image_size(theirs, family, image["patch"])
     preprocess, more = processor.read(about.get(processor.FILE), family, size)
@@ -34,8 +34,8 @@ def read(theirs: Tensors, about: About) -> Reading:
         t = encoder.tokenizer
         model["text_tower"] = {**text, "pad_id": t.pad_id, **({"end_id": t.end_id} if family == "siglip" else {})}
     unused = dict.fromkeys(BUFFERS, "positions are counted, not stored")
-    found = (*notes, *more, *unfound)
-    return Reading(model, preprocess, (), family, unused, found, ACTIVATIONS[family], encoder=encoder)
+    found = (*more, *unfound)
+    return Reading(model, preprocess, (), family, unused, found, ACTIVATIONS[family], None, encoder, assumed)
 
 
 def write(pretrained: Stored) -> Writing:

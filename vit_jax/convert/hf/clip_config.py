@@ -11,7 +11,7 @@ from vit_jax.convert.format import Limit
 from vit_jax.convert.hf.clip_rules import PATCHES, POSITIONS, TEXT, TOKENS, VISION
 from vit_jax.convert.hf.vit_config import FILE, activation_of, rgb_patches, sizes
 from vit_jax.io.tensors import Tensors
-from vit_jax.models import TwoTower
+from vit_jax.models import TwoTower, ViT
 from vit_jax.types import UserError
 
 IMAGE = {
@@ -70,8 +70,12 @@ FAMILIES = {
 }  # fmt: skip
 
 
-def fields(theirs: Tensors, family: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The model of these tensors as plain data, and one note for each thing that is assumed.
+Found = tuple[dict[str, Any], dict[str, str]]
+"""Fields as plain data, and a note for each that is assumed."""
+
+
+def fields(theirs: Tensors, family: str, settings: Mapping[str, Any]) -> Found:
+    """The model of these tensors.
 
     Args:
       theirs: tensors, for their shapes.
@@ -83,41 +87,48 @@ def fields(theirs: Tensors, family: str, settings: Mapping[str, Any]) -> tuple[d
     """
     width, patch = rgb_patches(theirs, PATCHES)
     vocab_size, text_width = shape(theirs, TOKENS, 2)
-    known, notes = FAMILIES[family], []
-    image, image_act = _tower(theirs, VISION, width, family, settings)
-    text, text_act = _tower(theirs, TEXT, text_width, family, settings)
-    if not settings:
-        acts = " and ".join(dict.fromkeys((image_act, text_act)))
-        notes.append(f"no {FILE}: {image['heads']} and {text['heads']} heads (one per 64 channels), {acts} and "
-                     f"layer norms with epsilon {image['norm_epsilon']:g} are assumed")  # fmt: skip
+    known, told = FAMILIES[family], bool(settings)
+    image, guesses = tower(theirs, VISION, width, tower_settings(settings, family, VISION), told)
+    text, more = tower(theirs, TEXT, text_width, tower_settings(settings, family, TEXT), told)
+    assumed = {f"image_tower.{field}": f"of its image tower {note}" for field, note in guesses.items()}
+    assumed |= {f"text_tower.{field}": f"of its text tower {note}" for field, note in more.items()}
     length = shape(theirs, POSITIONS[1], 2)[0]
     ends = _clip_ends(settings, vocab_size) if family == "clip" else _siglip_ends(settings, vocab_size)
     head = shape(theirs, "text_projection.weight" if family == "clip" else f"{TEXT}head.weight", 2)
-    return {
+    model = {
         "name": "two_tower",
         "image_tower": {"name": "vit", "num_classes": 0, "patch": patch, **image, **known.image},
         "text_tower": {"vocab_size": vocab_size, "length": length, **text, **ends, **known.text},
         "embed_dim": head[0],
         **known.model,
-    }, notes
+    }
+    return model, assumed
 
 
-def _tower(
-    theirs: Tensors, prefix: str, width: int, family: str, settings: Mapping[str, Any]
-) -> tuple[dict[str, Any], str]:
-    """Fields that both kinds of towers have, and the activation's name there."""
-    blocks = depth(theirs, rf"{prefix}encoder\.layers\.")
-    mlp_dim = shape(theirs, f"{prefix}encoder.layers.0.mlp.fc1.weight", 2)[0]
-    given = tower_settings(settings, family, prefix)
-    act = given["hidden_act"]
-    return {
+def tower(theirs: Tensors, start: str, width: int, given: Mapping[str, Any], told: bool) -> Found:
+    """Fields that both kinds of towers have.
+
+    Args:
+      theirs: tensors, for their shapes.
+      start: of the tower's names.
+      width: of its tokens.
+      given: its settings, defaults included.
+      told: whether they are a file's, and not those of the family.
+    """
+    blocks = depth(theirs, rf"{start}encoder\.layers\.")
+    mlp_dim = shape(theirs, f"{start}encoder.layers.0.mlp.fc1.weight", 2)[0]
+    heads, note = heads_of(width, blocks, mlp_dim)
+    act, epsilon = given["hidden_act"], given["layer_norm_eps"]
+    found = {
         "width": width,
         "depth": blocks,
-        "heads": given["num_attention_heads"] if settings else heads_of(width, blocks, mlp_dim)[0],
+        "heads": given["num_attention_heads"] if told else heads,
         "mlp_dim": mlp_dim,
         "activation": activation_of(act),
-        "norm_epsilon": given["layer_norm_eps"],
-    }, act
+        "norm_epsilon": epsilon,
+    }
+    rest = f"{act} and layer norms with epsilon {epsilon:g} are assumed, as no {FILE} tells"
+    return found, {} if told else {"heads": note, "activation": rest, "norm_epsilon": rest}
 
 
 def tower_settings(settings: Mapping[str, Any], family: str, prefix: str) -> dict[str, Any]:
@@ -186,9 +197,9 @@ LIMITS = tuple(
 
 def content(model: TwoTower, family: str, image_size: int, start_id: int | None) -> dict[str, Any]:
     """What ``config.json`` says of ``model``, which :data:`LIMITS` allow; ``start_id`` is the tokenizer's."""
-    image, text, title = model.image_tower, model.text_tower, FAMILIES[family].title
+    text, title = model.text_tower, FAMILIES[family].title
     joint = {"projection_dim": model.embed_dim} if family == "clip" else {}
-    vision = {"image_size": image_size, "patch_size": image.patch, "num_channels": 3, **_sizes(image), **joint}
+    vision = {**image_content(model.image_tower, image_size), **joint}
     return {
         "architectures": [f"{title}Model"],
         "model_type": family,
@@ -205,6 +216,11 @@ def content(model: TwoTower, family: str, image_size: int, start_id: int | None)
             "pad_token_id": text.pad_id,
         },
     }
+
+
+def image_content(tower: ViT, image_size: int) -> dict[str, Any]:
+    """What ``config.json`` says of an image tower."""
+    return {"image_size": image_size, "patch_size": tower.patch, "num_channels": 3, **_sizes(tower)}
 
 
 def _sizes(tower: Any) -> dict[str, Any]:

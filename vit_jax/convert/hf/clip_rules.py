@@ -34,18 +34,18 @@ BLOCK = Block(
 )  # fmt: skip
 
 
-def image_size(theirs: Tensors, family: str, patch: int) -> int:
-    """Side in pixels of the images whose positions are stored.
+def image_size(theirs: Tensors, family: str, patch: int, positions: str = POSITIONS[0]) -> int:
+    """Side in pixels of the images whose ``positions`` are stored.
 
     Raises:
       UserError: they are not there, or no square.
     """
-    return patch * square(shape(theirs, POSITIONS[0], 2)[0] - (family == "clip"), "the position embedding")
+    return patch * square(shape(theirs, positions, 2)[0] - (family == "clip"), "the position embedding")
 
 
 def matches(names: Collection[str]) -> bool:
     """Whether tensors of these names are of one of transformers' image-text models, even of one not converted."""
-    return any(name.startswith(TOWERS) for name in names)
+    return any(name.startswith(TEXT) for name in names)
 
 
 def family_of(theirs: Tensors, settings: Mapping[str, Any]) -> str:
@@ -54,11 +54,10 @@ def family_of(theirs: Tensors, settings: Mapping[str, Any]) -> str:
     Raises:
       UserError: another model; one tower alone.
     """
-    there = [tower for tower in TOWERS if any(name.startswith(tower) for name in theirs)]
-    if len(there) == 1:
+    if not any(name.startswith(VISION) for name in theirs):
         raise UserError(
-            f"these are weights of one tower alone ({there[0]}*); of transformers' image-text models whole ones are "
-            "converted: get the file with both towers."
+            f"these are weights of a text tower alone ({TEXT}*); of transformers' image-text models whole ones and "
+            "image towers are converted: get the file with both towers."
         )
     guess = "siglip" if any(name.startswith(f"{VISION}head.") for name in theirs) else "clip"
     if (family := settings.get("model_type", guess)) not in FAMILIES:
@@ -80,10 +79,7 @@ def rules(model: TwoTower, family: str) -> list[Rule]:
     image, text = model.image_tower, model.text_tower
     assert isinstance(image, ViT), type(image)
     found = [
-        rule(PATCHES, "image_tower/patch/kernel", CONV),
-        rule(POSITIONS[0], "image_tower/position/embedding", LEADING),
-        *torch_blocks(f"{VISION}encoder.layers.", "image_tower/encoder/block_", image, BLOCK),
-        *torch_norm(f"{VISION}post_layernorm", "image_tower/encoder/norm"),
+        *image_rules(VISION, "image_tower/", family, image),
         rule(TOKENS, "text_tower/token/embedding"),
         rule(POSITIONS[1], "text_tower/position/embedding", LEADING),
         *torch_blocks(f"{TEXT}encoder.layers.", "text_tower/encoder/block_", text, BLOCK),
@@ -93,18 +89,29 @@ def rules(model: TwoTower, family: str) -> list[Rule]:
     if family == "clip":
         return [
             *found,
-            rule(f"{VISION}embeddings.class_embedding", "image_tower/cls", TOKEN),
-            *torch_norm(f"{VISION}pre_layrnorm", "image_tower/norm_pre"),  # their spelling
             rule("visual_projection.weight", "image_head/kernel", LINEAR),
             rule("text_projection.weight", "text_head/kernel", LINEAR),
         ]
     return [
         *found,
-        rule(PATCHES.replace("weight", "bias"), "image_tower/patch/bias"),
-        *_pooling(f"{VISION}head", "image_tower/pool", image.heads),
         *torch_linear(f"{TEXT}head", "text_head"),
         rule("logit_bias", "logit_bias", SCALARS[family]),
     ]
+
+
+def image_rules(theirs: str, ours: str, family: str, tower: ViT) -> list[Rule]:
+    """The image tower's part of :func:`rules`, whose names start with ``theirs`` there and ``ours`` here."""
+    found = [
+        rule(f"{theirs}embeddings.patch_embedding.weight", f"{ours}patch/kernel", CONV),
+        rule(f"{theirs}embeddings.position_embedding.weight", f"{ours}position/embedding", LEADING),
+        *torch_blocks(f"{theirs}encoder.layers.", f"{ours}encoder/block_", tower, BLOCK),
+        *torch_norm(f"{theirs}post_layernorm", f"{ours}encoder/norm"),
+    ]
+    if family == "clip":
+        cls = rule(f"{theirs}embeddings.class_embedding", f"{ours}cls", TOKEN)
+        return [*found, cls, *torch_norm(f"{theirs}pre_layrnorm", f"{ours}norm_pre")]  # their spelling
+    bias = rule(f"{theirs}embeddings.patch_embedding.bias", f"{ours}patch/bias")
+    return [*found, bias, *_pooling(f"{theirs}head", f"{ours}pool", tower.heads)]
 
 
 def _pooling(theirs: str, ours: str, heads: int) -> list[Rule]:

@@ -46,7 +46,8 @@ def fields(
     notes, assumed = [], {} if "num_attention_heads" in settings else {"heads": note}
     epsilon, act = settings.get("layer_norm_eps", EPSILON[layout.family]), settings.get("hidden_act", "gelu")
     if not settings:
-        notes.append(f"no {FILE}: {act} and layer norms with epsilon {epsilon:g} are assumed, transformers' defaults")
+        rest = f"no {FILE}: {act} and layer norms with epsilon {epsilon:g} are assumed, transformers' defaults"
+        assumed |= {"activation": rest, "norm_epsilon": rest}
     activation = activation_of(act)
     pooled = f"{prefix}{POOLER}.weight" in theirs and not layout.headed
     if pooled and settings.get("pooler_act", "tanh") != "tanh":

@@ -34,12 +34,15 @@ def read(theirs: Tensors, about: About) -> Reading:
     """
     config = Config.of(about)
     fields, layout, size, notes = configs.read(theirs, config)
+    parts = [part for part in ("image_tower", "text_tower", "decoder") if part in fields]
+    guessed = [f"{part}.{field}" for part in parts for field in ("heads", "activation", "norm_epsilon")]
+    assumed = {} if config.model else dict.fromkeys(guessed, notes.pop(0))
     images, more = configs.preprocess(config, size)
     text = fields["text_tower"]
     encoder, unfound = tokenizer.read(about, config.tower("text_cfg"), text["length"], text["vocab_size"])
     if encoder is not None and text["pool"] != "end":  # which alone looks for that token
         text["end_id"] = encoder.tokenizer.end_id
-    return Reading(fields, images, (), layout, BUFFERS, (*notes, *more, *unfound), encoder=encoder)
+    return Reading(fields, images, (), layout, BUFFERS, (*notes, *more, *unfound), encoder=encoder, assumed=assumed)
 
 
 def write(pretrained: Stored) -> Writing:
