@@ -150,7 +150,7 @@ def test_folders_become_their_images(images):
     found = expand([str(images / "notes.txt"), str(images), str(images / "a.png")])
     expected = [images / n for n in ("notes.txt", "a.png", "b.PNG", "deep/c.png", "deep/er/d.bmp", "z.webp", "a.png")]
     assert [pathlib.Path(f) for f in found] == expected
-    with pytest.raises(UserError, match=r"the folder '.*empty' holds no image \(.bmp, .jpeg, .jpg, .png, .webp\)"):
+    with pytest.raises(UserError, match=r"the folder '.*empty' holds no image \(.jpg, .*, .heif\)"):
         expand([str(images / "empty")])
     with pytest.raises(UserError, match=r"no such file or folder: '/no/x\.png'"):
         expand(["/no/x.png"])
@@ -234,7 +234,8 @@ def test_texts_are_ranked_as_by_hand(pairs, images, kind, caplog):
         assert row["path"] == file and [r["text"] for r in row["predictions"]] == [TEXTS[i] for i in best]
         np.testing.assert_allclose([r["probability"] for r in row["predictions"]], expected[best], rtol=1e-4)
     assert np.ptp(p) > 0.05 and (bias != 0) == (kind == "siglip")
-    assert [r.getMessage() for r in caplog.records] == ["1 of 5 texts are longer than 12 tokens and were cut."]
+    said = [r.getMessage() for r in caplog.records]
+    assert "1 files in" in said[0] and said[1:] == ["1 of 5 texts are longer than 12 tokens and were cut."]
     canvases = np.stack([model.image(f) for f in files])
     np.testing.assert_allclose(model.embed(canvases), image, atol=1e-5)
     np.testing.assert_allclose(model.embed_texts(TEXTS), text, atol=1e-5)

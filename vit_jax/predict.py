@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Self
@@ -19,9 +20,9 @@ import numpy as np
 
 from vit_jax.convert import Pretrained, read
 from vit_jax.convert.pretrained import Image, read_image
-from vit_jax.data.sources.folder import IMAGE_SUFFIXES
 from vit_jax.data.text import TextCodec
 from vit_jax.decoding import SearchStrategy, generate, special_ids
+from vit_jax.io import images as listing
 from vit_jax.losses import PROBABILITIES
 from vit_jax.models import ImageTextModel, ModelFn
 from vit_jax.types import Params, UserError
@@ -262,6 +263,8 @@ def of(found: Pretrained) -> Predictor | ImageText:
 def expand(images: Images) -> list[Image]:
     """Files, bytes and arrays as they are, folders as the images in them (sorted, recursive), uint8[B,H,W,C] as B.
 
+    A folder's images are those that training takes, see :func:`vit_jax.io.images.walk`; warnings say what is left out.
+
     Raises:
       UserError: a path does not exist, or a folder holds no image.
     """
@@ -274,14 +277,18 @@ def expand(images: Images) -> list[Image]:
 
 
 def _files(path: pathlib.Path) -> list[str]:
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(f"no such file or folder: {str(path)!r}.")
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return [str(path)]
-    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    if not found:
-        raise UserError(f"the folder {str(path)!r} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).")
-    return [str(p) for p in found]
+    found = listing.walk(path)
+    left_out = found.left_out(path)
+    if not found.images:
+        wanted = ", ".join(listing.SUFFIXES)
+        raise UserError(f"the folder {str(path)!r} holds no image ({wanted}){'; '.join(['', *left_out])}")
+    for note in left_out:
+        log.warning(note)
+    return [str(path / name) for name in sorted(found.images, key=lambda name: name.split("/"))]
 
 
 def _filled(items: Sequence[Any] | np.ndarray, size: int) -> np.ndarray:

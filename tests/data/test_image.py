@@ -1,3 +1,4 @@
+import contextlib
 import io
 import struct
 import zlib
@@ -18,6 +19,10 @@ BICUBIC = Image.Resampling.BICUBIC
 
 def record(image):
     return {"image": image, "label": 0, "name": "a.jpg"}
+
+
+def opened(data, max_pixels=module.MAX_PIXELS):
+    return module._open(record(data), None, 1, max_pixels, contextlib.ExitStack())
 
 
 def reference(data: bytes) -> Image.Image:
@@ -71,7 +76,7 @@ def test_fitting_images_are_not_resampled(rng):
 def test_the_short_way_through_the_jpeg_decoder_gives_the_same_pixels(rng, options):
     data = encode(random_image(rng, 37, 51), **options)
     assert module._plain_jpeg(data) == (51, 37)
-    assert np.array_equal(np.asarray(module._open(record(data), None)[0]), np.asarray(reference(data)))
+    assert np.array_equal(np.asarray(opened(data)[0]), np.asarray(reference(data)))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -92,7 +97,7 @@ def test_exif_orientation(rng, orientation, kind):
         stored[::-1, ::-1].transpose(1, 0, 2),
         stored[:, ::-1].transpose(1, 0, 2),
     ][orientation - 1]
-    image, size = module._open(record(encode(stored, kind, exif=exif, **options)), None)
+    image, size = opened(encode(stored, kind, exif=exif, **options))
     assert size == upright.shape[:2]
     assert np.abs(np.asarray(image).astype(int) - upright).max() <= (8 if kind == "JPEG" else 0)
 
@@ -111,15 +116,15 @@ def test_palette_with_and_without_transparency():
     image = Image.new("P", (2, 1))
     image.putpalette([10, 20, 30, 40, 50, 60])
     image.putpixel((1, 0), 1)
-    plain, _ = module._open(record(encode(image, "PNG")), None)
-    clear, _ = module._open(record(encode(image, "PNG", transparency=1)), None)
+    plain, _ = opened(encode(image, "PNG"))
+    clear, _ = opened(encode(image, "PNG", transparency=1))
     assert np.asarray(plain).tolist() == [[[10, 20, 30], [40, 50, 60]]]
     assert np.asarray(clear).tolist() == [[[10, 20, 30], [255, 255, 255]]]
 
 
 def test_sixteen_bit_grey():
     grey = np.array([[0, 128, 129, 257, 32768, 65535]], np.uint16)
-    image, _ = module._open(record(encode(Image.fromarray(grey), "PNG")), None)
+    image, _ = opened(encode(Image.fromarray(grey), "PNG"))
     assert np.asarray(image)[0, :, 0].tolist() == np.rint(grey[0] / 257).tolist() == [0, 0, 1, 1, 128, 255]
 
 
@@ -179,12 +184,48 @@ def bomb(kind: str, side: int = 20_000) -> bytes:
     return bytes(data)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-@pytest.mark.parametrize("side", [9_000, 10_000, 20_000])  # PIL is silent, warns and raises
+@pytest.mark.parametrize(("kind", "side"), [("PNG", 9_000), ("PNG", 10_000), ("PNG", 20_000), ("JPEG", 25_000)])
 @pytest.mark.parametrize("fit", ["squash", "center"])
 def test_bombs_are_refused_from_the_header(kind, side, fit):
-    with pytest.raises(Unreadable, match=f"the image a.jpg has {side} x {side} pixels.*decompression bomb"):
+    """PIL is silent, warns and raises."""
+    with pytest.raises(Unreadable, match=f"the image a.jpg has {side} x {side} pixels.*bomb.* raise max_pixels"):
         decode(record(bomb(kind, side)), 8, fit)
+
+
+@pytest.mark.parametrize("fit", ["squash", "center"])
+def test_a_jpeg_of_too_many_pixels_is_decoded_at_a_fraction_of_them(rng, fit):
+    pixels = random_image(rng, 300, 400)
+    large = encode(pixels, quality=95)
+    image, size = decode(record(large), 20, fit, 20_000)
+    assert size == (300, 400)
+    assert np.abs(image.astype(int) - decode(record(pixels), 20, fit)[0]).max() <= 12
+    with pytest.raises(Unreadable, match="400 x 300 pixels, more than 10,000"):
+        decode(record(encode(pixels, progressive=True)), 20, fit, 10_000)  # is kept whole in memory, so less is allowed
+    with pytest.raises(Unreadable, match="more than 20,000"):
+        decode(record(encode(pixels, "PNG")), 20, fit, 20_000)
+    assert decode(record(encode(pixels, "PNG")), 20, fit, 120_000)[1] == (300, 400)
+
+
+@pytest.mark.parametrize("chunk", [b"zTXt", b"iTXt", b"tEXt", b"iCCP"])
+def test_what_is_written_about_a_png_does_not_decide_over_it(rng, chunk):
+    """Large or broken texts and profiles; PIL refuses the first and stops at the others."""
+    pixels = random_image(rng, 6, 7)
+    whole = encode(pixels, "PNG")
+    for content in (b"a\0\0" + zlib.compress(bytes(2_000_000)), b"\xff" * 70, b"a\0\0\0\0\0"):
+        text = struct.pack(">I", len(content)) + chunk + content + struct.pack(">I", zlib.crc32(chunk + content))
+        assert np.array_equal(decode(record(whole[:33] + text + whole[33:]), 6, "center")[0].shape, (6, 6, 3))
+        assert np.array_equal(opened(whole[:33] + text[:-1] + b"x" + whole[33:])[0], pixels)  # a wrong checksum
+    broken = bytearray(whole[:33] + text + whole[33:])
+    broken[-30] ^= 0xFF
+    with pytest.raises(Unreadable, match="unreadable or truncated"):  # of the picture itself
+        opened(bytes(broken))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_an_orientation_that_cannot_be_read_is_none(rng):
+    pixels = random_image(rng, 6, 9)
+    for exif in (b"Exif\0\0MM\0*\xff\xff\xff\xff", b"Exif\0\0" + b"\xff" * 30, b"Exif\0\0II*\0\x08\0\0\0\x01\0"):
+        assert opened(encode(pixels, "JPEG", exif=exif))[1] == (6, 9)
 
 
 @pytest.mark.parametrize("size", [(1, 9000), (9000, 1), (2, 6001)])

@@ -78,5 +78,5 @@ def test_other_mistakes(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"template 2 .* lacks \{\}"):
         read_templates(str(tmp_path / "t"))
     monkeypatch.setattr(prompts, "MAX_BYTES", 5)
-    with pytest.raises(UserError, match="5 is the most"):
+    with pytest.raises(UserError, match="more than 5 bytes"):
         read_templates(str(tmp_path / "t"))

@@ -43,10 +43,37 @@ def test_what_others_may_do_with_it(tmp_path):
     assert (tmp_path / "a.json").read_bytes() == "é".encode()
     assert (tmp_path / "a.json").stat().st_mode == (tmp_path / "plain").stat().st_mode
     assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o755 and os.listdir(tmp_path / "folder") == ["x"]
-    with pytest.raises(UnicodeEncodeError):
-        atomic.write_text(tmp_path / "b", "\udc80")
-    atomic.write_text(tmp_path / "b", "\udc80", errors="replace")
-    assert (tmp_path / "b").read_text() == "?"
+    atomic.write_text(tmp_path / "b", "\udc80")
+    assert (tmp_path / "b").read_text() == "\\udc80"
+
+
+def test_links_and_the_umask(tmp_path):
+    """A link at the target is replaced; nothing that has a guessable name is opened; others get what the umask says."""
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / "a.json").symlink_to(tmp_path / "victim")
+    for guess in ("a.json.new", "a.json.tmp", "a.new"):
+        (tmp_path / guess).symlink_to(tmp_path / "victim")
+    old = os.umask(0o077)
+    try:
+        atomic.write_text(tmp_path / "a.json", "theirs")
+        with atomic.new_folder(tmp_path / "below" / "folder"):
+            pass
+    finally:
+        os.umask(old)
+    assert (tmp_path / "victim").read_text() == "mine" and not (tmp_path / "a.json").is_symlink()
+    assert (tmp_path / "a.json").read_text() == "theirs"
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("a.json", "below/folder")]
+    assert modes == [0o600, 0o700]
+
+
+@pytest.mark.parametrize("name", ["", ".", "x\0y", "y" * 300, "z." + "e" * 300])
+def test_names_that_are_none(tmp_path, name):
+    path = type(tmp_path)(name) if name in ("", ".") else tmp_path / name
+    with pytest.raises(OSError):
+        atomic.write_text(path, "x")
+    with pytest.raises(OSError), atomic.new_folder(path):
+        pass
+    assert os.listdir(tmp_path) == []
 
 
 def test_several_at_once_never_mix(tmp_path):

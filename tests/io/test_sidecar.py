@@ -50,5 +50,5 @@ def test_what_is_no_description(tmp_path, text, words):
 def test_too_large(tmp_path, monkeypatch):
     monkeypatch.setattr(jsonfile, "MAX_BYTES", 10)
     write(tmp_path / "config.json", {"a": "0123456789"})
-    with pytest.raises(UserError, match="has more than 10 bytes; expected an object with the model's fields"):
+    with pytest.raises(UserError, match=r"cannot be read \(more than 10 bytes\); expected an object with the"):
         sidecar.beside(tmp_path / "model.safetensors")

@@ -6,9 +6,11 @@ Commands import the package inside ``run``, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 
 from vit_jax.cli import bench, convert, data, embed, evaluate, export, models, predict, train
@@ -48,6 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         memory.restart()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     from vit_jax.launch import runtime
+
+    warnings.filterwarnings("ignore", module="PIL")  # of metadata that nothing here depends on
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names that are no UTF-8, or that a terminal cannot show
+            stream.reconfigure(errors="backslashreplace")
     from vit_jax.types import UsageError, UserError
 
     try:

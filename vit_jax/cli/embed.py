@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -36,9 +37,9 @@ def run(args: argparse.Namespace) -> int:
     target = pathlib.Path(args.output)
     write = config.lookup(WRITERS, target.suffix, "kind of output file")
     for path in (target, target.with_suffix(".json")) if target.suffix == ".npy" else (target,):
-        if path.exists():
+        if os.path.lexists(path):
             raise vj.UserError(f"--output {str(path)!r} exists already; name a new file.")
-    if not target.parent.is_dir():
+    if not os.path.isdir(target.parent):
         raise vj.UserError(f"--output {args.output!r} cannot be written: there is no folder {str(target.parent)!r}.")
     if not (args.paths or args.text):
         raise vj.UsageError("there is nothing to embed; name images, folders of images, or texts by --text.")
@@ -62,15 +63,14 @@ def _texts(given: Sequence[str]) -> list[str]:
     Raises:
       UserError: a file cannot be read or holds no text.
     """
+    from vit_jax.io import text as io
+
     texts: list[str] = []
     for text in given:
         if not text.endswith(".txt"):
             texts.append(text)
             continue
-        try:
-            lines = pathlib.Path(text).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as e:
-            raise vj.UserError(f"--text {text!r} cannot be read ({getattr(e, 'strerror', None) or e}).") from e
+        lines = io.lines(io.read(text, f"--text {text!r}"))
         found = [line.strip() for line in lines if line.strip()]
         if not found:
             raise vj.UserError(f"--text {text!r} holds no text; write one a line.")
@@ -80,16 +80,15 @@ def _texts(given: Sequence[str]) -> list[str]:
 
 def _npy(target: pathlib.Path, embeddings: Any, rows: Sequence[dict[str, str]]) -> None:
     """The array, and ``"path"`` or ``"text"`` of each row in a JSON list beside it."""
-    import json
-
     import numpy as np
+
+    from vit_jax.io import jsonfile
 
     def array(path: pathlib.Path) -> None:
         with path.open("wb") as file:
             np.save(file, embeddings, allow_pickle=False)
 
-    text = json.dumps(list(rows), indent=1, ensure_ascii=False) + "\n"
-    _atomically(target.with_suffix(".json"), lambda path: path.write_text(text, encoding="utf-8", errors="replace"))
+    _writing(target.with_suffix(".json"), lambda path: jsonfile.write(path, list(rows)))
     _atomically(target, array)
 
 
@@ -102,17 +101,31 @@ def _parquet(target: pathlib.Path, embeddings: Any, rows: Sequence[dict[str, str
         raise vj.UserError("parquet files need pyarrow; run: pip install pyarrow, or write .npy") from None
     vectors = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(embeddings.ravel()), embeddings.shape[1])
     names = [name for name in ("path", "text") if any(name in row for row in rows)]
-    columns = {name: pyarrow.array([row.get(name) for row in rows], pyarrow.string()) for name in names}
+    texts = {name: [None if (text := row.get(name)) is None else _valid(text) for row in rows] for name in names}
+    columns = {name: pyarrow.array(column, pyarrow.string()) for name, column in texts.items()}
     table = pyarrow.table({**columns, "embedding": vectors})
     _atomically(target, lambda path: pyarrow.parquet.write_table(table, path))
+
+
+def _valid(text: str) -> str:
+    """What no UTF-8 can hold, as of names that are none, as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _atomically(target: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> None:
     from vit_jax.io import atomic
 
-    try:
-        with atomic.new_file(target) as new:
+    def whole(path: pathlib.Path) -> None:
+        with atomic.new_file(path) as new:
             write(new)
+
+    _writing(target, whole)
+
+
+def _writing(target: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> None:
+
+    try:
+        write(target)
     except OSError as e:
         raise vj.UserError(f"--output {str(target)!r} cannot be written ({e.strerror}); choose another place.") from e
 

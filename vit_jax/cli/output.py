@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from typing import Any
 
 from vit_jax.evals.base import finite
-from vit_jax.io import atomic
+from vit_jax.io import atomic, jsonfile
 from vit_jax.types import UserError
 
 
@@ -17,12 +16,12 @@ def write(target: str | None, value: Any) -> None:
     Raises:
       UserError: the file cannot be written.
     """
-    text = json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False)
+    text = "" if target is None else jsonfile.dumps(finite(value))
     if target == "-":
-        print(text)
+        print(text, end="")
     elif target is not None:
         try:
-            atomic.write_text(pathlib.Path(target), text + "\n")
+            atomic.write_text(pathlib.Path(target), text)
         except OSError as e:
             why = f"cannot be written ({e.strerror}); name a file in an existing folder."
             raise UserError(f"--json {target!r} {why}") from e

@@ -9,9 +9,11 @@ import os
 
 import numpy as np
 
+from vit_jax.data.image import MAX_PIXELS
 from vit_jax.data.reader import Reader
 from vit_jax.data.sources import Record, Source
 from vit_jax.data.sources.base import Wrapped, valid_captions
+from vit_jax.io import text
 
 _PART = 64
 
@@ -51,12 +53,12 @@ class _Judged(Wrapped):
     def __getitem__(self, i: int) -> Record:
         record = self.source[i]
         if self.info.captions:
-            self.sizes += [len(caption.encode()) for caption in valid_captions(record)]
+            self.sizes += [len(text.encode(caption)) for caption in valid_captions(record)]
         return record
 
 
-def check(source: Source, *, workers: int | None = None) -> Report:
-    """Decodes every image in full and judges every caption, in threads.
+def check(source: Source, *, max_pixels: int = MAX_PIXELS, workers: int | None = None) -> Report:
+    """Decodes every image and judges every caption, in threads.
 
     Raises:
       UserError: a label is outside the classes, or the data cannot be read at all.
@@ -65,7 +67,7 @@ def check(source: Source, *, workers: int | None = None) -> Report:
 
     def read(start: int) -> Report:
         judged = _Judged(source)
-        reader = Reader(judged, canvas=8, resize_mode="center", mode="eval", on_error="skip")
+        reader = Reader(judged, canvas=8, resize_mode="center", mode="eval", on_error="skip", max_pixels=max_pixels)
         batch = reader.empty(np.arange(start, min(start + _PART, len(source))))
         unreadable = reader.fill(batch, slice(None)).unreadable
         counts = np.bincount(batch["label"][batch["mask"]], minlength=classes)[:classes]

@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable
+import contextlib
+import threading
 from typing import Literal
 
 import numpy as np
-from PIL import BmpImagePlugin, Image, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import Image
 
+from vit_jax.data.image_formats import JPEG, opened, without_texts
 from vit_jax.data.sources.base import Record, Unreadable
 
 MAX_PIXELS = 2**26
-"""An image with more pixels is refused from its header: 67 megapixels decode to 200 MB."""
+"""An image with more pixels is refused from its header, unless told otherwise: 67 megapixels decode to 270 MB."""
+_MANY_PIXELS = 2**24
+_large = threading.RLock()
+"""Images of more than :data:`_MANY_PIXELS` are decoded one at a time: each may take a gigabyte."""
 
 ResizeMode = Literal["squash", "center"]
 
 _ORIENTATION = 0x0112
 _EXIF = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
+_TURNS = dict(
+    zip(
+        range(2, 9),
+        (
+            Image.Transpose.FLIP_LEFT_RIGHT,
+            Image.Transpose.ROTATE_180,
+            Image.Transpose.FLIP_TOP_BOTTOM,
+            Image.Transpose.TRANSPOSE,
+            Image.Transpose.ROTATE_270,
+            Image.Transpose.TRANSVERSE,
+            Image.Transpose.ROTATE_90,
+        ),
+        strict=True,
+    )
+)
 
 
-def decode(record: Record, canvas: int, resize_mode: ResizeMode) -> tuple[np.ndarray, tuple[int, int]]:
+def decode(
+    record: Record, canvas: int, resize_mode: ResizeMode, max_pixels: int = MAX_PIXELS
+) -> tuple[np.ndarray, tuple[int, int]]:
     """The image of ``record`` on a square canvas.
 
     Args:
@@ -29,51 +50,86 @@ def decode(record: Record, canvas: int, resize_mode: ResizeMode) -> tuple[np.nda
       resize_mode: ``"squash"`` resizes the whole image to the square (the size returned restores its aspect ratio);
         ``"center"`` resizes the short side to the canvas and takes the central square, equal to PIL's resize and crop.
         Both are antialiased bicubic; an image that already fits is not resampled.
+      max_pixels: an image with more is refused, but for a JPEG, which can be decoded at a fraction of its size.
 
     Returns:
       uint8[canvas, canvas, 3] in RGB and the upright original's (height, width).
 
     Raises:
-      Unreadable: (a UserError) the image is truncated, of an unknown format or larger than :data:`MAX_PIXELS`.
+      Unreadable: (a UserError) the image is truncated, of an unknown format or larger than ``max_pixels``.
     """
     draft = 2 * canvas if resize_mode == "squash" else None  # twice: what remains to be resized is antialiased as usual
-    image, size = _open(record, draft)
-    return np.asarray(_fit(image, canvas, resize_mode)), size
+    with contextlib.ExitStack() as stack:
+        image, size = _open(record, draft, 2 * canvas, max_pixels, stack)
+        return np.asarray(_fit(image, canvas, resize_mode)), size
 
 
-def _open(record: Record, draft: int | None) -> tuple[Image.Image, tuple[int, int]]:
-    """RGB and upright; ``draft`` allows JPEG to decode at a fraction of its size, no smaller than that many pixels."""
+def _open(
+    record: Record, draft: int | None, least: int, max_pixels: int, stack: contextlib.ExitStack
+) -> tuple[Image.Image, tuple[int, int]]:
+    """RGB and upright; ``draft`` allows JPEG to decode at a fraction of its size, no smaller than that many pixels.
+
+    A JPEG that is too large is drafted in any case, no smaller than ``least``. ``stack`` holds what has to be let go
+    once the image is not needed any more.
+    """
     data, name = record["image"], record["name"]
     if isinstance(data, np.ndarray):
         return _from_array(data, name)
     try:
         size = _plain_jpeg(data)
-        if size and (draft is None or min(size) < 2 * draft):
-            width, height = size
-            if width * height <= MAX_PIXELS:
-                return Image.frombytes("RGB", size, data, "jpeg", "RGB", ""), (height, width)
-        else:
-            image = _plugin(data)(io.BytesIO(data))
-            width, height = image.size
-            if width * height <= MAX_PIXELS:
-                return _load(image, draft)
+        if size and (draft is None or min(size) < 2 * draft) and size[0] * size[1] <= max_pixels:
+            if size[0] * size[1] > _MANY_PIXELS:
+                stack.enter_context(_large)
+            return Image.frombytes("RGB", size, data, "jpeg", "RGB", ""), (size[1], size[0])
+        try:
+            return _decoded(data, draft, least, max_pixels, stack)
+        except Unreadable:
+            raise
+        except Exception:
+            if (picture := without_texts(data)) is None:
+                raise
+            return _decoded(picture, draft, least, max_pixels, stack)
+    except Unreadable as e:
+        raise Unreadable(f"the image {name} has {e}") from None
     except Exception as e:  # decoders fail in many ways; each of them means that this file is unreadable
         raise Unreadable(f"the image {name} is unreadable or truncated ({str(e) or type(e).__name__})") from None
-    raise Unreadable(
-        f"the image {name} has {width} x {height} pixels, more than {MAX_PIXELS:,} (a decompression bomb?)"
-    )
 
 
-def _load(image: Image.Image, draft: int | None) -> tuple[Image.Image, tuple[int, int]]:
+def _decoded(
+    data: bytes, draft: int | None, least: int, max_pixels: int, stack: contextlib.ExitStack
+) -> tuple[Image.Image, tuple[int, int]]:
+    """Raises :class:`Unreadable` with the middle of a sentence where there are too many pixels."""
+    image = opened(data)
     width, height = image.size
-    if draft is not None:
-        image.draft(None, (draft, draft))
+    if width * height > _MANY_PIXELS:
+        stack.enter_context(_large)
+    if isinstance(image, JPEG) and (draft is not None or width * height > max_pixels):
+        most = max_pixels * (2 if image.info.get("progressive") else 8)  # which is decoded as a whole
+        if width * height <= most:
+            image.draft(None, (draft or least,) * 2)
+    if image.size[0] * image.size[1] > max_pixels:
+        raise Unreadable(
+            f"{width} x {height} pixels, more than {max_pixels:,} (a decompression bomb? if not, raise max_pixels)"
+        )
+    drafted = image.size != (width, height)
     image.load()
-    if any(key in image.info for key in _EXIF):
-        turned = image.getexif().get(_ORIENTATION, 1) >= 5
-        image = ImageOps.exif_transpose(image)
-        width, height = (height, width) if turned else (width, height)
-    return _rgb(image), (height, width)
+    if not drafted:
+        width, height = image.size
+    orientation = _orientation(image)
+    if orientation in _TURNS:
+        image = image.transpose(_TURNS[orientation])
+    return _rgb(image), (width, height) if orientation >= 5 else (height, width)
+
+
+def _orientation(image: Image.Image) -> int:
+    """As EXIF or XMP say, 1 where they say nothing that can be read."""
+    if not any(key in image.info for key in _EXIF):
+        return 1
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # a picture is not unreadable because of what is written about it
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
 def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
@@ -93,19 +149,6 @@ def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _plugin(data: bytes) -> Callable[[io.BytesIO], Image.Image]:
-    """The decoder by content. Not ``Image.open``: it warns of bombs through process-wide state and knows 40 formats."""
-    if data[:2] == b"\xff\xd8":
-        return JpegImagePlugin.JpegImageFile
-    if data[:4] == b"\x89PNG":
-        return PngImagePlugin.PngImageFile
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return WebPImagePlugin.WebPImageFile
-    if data[:2] == b"BM":
-        return BmpImagePlugin.BmpImageFile
-    raise ValueError("0 bytes" if not data else "neither JPEG, PNG, WebP nor BMP")
-
-
 def _from_array(data: np.ndarray, name: str) -> tuple[Image.Image, tuple[int, int]]:
     if data.dtype != np.uint8 or data.ndim not in (2, 3) or data.shape[2:] not in ((), (1,), (3,), (4,)):
         raise Unreadable(f"the image {name} is {data.dtype}{list(data.shape)}; expected uint8[H, W, 1, 3 or 4].")
@@ -119,7 +162,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):
-        grey = np.asarray(image).astype(np.int64).clip(0, 65535)
+        grey = np.asarray(image).clip(0, 65535).astype(np.uint32)
         return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")

@@ -20,6 +20,7 @@ import numpy as np
 
 from vit_jax.checks import Checked, Pixels, Range, Seed, physical_memory
 from vit_jax.config import resumable
+from vit_jax.data.image import MAX_PIXELS
 from vit_jax.data.permute import hash64, make_key, permute
 from vit_jax.data.prompts import read_templates
 from vit_jax.data.reader import MAX_SKIPPED, OnError, Reader
@@ -45,6 +46,7 @@ class DataConfig(Checked):
       text: tokenizer and context length for captions; None reads images and labels only.
       canvas: side in pixels of the uint8 square that every image becomes on the host.
       on_error: an unreadable image is an error (``"raise"``), or replaced, counted and reported (``"skip"``).
+      max_pixels: an image with more is unreadable, but for a JPEG, which can be decoded at a fraction of its size.
       workers: threads that read and decode; None means one per core, at most 32.
       prefetch: number of batches made ahead of the device.
     """
@@ -56,6 +58,7 @@ class DataConfig(Checked):
     text: TextConfig | None = None
     canvas: Pixels = 256
     on_error: OnError = "raise"
+    max_pixels: Annotated[int, Range(1, 2**40)] = resumable(MAX_PIXELS)
     workers: Annotated[int, Range(1, 1024)] | None = resumable(None)
     prefetch: Annotated[int, Range(1, 1024)] = resumable(3)
 
@@ -218,6 +221,7 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     on_error: OnError = "raise",
+    max_pixels: int = MAX_PIXELS,
     workers: int | None = None,
     prefetch: int = 3,
 ) -> Batches:
@@ -233,6 +237,7 @@ def train_batches(
       process_index: number of this host.
       process_count: number of hosts.
       on_error: an unreadable image is an error (``"raise"``), or replaced, counted and reported (``"skip"``).
+      max_pixels: an image with more is unreadable, but for a JPEG.
       workers: threads that read and decode; None means one per core, at most 32.
       prefetch: number of batches made ahead.
 
@@ -245,7 +250,8 @@ def train_batches(
     rows = functools.partial(train_rows, n=len(source), seed=seed, **here)
     draws = functools.partial(caption_draws, seed=seed, **here) if source.info.encoder else None
     order = itertools.count(start_step) if steps is None else range(start_step, steps)
-    return Batches(Reader(source, canvas, "squash", "train", on_error), rows, order, workers, prefetch, draws)
+    reader = Reader(source, canvas, "squash", "train", on_error, max_pixels)
+    return Batches(reader, rows, order, workers, prefetch, draws)
 
 
 def eval_batches(
@@ -256,6 +262,7 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
     on_error: OnError = "raise",
+    max_pixels: int = MAX_PIXELS,
     workers: int | None = None,
     prefetch: int = 3,
 ) -> Batches:
@@ -269,7 +276,7 @@ def eval_batches(
     hosts = {"process_index": process_index, "process_count": process_count}
     rows = functools.partial(eval_rows, n=len(source), batch_size=batch_size, **hosts)
     order = range(-(-len(source) // batch_size))
-    return Batches(Reader(source, canvas, "center", "eval", on_error), rows, order, workers, prefetch)
+    return Batches(Reader(source, canvas, "center", "eval", on_error, max_pixels), rows, order, workers, prefetch)
 
 
 def _check_memory(rows: int, canvas: int, prefetch: int) -> None:

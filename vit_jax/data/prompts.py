@@ -6,18 +6,19 @@ rather than ``great_white_shark`` where a tokenizer should see words.
 
 from __future__ import annotations
 
-import json
+import os
 import pathlib
 from collections.abc import Sequence
 from importlib import resources
 
 from vit_jax.config import suggest
 from vit_jax.io import jsonfile
+from vit_jax.io import text as texts
 from vit_jax.types import UsageError, UserError
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
     name: tuple(rows)
-    for name, rows in json.loads((resources.files("vit_jax.data") / "templates.json").read_text("utf-8")).items()
+    for name, rows in jsonfile.loads((resources.files("vit_jax.data") / "templates.json").read_bytes()).items()
 }
 """``openai``: the 80 of CLIP for ImageNet; ``simple``: the 7 of them that do best together (Radford et al. 2021,
 ``Prompt_Engineering_for_ImageNet.ipynb``); ``photo``: the one of its section 3.1.4; ``digits``: as the source
@@ -40,7 +41,7 @@ def read_templates(spec: str) -> tuple[str, ...]:
     """
     if spec in TEMPLATES:
         return TEMPLATES[spec]
-    if not pathlib.Path(spec).expanduser().is_file():
+    if not os.path.isfile(os.path.expanduser(spec)):
         raise UsageError(f"templates={spec!r} is neither a known set nor a file{suggest(spec, TEMPLATES)}")
     lines = _lines(spec, "templates")
     for i, line in enumerate(lines):
@@ -62,20 +63,10 @@ _LIST = "; write a list of strings"
 
 
 def _lines(path: str, what: str) -> tuple[str, ...]:
-    try:
-        data = pathlib.Path(path).expanduser().read_bytes()
-    except OSError as e:
-        raise UserError(
-            f"the {what} {path!r} cannot be read ({e.strerror}); name a text file, one entry a line."
-        ) from e
-    if len(data) > MAX_BYTES:
-        raise UserError(f"the {what} {path!r} have {len(data):,} bytes; {MAX_BYTES:,} is the most.")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        raise UserError(f"the {what} {path!r} are no UTF-8 (byte {e.start}); save the file as UTF-8.") from e
-    lines = text.rstrip().split("\n") if text.strip() else []
-    entries = jsonfile.parse(text, list, f"the file {path!r} of {what}", _LIST) if path.endswith(".json") else lines
+    name = f"the file {path!r} of {what}"
+    text = texts.read(pathlib.Path(path).expanduser(), name, MAX_BYTES)
+    lines = texts.lines(text.rstrip()) if text.strip() else []
+    entries = jsonfile.parse(text, list, name, _LIST) if path.endswith(".json") else lines
     if not entries:
         raise UserError(f"the {what} {path!r} are empty; write one a line.")
     for i, entry in enumerate(entries):

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from vit_jax.data.image import ResizeMode, decode
+from vit_jax.data.image import MAX_PIXELS, ResizeMode, decode
 from vit_jax.data.sources.base import Source, Unreadable, valid_captions
 from vit_jax.data.text import TextCodec
 from vit_jax.types import UserError
@@ -39,6 +39,7 @@ class Reader:
     resize_mode: ResizeMode
     mode: Mode
     on_error: OnError
+    max_pixels: int = MAX_PIXELS
 
     @property
     def may_skip(self) -> int:
@@ -88,7 +89,7 @@ class Reader:
             top = max(info.num_classes, 1) - 1
             raise UserError(f"the label {record['label']} of {record['name']} is outside 0..{top}.")
         captions = valid_captions(record) if info.encoder else ()  # before anything is written
-        batch["image"][row], batch["size"][row] = decode(record, self.canvas, self.resize_mode)
+        batch["image"][row], batch["size"][row] = decode(record, self.canvas, self.resize_mode, self.max_pixels)
         batch["label"][row] = record["label"]
         if info.encoder is None:
             return 0

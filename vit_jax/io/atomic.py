@@ -53,12 +53,13 @@ def new_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """An empty file beside ``path`` to write to, which takes its place once the block ends and it is on the disk.
 
     A block that fails leaves what was at ``path``, and nothing beside it; one that is killed leaves a file whose name
-    starts with ``.unfinished-``. Several processes may write to one path: the last one's file stays, whole.
+    starts with ``.unfinished-``. Several processes may write to one path: the last one's file stays, whole. A link at
+    ``path`` is replaced, what it leads to stays as it is.
 
     Raises:
-      OSError: the folder does not exist or cannot be written to.
+      OSError: the folder does not exist or cannot be written to, or ``path`` is no name of a file.
     """
-    new = path.with_name(f".unfinished-{uuid.uuid4().hex}{path.suffix}")
+    new = _beside(path).with_suffix(path.suffix[:16])
     new.touch(exist_ok=False)
     try:
         yield new
@@ -69,14 +70,14 @@ def new_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
         new.unlink(missing_ok=True)
 
 
-def write_text(path: pathlib.Path, text: str, errors: str = "strict") -> None:
-    """Writes a file of UTF-8; see :func:`new_file`.
+def write_text(path: pathlib.Path, text: str) -> None:
+    r"""Writes a file of UTF-8, lone surrogates (of names that are none) as escapes, ``\udce9``; see :func:`new_file`.
 
     Raises:
       OSError: it cannot be written.
     """
     with new_file(path) as new:
-        new.write_text(text, encoding="utf-8", errors=errors)
+        new.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextlib.contextmanager
@@ -86,11 +87,18 @@ def new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
     Raises:
       OSError: ``path`` or a folder above it cannot be made.
     """
+    new = _beside(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".unfinished-{uuid.uuid4().hex}")
     new.mkdir()  # whose mode is what the user's mask leaves
     try:
         yield new
         new.rename(path)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def _beside(path: pathlib.Path) -> pathlib.Path:
+    """A name beside ``path`` that nobody guesses."""
+    if not path.name or "\0" in str(path):
+        raise OSError(errno.EINVAL, "not the name of a file", str(path))
+    return path.with_name(f".unfinished-{uuid.uuid4().hex}")

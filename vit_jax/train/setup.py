@@ -161,6 +161,7 @@ def _round_up(n: int, multiple: int) -> int:
 def _reading(c: TrainConfig) -> dict[str, Any]:
     return {
         "on_error": c.data.on_error,
+        "max_pixels": c.data.max_pixels,
         "workers": c.data.workers,
         "prefetch": c.data.prefetch,
         "process_index": jax.process_index(),

@@ -1,3 +1,4 @@
+import os
 import pickle
 import shutil
 
@@ -73,12 +74,16 @@ def test_what_is_left_out_is_reported(folder):
     (folder / "cat/.hidden.jpg").write_bytes(b"")
     (folder / ".cache").mkdir()
     (folder / "cat/notes.txt").write_text("x")
-    (folder / "dog/b.gif").write_text("x")
+    (folder / "dog/b.svg").write_text("x")
     (folder / "emu").mkdir()
+    (folder / "loose.jpg").write_bytes(b"x")
+    (folder / "data.yaml").write_text("x")
     info = open_source(f"folder:{folder}", holdout=0).info
     assert info.num_examples == 38 and info.num_classes == 3
     assert info.notes == (
-        f"2 files in {folder} are no images and were left out (first: cat/notes.txt).",
+        f"3 files in {folder} are no images and were left out (first: cat/notes.txt).",
+        f"2 hidden files or folders in {folder} were left out (first: .cache).",
+        f"1 images in {folder} are in no class and were left out (first: loose.jpg).",
         f"1 folders in {folder} hold no images and are no classes (first: emu).",
     )
 
@@ -116,3 +121,108 @@ def test_mistakes(tmp_path, folder):
     (tmp_path / "empty").mkdir()
     with opening("no images in .*: put images .* in one sub-folder per class"):
         open_source(f"folder:{tmp_path}/empty")
+
+
+def parts(root, names, classes=("cat", "dog"), n=2):
+    for name in names:
+        for value, label in enumerate(classes):
+            (root / name / label).mkdir(parents=True)
+            for i in range(n):
+                image = encode(np.full((2, 3, 3), 9 * value + i, np.uint8), "PNG")
+                (root / name / label / f"{i}.png").write_bytes(image)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("names", "val"),
+    [
+        ("Training Testing", None),
+        ("Train Val", "Val"),
+        ("train dev", "dev"),
+        ("train eval", None),
+        ("TRAIN Validation test", "Validation"),
+        ("training valid evaluation", "valid"),
+        ("train val validation", "val"),
+    ],
+)
+def test_parts_in_other_spellings(tmp_path, names, val):
+    root = parts(tmp_path / "x", names.split())
+    (root / "__MACOSX/train/cat").mkdir(parents=True)  # of archives made on a Mac
+    (root / "__MACOSX/train/cat/._0.png").write_bytes(b"x")
+    (root / "annotations").mkdir()
+    (root / "annotations/a.json").write_text("{}")
+    train = open_source(f"folder:{root}", holdout=1)
+    held = open_source(f"folder:{root}", "val", holdout=1)
+    assert (
+        train.info.class_names == ("cat", "dog") and len(train) == (4 if val else 3) and len(held) == (4 if val else 1)
+    )
+    assert val is None or held[0]["name"].startswith(f"{root}/{val}/")
+    unused = len(names.split()) - (2 if val else 1)
+    assert sum("was left out; name it as data.val" in note for note in train.info.notes) == unused
+
+
+def test_two_readings_of_a_folder(tmp_path):
+    root = parts(tmp_path / "x", ("train", "val", "unlabeled"))
+    sentence = r"two ways: as parts .*\(train, val, .*unlabeled beside them, or as classes \(train, unlabeled, val\)"
+    with pytest.raises(UserError, match=sentence):
+        open_source(f"folder:{root}")
+    assert open_source(f"folder:{root}/train", holdout=0).info.class_names == ("cat", "dog")
+    root = parts(tmp_path / "y", ("val", "Test"))
+    with pytest.raises(UserError, match=r"parts of a data set \(Test, val\) and none to train on; .* folder:.*/Test\."):
+        open_source(f"folder:{root}")
+
+
+def test_names_of_parts_that_are_classes(tmp_path):
+    """Folders with other folders in them, or with none."""
+    root = tmp_path / "x"
+    for name in ("train/freight", "car/red", "test"):
+        (root / name).mkdir(parents=True)
+        (root / name / "1.png").write_bytes(b"x")
+    assert open_source(f"folder:{root}", holdout=0).info.class_names == ("car", "test", "train")
+    shutil.rmtree(root / "car")
+    shutil.rmtree(root / "train/freight")
+    (root / "train/1.png").write_bytes(b"x")
+    assert open_source(f"folder:{root}", holdout=0).info.class_names == ("test", "train")
+
+
+def test_linked_folders_count(tmp_path, folder):
+    (tmp_path / "disk/more").mkdir(parents=True)
+    for name in ("1.jpg", "more/2.jpg"):
+        shutil.copy(folder / "ant/ant.0.jpg", tmp_path / "disk" / name)
+    (folder / "cat/web").symlink_to(tmp_path / "disk")
+    (folder / "dog/web").symlink_to(tmp_path / "disk")  # in another class it counts again
+    (folder / "cat/circle").symlink_to("..")
+    (folder / "emu").symlink_to(tmp_path / "disk")
+    info = open_source(f"folder:{folder}", holdout=0).info
+    assert info.class_names == ("ant", "cat", "dog", "emu") and info.num_examples == 38 + 6
+    assert info.notes == (
+        f"1 links in {folder} lead to folders that were listed already and were left out (first: cat/circle).",
+    )
+
+
+def test_pipes_and_devices_are_no_images(tmp_path, folder):
+    os.mkfifo(folder / "cat/pipe.jpg")
+    (folder / "cat/zero.png").symlink_to("/dev/zero")
+    (folder / "cat/gone.png").symlink_to("nowhere")
+    with open(folder / "dog/sparse.png", "wb") as f:
+        f.truncate(2**33)
+    source = open_source(f"folder:{folder}", holdout=0)
+    assert source.info.notes == (f"3 files in {folder} are no images and were left out (first: cat/gone.png).",)
+    assert len(source) == 39
+    with pytest.raises(Unreadable, match=r"sparse\.png cannot be read \(more than 536,870,912 bytes\)"):
+        source[38]
+
+
+def test_what_was_left_out_is_said_with_an_error_too(tmp_path):
+    (tmp_path / "x/cat").mkdir(parents=True)
+    (tmp_path / "x/cat/._1.jpg").write_bytes(b"x")
+    (tmp_path / "x/cat/a.svg").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"no images in .*; 1 files in .* \(first: cat/a.svg\).; 1 hidden files"):
+        open_source(f"folder:{tmp_path}/x")
+
+
+def test_classes_of_validation_in_another_normal_form(tmp_path):
+    root = parts(tmp_path / "x", ("train",), ("caf\u00e9", "the"))
+    parts(root, ("val",), ("cafe\u0301", "the"))
+    val = open_source(f"folder:{root}", "val")
+    assert val.info.class_names == ("caf\u00e9", "the") and [val[i]["label"] for i in range(4)] == [0, 0, 1, 1]

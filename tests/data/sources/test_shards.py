@@ -1,5 +1,6 @@
 import pytest
 
+from vit_jax.data.sources import shards as shards_module
 from vit_jax.data.sources.shards import expand_braces, find_shards
 from vit_jax.types import UserError
 
@@ -16,12 +17,12 @@ from vit_jax.types import UserError
     ],
 )
 def test_braces(pattern, expected):
-    assert expand_braces(pattern) == expected
+    assert list(expand_braces(pattern)) == expected
 
 
 def test_counting_backwards():
     with pytest.raises(UserError, match=r"'\{3..1\}' counts backwards; write '\{1..3\}'"):
-        expand_braces("a{3..1}")
+        list(expand_braces("a{3..1}"))
 
 
 @pytest.fixture
@@ -60,3 +61,38 @@ def test_missing(shards, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no \*\.tar files in the folder"):
         find(tmp_path / "empty")
+
+
+def test_endless_patterns_stop_at_the_first_missing_file(shards, monkeypatch):
+    for pattern in ("train-{0..99999999999}.tar", "{000..999}{000..999}{000..999}.tar", "x{0..9}" * 9):
+        with pytest.raises(UserError, match="does not exist"):
+            find(shards / pattern)
+    monkeypatch.setattr(shards_module, "MAX_SHARDS", 5)
+    with pytest.raises(UserError, match="means more than 5 files"):
+        find(shards / "train-{0..0}{,,,,,,,}.tar")
+    for pattern in ("{a,b}" * 1000, "{" * 5000, "a\0b", "{1..99999999999999999999999}"):
+        with pytest.raises(UserError, match=r"is no pattern of files|does not exist"):
+            find(pattern)
+
+
+@pytest.mark.parametrize("place", ["data", "plain_text", "data/default"])
+def test_folders_of_a_hub(tmp_path, place):
+    (tmp_path / "repo" / place).mkdir(parents=True)
+    (tmp_path / "repo/.git").mkdir()
+    (tmp_path / "repo/README.md").touch()
+    for name in ("train-00000-of-00001.TAR", "Validation-00000.tar", "test-0.tar"):
+        (tmp_path / "repo" / place / name).touch()
+    assert find(tmp_path / "repo") == (["train-00000-of-00001.TAR"], True)
+    assert find(tmp_path / "repo", "val") == (["Validation-00000.tar"], True)
+
+
+def test_folders_named_like_splits(tmp_path):
+    for name in ("train/0000.tar", "train/0001.tar", "validation/0000.tar", "test/0000.tar"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert find(tmp_path) == (["0000.tar", "0001.tar"], True) and find(tmp_path, "val") == (["0000.tar"], True)
+    assert find(tmp_path / "train") == (["0000.tar", "0001.tar"], False)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/0.tar").touch()
+    with pytest.raises(UserError, match=r"holds several data sets \(.*other, .*; name one of them"):
+        find(tmp_path)

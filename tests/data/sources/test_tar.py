@@ -230,3 +230,58 @@ def test_write_tar_of_the_embedded_pairs(tmp_path):
     ]
     for one, other in zip(*batches, strict=True):
         assert one.keys() == other.keys() and all(np.array_equal(one[k], other[k]) for k in one)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "sentence"),
+    [
+        ("x.tar", r"has no field for the number of the shard, and there are 3; write '.*x-\{:05d\}\.tar'"),
+        ("no/x-{}.tar", "there is no folder '.*/no'"),
+        ("there-{}.tar", r"'.*there-1\.tar' exists; remove it or name other files"),
+        ("{a}.tar", "is no pattern of shards"),
+        ("{:z}.tar", "is no pattern of shards"),
+        ("{", "is no pattern of shards"),
+        ("{}/x.tar", "there is no folder '.*/0'"),
+        ("{0.__class__}.tar", "is no pattern of shards"),
+        ("{:999999999d}.tar", "is no pattern of shards"),
+        ("y" * 300 + "{}.tar", "cannot be written .File name too long"),
+    ],
+)
+def test_patterns_of_shards_that_are_refused(tmp_path, pattern, sentence):
+    (tmp_path / "there-1.tar").write_bytes(b"mine")
+    with pytest.raises(UserError, match=sentence):
+        write_tar(Fake(11, 4, 2), f"{tmp_path}/{pattern}", shard_size=4)
+    assert [p.name for p in tmp_path.iterdir()] == ["there-1.tar"]
+    assert (tmp_path / "there-1.tar").read_bytes() == b"mine"
+
+
+def test_one_shard_needs_no_number(tmp_path):
+    assert write_tar(Fake(11, 4, 2), f"{tmp_path}/x.tar") == [f"{tmp_path}/x.tar"]
+    assert len(open_source(f"tar:{tmp_path}/x.tar", holdout=0)) == 11
+    names = write_tar(Fake(11, 4, 2), f"{tmp_path}/{{:d}}-{{:03}}.tar", shard_size=6)
+    assert [name.rpartition("/")[2] for name in names] == ["0-000.tar", "1-001.tar"]
+    for size in (0, -1):
+        with pytest.raises(UserError, match=f"shard_size={size} is not allowed"):
+            write_tar(Fake(11, 4, 2), f"{tmp_path}/z{{}}.tar", shard_size=size)
+
+
+def test_a_pack_that_fails_leaves_nothing(tmp_path):
+    class Broken(Fake):
+        def __getitem__(self, i):
+            if i == 9:
+                raise Unreadable("the image 9 cannot be read")
+            return super().__getitem__(i)
+
+    with pytest.raises(UserError, match="image 9"):
+        write_tar(Broken(11, 4, 2), f"{tmp_path}/x-{{}}.tar", shard_size=4)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "WEBP", "BMP", "PNG", "JPEG"])
+def test_packed_formats_are_found_again(tmp_path, kind):
+    image = encode(np.full((4, 5, 3), 9, np.uint8), kind)
+    write_shard(tmp_path / "a.tar", {f"{c}/{i}.jpg": image for c in "xy" for i in range(2)})
+    source = open_source(f"tar:{tmp_path}/a.tar", holdout=0)
+    write_tar(source, f"{tmp_path}/b.tar")
+    packed = open_source(f"tar:{tmp_path}/b.tar", holdout=0)
+    assert [packed[i]["image"] for i in range(4)] == [image] * 4 and packed.info.class_names == ("x", "y")

@@ -7,7 +7,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from tests.data.helpers import write_shard
+from tests.data.helpers import add_member, write_shard
 from vit_jax.data.sources.tar_index import load_index
 from vit_jax.types import UserError
 
@@ -91,9 +91,9 @@ def test_empty_compressed_joined_and_foreign_files(tmp_path):
 
 
 def test_missing_partner_and_auxiliary_members(tmp_path):
-    files = {**members(), "a/000.mask.png": b"m", "a/000.txt": b"t", "./.hidden.jpg": b"h"}
+    files = {**members(), "a/000.mask.png": b"m", "a/000.txt": b"t", "./.hidden.jpg": b"h", "a/._000.jpg": b"h"}
     index = load_index(write_shard(tmp_path / "a.tar", files))
-    assert len(index.code) == 5 and index.others == 2
+    assert len(index.code) == 5 and index.others == 4
     with pytest.raises(UserError, match=r"a/9\.jpg in .* has no label; expected a/9\.cls or a/9\.json beside it"):
         load_index(write_shard(tmp_path / "b.tar", {**members(), "a/9.jpg": b"x"}))
     with pytest.raises(UserError, match="no images in the tar file"):
@@ -209,3 +209,98 @@ def test_a_text_of_more_than_a_megabyte_is_cut(tmp_path):
     files = {"a.jpg": b"i", "a.txt": b"x" * 2**20 + b"\nmore", "b.jpg": b"i", "b.txt": b"y"}
     index = load_index(write_shard(tmp_path / "a.tar", files))
     assert index.text_size.tolist() == [2**20, 1] and index.captions == 1
+
+
+def write_twice(path, *pairs):
+    with tarfile.open(path, "w") as archive:
+        for name, data in pairs:
+            add_member(archive, name, data)
+    return str(path)
+
+
+@pytest.mark.parametrize("again", ["1.jpg", "1.cls", "1.json", "1.txt"])
+def test_a_name_that_comes_twice(tmp_path, again):
+    files = [
+        ("1.jpg", b"a"),
+        ("1.cls", b"0"),
+        ("1.json", b'{"label": 0}'),
+        ("1.txt", b"x"),
+        ("2.jpg", b"b"),
+        ("2.cls", b"1"),
+    ]
+    assert len(load_index(write_twice(tmp_path / "a.tar", *files)).code) == 2
+    twice = [*files, ("./" + again, dict(files)[again])]
+    with pytest.raises(UserError, match=rf"b\.tar holds {again} twice, so labels cannot be told apart"):
+        load_index(write_twice(tmp_path / "b.tar", *twice))
+
+
+def test_two_files_that_say_different_things(tmp_path):
+    def label(cls, json):
+        index = load_index(write_shard(tmp_path / "a.tar", {"1.jpg": b"a", "1.cls": cls, "1.json": json}))
+        return int(index.numbers[0]), index.classes[0]
+
+    assert label(b"3", b'{"label": 3, "class": "cat"}') == label(b"cat", b'{"label": 3}') == (3, "cat")
+    for cls, json in ((b"3", b'{"label": 2}'), (b"cat", b'{"label": "dog"}')):
+        with pytest.raises(UserError, match=r"the label of 1\.json in .* is .*, another file beside the image says"):
+            label(cls, json)
+
+
+def test_links_to_images_are_images(tmp_path):
+    """``tar`` writes a file that has two names as a link, and links of folders as they are."""
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        add_member(archive, "cat/1.jpg", b"one")
+        links = (("dog/2.jpg", tarfile.LNKTYPE, "cat/1.jpg"), ("dog/3.jpg", tarfile.SYMTYPE, "../cat/1.jpg"))
+        lost = (("dog/4.jpg", tarfile.SYMTYPE, "/etc/passwd"), ("dog/5.jpg", tarfile.LNKTYPE, "gone.jpg"))
+        for name, kind, target in (
+            *links,
+            *lost,
+            ("dog/6.jpg", tarfile.FIFOTYPE, ""),
+            ("dog/7.jpg", tarfile.CHRTYPE, ""),
+        ):
+            header = tarfile.TarInfo(name)
+            header.type, header.linkname = kind, target
+            archive.addfile(header)
+    index = load_index(str(tmp_path / "a.tar"))
+    assert list(index.names) == ["cat/1.jpg", "dog/2.jpg", "dog/3.jpg"] and index.others == 4
+    data = (tmp_path / "a.tar").read_bytes()
+    assert [data[o : o + s] for o, s in zip(index.offset, index.size, strict=True)] == [b"one"] * 3
+    assert [index.classes[c] for c in index.code] == ["cat", "dog", "dog"]
+
+
+@pytest.mark.parametrize("value", ["x,y", "1,2,3", "", "9" * 5000, "-1,-1"])
+def test_odd_extended_headers(tmp_path, value):
+    header = tarfile.TarInfo("1.jpg")
+    header.pax_headers = {"GNU.sparse.map": value, "GNU.sparse.size": "5", "GNU.sparse.name": "1.jpg"}
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        add_member(archive, "2.jpg", b"x")
+        archive.addfile(header)
+    with pytest.raises(UserError, match=r"a\.tar"):
+        load_index(str(tmp_path / "a.tar"))
+
+
+def test_a_header_that_claims_gigabytes(tmp_path):
+    header = tarfile.TarInfo("long")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, 2**32
+    with open(tmp_path / "a.tar", "wb") as f:
+        f.write(header.tobuf(tarfile.GNU_FORMAT))
+        f.truncate(2**33)
+    with pytest.raises(UserError, match=r"a\.tar is truncated or no tar file .a header of 4,294,967,296 bytes"):
+        load_index(str(tmp_path / "a.tar"))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"[" * 100_000, b"9" * 5000, b'{"label": ' + b"9" * 5000 + b"}", b'{"label": 1, "label": 2}'],
+    ids=["deep", "digits", "number", "twice"],
+)
+def test_labels_that_break_readers(tmp_path, data):
+    for suffix in ("json", "cls"):
+        with pytest.raises(UserError, match=r"the label .* of 1\.(json|cls) in|'9999|no label"):
+            path = write_shard(tmp_path / f"{suffix}.tar", {"1.jpg": b"a", f"1.{suffix}": data, "2.jpg": b"b"})
+            load_index(path)
+
+
+def test_lone_surrogates_of_json(tmp_path):
+    files = {"1.jpg": b"a", "1.json": b'{"label": "caf\\ud800"}', "2.jpg": b"b", "2.json": b'{"label": "caf\\udce9"}'}
+    index = load_index(write_shard(tmp_path / "a.tar", files))
+    assert [index.classes[c] for c in index.code] == ["caf\udced\udca0\udc80", "caf\udce9"]

@@ -38,7 +38,9 @@ def test_labels_outside_range(number):
     [
         (b"a cat\n", False, ("a cat",)),
         ("käse\r\n\n two \n".encode(), False, ("käse", "two")),
-        (b"a\x0bb", False, ("a", "b")),
+        (b"a\x0bb", False, ("a\x0bb",)),
+        ("a\u2028b\x85c\rd\r\n\ne\n".encode(), False, ("a\u2028b\x85c", "d", "e")),
+        ("\ufeffa\u00e9".encode("utf-16-le"), False, ("a\u00e9",)),
         (b" \n\n", False, ()),
         (b"", False, ()),
         (b"\xe9t\xe9", False, ("\udce9t\udce9",)),

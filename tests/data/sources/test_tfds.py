@@ -1,5 +1,7 @@
 import io
+import json
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -154,3 +156,61 @@ def test_captions(captioned):
             assert source[k]["label"] == (i % 2 if kind == "labelled" else 0)
             seen[i] = k
         assert sorted(seen) == list(numbers)
+
+
+def nested(value, old, new):
+    """``value`` with the first string that contains ``old`` replaced by ``new``, wherever it is; and whether."""
+    if isinstance(value, str):
+        return (new, True) if old in value else (value, False)
+    items = (
+        list(value.items() if isinstance(value, dict) else enumerate(value)) if isinstance(value, dict | list) else []
+    )
+    for key, inner in items:
+        found, done = nested(inner, old, new)
+        if done:
+            value[key] = found
+            return value, True
+    return value, False
+
+
+@pytest.mark.parametrize(
+    "where", ["features_dict.FeaturesDict", "image_feature.Image", "class_label_feature.ClassLabel"]
+)
+def test_what_a_folder_names_is_not_imported(prepared, tmp_path, monkeypatch, where):
+    """A data set of a stranger's with a module beside it: the library would import it, and so run it."""
+    shutil.copytree(prepared, tmp_path / "data")
+    (tmp_path / "evilmod.py").write_text("open('ran', 'w').close()\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "data/features.json"
+    value, done = nested(json.loads(path.read_text()), where, "evilmod.X")
+    assert done
+    for changed in (value, {"type": "evilmod.X", "content": {}}, {"python_class_name": "evilmod.X"}):
+        path.write_text(json.dumps(changed))
+        with pytest.raises(UserError, match=r"cannot be opened \(it names the feature 'evilmod.X', which is none of"):
+            open_source(f"tfds:{tmp_path}/data")
+    assert not (tmp_path / "ran").exists() and "evilmod" not in sys.modules
+
+
+def test_other_metadata_of_a_folder_import_nothing(prepared, tmp_path, monkeypatch):
+    shutil.copytree(prepared, tmp_path / "data")
+    (tmp_path / "evilmod.py").write_text("open('ran', 'w').close()\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "data/dataset_info.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "moduleName": "evilmod"}))
+    assert len(open_source(f"tfds:{tmp_path}/data")) == 23
+    assert not (tmp_path / "ran").exists() and "evilmod" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[" * 9_999, "null", '{"pythonClassName": "x"}', '{"type": 5, "content": 1}']
+)
+def test_damaged_metadata(prepared, tmp_path, text):
+    shutil.copytree(prepared, tmp_path / "data")
+    for name in ("features.json", "dataset_info.json"):
+        kept = (tmp_path / "data" / name).read_text()
+        (tmp_path / "data" / name).write_text(text)
+        with pytest.raises(UserError, match="cannot be opened"):
+            open_source(f"tfds:{tmp_path}/data")
+        (tmp_path / "data" / name).write_text(kept)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Sequence
-from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
+from typing import Any, NotRequired, Protocol, TypedDict, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -13,12 +13,17 @@ from vit_jax.checks import Range
 from vit_jax.config import suggest
 from vit_jax.data.permute import hash64, make_key
 from vit_jax.data.text import TextCodec
+from vit_jax.io import files
+from vit_jax.io import text as texts
 from vit_jax.types import UserError
 
 HOLDOUT = Range(0, 2**40)
 """What may be held out: a fraction or a number of examples."""
 MAX_CLASSES = 2**20
 """Numeric labels from this on are mistakes: a head over more classes would not fit anywhere."""
+
+MAX_IMAGE_BYTES = 2**29
+"""A larger file is no image that could be decoded: 134 megapixels need as much without any compression."""
 
 
 class Unreadable(UserError):
@@ -63,6 +68,18 @@ class Info:
         return len(self.class_names)
 
 
+def read_image(path: str) -> bytes:
+    """The encoded image in a file.
+
+    Raises:
+      Unreadable: it cannot be read, or is no regular file.
+    """
+    try:
+        return files.read(path, MAX_IMAGE_BYTES)
+    except OSError as e:
+        raise Unreadable(f"the image {path} cannot be read ({e.strerror})") from None
+
+
 @runtime_checkable
 class Source(Protocol):
     """Cheap to open, thread-safe, picklable; holds an index and never images."""
@@ -84,6 +101,15 @@ def digest(*parts: str | np.ndarray | Strings | Sequence[str]) -> str:
             whole.update(f"{array.dtype.str}{array.shape}".encode())
             whole.update(np.ascontiguousarray(array).view(np.uint8).data)
     return whole.hexdigest()
+
+
+S = TypeVar("S", bound=Source)
+
+
+def noted(source: S, notes: tuple[str, ...]) -> S:
+    """``source``, with more notes on what was left out."""
+    source.info = dataclasses.replace(source.info, notes=(*source.info.notes, *notes))
+    return source
 
 
 class Wrapped:
@@ -135,11 +161,11 @@ def align(source: Source, class_names: tuple[str, ...], what: str) -> Source:
         return Relabelled(source, np.zeros(source.info.num_classes), ())
     if not source.info.class_names:
         raise UserError(f"{what} has captions and no classes, but the training data has classes.")
-    position = {name: i for i, name in enumerate(class_names)}
+    position = {texts.normal(name): i for i, name in enumerate(class_names)}
     for name in source.info.class_names:
-        if name not in position:
+        if texts.normal(name) not in position:
             raise UserError(f"{what} holds class {name!r}, unknown in training{suggest(name, class_names)}")
-    return Relabelled(source, np.array([position[n] for n in source.info.class_names]), class_names)
+    return Relabelled(source, np.array([position[texts.normal(n)] for n in source.info.class_names]), class_names)
 
 
 def as_captions(value: Any) -> tuple[str, ...]:
@@ -147,8 +173,8 @@ def as_captions(value: Any) -> tuple[str, ...]:
     items = [value] if isinstance(value, str | bytes) else value
     if not isinstance(items, list | tuple | np.ndarray) or not all(isinstance(item, str | bytes) for item in items):
         return ()
-    texts = (item.decode("utf-8", "surrogateescape") if isinstance(item, bytes) else item for item in items)
-    return tuple(text.strip() for text in texts)
+    found = (texts.decode(item, "surrogateescape") if isinstance(item, bytes) else item for item in items)
+    return tuple(text.strip() for text in found)
 
 
 def valid_captions(record: Record) -> tuple[str, ...]:
@@ -226,7 +252,7 @@ class Strings(Sequence[str]):
 
     @classmethod
     def pack(cls, items: Sequence[str]) -> Strings:
-        encoded = [s.encode("utf-8", "surrogateescape") for s in items]
+        encoded = [texts.encode(s) for s in items]
         ends = np.cumsum([len(s) for s in encoded], dtype=np.int64)
         return cls(np.frombuffer(b"".join(encoded), np.uint8), ends)
 

@@ -10,6 +10,7 @@ from vit_jax.data.permute import make_key
 from vit_jax.data.sources.base import MAX_CLASSES, Info, Record, Source, take_split
 from vit_jax.types import UserError
 
+MAX_EXAMPLES, MAX_SIZE = 2**24, 2**12
 _WAVE = np.rint(64 + 63 * np.sin(np.arange(256) * (2 * np.pi / 256))).astype(np.uint8)
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
 
 import numpy as np
 
 from vit_jax.config import suggest
-from vit_jax.data.sources.base import Info, Record, Source, Strings, Unreadable, align, digest, take_split
+from vit_jax.data.sources import splits
+from vit_jax.data.sources.base import Info, Record, Source, Strings, align, digest, noted, read_image, take_split
+from vit_jax.io import images, text
+from vit_jax.io.images import Listing
 from vit_jax.types import UserError
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-VAL_NAMES = ("val", "valid", "validation")
-SPLIT_NAMES = ("train", "test", *VAL_NAMES)
 
 
 class Folder:
@@ -25,21 +25,24 @@ class Folder:
 
     def __init__(self, root: pathlib.Path):
         self.root = root
-        names, parts, counts, others, empty = [], [], [], [], []
-        for name in _sub_folders(root):
-            images, rest = _list_images(root / name)
-            others += [f"{name}/{path}" for path in rest]
-            if images:
+        names, parts, counts, empty = [], [], [], []
+        rest = images.walk(root, deep=False)
+        loose = rest.images
+        for name in images.folders(root):
+            found = images.walk(root / name)
+            if found.images:
                 names.append(name)
-                parts.append(Strings.pack(images))
-                counts.append(len(images))
+                parts.append(Strings.pack(sorted(found.images, key=canonical_key)))
+                counts.append(len(found.images))
             else:
                 empty.append(name)
+            rest += found._replace(images=[]).below(name)
+        notes = _notes(root, rest, loose, empty)
         if not names:
-            raise UserError(_nothing(root))
+            raise UserError(f"{_nothing(root, loose)}{'; '.join(['', *notes])}")
         self.paths = Strings.concatenate(parts)
         self.labels = np.repeat(np.arange(len(names), dtype=np.int32), counts)
-        notes, known = _notes(root, others, empty), digest(names, self.paths, self.labels)
+        known = digest(names, self.paths, self.labels)
         self.info = Info(tuple(names), len(self.labels), notes, digest=known)
 
     def __len__(self) -> int:
@@ -48,33 +51,42 @@ class Folder:
     def __getitem__(self, i: int) -> Record:
         label = int(self.labels[i])
         path = f"{self.root}/{self.info.class_names[label]}/{self.paths[i]}"
-        try:
-            with open(path, "rb", buffering=0) as f:
-                return {"image": f.read(), "label": label, "name": path}
-        except OSError as e:
-            raise Unreadable(f"the image {path} cannot be read ({e.strerror})") from None
+        return {"image": read_image(path), "label": label, "name": path}
 
 
 def canonical_key(path: str) -> tuple[bytes, bytes]:
     """What examples of one class are sorted by: the path without its last suffix, then the whole path."""
-    whole = path.encode("utf-8", "surrogateescape")
+    whole = text.encode(path)
     folder, slash, base = whole.rpartition(b"/")
     return folder + slash + (base.rpartition(b".")[0] or base), whole
 
 
 def open_folder(rest: str, split: str, *, holdout: float | int, seed: int) -> Source:
-    """Opens ``train/`` or ``val/`` below ``rest`` if they are there, else a seeded split of all images."""
+    """Opens the folder of a part below ``rest``, such as ``train/`` or ``val/``, else a seeded split of all images.
+
+    Parts are spelled as in :data:`.splits.SPELLINGS`. A part for testing is never used, which a note says.
+    """
     root = pathlib.Path(rest).expanduser()
     if not rest or not root.is_dir():
         raise UserError(missing_path("folder", rest, "folder"))
-    if not _has_split_folders(root):
+    parts = _parts(root)
+    if not parts:
         folder = Folder(root)
         return take_split(folder, folder.labels, split, holdout, seed, f"folder:{rest}")
-    train = Folder(root / "train")
-    val = next((root / name for name in VAL_NAMES if (root / name).is_dir()), None)
-    if val is None:
-        return take_split(train, train.labels, split, holdout, seed, f"folder:{rest}/train")
-    return train if split == "train" else align(Folder(val), train.info.class_names, f"folder {val}")
+    training, validation = splits.choose(parts, "train"), splits.choose(parts, "val")
+    assert training is not None
+    notes = tuple(
+        f"the folder {root / name} was left out; name it as data.val to evaluate on it."
+        for name in parts
+        if name not in (training, validation)
+    )
+    train = noted(Folder(root / training), notes)
+    if validation is None:
+        labels = train.labels
+        return take_split(train, labels, split, holdout, seed, f"folder:{rest}/{training}")
+    if split == "train":
+        return train
+    return align(Folder(root / validation), train.info.class_names, f"folder {root / validation}")
 
 
 def missing_path(kind: str, path: str, what: str) -> str:
@@ -82,48 +94,58 @@ def missing_path(kind: str, path: str, what: str) -> str:
     p = pathlib.Path(path).expanduser()
     if not path:
         return f"'{kind}:' lacks its path; write '{kind}:PATH'."
-    if p.exists():
+    if os.path.exists(p):
         return f"'{kind}:{path}' is not a {what}."
-    there = [str(q) for q in p.parent.iterdir()] if p.parent.is_dir() else []
+    there = [str(q) for q in p.parent.iterdir()] if os.path.isdir(p.parent) else []
     return f"'{kind}:{path}' does not exist{suggest(str(p), there) if there else '.'}"
 
 
-def _has_split_folders(root: pathlib.Path) -> bool:
-    """True for ``train/<class>/…`` beside nothing but other splits: 'train' is also the name of a vehicle."""
-    names = _sub_folders(root)
-    return "train" in names and set(names) <= set(SPLIT_NAMES) and bool(_sub_folders(root / "train"))
+def _parts(root: pathlib.Path) -> list[str]:
+    """The folders of ``root`` that are parts of the data set, each with its classes; none where they are classes.
 
+    ``train`` is also the name of a vehicle: parts have the same folders in them, and nothing but parts holds images.
 
-def _sub_folders(root: pathlib.Path) -> list[str]:
-    with os.scandir(root) as entries:
-        return sorted((e.name for e in entries if e.is_dir() and not e.name.startswith(".")), key=os.fsencode)
-
-
-def _list_images(root: pathlib.Path) -> tuple[list[str], list[str]]:
-    """Relative paths of the images below ``root``, in canonical order, and of other files; hidden ones are neither."""
-    images: list[str] = []
-    others: list[str] = []
-    for folder, subs, files in os.walk(root):
-        subs[:] = [s for s in subs if not s.startswith(".")]
-        below = os.path.relpath(folder, root).replace(os.sep, "/")
-        prefix = "" if below == "." else below + "/"
-        for file in files:
-            if not file.startswith("."):
-                (images if file.lower().endswith(IMAGE_SUFFIXES) else others).append(prefix + file)
-    return sorted(images, key=canonical_key), others
-
-
-def _notes(root: pathlib.Path, others: list[str], empty: list[str]) -> tuple[str, ...]:
-    notes = []
+    Raises:
+      UserError: both readings are possible, or there is no part to train on.
+    """
+    names = images.folders(root)
+    named = [name for name in names if splits.of(name)]
+    training = splits.choose(named, "train")
+    inside = {name: set(images.folders(root / name)) for name in named}
+    alike = [a for a in named if any(inside[a] & inside[b] for b in named if b != a)]
+    others = [name for name in names if name not in named and images.holds_images(root / name)]
+    if others and not alike:
+        return []
     if others:
-        notes.append(f"{len(others)} files in {root} are no images and were left out (first: {min(others)}).")
+        raise UserError(
+            f"the folder {root} can be read in two ways: as parts of a data set ({', '.join(alike)}, which hold the "
+            f"same folders) with {others[0]} beside them, or as classes ({', '.join(sorted([*named, *others])[:6])}); "
+            f"name the parts (--config.data.path=folder:{root / (training or alike[0])}, and --config.data.val), or "
+            "rename the folders that are classes."
+        )
+    if training is None and alike:
+        raise UserError(
+            f"the folder {root} holds parts of a data set ({', '.join(alike)}) and none to train on; name one of them, "
+            f"such as folder:{root / alike[0]}."
+        )
+    if training is None or not any(images.holds_images(root / training / name) for name in inside[training]):
+        return []
+    return named
+
+
+def _notes(root: pathlib.Path, rest: Listing, loose: list[str], empty: list[str]) -> tuple[str, ...]:
+    notes = list(rest.left_out(root))
+    if loose:
+        notes.append(f"{len(loose)} images in {root} are in no class and were left out (first: {min(loose)}).")
     if empty:
         notes.append(f"{len(empty)} folders in {root} hold no images and are no classes (first: {empty[0]}).")
     return tuple(notes)
 
 
-def _nothing(root: pathlib.Path) -> str:
-    wanted = f"put images ({', '.join(s[1:] for s in IMAGE_SUFFIXES)}) in one sub-folder per class."
-    if any(f.lower().endswith(IMAGE_SUFFIXES) for f in os.listdir(root)):
-        return f"the images in {root} have no class: {wanted}"
-    return f"no images in {root}: {wanted}"
+@functools.cache
+def _wanted() -> str:
+    return f"put images ({', '.join(s[1:] for s in images.SUFFIXES)}) in one sub-folder per class"
+
+
+def _nothing(root: pathlib.Path, loose: list[str]) -> str:
+    return f"the images in {root} have no class: {_wanted()}" if loose else f"no images in {root}: {_wanted()}"

@@ -6,10 +6,12 @@ Beside ``x.jpg`` lies its class (``x.cls``, or ``x.json`` with ``label``), its c
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import pathlib
+import re
 import tarfile
 from typing import Any
 
@@ -20,7 +22,7 @@ from vit_jax.data.sources.folder import canonical_key
 from vit_jax.data.sources.shards import open_shards
 from vit_jax.data.sources.tar_index import ShardIndex, load_index
 from vit_jax.data.sources.tar_members import parse_captions
-from vit_jax.io import atomic
+from vit_jax.io import atomic, text
 from vit_jax.types import UserError
 
 
@@ -58,8 +60,8 @@ class Tar:
             places.append((int(self.text_offset[i]), int(self.text_size[i])))
         image, *texts = _read(path, places, name)
         record: Record = {"image": image, "label": int(self.labels[i]), "name": name}
-        for text in texts:
-            record["captions"] = parse_captions(text, bool(self.text_json[i])) or ()
+        for found in texts:
+            record["captions"] = parse_captions(found, bool(self.text_json[i])) or ()
         return record
 
 
@@ -82,9 +84,9 @@ def _read(path: str, places: list[tuple[int, int]], name: str) -> list[bytes]:
 def _notes(shards: list[ShardIndex], paths: list[str]) -> tuple[str, ...]:
     where = f"{paths[0]}{' and others' * (len(paths) > 1)}"
     counts = [sum(getattr(s, field) for s in shards) for field in ("others", "lone_images", "lone_texts")]
-    texts = ("members of {} are no images", "images of {} have no caption", "captions of {} have no image")
-    sentences = zip(counts, texts, strict=True)
-    return tuple(f"{count} {text.format(where)} and were left out." for count, text in sentences if count)
+    phrases = ("members of {} are no images or hidden", "images of {} have no caption", "captions of {} have no image")
+    sentences = zip(counts, phrases, strict=True)
+    return tuple(f"{count} {phrase.format(where)} and were left out." for count, phrase in sentences if count)
 
 
 def open_tar(rest: str, split: str, *, holdout: float | int, seed: int) -> Source:
@@ -103,28 +105,62 @@ def write_tar(source: Source, pattern: str, *, shard_size: int = 10_000) -> list
       shard_size: examples a shard.
 
     Returns:
-      The paths written, each all of it or not at all.
+      The paths written: all of them, or none.
+
+    Raises:
+      UserError: a file exists, cannot be written, or would be written twice; an example cannot be read.
     """
+    if shard_size < 1:
+        raise UserError(f"shard_size={shard_size} is not allowed; a shard has 1 example or more.")
+    starts = range(0, len(source), shard_size)
+    paths = _shard_names(pattern, len(starts))
+    try:
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(atomic.new_file(pathlib.Path(path))) for path in paths]
+            for file, start in zip(files, starts, strict=True):
+                _write_shard(source, file, range(start, min(start + shard_size, len(source))))
+    except OSError as e:
+        raise UserError(f"the shards {pattern!r} cannot be written ({e.strerror or e}); choose another place.") from e
+    return paths
+
+
+def _shard_names(pattern: str, count: int) -> list[str]:
+    """The name of each shard; only a plain field for its number has a meaning in ``pattern``."""
+    pieces = re.split(r"\{(?::(0?[0-9]{0,2})d?)?\}", pattern)
+    if "{" in "".join(pieces[::2]) or "}" in "".join(pieces[::2]):
+        raise UserError(f"{pattern!r} is no pattern of shards; write the field for the number as {{:05d}}.")
+    if count > 1 and len(pieces) == 1:
+        stem, suffix = os.path.splitext(pattern)
+        raise UserError(
+            f"{pattern!r} has no field for the number of the shard, and there are {count:,}; write "
+            f"{stem + '-{:05d}' + suffix!r}, or raise --shard_size."
+        )
+    fields = "".join(a if i % 2 == 0 else f"{{:{a or ''}}}" for i, a in enumerate(pieces))
+    paths = [fields.format(*[k] * len(pieces)) for k in range(count)]
+    folder = os.path.dirname(os.path.abspath(paths[0]))
+    if not os.path.isdir(folder):
+        raise UserError(f"{pattern!r} cannot be written; there is no folder {folder!r}.")
+    if there := [path for path in paths if os.path.lexists(path)]:
+        raise UserError(f"{there[0]!r} exists; remove it or name other files.")
+    return paths
+
+
+def _write_shard(source: Source, file: pathlib.Path, rows: range) -> None:
     from PIL import Image
 
-    paths: list[str] = []
-    for start in range(0, len(source), shard_size):
-        path = pattern.format(len(paths))
-        with atomic.new_file(pathlib.Path(path)) as new, tarfile.open(new, "w") as archive:
-            for i in range(start, min(start + shard_size, len(source))):
-                record = source[i]
-                data, suffix = record["image"], _suffix(record["image"])
-                if isinstance(data, np.ndarray):
-                    buffer = io.BytesIO()
-                    Image.fromarray(data[..., 0] if data.shape[2:] == (1,) else data).save(buffer, "PNG")
-                    data = buffer.getvalue()
-                about = json.dumps(_about(record, source.info)).encode()
-                for member, content in ((f"{i:09d}{suffix}", data), (f"{i:09d}.json", about)):
-                    header = tarfile.TarInfo(member)
-                    header.size = len(content)
-                    archive.addfile(header, io.BytesIO(content))
-        paths.append(path)
-    return paths
+    with tarfile.open(file, "w") as archive:
+        for i in rows:
+            record = source[i]
+            data, suffix = record["image"], _suffix(record["image"])
+            if isinstance(data, np.ndarray):
+                buffer = io.BytesIO()
+                Image.fromarray(data[..., 0] if data.shape[2:] == (1,) else data).save(buffer, "PNG")
+                data = buffer.getvalue()
+            about = json.dumps(_about(record, source.info)).encode()
+            for member, content in ((f"{i:09d}{suffix}", data), (f"{i:09d}.json", about)):
+                header = tarfile.TarInfo(member)
+                header.size = len(content)
+                archive.addfile(header, io.BytesIO(content))
 
 
 def _about(record: Record, info: Info) -> dict[str, Any]:
@@ -136,7 +172,9 @@ def _about(record: Record, info: Info) -> dict[str, Any]:
 def _suffix(image: bytes | np.ndarray) -> str:
     if isinstance(image, np.ndarray) or image[:4] == b"\x89PNG":
         return ".png"
-    return {b"RI": ".webp", b"BM": ".bmp"}.get(image[:2], ".jpg")
+    if image[4:8] == b"ftyp":
+        return ".avif" if image[8:12] in (b"avif", b"avis") else ".heic"
+    return {b"RI": ".webp", b"BM": ".bmp", b"GI": ".gif", b"II": ".tif", b"MM": ".tif"}.get(image[:2], ".jpg")
 
 
 def _merge_labels(shards: list[ShardIndex], paths: list[str]) -> tuple[tuple[str, ...], list[np.ndarray]]:
@@ -165,7 +203,7 @@ def _merge_labels(shards: list[ShardIndex], paths: list[str]) -> tuple[tuple[str
     if not named and not numbered:
         raise UserError(f"no images in {paths[0]}; expected x.jpg with x.cls, x.json or x.txt.")
     if named:
-        names = tuple(sorted(named, key=lambda s: s.encode("utf-8", "surrogateescape")))
+        names = tuple(sorted(named, key=text.encode))
         rank = {name: i for i, name in enumerate(names)}
         return names, [np.array([rank[n] for n in s.classes], np.int32) for s in shards]
     names = tuple(numbered.get(i) or str(i) for i in range(max(numbered) + 1))

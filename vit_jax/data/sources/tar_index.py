@@ -9,20 +9,30 @@ import hashlib
 import logging
 import os
 import pathlib
+import tarfile
 import zipfile
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from vit_jax.data.sources.base import Strings
-from vit_jax.data.sources.folder import IMAGE_SUFFIXES, SPLIT_NAMES
-from vit_jax.data.sources.tar_members import LABEL_SUFFIXES, MEMBER_BYTES, is_json, members, parse_captions, parse_label
+from vit_jax.data.sources.splits import of as split_of
+from vit_jax.data.sources.tar_members import (
+    LABEL_SUFFIXES,
+    MEMBER_BYTES,
+    is_file,
+    is_json,
+    members,
+    parse_captions,
+    parse_label,
+)
 from vit_jax.io import atomic, cache
+from vit_jax.io.images import SUFFIXES
 from vit_jax.types import UserError
 
 log = logging.getLogger(__name__)
 
-_VERSION = 2
+_VERSION = 3
 INDEXES = 2 * 10**9
 """Bytes of indexes that are kept."""
 
@@ -82,36 +92,45 @@ def build_index(path: str) -> ShardIndex:
     if os.path.getsize(path) == 0:
         raise UserError(f"the tar file {path} is empty (0 bytes); fetch or write it again.")
     images: list[tuple[str, int, int]] = []
+    links: list[tuple[str, str]] = []  # of images: name -> what it leads to
     labels: dict[str, tuple[int, str]] = {}
     texts: dict[str, _Text] = {}  # of images, by stem; JSON with captions goes before plain text
     plain: set[str] = set()
     broken: dict[str, _Text] = {}  # JSON that cannot be parsed
     errors: list[tuple[UserError, bool]] = []
+    once = _Once(path)
     others = 0
     with open(path, "rb") as file:
         for member, content in members(path, file):
-            stem, suffix = os.path.splitext(member.name.removeprefix("./"))
+            name = member.name.removeprefix("./")
+            stem, suffix = os.path.splitext(name)
             suffix = suffix.lower()
             text = _Text(member.offset_data, min(member.size, MEMBER_BYTES), suffix == ".json", 1)
-            if os.path.basename(stem).startswith("."):
-                continue
-            if suffix in IMAGE_SUFFIXES:
-                images.append((stem + member.name[-len(suffix) :], member.offset_data, member.size))
+            hidden = any(part.startswith(".") and part != ".." for part in name.split("/"))
+            if not hidden and suffix in SUFFIXES and (member.islnk() or member.issym()):
+                links.append((once(name), _target(name, member)))
+            elif hidden or not is_file(member):
+                others += 1
+            elif suffix in SUFFIXES:
+                images.append((once(name), member.offset_data, member.size))
             elif suffix == ".txt":
-                plain.add(stem)
+                plain.add(once(stem, ".txt"))
                 texts.setdefault(stem, text._replace(captions=len(parse_captions(content, False) or ())))
             elif suffix in LABEL_SUFFIXES:
+                once(stem, suffix)
                 if suffix == ".json" and (captions := parse_captions(content, True)) is not None:
                     texts[stem] = text._replace(captions=len(captions))
                 try:
-                    if (label := parse_label(content, suffix, f"{member.name} in {path}")) is not None:
-                        labels[stem] = label
+                    if (label := parse_label(content, suffix, f"{name} in {path}")) is not None:
+                        labels[stem] = _both(labels.get(stem, label), label, name, path)
                 except UserError as e:
                     errors.append((e, suffix == ".json" and not is_json(content)))
                     if errors[-1][1]:
                         broken[stem] = text
             else:
                 others += 1
+    found, lost = _resolved(images, links)
+    images, others = images + found, others + lost
     stems = {os.path.splitext(name)[0] for name, _, _ in images}
     captioned = not labels and not stems.isdisjoint(texts)
     for error, is_broken in errors:
@@ -126,6 +145,43 @@ def build_index(path: str) -> ShardIndex:
     return complete._replace(others=complete.others + len(plain - stems if complete.captions else plain))
 
 
+class _Once:
+    """Passes each name on once: members are put together by their names."""
+
+    def __init__(self, path: str):
+        self.path, self.seen = path, set[str]()
+
+    def __call__(self, stem: str, suffix: str = "") -> str:
+        if (name := stem + suffix) in self.seen:
+            raise UserError(
+                f"the tar file {self.path} holds {name} twice, so labels cannot be told apart; write it again, each "
+                "name once ('tar -r' and '-u' append)."
+            )
+        self.seen.add(name)
+        return stem
+
+
+def _both(first: tuple[int, str], second: tuple[int, str], name: str, path: str) -> tuple[int, str]:
+    """What .cls and .json say together: a number, a class name, or both."""
+    for a, b in zip(first, second, strict=True):
+        if a != b and -1 not in (a, b) and "" not in (a, b):
+            raise UserError(f"the label of {name} in {path} is {b!r}, another file beside the image says {a!r}.")
+    return max(first[0], second[0]), first[1] or second[1]
+
+
+def _target(name: str, link: tarfile.TarInfo) -> str:
+    """The member that a link means: a hard link by its name in the archive, a symbolic one from its own folder."""
+    start = os.path.dirname(name) if link.issym() else ""
+    return os.path.normpath(os.path.join(start, link.linkname))
+
+
+def _resolved(images: list, links: list[tuple[str, str]]) -> tuple[list[tuple[str, int, int]], int]:
+    """Links to images as images, and how many lead to none."""
+    places = {os.path.normpath(name): (offset, size) for name, offset, size in images} if links else {}
+    found = [(name, *places[target]) for name, target in links if target in places]
+    return found, len(links) - len(found)
+
+
 def _labels_from_folders(names: list[str], path: str) -> dict[str, tuple[int, str]]:
     """Without any label member, a class per folder like ``folder:``; a common folder above the classes is ignored."""
     if not names:
@@ -138,7 +194,7 @@ def _labels_from_folders(names: list[str], path: str) -> dict[str, tuple[int, st
             f"the image {names[0]} in {path} has no label; expected a member with suffix .cls or .json, or .txt with "
             "its caption."
         )
-    if {p[depth] for p in parents} <= set(SPLIT_NAMES):
+    if all(split_of(name) for name in {p[depth] for p in parents}):
         raise UserError(
             f"the tar file {path} holds several splits ({parents[0][depth]}, ...); write one tar per split."
         )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from vit_jax.config import suggest
+from vit_jax.data.sources import splits
 from vit_jax.data.sources.base import Info, Record, Source, as_captions, digest, take_split
-from vit_jax.data.sources.folder import VAL_NAMES
 from vit_jax.types import UserError
 
 CAPTION_KEYS = ("captions", "caption", "text")
@@ -77,7 +79,7 @@ def open_tfds(rest: str, split: str, *, holdout: float | int, seed: int) -> Sour
         raise UserError(f"'tfds:{rest}' cannot be read; write tfds:NAME, tfds:NAME:SPLIT or tfds:/folder/of/a/version.")
     builder = _builder(match[1])
     if match[2] is None:
-        val = next((name for name in VAL_NAMES if name in builder.info.splits), None)
+        val = splits.choose(builder.info.splits, "val")
         if val:
             return Tfds(builder, "train" if split == "train" else val)
     data = Tfds(builder, match[2] or "train")
@@ -88,14 +90,36 @@ def _builder(place: str) -> Any:
     import tensorflow_datasets as tfds  # more than half a second
 
     try:
-        if os.path.isdir(os.path.expanduser(place)):
-            return tfds.builder_from_directory(os.path.expanduser(place))
-        return tfds.builder(place)
+        with _only_known_features(tfds.features.FeatureConnector):
+            if os.path.isdir(os.path.expanduser(place)):
+                return tfds.builder_from_directory(os.path.expanduser(place))
+            return tfds.builder(place)
     except tfds.core.DatasetNotFoundError:
         near = suggest(place, tfds.list_builders(with_community_datasets=False))
         raise UserError(f"no folder and no TensorFlow dataset is called {place!r}{near}") from None
     except Exception as e:  # a folder of something else, a builder whose own imports are absent
-        raise UserError(f"'tfds:{place}' cannot be opened ({str(e).splitlines()[0]}).") from None
+        why = (str(e).splitlines() or [type(e).__name__])[0]
+        raise UserError(f"'tfds:{place}' cannot be opened ({why[:200]}).") from None
+
+
+@contextlib.contextmanager
+def _only_known_features(base: Any) -> Iterator[None]:
+    """Classes of features that a folder's ``features.json`` names are those of the library: no other is imported.
+
+    The library would import any module of that name, from the current folder too, which runs its code.
+    """
+    original = base.__dict__["cls_from_name"]
+
+    def known(cls: Any, name: str) -> Any:
+        if name not in base._registered_features and not name.startswith("tensorflow_datasets."):
+            raise ValueError(f"it names the feature {name[:80]!r}, which is none of tensorflow_datasets")
+        return original.__func__(cls, name)
+
+    base.cls_from_name = classmethod(known)
+    try:
+        yield
+    finally:
+        base.cls_from_name = original
 
 
 def _feature(features: Any, kind: type, what: str, name: str) -> str:

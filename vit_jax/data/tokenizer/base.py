@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol, Self
 
 from vit_jax.config import lookup
 from vit_jax.data.tokenizer.clean import CLEAN
+from vit_jax.io import files
 from vit_jax.types import UserError
 
 MAX_BYTES = 2**26
@@ -187,9 +188,7 @@ def read(path: str | pathlib.Path) -> bytes:
     """
     path = pathlib.Path(path).expanduser()
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"more than {MAX_BYTES:,} bytes")
-        data = path.read_bytes()
+        data = files.read(path, MAX_BYTES)
         return inflate(data, 16 + zlib.MAX_WBITS) if data[:2] == b"\x1f\x8b" else data
     except OSError as e:
         raise UserError(f"the vocabulary {str(path)!r} cannot be read ({e.strerror}); name an existing file.") from e

@@ -19,6 +19,7 @@ from vit_jax.config import lookup
 from vit_jax.data.tokenizer.base import State, Stateful, content, field, options, pack, read, unpack, well_formed
 from vit_jax.data.tokenizer.clean import CLEAN
 from vit_jax.io import jsonfile
+from vit_jax.io import text as texts
 from vit_jax.types import UserError
 
 NUM_MERGES = 49_152 - 256 - 2
@@ -139,7 +140,7 @@ def read_merges(path: pathlib.Path) -> str:
     if text.lstrip()[:1] == "{" and path.suffix == ".json":
         merges, numbers = _from_json(text, path)
     else:
-        lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n", NUM_MERGES + 1)
+        lines = texts.lines(text)[: NUM_MERGES + 1]
         first = 1 if "#version" in lines[0] else 0
         merges, beside = "\n".join(lines[first : first + NUM_MERGES]), path.with_name("vocab.json")
         numbers = _json(_decode(read(beside), repr(str(beside))), beside) if beside.is_file() else None
@@ -173,7 +174,7 @@ def _json(text: str, path: pathlib.Path) -> dict[str, Any]:
 
 def _decode(data: bytes, what: str) -> str:
     try:
-        return data.decode("utf-8")
+        return texts.decode(data)
     except UnicodeDecodeError as e:
         raise UserError(
             f"the vocabulary of {what} is no UTF-8 (byte {e.start}); it is damaged or of another kind."

@@ -9,6 +9,7 @@ import tokenizers
 
 from vit_jax.config import lookup
 from vit_jax.data.tokenizer.base import FromFile, content, options, read, well_formed
+from vit_jax.io import jsonfile
 from vit_jax.types import UserError
 
 USUAL = {
@@ -63,7 +64,7 @@ class Json(FromFile):
 def _load(data: bytes, what: str = "a tokenizer's state") -> tuple[tokenizers.Tokenizer, bytes]:
     """The library's object and the canonical form of ``data``."""
     try:
-        text = json.dumps(json.loads(data), sort_keys=True, separators=(",", ":"))
+        text = json.dumps(jsonfile.loads(data), sort_keys=True, separators=(",", ":"))
         library = tokenizers.Tokenizer.from_str(text)
     except Exception as e:  # the library raises bare exceptions
         raise UserError(f"{what!r} is no JSON of the tokenizers library ({e}); is it tokenizer.json?") from e
