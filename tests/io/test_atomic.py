@@ -129,3 +129,13 @@ def test_an_error_under_way_is_the_one_that_is_said():
         raise UserError("closing failed")
     with pytest.raises(ZeroDivisionError), atomic.unsaid_under(KeyError()):
         raise ZeroDivisionError  # no mistake of the user's
+
+
+def test_devices_and_pipes_stay(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "null").symlink_to("/dev/null")
+    (tmp_path / "folder").mkdir()
+    for name, reason in (("pipe", "no regular file"), ("null", "no regular file"), ("folder", "Is a directory")):
+        with pytest.raises(OSError, match=reason):
+            atomic.write_text(tmp_path / name, "x")
+    assert (tmp_path / "pipe").is_fifo() and os.listdir(tmp_path / "folder") == []

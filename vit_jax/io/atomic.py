@@ -60,6 +60,8 @@ def new_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
       OSError: the folder does not exist or cannot be written to, or ``path`` is no name of a file.
     """
     new = _beside(path).with_suffix(path.suffix[:16])
+    if os.path.exists(path) and not os.path.isfile(path):  # a device would be replaced by a file
+        raise OSError(errno.EINVAL, "Is a directory" if os.path.isdir(path) else "no regular file", str(path))
     new.touch(exist_ok=False)
     try:
         yield new
