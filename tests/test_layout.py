@@ -165,6 +165,40 @@ def test_one_place_knows_the_platform():
     assert found == ["vit_jax.sharding"]
 
 
+def reads_text(module: ast.Module) -> list[str]:
+    """Calls that read or write text without :mod:`vit_jax.io`: of encodings, line ends and surrogates they know less.
+
+    The lines of an error's message are no file's, and what was dumped here is no stranger's.
+    """
+    own = {id(n.value) for n in ast.walk(module) if isinstance(n, ast.Subscript)}
+    found = []
+    for node in ast.walk(module):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+            continue
+        call, on = node.func.attr, ast.unparse(node.func.value)
+        foreign = on == "json" and call in ("load", "loads") and "json.dumps(" not in ast.unparse(node)
+        lines = call == "splitlines" and id(node) not in own
+        if foreign or lines or call == "read_text" or (call == "write_text" and on != "atomic"):
+            found.append(f"line {node.lineno}: {ast.unparse(node)}")
+    return found
+
+
+def test_one_reader_and_one_writer_of_text():
+    outside = [path for path in MODULES if not name(path).startswith("vit_jax.io")]
+    assert {name(path): reads_text(tree(path)) for path in outside if reads_text(tree(path))} == {}
+    assert (
+        len(reads_text(ast.parse("p.read_text()\njson.load(f)\nt.splitlines()\np.write_text(t)\njson.loads(t)"))) == 5
+    )
+    assert reads_text(ast.parse("str(e).splitlines()[0]\njson.loads(json.dumps(x))\natomic.write_text(p, t)")) == []
+
+
+def test_one_lister_of_images():
+    """Whoever lists folders by itself has its own idea of hidden files, links and suffixes."""
+    words = ("os.walk(", ".rglob(", "os.scandir(", ".glob(")
+    users = {name(p) for p in MODULES if any(word in p.read_text(encoding="utf-8") for word in words)}
+    assert users <= {"vit_jax.io.images", "vit_jax.io.hub", "vit_jax.io.cache", "vit_jax.data.sources.shards"}, users
+
+
 CONCRETE = {"ViT", "Mixer", "MonarchMixer", "TwoTower", "CoCa", "TextTransformer", "TextDecoder", "ResNet"}
 
 

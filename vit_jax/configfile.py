@@ -67,5 +67,5 @@ def _explained(file: str) -> Iterator[None]:
         if isinstance(e, SyntaxError) and e.filename:
             place = e.filename, e.lineno
         where = f", line {place[1]}" if place[1] else ""
-        reason = [line for line in str(e.msg if isinstance(e, SyntaxError) else e).splitlines() if line.strip()]
-        raise UsageError(f"{place[0]}{where}: {': '.join([type(e).__name__, *reason[:1]])[:200]}.") from e
+        reason = str(e.msg if isinstance(e, SyntaxError) else e).strip().splitlines()[:1]
+        raise UsageError(f"{place[0]}{where}: {': '.join([type(e).__name__, *reason])[:200]}.") from e

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vit_jax.io import atomic
+from vit_jax.io import atomic, jsonfile
 from vit_jax.types import Array, UserError
 
 FILE, EVENTS = "metrics.jsonl", "tensorboard"
@@ -195,7 +195,7 @@ def read(workdir: str | os.PathLike[str]) -> list[Row]:
 
 def _parse(text: bytes) -> Row | None:
     try:
-        row = json.loads(text)
+        row = jsonfile.loads(text)
     except ValueError:
         return None
     if not isinstance(row, dict) or not isinstance(row.get("step"), int):

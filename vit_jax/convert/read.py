@@ -18,6 +18,7 @@ from vit_jax.convert.locate import locate
 from vit_jax.convert.pretrained import Stored
 from vit_jax.convert.rules import into
 from vit_jax.data import text
+from vit_jax.io import atomic
 from vit_jax.io.hub import choose
 from vit_jax.io.remote import fetch, public
 from vit_jax.io.sidecar import beside
@@ -163,7 +164,7 @@ def weights_of(source: str | pathlib.Path) -> Iterator[tuple[Format | None, path
                 if isinstance(content, pathlib.Path):
                     file.with_name(name).symlink_to(content.absolute())
                 else:
-                    file.with_name(name).write_text(json.dumps(content), encoding="utf-8")
+                    atomic.write_text(file.with_name(name), json.dumps(content))
         yield fmt, file
 
 

@@ -19,6 +19,7 @@ from vit_jax.checks import Pixels
 from vit_jax.config import Choice, change, parse, record, record_of
 from vit_jax.convert.pretrained import Described, Preprocess, Stored, leaves, numbered
 from vit_jax.data.text import TextCodec, from_meta, section, to_meta
+from vit_jax.io import atomic
 from vit_jax.io.tensors import Tensors
 from vit_jax.layers.embed import RESIZES
 from vit_jax.models.describe import classes, describe, shapes
@@ -149,6 +150,6 @@ def save(pretrained: Stored, folder: pathlib.Path) -> None:
     writer.save(0, {"params": tree} | ({"variables": pretrained.variables} if pretrained.variables else {}), meta, {})
     writer.close()
     try:
-        (folder / "config.json").write_text(json.dumps(raw, indent=1, default=record) + "\n", encoding="utf-8")
+        atomic.write_text(folder / "config.json", json.dumps(raw, indent=1, default=record) + "\n")
     except OSError as e:
         raise UserError(f"{folder} cannot be written ({e.strerror}); choose another place.") from e

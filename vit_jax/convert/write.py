@@ -11,7 +11,7 @@ from vit_jax.convert import rules, run_folder
 from vit_jax.convert.format import check
 from vit_jax.convert.formats import FILES, FORMATS, TARGETS
 from vit_jax.convert.pretrained import Stored
-from vit_jax.io import atomic
+from vit_jax.io import atomic, jsonfile
 from vit_jax.io.sidecar import About
 from vit_jax.io.tensors import Tensors, write_npz, write_safetensors
 from vit_jax.types import UsageError, UserError
@@ -84,7 +84,7 @@ def _write_file(tensors: Tensors, about: About, path: pathlib.Path) -> None:
         new = stack.enter_context(atomic.new_file(path))
         if about:
             beside = stack.enter_context(atomic.new_file(path.with_suffix(".json")))
-            beside.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+            jsonfile.write(beside, about)
         if path.suffix == ".npz":
             write_npz(new, tensors)
         else:

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_jax import models
+from vit_jax.io import text
 from vit_jax.types import UsageError
 
 FILE = "zoo.csv"
@@ -51,8 +52,8 @@ class PretrainedTag:
 @functools.cache
 def tags() -> Mapping[str, PretrainedTag]:
     """All rows by their tags, in the order of the file."""
-    text = importlib.resources.files(__package__).joinpath(FILE).read_text(encoding="utf-8")
-    return {row["tag"]: _row(row) for row in csv.DictReader(text.splitlines())}
+    data = importlib.resources.files(__package__).joinpath(FILE).read_bytes()
+    return {row["tag"]: _row(row) for row in csv.DictReader(text.lines(text.decode(data)))}
 
 
 def _row(row: Mapping[str, Any]) -> PretrainedTag:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import json
 import math
 import os
 import pathlib
@@ -17,7 +16,7 @@ import jax
 import numpy as np
 
 from vit_jax.checks import Checked
-from vit_jax.io import atomic
+from vit_jax.io import atomic, jsonfile
 from vit_jax.models import Variables
 from vit_jax.objectives.base import Apply, Objective
 from vit_jax.types import Batch, Params, UserError
@@ -75,10 +74,9 @@ class Report:
         content = {**extra, **self.results(class_names)}
         if self.checkpoint:
             content["checkpoint"] = self.checkpoint
-        text = json.dumps(finite(content), indent=1, ensure_ascii=False, allow_nan=False)
         with atomic.writing(str(path)):
             path.parent.mkdir(parents=True, exist_ok=True)
-            atomic.write_text(path, text + "\n", "backslashreplace")  # JSON reads half a surrogate pair back from that
+            jsonfile.write(path, finite(content))
         if plots:
             with atomic.writing(f"the pictures in {path.parent}"):
                 self.draw(path.parent, class_names)

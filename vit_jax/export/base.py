@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +13,7 @@ import jax
 import numpy as np
 
 import vit_jax
-from vit_jax.io import atomic
+from vit_jax.io import atomic, jsonfile
 from vit_jax.predict import Predictor
 from vit_jax.types import UsageError, UserError
 
@@ -83,7 +82,7 @@ def script(imports: str, about: dict[str, Any], usage: tuple[str, str]) -> str:
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """``value`` as UTF-8 JSON."""
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    jsonfile.write(path, value, str)
 
 
 def compare(run: Callable[[np.ndarray], np.ndarray], predictor: Predictor, notes: Sequence[str] = ()) -> float:

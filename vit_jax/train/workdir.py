@@ -22,7 +22,7 @@ import vit_jax
 from vit_jax import checkpoint, metrics
 from vit_jax.config import difference, record
 from vit_jax.data.sources import Source
-from vit_jax.io import atomic, jsonfile
+from vit_jax.io import atomic, jsonfile, text
 from vit_jax.io.remote import public
 from vit_jax.types import UsageError, UserError
 
@@ -204,9 +204,8 @@ def commit(package: pathlib.Path) -> str | None:
     """
     root = package.parent
     try:
-        if not (root / ".git").exists() or f'name = "{package.name}"' not in (root / "pyproject.toml").read_text(
-            "utf-8"
-        ):
+        project = root / "pyproject.toml"
+        if not (root / ".git").exists() or f'name = "{package.name}"' not in text.read(project):
             return None
         own = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")} | {
             "GIT_CEILING_DIRECTORIES": str(root.parent)

@@ -7,7 +7,6 @@ from the model's family.
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +17,7 @@ from vit_jax.data.text import TextCodec
 from vit_jax.data.tokenizer import from_state
 from vit_jax.data.tokenizer.base import pack, unpack
 from vit_jax.data.tokenizer.clip import build_vocabulary, read_merges
+from vit_jax.io import jsonfile
 from vit_jax.io.sidecar import About
 
 FILE = "tokenizer_config.json"
@@ -99,7 +99,7 @@ def write(encoder: TextCodec | None, family: str) -> tuple[dict[str, Any], list[
         return {FILE: settings}, [note]
     files, more, cleans = {"clip": _clip, "sentencepiece": _sentencepiece, "json": _json}[kind](state)
     notes = [] if state["clean"] == cleans else [_CLEANED.format(state["clean"])]
-    if kind == "json" and not json.loads(files[HOMES[kind]]).get("post_processor"):
+    if kind == "json" and not jsonfile.loads(files[HOMES[kind]]).get("post_processor"):
         notes.append("transformers adds no end token to texts with this tokenizer.json; append it there")
     if kind == "sentencepiece" and state["start_id"] is not None:
         notes.append(f"texts begin with token {state['start_id']} here, which transformers does not add")
@@ -135,7 +135,7 @@ def _sentencepiece(state: Mapping[str, Any]) -> Written:
 
 def _json(state: Mapping[str, Any]) -> Written:
     data = unpack(state["data"])
-    known = {token["id"]: token["content"] for token in json.loads(data).get("added_tokens") or ()}
+    known = {token["id"]: token["content"] for token in jsonfile.loads(data).get("added_tokens") or ()}
     ids = {"bos_token": state["start_id"], "eos_token": state["end_id"], "pad_token": state["pad_id"]}
     named = {name: known[i] for name, i in ids.items() if i in known}
     return {HOMES["json"]: data}, {"tokenizer_class": "PreTrainedTokenizerFast", **named}, "none"

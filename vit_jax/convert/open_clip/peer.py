@@ -14,6 +14,7 @@ from vit_jax.convert.format import check_limits
 from vit_jax.convert.open_clip import config, write
 from vit_jax.convert.peer import packages, torch_peer
 from vit_jax.convert.pretrained import Preprocess
+from vit_jax.io import atomic
 from vit_jax.io.sidecar import beside
 from vit_jax.io.tensors import open_tensors
 from vit_jax.models import TwoTower
@@ -63,7 +64,7 @@ def build(path: pathlib.Path, model: TwoTower) -> Any:
         content, _, _ = write.write(model, Preprocess(size), {})
     with tempfile.TemporaryDirectory() as folder:
         place = pathlib.Path(folder)
-        (place / config.FILE).write_text(json.dumps(content), encoding="utf-8")
+        atomic.write_text(place / config.FILE, json.dumps(content))
         suffix = ".pth" if path.suffix == ".pt" else path.suffix  # it looks for no other
         (place / f"model{suffix}").symlink_to(path.absolute())
         try:

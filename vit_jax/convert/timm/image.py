@@ -18,6 +18,7 @@ from vit_jax.convert.pretrained import Stored
 from vit_jax.convert.rules import Rule
 from vit_jax.convert.timm.config import Config, preprocess, read_config
 from vit_jax.convert.timm.rules import LUMA
+from vit_jax.io import atomic
 from vit_jax.io.sidecar import About, beside
 from vit_jax.io.tensors import Tensors, open_tensors
 from vit_jax.models import ImageModel
@@ -162,7 +163,7 @@ def build_peer(
             ours = Stored(model or build(found.model), {}, found.preprocess)
             check_limits(ours.model, codec.limits)
             config, _ = content(ours, found.layout)
-        pathlib.Path(folder, "config.json").write_text(json.dumps(config), encoding="utf-8")
+        atomic.write_text(pathlib.Path(folder, "config.json"), json.dumps(config))
         try:
             channels = {"in_chans": 1} if getattr(found.layout, "grey", False) else {}
             peer = timm.create_model(f"local-dir:{folder}", img_size=found.preprocess.size, **channels)

@@ -98,7 +98,7 @@ def _builder(place: str) -> Any:
         near = suggest(place, tfds.list_builders(with_community_datasets=False))
         raise UserError(f"no folder and no TensorFlow dataset is called {place!r}{near}") from None
     except Exception as e:  # a folder of something else, a builder whose own imports are absent
-        why = (str(e).splitlines() or [type(e).__name__])[0]
+        why = (str(e) or type(e).__name__).splitlines()[0]
         raise UserError(f"'tfds:{place}' cannot be opened ({why[:200]}).") from None
 
 
