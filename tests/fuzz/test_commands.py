@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
-from collections.abc import Callable, Iterator
-from typing import Any
+import typing
+from collections.abc import Callable
+from typing import Any, Literal
 
 import hypothesis
 import pytest
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from tests.fuzz import harness
 from tests.fuzz.harness import Case
 from vit_jax import cli, config
+from vit_jax.checks import ranges
 from vit_jax.train.config import TrainConfig
 from vit_jax.types import UserError
 
@@ -48,38 +51,92 @@ TEXTS = (
 )  # fmt: skip
 
 
-def keys(cls: Any = TrainConfig, path: str = "", depth: int = 0) -> Iterator[str]:
-    """Dotted keys of a configuration, those of every row of its tables among them."""
-    for name, hint in config.hints(cls).items():
-        yield path + name
-        if depth < 3:
-            yield from (key for inner in _classes(hint) for key in keys(inner, f"{path}{name}.", depth + 1))
-
-
-def _classes(hint: Any) -> set[Any]:
-    import dataclasses
-    import typing
-
-    args = typing.get_args(hint)
-    rows = [row for mark in args[1:] if isinstance(mark, config.Choice) for row in mark.table.values()]
-    found = {getattr(row, "cls", row) for row in rows}
-    if not rows:
-        found = {cls for part in args for cls in _classes(part)}
-    return found | ({hint} if isinstance(hint, type) and dataclasses.is_dataclass(hint) else set())
-
-
-KEYS = sorted(set(keys()))
-VALUES = st.one_of(st.sampled_from(NUMBERS), st.sampled_from(NUMBERS), st.sampled_from(TEXTS), st.text(max_size=12))
-ANY_KEY = st.one_of(
-    *[st.sampled_from(KEYS)] * 8,
-    st.sampled_from(
-        ["", ".", "a", "model.", ".model", "model..width", "model.x.y", "data.path.x", ".".join("a" * 2000)]
-    ),
+DURATIONS = (
+    "1 epoch",
+    "3 steps",
+    "50%",
+    "1e99 epochs",
+    "0 steps",
+    "-1 steps",
+    "1e9 examples",
+    "nan epochs",
+    "5",
+    "1e30",
 )
 
 
+def mostly(usual: st.SearchStrategy[Any], odd: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Four in five times the one."""
+    return st.sampled_from([1, 1, 0, 1, 1]).flatmap(lambda n: usual if n else odd)
+
+
+def rows(hint: Any) -> dict[str, Any]:
+    """Name -> class of what a choice offers."""
+    marks = [mark for part in (hint, *typing.get_args(hint)) for mark in typing.get_args(part)]
+    tables = [mark.table for mark in marks if isinstance(mark, config.Choice)]
+    return {name: getattr(row, "cls", row) for table in tables for name, row in table.items()}
+
+
+def written(hint: Any, depth: int = 0) -> st.SearchStrategy[str]:
+    """What a user may write for a field of this type: mostly right, at the ends of its range or beyond."""
+    found: list[st.SearchStrategy[str]] = []
+    for limit in ranges(hint):
+        whole = isinstance(limit.least, int) and isinstance(limit.most, int)
+        ends = [limit.least, 1 if whole else 0.5, *([limit.most] if limit.most < 2**12 else [])]
+        found.append(st.sampled_from([repr(end) for end in ends]))
+    if named := rows(hint) if depth < 2 else {}:
+        spec = st.builds("{}({}={})".format, st.sampled_from(sorted(named)), st.sampled_from(NAMES), VALUES)
+        exact = [
+            written(inner, depth + 1).map(f"{name}({key}={{}})".format)
+            for name, cls in list(named.items())[:8]
+            for key, inner in config.hints(cls).items()
+        ]
+        found += [st.sampled_from(sorted(named)), spec, *[st.one_of(exact)] * bool(exact)]
+    literals = [
+        repr(a) for part in (hint, *typing.get_args(hint)) if typing.get_origin(part) is Literal for a in part.__args__
+    ]
+    found += [st.sampled_from(literals)] * bool(literals) + [st.sampled_from(["True", "False"])] * (hint is bool)
+    found += [st.sampled_from(DURATIONS)] * (hint is config.Duration)
+    return mostly(st.one_of(found), VALUES) if found else VALUES
+
+
+def fields(value: Any, path: str = "") -> dict[str, Any]:
+    """Dotted key -> type of the fields of a configuration and of the dataclasses in it."""
+    found = {}
+    for name, hint in config.hints(type(value)).items():
+        found[path + name] = hint
+        if dataclasses.is_dataclass(inner := getattr(value, name)) and not isinstance(inner, config.Duration):
+            found |= fields(inner, f"{path}{name}.")
+    return found
+
+
+VALUES = st.one_of(st.sampled_from(NUMBERS), st.sampled_from(TEXTS), st.text(max_size=12))
+FIELDS = fields(config.parse(TrainConfig, TINY))
+NAMES = (
+    "rho",
+    "lr",
+    "b1",
+    "width",
+    "m",
+    "k",
+    "p",
+    "scale",
+    "prob",
+    "x",
+    "name",
+    "size",
+    "end",
+    "data",
+    "crop",
+    "nblocks",
+)
+ODD_KEYS = ("", ".", "a", "model.", ".model", "model..width", "model.x.y", "model.decoder.depth", ".".join("a" * 2000))
+RIGHT = st.sampled_from(sorted(FIELDS)).flatmap(lambda key: st.tuples(st.just(key), written(FIELDS[key])))
+CHANGES = mostly(RIGHT, mostly(RIGHT, st.tuples(st.sampled_from(ODD_KEYS), VALUES)))
+
+
 @hypothesis.settings(max_examples=400, derandomize=True, database=None, deadline=None)
-@hypothesis.given(st.lists(st.tuples(ANY_KEY, VALUES), min_size=1, max_size=2))
+@hypothesis.given(st.lists(CHANGES, min_size=1, max_size=2))
 def test_overrides_are_read_or_refused_in_a_sentence(changes):
     try:
         config.parse(TrainConfig, config.override(config.plain(TINY), changes))
@@ -89,7 +146,7 @@ def test_overrides_are_read_or_refused_in_a_sentence(changes):
 
 def overrides(*more: str) -> st.SearchStrategy[Case]:
     """A training with keys changed."""
-    flags = st.lists(st.builds("--config.{}={}".format, ANY_KEY, VALUES), min_size=1, max_size=2)
+    flags = st.lists(CHANGES.map(lambda c: f"--config.{c[0]}={c[1]}"), min_size=1, max_size=2)
     return flags.map(
         lambda f: Case(("train", "--config", "c.py", "--workdir", "w", *more, *f), {"c.py": FILE.encode()})
     )
@@ -115,8 +172,16 @@ def config_files() -> st.SearchStrategy[Case]:
     heads += ["class get_config(dict): pass\n", "get_config = lambda *a: ", "def get_config(arg=''):\n  raise "]
     head = st.sampled_from(heads)
     made = st.builds(lambda h, b: (h + b).encode("utf-8", "replace"), head, body)
-    text = st.one_of(made, made, harness.damaged(st.just(FILE.encode())), st.binary(max_size=40))
-    spec = st.sampled_from(["c.py"] * 6 + ["c.py:", "c.py::", "c.py:sam", "c.py:\udcff", ".", "c", "/dev/null", "C.PY"])
+    good = st.sampled_from([FILE, FILE + "x = 1", FILE.replace("arg=''", "arg"), FILE.replace("1", "0")]).map(
+        str.encode
+    )
+    faulty = harness.damaged(good)
+    text = st.sampled_from([made, made, faulty, faulty, good, st.binary(max_size=40)]).flatmap(
+        lambda strategy: strategy
+    )
+    spec = mostly(
+        st.just("c.py"), st.sampled_from(["c.py:", "c.py::", "c.py:sam", "c.py:\udcff", ".", "c", "/dev/null"])
+    )
     argv = spec.map(lambda s: ("train", "--config", s, "--workdir", "w", "--dry_run"))
     return st.builds(lambda a, t: Case(a, {"c.py": t}), argv, text)
 
