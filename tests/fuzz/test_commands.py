@@ -23,10 +23,10 @@ from vit_jax.types import UserError
 MODEL = {"name": "vit", "patch": 4, "width": 8, "depth": 1, "heads": 2, "mlp_dim": 8}
 TINY: dict[str, Any] = {
     "model": MODEL,
-    "data": {"path": "fake:12x8x3", "canvas": 8, "holdout": 4},
+    "data": {"path": "fake:24x8x3", "canvas": 8, "holdout": 8},
     "augment": {"size": 8, "train": ("flip",)},
     "optim": {"optimizer": "adamw(b2=0.95)", "schedule": "rsqrt", "sam": None},
-    "batch_size": 4,
+    "batch_size": 8,
     "duration": 2,
     "plots": False,
 }
@@ -281,7 +281,7 @@ def run_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 COMMANDS = (
     ("predict", "--checkpoint", "m", "x.png"), ("embed", "--checkpoint", "m", "--output", "e.npy", "x.png"),
-    ("convert", "m", "n", "--to", "timm"), ("evaluate", "--workdir", "m", "--config.data.path=fake:12x8x3"),
+    ("convert", "m", "n", "--to", "timm"), ("evaluate", "--workdir", "m", "--config.data.path=fake:24x8x3"),
 )  # fmt: skip
 
 
@@ -292,24 +292,24 @@ def test_a_few_of_each(server, run_files):
 
 @pytest.mark.slow
 def test_many_overrides(server):
-    harness.fuzz(server, overrides("--dry_run"), harness.LONG)
+    assert harness.fuzz(server, overrides("--dry_run"), harness.LONG).ends["accepted"]
 
 
 @pytest.mark.slow
 def test_many_trainings(server):
-    harness.fuzz(server, overrides(), harness.LONG // 4)
+    assert harness.fuzz(server, overrides(), harness.LONG // 4).ends["accepted"]
 
 
 @pytest.mark.slow
 def test_many_configuration_files(server):
-    harness.fuzz(server, config_files(), harness.LONG)
+    assert harness.fuzz(server, config_files(), harness.LONG).ends["accepted"]
 
 
 @pytest.mark.slow
 def test_many_metadata(server, run_files):
-    harness.fuzz(server, metadata(run_files, COMMANDS), harness.LONG)
+    assert harness.fuzz(server, metadata(run_files, COMMANDS), harness.LONG).ends["accepted"]
 
 
 @pytest.mark.slow
 def test_many_command_lines(server, run_files):
-    harness.fuzz(server, command_lines(run_files), harness.LONG, seconds=120)
+    assert harness.fuzz(server, command_lines(run_files), harness.LONG, seconds=120).ends["accepted"]
