@@ -308,7 +308,7 @@ def _read(path: pathlib.Path, like: Any) -> Any:
                 f"checkpoint {path.parent} is of schema {schema}, and this version of vit_jax reads up to {SCHEMA}; "
                 "upgrade vit_jax."
             )
-        if schema >= 3 and meta.pop("checksum") != _text_sum(meta):
+        if schema >= 3 and meta.pop("checksum", None) != _text_sum(meta):
             raise ValueError("its checksum is wrong")
         return record_of(meta, META, "meta")
     with ocp.StandardCheckpointer() as reader:

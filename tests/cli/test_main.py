@@ -121,3 +121,26 @@ def test_a_failing_command_is_one_sentence_and_its_status():
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("vit_jax models: unknown model 'vit_b61'; did you mean 'vit_b16'")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(36, "File name too long", "x" * 999), "File name too long.\n"),
+        (PermissionError(13, "Permission denied", "/root/x"), "/root/x: Permission denied.\n"),
+        (MemoryError(), "there is not enough memory; take a smaller batch"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes."), "there is not enough memory"),
+        (BrokenPipeError(32, "Broken pipe"), "nobody reads the output any more"),
+    ],
+)
+def test_what_the_machine_says_is_a_sentence(monkeypatch, capsys, error, says):
+    def fail(args):
+        raise error
+
+    monkeypatch.setattr(cli.models, "run", fail)
+    assert main(["models"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("vit_jax models: ") and says in err and len(err) < 300
+    monkeypatch.setattr(cli.models, "run", lambda args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # a mistake of this package is not hidden
+        main(["models"])

@@ -58,3 +58,27 @@ def test_another_configuration_in_the_same_workdir(run, capsys):
     assert main(["train", "--config", str(run.config), "--workdir", str(run.workdir), "--config.optim.lr=1.0"]) == 2
     assert "holds a run with another configuration (optim.lr: 0.003 -> 1.0)" in capsys.readouterr().err
     assert {p: p.stat().st_mtime_ns for p in run.workdir.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("override", "status", "says"),
+    [
+        ("init=/nope", 1, "'/nope' does not exist"),
+        ("init=hf://../../x", 1, "hf://../../x"),
+        ("init=hf://a", 1, "write hf://ORG/NAME"),
+        ("init=vit_ti16.nothing", 1, "'vit_ti16.nothing' does not exist"),
+        ("init={folder}", 1, "holds no weights"),
+        ("resume_from=/etc/passwd", 1, "no checkpoint at '/etc/passwd'"),
+        ("resume_from={folder}", 1, "no checkpoint in"),
+        ("init=hf://google/vit-base-patch16-224", 0, ""),
+        ("init={run}", 0, ""),
+        ("resume_from={run}", 0, ""),
+    ],
+)
+def test_a_dry_run_looks_at_what_it_starts_from(run, tmp_path, capsys, override, status, says):
+    (tmp_path / "a.txt").touch()
+    given = override.format(folder=tmp_path, run=run.workdir)
+    argv = ["train", "--config", str(run.config), "--workdir", str(tmp_path / "w"), "--dry_run", f"--config.{given}"]
+    assert main(argv) == status
+    err = capsys.readouterr().err
+    assert says in err and err.count("\n") == (status > 0)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax import config, models
+from vit_jax import checkpoint, config, models
 from vit_jax.cli import main
 from vit_jax.convert import run_folder
 from vit_jax.convert.pretrained import Preprocess, Stored
@@ -16,6 +16,7 @@ from vit_jax.data.tokenizer import open_tokenizer
 from vit_jax.io.tensors import Tensor
 from vit_jax.models import describe
 from vit_jax.train.config import TrainConfig
+from vit_jax.types import UserError
 
 MODEL = models.create(
     "vit", width=32, depth=1, heads=4, mlp_dim=48, patch=4, num_classes=3, activation="gelu_tanh", norm_epsilon=1e-5
@@ -103,3 +104,70 @@ def test_images_and_texts(name, fields, objective, rng, tmp_path):
     run = {**raw, "model": {**raw["model"], "text_tower": unfitted}}
     run_folder.save(dataclasses.replace(there, config=run), tmp_path / "unfitted")
     assert run_folder.load(tmp_path / "unfitted").model == model
+
+
+def deep(value, depth=300):
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda m: [], r"meta=\[\] is of type list"),
+        (lambda m: None, "meta=None is of type NoneType"),
+        (lambda m: {k: v for k, v in m.items() if k != "checksums"}, "meta lacks 'checksums'"),
+        (lambda m: {k: v for k, v in m.items() if k != "config"}, "lacks 'config'"),
+        (lambda m: {k: v for k, v in m.items() if k != "class_names"}, "lacks 'class_names'"),
+        (lambda m: {**m, "checksums": 5}, r"checksums=5 is of type int, expected an object"),
+        (lambda m: {**m, "checksums": {"params": {"head/bias": "x"}}}, "checksums.params.head/bias='x' is of type str"),
+        (lambda m: {**m, "config": [1]}, r"config=\[1\] is of type list"),
+        (lambda m: {**m, "class_names": [None, "b", "c"]}, r"class_names\[0\]=None is of type NoneType"),
+        (lambda m: {**m, "class_names": ["a", "b"]}, r"holds head/bias of the shape \(3,\), .* 2 class names ask for"),
+        (lambda m: {**m, "class_names": []}, r"holds head/bias of the shape \(3,\)"),
+        (lambda m: {**m, "resize": "nearest"}, "resize='nearest' is not allowed"),
+        (lambda m: {**m, "schema": "x"}, "schema='x' is of type str"),
+        (lambda m: {**m, "provenance": 3}, "provenance=3 is of type int"),
+        (lambda m: {**m, "tokenizer": "clip"}, "tokenizer='clip' is of type str"),
+        (lambda m: {**m, "tokenizer": {"state": {"kind": "bytes"}, "length": 0}}, "length=0 is not allowed"),
+        (
+            lambda m: {**m, "tokenizer": {"state": {"kind": "bytes"}, "length": 10**9}},
+            "length=1000000000 is not allowed",
+        ),
+        (lambda m: {**m, "tokenizer": {"state": {"kind": "bytes"}}}, "lacks 'length'"),
+        (lambda m: {**m, "tokenizer": {"state": [], "length": 9}}, "tokenizer.state=.* is of type list"),
+        (lambda m: {**m, "config": {**m["config"], "data": {"canvas": 10**6}}}, "data.canvas=1000000 is not allowed"),
+        (lambda m: {**m, "config": {**m["config"], "data": None}}, "data=None is of type NoneType"),
+        (lambda m: {**m, "config": {**m["config"], "augment": 3}}, "augment=3 is of type int"),
+        (lambda m: {**m, "config": {**m["config"], "augment": {"size": -1}}}, "augment.size=-1 is not allowed"),
+        (
+            lambda m: {**m, "config": {**m["config"], "model": {"name": "vit", "width": 64, "heads": 4}}},
+            "it is damaged, or was changed",
+        ),
+        (lambda m: {**m, "config": {**m["config"], "model": {"name": ["vit"]}}}, "unknown model"),
+        (lambda m: {**m, "config": {**m["config"], "objective": {}}}, "objective lacks the key 'name'"),
+        (lambda m: {**m, "config": deep(1)}, "lacks 'model'"),
+    ],
+)
+def test_metadata_that_were_changed(pretrained, tmp_path, change, says):
+    run_folder.save(pretrained, tmp_path / "run")
+    meta = tmp_path / "run/checkpoints/0/meta/metadata"
+    changed = change({k: v for k, v in json.loads(meta.read_text()).items() if k != "checksum"})
+    if isinstance(changed, dict):  # by somebody who knows how they are summed
+        changed["checksum"] = checkpoint._text_sum(changed)
+    meta.write_text(json.dumps(changed))
+    with pytest.raises(UserError, match=says) as e:
+        run_folder.load(tmp_path / "run")
+    assert "\n" not in str(e.value)
+
+
+def test_metadata_without_end(pretrained, tmp_path):
+    run_folder.save(pretrained, tmp_path / "run")
+    (tmp_path / "run/checkpoints/0/meta/metadata").write_text('{"a":' * 100_000)
+    with pytest.raises(UserError, match=r"cannot be read .meta: "):
+        run_folder.load(tmp_path / "run")
+    with open(tmp_path / "run/checkpoints/0/meta/metadata", "r+b") as file:
+        file.truncate(2**31)
+    with pytest.raises(UserError, match="more than 268,435,456 bytes"):
+        run_folder.load(tmp_path / "run")

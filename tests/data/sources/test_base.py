@@ -58,7 +58,9 @@ def test_split_depends_on_the_seed_only():
         (0.01, "leaves nothing to validate on"),
         (0.99, "leaves nothing to train on in some of the 3 classes of pets .9 examples.; hold out at most 6"),
         (9, "leaves nothing to train on"),
-        (-1, "holdout=-1 is not allowed; give a number from 0"),
+        (-1, "holdout=-1 is not allowed"),
+        (float("inf"), "holdout=inf is not allowed; give a number from 0 to"),
+        (float("nan"), "holdout=nan is not allowed"),
         (2.5, "neither a fraction below 1 nor a whole number"),
     ],
 )

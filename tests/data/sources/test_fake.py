@@ -42,3 +42,18 @@ def test_unreadable_path(rest):
 def test_more_classes_than_examples():
     with pytest.raises(UserError, match=r"more classes \(10\) than examples \(5\)"):
         open_source("fake:5x8x10")
+
+
+@pytest.mark.parametrize(
+    ("rest", "says"),
+    [
+        ("10000000000", "more examples than 2,147,483,648"),
+        ("9" * 5000, "more examples than 2,147,483,648"),
+        ("10x100000x2", "more pixels than 4,096"),
+        ("9999999x8x2000000", "more classes than 1,048,576"),
+    ],
+)
+def test_what_no_memory_holds(rest, says):
+    with pytest.raises(UserError, match=says) as e:
+        open_source(f"fake:{rest}")
+    assert len(str(e.value)) < 200
