@@ -15,6 +15,7 @@ from typing import Any
 import griffe
 
 from vit_jax import cli, config
+from vit_jax.checks import INFINITE, Range
 from vit_jax.train.config import TrainConfig
 
 ROLE = re.compile(r":(?:\w+:)?\w+:`[~.!]?([^`]+)`")
@@ -217,8 +218,12 @@ def _type(hint: Any, anchors: Mapping[int, str]) -> str:
     """A type as a reader of the page writes it, with links to tables and sections."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
-        choice = next((a for a in args[1:] if isinstance(a, config.Choice)), None)
-        return _type(args[0], anchors) if choice is None else f"[a row](#{anchors[id(choice.table)]})"
+        for mark in args[1:]:
+            if isinstance(mark, config.Choice):
+                return f"[a row](#{anchors[id(mark.table)]})"
+            if isinstance(mark, Range) and mark.most != INFINITE:
+                return f"{_type(args[0], anchors)}{str(mark).removeprefix('a number').removesuffix(mark.hint)}"
+        return _type(args[0], anchors)
     if origin in (typing.Union, types.UnionType):
         return " or ".join("None" if a is type(None) else _type(a, anchors) for a in args)
     if origin is typing.Literal:

@@ -40,7 +40,7 @@ class Range:
     ends: str = "[]"
     hint: str = ""
 
-    def __contains__(self, value: float) -> bool:
+    def __contains__(self, value: Any) -> bool:
         near = _float32(value)
         above = self.least <= value and (self.ends[0] == "[" or self.least < near)
         return above and value <= self.most and (self.ends[1] == "]" or near < self.most)
@@ -55,7 +55,7 @@ class Range:
     def check(self, what: str, value: Any) -> None:
         """Raises a :class:`UsageError` where ``value``, or an entry of it, is a number outside of the range."""
         entries = value if isinstance(value, tuple) else (value,)
-        if any(isinstance(v, numbers.Real) and v not in self for v in entries):
+        if not all(v in self for v in entries if isinstance(v, numbers.Real)):
             raise UsageError(f"{what}={shown(value)} is not allowed; give {self}.")
 
 
@@ -101,7 +101,7 @@ def check(value: Any) -> None:
 
 
 @functools.cache
-def _ranges(cls: type) -> dict[str, Any]:
+def _ranges(cls: Any) -> dict[str, Any]:
     """Types of the fields in which there is a range."""
     try:
         hints = typing.get_type_hints(cls, include_extras=True)

@@ -64,10 +64,10 @@ def load(path: pathlib.Path, changes: Mapping[str, Any] | None = None) -> Stored
     model = _fitted(model, params, names, encoder)
     wanted, there = shapes(model, augment.size), {path: tuple(leaf.shape) for path, leaf in params.items()}
     if differs := sorted(path for path in {**wanted, **there} if wanted.get(path) != there.get(path)):
-        path = differs[0]
+        name = differs[0]
         raise UserError(
-            f"{folder} holds {path} of the shape {there.get(path)}, and its configuration and {len(names)} class names "
-            f"ask for {wanted.get(path)}; it is damaged, or was changed."
+            f"{folder} holds {name} of the shape {there.get(name)}, and its configuration and {len(names)} class names "
+            f"ask for {wanted.get(name)}; it is damaged, or was changed."
         )
     return Stored(
         model,
@@ -99,10 +99,10 @@ def _fitted(model: Any, params: Tensors, names: tuple[str, ...], encoder: TextCo
         return model.clone(num_classes=len(names))
     tower = model.text_tower
     end = {} if encoder is None else {"end_id": encoder.tokenizer.end_id}
-    tables = [params.get(f"text_tower/{name}/embedding") for name in ("token", "position")]
-    if None in tables:
+    token, position = (params.get(f"text_tower/{name}/embedding") for name in ("token", "position"))
+    if token is None or position is None:
         return model
-    vocab_size, length = tables[0].shape[0], tables[1].shape[1] - (tower.pool == "cls")
+    vocab_size, length = token.shape[0], position.shape[1] - (tower.pool == "cls")
     return model.clone(text_tower=tower.clone(vocab_size=vocab_size, length=length, **end))
 
 
