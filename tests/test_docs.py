@@ -150,7 +150,7 @@ def test_the_generated_pages_name_every_command_and_option():
     assert all(f"## vit_jax {name}\n" in text for name in cli.COMMANDS)
     assert "### vit_jax bench kernels" in text and "| `--dry_run` |" in text and "| `--config FILE[:ARG]` |" in text
     text = pages.configuration()
-    assert "| `batch_size` | integer | `128` | examples per optimizer step" in text
+    assert "| `batch_size` | integer from 1 to 1,048,576 | `128` | examples per optimizer step" in text
     assert "| `optimizer` | [a row](#optim-optimizer) | `AdamW()` |" in text and "### optim.optimizer: lion" in text
     assert pages.plain("see :func:`~vit_jax.config.load`, ``x``") == "see `vit_jax.config.load`, `x`"
 
