@@ -52,6 +52,8 @@ def test_nothing_is_overwritten(rng, tmp_path):
     ):  # fmt: skip
         with pytest.raises(UsageError, match=f"is no place for {to}; name {form}"):
             write.save(there, tmp_path / place, to)
+    write.save(there, tmp_path / "out_best.pth", "vit_jax")
+    assert (tmp_path / "out_best.pth" / "config.json").exists()
 
 
 @pytest.mark.parametrize("to", list(formats.TARGETS))

@@ -65,7 +65,8 @@ def check_target(target: pathlib.Path, to: str) -> None:
     """Raises :class:`UserError` where nothing may be written at ``target`` in the format ``to``."""
     fmt = lookup(TARGETS, to, "format")
     suffix = "" if fmt is None else fmt.suffix
-    if (is_file(target) and target.suffix != suffix) or (suffix == ".npz" and not is_file(target)):
+    known = is_file(target) and (suffix or target.suffix in (".safetensors", ".npz"))  # "x.pth" may be a folder of ours
+    if (known and target.suffix != suffix) or (suffix == ".npz" and not is_file(target)):
         form = {"": "a folder", ".npz": "a file ending in .npz"}.get(suffix, f"a folder or a file ending in {suffix}")
         raise UsageError(f"{str(target)!r} is no place for {to}; name {form}.")
     for path in (target, target.with_suffix(".json")) if is_file(target) else (target,):
