@@ -2,7 +2,10 @@
 
 import os
 
+import pytest
+
 from vit_jax.io import cache
+from vit_jax.types import UserError
 
 
 def test_as_the_environment_says(monkeypatch, tmp_path):
@@ -28,3 +31,18 @@ def test_what_was_used_longest_ago_makes_room(tmp_path):
     cache.trim(tmp_path / "nowhere", "*", 0)
     cache.used(tmp_path / "gone")
     assert [p.name for p in tmp_path.iterdir()] == ["other"]
+
+
+def test_sizes_and_names(monkeypatch):
+    monkeypatch.delenv("VIT_JAX_MAX_DOWNLOAD", raising=False)
+    cache.check_size("a", 2**36)
+    large = 2**36 + 1
+    for value, size, words in (
+        ("", large, "more than 68,719,476,736 bytes"),
+        ("9", 10, "'a' has more than 9"),
+        ("-1", 0, "'-1'"),
+    ):
+        monkeypatch.setenv("VIT_JAX_MAX_DOWNLOAD", value)
+        with pytest.raises(UserError, match=words):
+            cache.check_size("a", size)
+    assert cache.length("aé\ud800\udcff") == 9

@@ -233,6 +233,23 @@ def test_shards_come_with_their_index(hub, tmp_path):
     assert fetch(f"hf://{REPO}/{index}") == folder / index
 
 
+def test_shards_of_pytorchs_come_too(hub, tmp_path):
+    files = {f"pytorch_model-0000{i}-of-00002.bin": b"x" for i in (1, 2)} | {"pytorch_model.bin.index.json": b"{}"}
+    hub.repos[REPO] = {"main": files | {"training_args.bin": b""}}
+    assert names(fetch(f"hf://{REPO}")) == sorted(files)
+
+
+def test_names_that_no_file_has(hub, repo):
+    for source in (f"hf://{REPO}/{'x' * 250}", f"hf://{'x' * 150}/{'y' * 150}", f"hf://{REPO}@{'z' * 300}"):
+        refused(source, "more than 200 bytes")
+    assert hub.requests == []
+
+
+def test_more_than_may_be_fetched(hub, repo, monkeypatch):
+    monkeypatch.setenv("VIT_JAX_MAX_DOWNLOAD", "1")
+    refused(f"hf://{REPO}", "has more than 1 bytes; VIT_JAX_MAX_DOWNLOAD=BYTES allows more")
+
+
 @pytest.mark.parametrize("why", ["offline", "gone", "broken", "nonsense"])
 def test_what_is_cached_needs_no_connection(hub, repo, monkeypatch, caplog, why):
     sources = [f"hf://{REPO}", f"hf://{REPO}/model.safetensors", f"hf://{REPO}@{commit_of(repo)}"]
@@ -435,6 +452,8 @@ def test_a_name_that_the_hub_does_not_allow(hub):
         (["a.npz", "timm.safetensors", "x/model.safetensors"], "timm.safetensors"),
         (["a.npz", "pytorch_model.bin"], "a.npz"),
         (["model-00001-of-00002.safetensors", "a.npz"], "a.npz"),
+        (["pytorch_model.bin.index.json", "pytorch_model-00001-of-00001.bin"], "pytorch_model.bin.index.json"),
+        (["model_best.pth.tar", "args.yaml"], "model_best.pth.tar"),
         (["training_args.bin", "pytorch_model.bin", "a.pth"], "pytorch_model.bin"),
         (["open_clip_pytorch_model.bin", "config.json"], "open_clip_pytorch_model.bin"),
         (["dino.pth", "README.md"], "dino.pth"),

@@ -320,3 +320,5 @@ def test_where_a_server_leads_to(tmp_path, server):
 
 def test_an_address_that_is_none():
     refused("https://[", "is no address")
+    for url in ("https://\ud800/a.npz", "https://host/a\nb.npz", "gs://bucket/\0.npz"):
+        refused(url, "is no address (a character that none has)")

@@ -5,6 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import re
+
+from vit_jax.types import UserError
+
+MAX_BYTES = "VIT_JAX_MAX_DOWNLOAD", 2**36
+"""The variable that says how many bytes a fetched file may have, and how many that are without it (64 GiB)."""
+MAX_NAME = 200
+"""Bytes of a name in it; file systems take 255, of which other programs use some for endings of theirs."""
 
 
 def folder(*below: str) -> pathlib.Path:
@@ -35,3 +43,18 @@ def used(path: pathlib.Path) -> None:
     """Notes that a file was of use now."""
     with contextlib.suppress(OSError):
         os.utime(path)
+
+
+def check_size(name: str, size: int) -> None:
+    """Raises a :class:`UserError` where what is called ``name`` has more than :data:`MAX_BYTES`."""
+    variable, most = MAX_BYTES
+    text = os.environ.get(variable) or str(most)
+    if not re.fullmatch(r"\d{1,15}", text):
+        raise UserError(f"{variable}={text!r} is no number of bytes.")
+    if size > int(text):
+        raise UserError(f"{name!r} has more than {int(text):,} bytes; {variable}=BYTES allows more.")
+
+
+def length(name: str) -> int:
+    """Bytes of a name, whatever characters it has."""
+    return len(name.encode("utf-8", "surrogatepass"))

@@ -11,6 +11,7 @@ import urllib.parse
 from collections.abc import Collection
 
 from vit_jax.config import suggest
+from vit_jax.io import cache
 from vit_jax.io.sidecar import JSON, TOKENIZERS
 from vit_jax.types import UserError
 
@@ -97,6 +98,8 @@ def address(source: str) -> tuple[str, str, str | None]:
     repo, revision, file = match["repo"], urllib.parse.unquote(match["revision"] or "main"), match["file"]
     for name in (repo, revision, file or "-"):
         _check_name(name, source)
+    if cache.length(repo) > cache.MAX_NAME:
+        raise UserError(f"{source!r}: a name of more than {cache.MAX_NAME} bytes is no repository's.")
     return repo, revision, file
 
 
@@ -120,8 +123,10 @@ def _wanted(names: Collection[str], file: str | None, source: str) -> list[str]:
 
 def _check_name(name: str, source: str) -> None:
     parts = name.split("/")
-    if re.search(r"[\\:\0]", name) or any(part in ("", ".", "..") or len(os.fsencode(part)) > 255 for part in parts):
+    if re.search(r"[\\:\0]", name) or any(part in ("", ".", "..") for part in parts):
         raise UserError(f"{source!r}: the name {name!r} leads out of its folder; it was not fetched.")
+    if max(cache.length(part) for part in parts) > cache.MAX_NAME:
+        raise UserError(f"{source!r}: a name of more than {cache.MAX_NAME} bytes is no file's; it was not fetched.")
 
 
 def _list(repo: str, revision: str, source: str) -> list[str]:
@@ -144,6 +149,7 @@ def _download(repo: str, revision: str, name: str, source: str) -> pathlib.Path:
         for part in (about.etag, about.commit_hash):  # both become names of files in the cache
             if not re.fullmatch(r"\w[\w.-]*", part or ""):
                 raise UserError(f"{source!r}: the hub answers with {part!r} for a checksum; it was not fetched.")
+        cache.check_size(source, about.size or 0)
         found = hf_hub_download(repo, name, revision=revision, endpoint=_endpoint(), cache_dir=_cache())
     except UserError:
         raise

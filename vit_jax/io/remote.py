@@ -19,8 +19,6 @@ from vit_jax.types import UserError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 """Hosts that may be asked without encryption."""
-MAX_BYTES = "VIT_JAX_MAX_DOWNLOAD", 2**36
-"""The variable that says how many bytes a file may have at most, and how many that are without it (64 GiB)."""
 REFRESH = "VIT_JAX_REFRESH"
 """The variable that, set to 1, has files fetched again that are kept already."""
 SILENCE = 60.0
@@ -73,6 +71,8 @@ def fetch(source: str) -> pathlib.Path:
         return hub.fetch_hub(source)
     try:
         address = urllib.parse.urlsplit(source)
+        if not source.isprintable():
+            raise ValueError("a character that none has")
     except ValueError as e:
         raise UserError(f"{shown!r} is no address ({e}).") from None
     if not (scheme in ("gs", "https") or _loopback(source)):
@@ -102,7 +102,7 @@ def _loopback(url: str) -> bool:
 
 def _fetch_url(url: str, name: str) -> pathlib.Path:
     shown, url = public(url), url.partition("#")[0]
-    if name in ("", ".", "..") or "\\" in name or "\0" in name or len(os.fsencode(name)) > 200:
+    if name in ("", ".", "..") or "\\" in name or "\0" in name or cache.length(name) > cache.MAX_NAME:
         raise UserError(f"{shown!r} names no file; give the address of one, such as https://host/model.safetensors.")
     scheme, _, rest = url.partition("://")
     path = downloads() / hashlib.sha256(f"{scheme}://{_anonymous(rest)}".encode()).hexdigest() / name
@@ -159,23 +159,9 @@ def _watch(shown: str, path: pathlib.Path) -> Any:
                 check_head(path)
 
         def check(self, size: int) -> None:
-            if size > (most := limit()):
-                raise UserError(f"{shown!r} has more than {most:,} bytes; {MAX_BYTES[0]}=BYTES allows more.")
+            cache.check_size(shown, size)
 
     return Watch()
-
-
-def limit() -> int:
-    """The bytes that a file may have, see :data:`MAX_BYTES`.
-
-    Raises:
-      UserError: the variable holds no number.
-    """
-    name, most = MAX_BYTES
-    text = os.environ.get(name) or str(most)
-    if not re.fullmatch(r"\d{1,15}", text):
-        raise UserError(f"{name}={text!r} is no number of bytes.")
-    return int(text)
 
 
 def _verify(path: pathlib.Path, wanted: str, shown: str) -> None:
