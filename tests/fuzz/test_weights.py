@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
+import collections
 import copy
 import io
+import itertools
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -230,3 +234,43 @@ def test_many_shards(server, good):
 @pytest.mark.slow
 def test_many_addresses(server):
     harness.fuzz(server, addresses(), harness.LONG // 2)
+
+
+@pytest.mark.slow
+def test_many_checkpoints_of_pytorch(torch, good, tmp_path):
+    """In this process: a child of the server would import PyTorch every time."""
+    from vit_jax.convert import read
+    from vit_jax.types import UserError
+
+    arrays, _ = good[0]
+    ends: collections.Counter[str] = collections.Counter()
+    state = {name: torch.from_numpy(x) for name, x in arrays.items()}
+    args = argparse.Namespace(lr=1e-3)
+    whole = {"state_dict": {f"module.{name}": x for name, x in state.items()}, "epoch": 3, "args": args}
+    files = []
+    for tree, zipped in itertools.product((state, whole), (True, False)):
+        torch.save(tree, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+        files.append(Blob((tmp_path / "a.pth").read_bytes()))
+
+    @hypothesis.settings(
+        max_examples=harness.LONG,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[hypothesis.Phase.generate],
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.given(st.sampled_from(files).flatmap(lambda data: damaged(st.just(data))))
+    def each(data: bytes) -> None:
+        (tmp_path / "a.pth").write_bytes(data)
+        try:
+            with read.load(tmp_path / "a.pth") as found:
+                found.tree()
+            ends["accepted"] += 1
+        except UserError as e:
+            assert "\n" not in str(e)
+            ends["refused"] += 1
+
+    each()
+    print(ends)
+    assert ends["refused"] and ends["accepted"]
