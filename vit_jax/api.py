@@ -248,8 +248,9 @@ def evaluate(run: Place | Result, *, checkpoint: Place | None = None, changes: C
         built = setup.build(_parsed(run.config, changes)) if changes else run.setup
         return built.evaluate(run.state.eval_params)
     path = workdir.place(run)
-    built = setup.build(_parsed(workdir.load(path), changes))
-    params, folder = start.eval_params(built, os.fspath(checkpoint or path))
+    config, place = _parsed(workdir.load(path), changes), os.fspath(checkpoint or path)
+    built = setup.build(config, train=start.training_data(config, place))
+    params, folder = start.eval_params(built, place)
     report = dataclasses.replace(built.evaluate(params), checkpoint=str(folder))
     report.save(path / "evaluation", built.train.info.class_names)
     return report

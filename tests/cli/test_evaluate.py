@@ -1,6 +1,7 @@
 """``evaluate``: the run's own numbers again, other data, other checkpoints."""
 
 import json
+import shutil
 
 from vit_jax.cli import main
 
@@ -42,4 +43,42 @@ def test_a_checkpoint_that_is_not_there(run, capsys):
 
 def test_a_checkpoint_of_another_model(run, capsys):
     assert main(["evaluate", "--workdir", str(run.workdir), "--config.model.width=32"]) == 1
+    assert "has the shape" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_data_without_some_classes(run, tmp_path, capsys):
+    """A test set with one of the classes."""
+    shutil.copytree(run.images / "bee", tmp_path / "some/bee")
+    argv = ["evaluate", "--workdir", str(run.workdir), "--json", "-", f"--config.data.val=folder:{tmp_path}/some"]
+    assert main(argv) == 0
+    assert json.loads(capsys.readouterr().out)["val/examples"] == 10
+
+
+def test_the_training_data_is_not_needed(run, tmp_path, capsys):
+    images = shutil.copytree(run.images, tmp_path / "images")
+    gone = ["--config.data.path=folder:/no/longer/here", f"--config.data.val=folder:{images}"]
+    assert main(["evaluate", "--workdir", str(run.workdir), "--json", "-", *gone]) == 0
+    elsewhere = json.loads(capsys.readouterr().out)
+    assert main(["evaluate", "--workdir", str(run.workdir), "--json", "-", gone[1]]) == 0
+    assert json.loads(capsys.readouterr().out) == elsewhere and elsewhere["val/examples"] == 30
+    probe = "--config.evaluators=('classify', 'knn')"  # which is fitted to the training data
+    assert main(["evaluate", "--workdir", str(run.workdir), *gone, probe]) == 1
+    assert "'folder:/no/longer/here' does not exist" in capsys.readouterr().err
+
+
+def test_images_of_another_size(run, capsys, caplog):
+    """Positions are resized as they are where a run starts from another one."""
+    argv = [
+        "evaluate",
+        "--workdir",
+        str(run.workdir),
+        "--json",
+        "-",
+        "--config.augment.size=16",
+        "--config.data.canvas=16",
+    ]
+    assert main(argv) == 0
+    assert json.loads(capsys.readouterr().out)["val/examples"] == 8
+    assert "was trained with images of 8 px and is evaluated with 16 px: " in caplog.text and "position" in caplog.text
+    assert main([*argv, "--config.model.width=32"]) == 1
     assert "has the shape" in capsys.readouterr().err.splitlines()[-1]

@@ -50,6 +50,7 @@ def test_endless_lines(tmp_path, monkeypatch):
 
 
 def test_names():
+    assert text.escaped("caf\udce9 é\ud800") == "caf\\udce9 é\\ud800"
     assert text.normal("cafe\u0301") == text.normal("caf\u00e9") == "caf\u00e9"
     assert text.encode("caf\udce9") == b"caf\xe9" and text.encode("é") == b"\xc3\xa9"
     assert text.encode("\ud800") == b"\xed\xa0\x80"  # of JSON; it stands for no byte

@@ -71,5 +71,8 @@ def test_it_trains_image_models_on_classes():
     captions = types.SimpleNamespace(num_classes=0, captions=3)
     with pytest.raises(UserError, match=r"captions and no classes, and to classify takes two; set data.text"):
         Classify().fit_model(create("vit_ti16"), captions)
+    one = types.SimpleNamespace(num_classes=1, captions=0, class_names=("cat",))
+    with pytest.raises(UserError, match=r"one class only \(cat\); to classify takes two"):
+        Classify().fit_model(create("vit_ti16"), one)
     with pytest.raises(UserError, match=r"TwoTower embeds images and texts; take objective='contrast'"):
         Classify().fit_model(create("clip_vit_b32"), IMAGES)

@@ -53,7 +53,8 @@ def test_another_run_is_refused_with_the_difference(tmp_path, change, text):
     with pytest.raises(UsageError) as e:
         workdir.check(tmp_path, {**RAW, **change}, FREE)
     assert str(e.value) == (
-        f"{tmp_path} holds a run with another configuration {text}; use a new --workdir, or the old values."
+        f"{tmp_path} holds a run with another configuration {text}; use the old values, or a new --workdir (where "
+        f"--config.resume_from={tmp_path} goes on from this one)."
     )
 
 

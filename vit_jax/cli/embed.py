@@ -99,17 +99,14 @@ def _parquet(target: pathlib.Path, embeddings: Any, rows: Sequence[dict[str, str
         import pyarrow.parquet
     except ImportError:
         raise vj.UserError("parquet files need pyarrow; run: pip install pyarrow, or write .npy") from None
+    from vit_jax.io.text import escaped
+
     vectors = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(embeddings.ravel()), embeddings.shape[1])
     names = [name for name in ("path", "text") if any(name in row for row in rows)]
-    texts = {name: [None if (text := row.get(name)) is None else _valid(text) for row in rows] for name in names}
+    texts = {name: [None if (text := row.get(name)) is None else escaped(text) for row in rows] for name in names}
     columns = {name: pyarrow.array(column, pyarrow.string()) for name, column in texts.items()}
     table = pyarrow.table({**columns, "embedding": vectors})
     _atomically(target, lambda path: pyarrow.parquet.write_table(table, path))
-
-
-def _valid(text: str) -> str:
-    """What no UTF-8 can hold, as of names that are none, as escapes."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _atomically(target: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> None:

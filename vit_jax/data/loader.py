@@ -62,20 +62,23 @@ class DataConfig(Checked):
     workers: Annotated[int, Range(1, 1024)] | None = resumable(None)
     prefetch: Annotated[int, Range(1, 1024)] = resumable(3)
 
-    def open(self, split: Literal["train", "val"]) -> Source:
+    def open(self, split: Literal["train", "val"], classes: tuple[str, ...] | None = None) -> Source:
         """The source of one split; validation labels are counted in the classes of training.
+
+        Args:
+          split: ``"train"`` or ``"val"``.
+          classes: those of training where they are known; else the training data tells them.
 
         Raises:
           UserError: see :func:`open_source`; or captions are wanted (``text``) and the data has none.
         """
         if self.val is None:
             return self._open(self.path, split, split, holdout=self.holdout, seed=self.split_seed)
-        train = self._open(self.path, "train", split, holdout=0)
         if split == "train":
-            return train
-        return align(
-            self._open(self.val, "train", split, holdout=0), train.info.class_names, f"data.val={named(self.val)}"
-        )
+            return self._open(self.path, "train", split, holdout=0)
+        if classes is None:
+            classes = self._open(self.path, "train", split, holdout=0).info.class_names
+        return align(self._open(self.val, "train", split, holdout=0), classes, f"data.val={named(self.val)}")
 
     def open_other(self, path: str, part: Literal["train", "val"] = "val") -> Source:
         """A part of other data to evaluate with, prepared alike; its captions become tokens if it has any."""

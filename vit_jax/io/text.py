@@ -74,6 +74,11 @@ def stream(path: str | Path) -> Iterator[str]:
         raise UserError(f"{path} cannot be read ({e.strerror}).") from e
 
 
+def escaped(name: str) -> str:
+    r"""``name`` for a place that takes characters only: lone surrogates, of bytes that are no text, as ``\udce9``."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def lines(text: str) -> list[str]:
     r"""The lines of a text, which end with \n, \r\n or \r and nothing else: other separators are part of a caption."""
     found = re.split(r"\r\n|\n|\r", text)

@@ -46,6 +46,8 @@ class Classify(PerExample):
                 "the data has captions and no classes, and to classify takes two; set data.text and "
                 "objective='contrast', or take data with classes."
             )
+        if info.num_classes == 1:
+            raise UserError(f"the data has one class only ({info.class_names[0]}); to classify takes two.")
         return model.clone(num_classes=info.num_classes)
 
     def per_example(

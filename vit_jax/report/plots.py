@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vit_jax.io import atomic
+from vit_jax.io.text import escaped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -297,6 +298,7 @@ def _percent(part: Any, whole: Any) -> str:
 
 
 def _short(name: str, limit: int = 24) -> str:
+    name = escaped(name)
     return name if len(name) <= limit else name[: limit - 1] + "…"
 
 

@@ -169,8 +169,10 @@ def _reading(c: TrainConfig) -> dict[str, Any]:
     }
 
 
-def build(config: TrainConfig, devices: Any = None) -> Setup:
+def build(config: TrainConfig, devices: Any = None, train: Source | None = None) -> Setup:
     """Opens the data, builds model, optimizer and step, and checks that all of it fits together. Computes nothing.
+
+    ``devices`` are others than those that there are, ``train`` other training data than ``config`` names.
 
     Raises:
       UserError: whatever the user got wrong, in a sentence.
@@ -178,18 +180,15 @@ def build(config: TrainConfig, devices: Any = None) -> Setup:
     c = config
     mesh = make_mesh(c.mesh, devices)
     c.augment.check(c.data.canvas)
-    metrics = [f"val/{name}" for evaluator in c.evaluators for name in evaluator.reported]
-    if twice := sorted({name for name in metrics if metrics.count(name) > 1}):
-        raise UsageError(f"two evaluators report {twice[0]}; give one of them a prefix, or leave it out.")
-    if c.best not in metrics:
-        raise UsageError(f"best={c.best!r} is no metric of the evaluators{suggest(c.best, metrics)}")
+    _check_metrics(c)
     group = None if c.optim.sam is None else c.optim.sam.m
     check_batch(c.batch_size, c.accumulate, group, mesh)
     least = c.objective.min_batch_size
     if min(c.batch_size, group or c.batch_size) < least:
         what = "batch_size" if c.batch_size < least else "the SAM group size m"
         raise UserError(f"{what} is 1, and this objective compares pairs; set it to {least} or more.")
-    train, val, eval_sources = c.data.open("train"), c.data.open("val"), _eval_sources(c)  # before anything is compiled
+    train = c.data.open("train") if train is None else train  # the data first, before anything is compiled
+    val, eval_sources = c.data.open("val", train.info.class_names), _eval_sources(c)
     total = _steps(c.duration, c.batch_size, len(train), None)
     if total < 1:
         raise UserError(f"duration={str(c.duration)!r} is less than one step of {c.batch_size} examples.")
@@ -229,6 +228,14 @@ def build(config: TrainConfig, devices: Any = None) -> Setup:
         c, mesh, train, val, model, apply, total, init, shapes, shardings, step, schedule, trained,
         jax.jit(c.augment.eval_fn()), eval_sources,
     )  # fmt: skip
+
+
+def _check_metrics(c: TrainConfig) -> None:
+    metrics = [f"val/{name}" for evaluator in c.evaluators for name in evaluator.reported]
+    if twice := sorted({name for name in metrics if metrics.count(name) > 1}):
+        raise UsageError(f"two evaluators report {twice[0]}; give one of them a prefix, or leave it out.")
+    if c.best not in metrics:
+        raise UsageError(f"best={c.best!r} is no metric of the evaluators{suggest(c.best, metrics)}")
 
 
 def untrainable_reason(shapes: Params) -> str | None:

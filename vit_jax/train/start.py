@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +20,7 @@ from vit_jax.convert.read import format_of, load
 from vit_jax.convert.zoo import place_of
 from vit_jax.data import text
 from vit_jax.data.classes import mismatch
+from vit_jax.data.sources.base import Absent, Info, Source
 from vit_jax.io import hub
 from vit_jax.models import Variables, describe
 from vit_jax.train.adapt import adapt
@@ -259,23 +261,66 @@ def meta(setup: Setup, raw: Mapping[str, Any], provenance: Mapping[str, Any]) ->
     return about if info.encoder is None else about | {"tokenizer": text.to_meta(info.encoder)}
 
 
+def training_data(config: TrainConfig, path: str | pathlib.Path) -> Source | None:
+    """What a checkpoint tells of its training data, where evaluating takes no more; None where it has to be opened.
+
+    Args:
+      config: of the run, with the data to evaluate on.
+      path: the checkpoint, or a workdir with one.
+    """
+    if config.data.val is None or any("train" in e.splits and e.data is None for e in config.evaluators):
+        return None
+    about = checkpoint.read_item(checkpoint.find(path)[0], "meta")
+    examples = about.get("data", {}).get("training", {}).get("examples", config.batch_size)
+    encoder = config.data.text and config.data.text.encoder()
+    return Absent(Info(tuple(about["class_names"]), examples, captions=int(encoder is not None), encoder=encoder))
+
+
 def eval_params(setup: Setup, path: str | pathlib.Path) -> tuple[Params | Variables, pathlib.Path]:
     """Parameters to evaluate with, laid out over the mesh, and the checkpoint they came from.
+
+    Where images of another size are evaluated than were trained on, positions are resized as ``init`` does it.
 
     Raises:
       UserError: no readable checkpoint of this model at ``path``, or one of other classes.
     """
     shapes, shardings = setup.shapes, setup.shardings
+    if (resized := _resized(setup, path)) is not None:
+        return resized
     params, about, folder = checkpoint.load_params(path, _placed(shapes.params, shardings.params))
     if guesses := dict.fromkeys(run_folder.assumed_of(about).values()):
         log.warning("%s: %s", folder, "; ".join(guesses))
-    text.check_same(text.from_meta(about.get("tokenizer")), setup.train.info.encoder, str(folder))
-    if differs := mismatch(about["class_names"], setup.train.info.class_names):
-        raise UserError(f"{folder} {differs}; give data.path the classes of training, in that order.")
+    _check_suits(setup, about, folder)
     if not shapes.variables:
         return params, folder
     others = checkpoint.read_item(folder, "variables", _placed(shapes.variables, shardings.variables))
     return Variables(params, others), folder
+
+
+def _check_suits(setup: Setup, about: Mapping[str, Any], folder: pathlib.Path) -> None:
+    """Raises :class:`UserError` where a checkpoint is of other tokens or classes than the data."""
+    text.check_same(text.from_meta(about.get("tokenizer")), setup.train.info.encoder, str(folder))
+    if differs := mismatch(about["class_names"], setup.train.info.class_names):
+        raise UserError(f"{folder} {differs}; give data.path the classes of training, in that order.")
+
+
+def _resized(setup: Setup, path: str | pathlib.Path) -> tuple[Params | Variables, pathlib.Path] | None:
+    """As :func:`eval_params` for images of another size than those of training; None for the same."""
+    folder = checkpoint.find(path)[0]
+    about = checkpoint.read_item(folder, "meta")
+    was, now = about.get("config", {}).get("augment", {}).get("size"), setup.config.augment.size
+    if was in (None, now):
+        return None
+    _check_suits(setup, about, folder)
+    params, variables, name, notes = _initial(setup, os.fspath(folder))
+    new = sorted(path for path, leaf in flat(params).items() if isinstance(leaf, jax.ShapeDtypeStruct))
+    if new:
+        raise UserError(f"{name} is no checkpoint of this model: it lacks {', '.join(new[:3])}.")
+    log.warning(
+        "%s was trained with images of %d px and is evaluated with %d px: %s.", name, was, now, "; ".join(notes)
+    )
+    params = jax.tree.map(jax.device_put, params, setup.shardings.params)
+    return (params if variables is None else Variables(params, variables)), folder
 
 
 def _placed(shapes: Any, shardings: Any) -> Any:

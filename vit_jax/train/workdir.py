@@ -156,7 +156,7 @@ def check(workdir: pathlib.Path, raw: Mapping[str, Any], resumable: Collection[s
     if changes:
         raise UsageError(
             f"{workdir} holds a run with another configuration ({'; '.join(changes)}); "
-            "use a new --workdir, or the old values."
+            f"use the old values, or a new --workdir (where --config.resume_from={workdir} goes on from this one)."
         )
 
 

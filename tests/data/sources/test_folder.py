@@ -113,9 +113,6 @@ def test_mistakes(tmp_path, folder):
         open_source(f"folder:{folder}/ant/ant.0.jpg")
     with opening("lacks its path; write 'folder:PATH'"):
         open_source("folder:")
-    with opening("one class only .ant."):
-        shutil.copytree(folder / "ant", tmp_path / "one/ant")
-        open_source(f"folder:{tmp_path}/one")
     with opening("the images in .* have no class"):
         open_source(f"folder:{folder}/ant/deeper")
     (tmp_path / "empty").mkdir()

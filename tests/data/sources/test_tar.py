@@ -114,7 +114,6 @@ def test_contradicting_labels(tmp_path):
     json = b'{"label": 0, "class": "%s"}'
     refused([(json % b"a", "json"), (json % b"b", "json")], "label 0 is class 'a' and also 'b'")
     refused([(json % b"1", "json"), (b"1", "cls")], "two labels .* have the same class name")
-    refused([(b"0", "cls")], "one class only")
 
 
 def test_an_image_is_read_alone(tmp_path, rng):

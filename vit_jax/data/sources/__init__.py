@@ -53,7 +53,7 @@ def open_source(
       templates: prompt templates that make captions of class names, for a source that has no captions.
 
     Raises:
-      UserError: unknown kind, missing path, no examples, or one class only and no captions.
+      UserError: unknown kind, missing path or no examples.
     """
     assert split in ("train", "val"), split
     if isinstance(path, Source):
@@ -61,10 +61,7 @@ def open_source(
         source = take_split(path, labels, split, holdout, seed, named(path))
     else:
         source = _opened(path, split, holdout, seed, templates)
-    names, captions = source.info.class_names, source.info.captions
-    if len(names) == 1 and not captions:
-        raise UserError(f"{named(path)} has one class only ({names[0]}); to classify takes two.")
-    return Captioned(source, templates) if templates and not captions else source
+    return Captioned(source, templates) if templates and not source.info.captions else source
 
 
 def _opened(path: str, split: str, holdout: float | int, seed: int, templates: tuple[str, ...]) -> Source:

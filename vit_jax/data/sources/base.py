@@ -91,6 +91,19 @@ class Source(Protocol):
     def __getitem__(self, i: int) -> Record: ...
 
 
+class Absent:
+    """Data that is not here: what is known of it, and not one example."""
+
+    def __init__(self, info: Info):
+        self.info = info
+
+    def __len__(self) -> int:
+        return self.info.num_examples
+
+    def __getitem__(self, i: int) -> Record:
+        raise UserError("the training data is not here, only what a checkpoint tells of it; give data.path.")
+
+
 def digest(*parts: str | np.ndarray | Strings | Sequence[str]) -> str:
     """16 hexadecimal digits that depend on every part and on the parts' order; a gigabyte takes about a second."""
     whole = hashlib.blake2b(digest_size=8)

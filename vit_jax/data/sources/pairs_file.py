@@ -58,7 +58,8 @@ class PairsFile:
         if not captions:
             raise UserError(f"no rows in {tables[0]}.")
         counts = np.fromiter(map(len, captions.values()), np.int64, len(captions))
-        without, notes = sum(label is None for label in labels.values()), ()
+        without = sum(label is None for label in labels.values())
+        notes: tuple[str, ...] = ()
         if 0 < without < len(labels) and counts.any():
             labels = dict.fromkeys(labels)
             notes = (f"{without} images of {tables[0]} have no label; the labels of the others were left out.",)
@@ -155,10 +156,9 @@ def _row(where: str, values: dict[str, Any]) -> Row:
 def _csv_rows(table: str, named: Named) -> Iterator[Row]:
     first = next(text.stream(table), "")
     separator = _separator(first, named, table)
-    quoting = csv.QUOTE_MINIMAL
-    if separator in "\t|" and _quotes_mean_nothing(table, separator):
-        quoting = csv.QUOTE_NONE
-    reader = csv.reader(text.stream(table), delimiter=separator, strict=True, quoting=quoting)  # type: ignore[call-overload]
+    plain = separator in "\t|" and _quotes_mean_nothing(table, separator)
+    quoting: Any = csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL
+    reader = csv.reader(text.stream(table), delimiter=separator, strict=True, quoting=quoting)
     try:
         header = [name.strip() for name in next(reader, [])]
         found = _columns(named, header, table, f"csv:{table}")
