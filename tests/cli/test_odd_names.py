@@ -35,7 +35,9 @@ def odd(tmp_path_factory, run):
 def test_a_run_ends_with_its_results(odd):
     _, workdir = odd
     results = json.loads((workdir / "results.json").read_text("utf-8"))
-    assert "chien_\udce9t\udce9" in str(results) and "猫" in (workdir / "results.json").read_text("utf-8")
+    assert "chien_\udce9t\udce9" in json.dumps(results, ensure_ascii=False) and "猫" in (
+        workdir / "results.json"
+    ).read_text("utf-8")
     assert (workdir / "confusion.png").exists()
     assert not [p for p in workdir.iterdir() if p.name.startswith(".unfinished")]
     assert main(["evaluate", "--workdir", str(workdir), "--json", str(workdir / "x.json")]) == 0
