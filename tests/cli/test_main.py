@@ -144,3 +144,40 @@ def test_what_the_machine_says_is_a_sentence(monkeypatch, capsys, error, says):
     monkeypatch.setattr(cli.models, "run", lambda args: 1 / 0)
     with pytest.raises(ZeroDivisionError):  # a mistake of this package is not hidden
         main(["models"])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "models vit_b16 --size 1000000", "models vit_b16 --size 0", "models|", "models vit_b16 --num_classes -1",
+        "models vit_b16 --json|", "bench forward --batch 0", "bench train --rounds -1", "bench train --size nan",
+        "bench loss --chunk 0", "bench loss --dim 0", "bench loss --batch -5", "bench loss --loss|",
+        "bench kernels --inputs 0", "bench kernels --outputs 99999999999", "bench kernels --rows 0",
+        "bench kernels --rows|",
+        "bench kernels --rows 1,,2", "bench kernels --plot|", "bench input --canvas 0", "bench input --canvas 1000000",
+        "bench input --batch 0", "bench input --data|", "data pack fake:4x4x2 s-{}.tar --shard_size 0", "data check|",
+        "data pack fake:4x4x2|", "data pack fake:4x4x2 s-{}.tar --shard_size -1", "data tokenizer digits_pairs|",
+        "data tokenizer digits_pairs t --vocab_size nan", "data check fake:4x4x2 --json|",
+        "export --checkpoint| o --to onnx",
+        "export --checkpoint m| --to onnx", "convert| o --to timm", "convert m| --to timm",
+        "embed --checkpoint m --output| x",
+        "embed --checkpoint| --output e.npy x", "embed --checkpoint m --output e.npy|", "evaluate --workdir|",
+        "evaluate --workdir m --checkpoint|", "evaluate --workdir m --json|", "predict --checkpoint| x.png",
+        "predict --checkpoint m|", "predict --checkpoint m x.png --top 0", "predict --checkpoint m x.png --top 1e999",
+        "predict --checkpoint m x.png --text|", "predict --checkpoint m x.png --decoder|",
+        "train --config| --workdir w",
+        "train --config c.py --workdir|", "train --config c.py --workdir " + "w" * 256,
+        "export --checkpoint m\0 o --to onnx",
+    ],
+)  # fmt: skip
+def test_no_argument_is_empty_or_out_of_range(line, capsys, tmp_path, monkeypatch):
+    """``|`` stands for an argument that is empty, as a variable of the shell is that was not set."""
+    monkeypatch.chdir(tmp_path)
+    words = [word for part in line.replace("|", " | ").split() for word in ([""] if part == "|" else [part])]
+    try:
+        status = main(words)
+    except SystemExit as e:
+        status = e.code
+    err = capsys.readouterr().err
+    assert status == 2 and "Traceback" not in err and len(err.splitlines()[-1]) < 300
+    assert not list(tmp_path.iterdir())
