@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 ARGS = ("digits", "clip_vit_b32")
 CLAMP = (("logit_scale", 0.0, 4.6052),)  # an inverse temperature between 1 and 100
+DECAY = ((r".*/(bias|scale\w*|cls)|logit_(scale|bias)", 0.0), (".*", 1.0))  # all but gains and biases: embeddings too
 TOKENIZER = f"json:{pathlib.Path(__file__).resolve().with_name('digits_pairs.json')}"
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -49,10 +50,11 @@ def real(model: str) -> ConfigDict:
     config = ConfigDict()
     config.model = dict(name=model, image_tower=dict(dtype="bfloat16"), text_tower=dict(dtype="bfloat16"))
     config.data = dict(canvas=256, on_error="skip", text=dict(tokenizer="clip", length=77))
-    config.augment = dict(size=224, train=("inception_crop(scale=(0.9, 1.0))",), crop=0.875, norm="clip")
+    config.augment = dict(size=224, train=("inception_crop(scale=(0.9, 1.0))",), interpolation="bicubic", norm="clip")
     config.optim = dict(
-        optimizer="adamw(b2=0.98, eps=1e-6)", lr=5e-4, warmup="2000 steps", weight_decay=0.2, bounds=CLAMP
-    )
+        optimizer="adamw(b2=0.98, eps=1e-6)", lr=5e-4, warmup="2000 steps", weight_decay=0.2, decay_rules=DECAY,
+        bounds=CLAMP,
+    )  # fmt: skip
     config.objective = dict(name="contrast")
     config.evaluators = ("retrieval",)
     config.best = "val/mean_r1"

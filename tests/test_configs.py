@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from vit_jax import config
-from vit_jax.models import ImageModel
+from vit_jax.models import ImageModel, describe
+from vit_jax.optim import masks
 from vit_jax.train.config import TrainConfig
 from vit_jax.train.setup import build
 
@@ -95,6 +96,20 @@ def test_a_step_is_traced(path, arg):
         state, metrics = jax.eval_shape(setup.step, setup.shapes, batch)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(lambda x: (x.shape, x.dtype), setup.shapes)
     assert metrics["loss"].shape == () and metrics["loss"].dtype == np.float32
+
+
+def test_clip_decays_all_but_gains_and_biases():
+    """As Radford et al. 2021 and open_clip, which leaves out what has fewer than two axes: its class token has one."""
+    clip = next(module(path) for path in FILES if path.stem == "clip")
+    raw = clip.get_config("clip_vit_b32").to_dict()
+    tiny = config.parse(config.hints(TrainConfig)["model"], shrunk_model(raw["model"]))
+    shapes = {path: np.zeros(shape) for path, shape in describe.shapes(tiny, SIZE).items()}
+    factors = masks.first_match(raw["optim"]["decay_rules"], shapes, None)
+    kept = {path for path, factor in factors.items() if factor == 0}
+    names = ("bias", "scale")
+    assert kept == {p for p in shapes if p.rsplit("/", 1)[-1] in names or p in ("image_tower/cls", "logit_scale")}
+    assert {"text_tower/token/embedding", "image_tower/position/embedding"} <= shapes.keys() - kept
+    assert raw["augment"].get("crop", 1.0) == 1.0
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)

@@ -113,7 +113,8 @@ def test_weights_of_others(folders, classifier, images, tmp_path):
         write.save(ours, tmp_path / "theirs", "hf")
     ours, theirs = classifier, Predictor.load(tmp_path / "theirs")
     assert (
-        theirs.class_names == NAMES and theirs.pretrained.preprocess.augment() == ours.pretrained.preprocess.augment()
+        theirs.class_names == NAMES
+        and theirs.pretrained.preprocess.augment()["norm"] == ours.pretrained.preprocess.augment()["norm"]
     )
     canvas = ours.image(images / "a.png")[None]
     np.testing.assert_array_equal(theirs.image(images / "a.png")[None], canvas)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vit_jax.api import load as load
     from vit_jax.api import predict as predict
     from vit_jax.api import train as train
-    from vit_jax.convert.pretrained import Preprocess as Preprocess
+    from vit_jax.convert.preprocess import Preprocess as Preprocess
     from vit_jax.convert.pretrained import Pretrained as Pretrained
     from vit_jax.convert.zoo import PretrainedTag as PretrainedTag
     from vit_jax.data.sources import Source as Source
@@ -40,7 +40,8 @@ __version__ = "0.2.0"
 
 HOMES = {
     "api": "create load predict embed train evaluate convert export list_models list_pretrained Conversion",
-    "convert.pretrained": "Preprocess Pretrained",
+    "convert.preprocess": "Preprocess",
+    "convert.pretrained": "Pretrained",
     "convert.zoo": "PretrainedTag",
     "data.sources": "Source open_source",
     "evals.base": "Report",

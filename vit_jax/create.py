@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from vit_jax import models
 from vit_jax.convert import read, zoo
-from vit_jax.convert.pretrained import Preprocess, Pretrained, Stored, numbered
+from vit_jax.convert.preprocess import Preprocess
+from vit_jax.convert.pretrained import Pretrained, Stored, numbered
 from vit_jax.models import ImageTextModel, describe
 from vit_jax.models.base import split_variables
 from vit_jax.train.start import fitted, fitting
@@ -45,7 +46,8 @@ def create(
         kept, left_out = fitting(found.variables, variables)
         preprocess = found.preprocess
         if size != preprocess.size:
-            preprocess = dataclasses.replace(preprocess, size=size, canvas=None)
+            single = preprocess.single
+            preprocess = dataclasses.replace(single, size=size, frame=dataclasses.replace(single.frame, rest=0))
         both = isinstance(model, ImageTextModel) and isinstance(found.model, ImageTextModel)
         return Pretrained(
             model, jax.tree.map(jnp.asarray, params), preprocess,

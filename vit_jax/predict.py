@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.convert import Pretrained, read
-from vit_jax.convert.pretrained import Image, read_image
+from vit_jax.convert.preprocess import Image
 from vit_jax.data.text import TextCodec
 from vit_jax.decoding import SearchStrategy, generate, special_ids
 from vit_jax.io import images as listing
@@ -80,7 +80,7 @@ class Trained:
         Raises:
           UserError: it is no readable image.
         """
-        return read_image(source, self.pretrained.preprocess.host_canvas)
+        return self.pretrained.preprocess.read(source)
 
     def prepared(self, images: jax.Array) -> jax.Array:
         """uint8[B,S,S,3] -> float32[B,H,W,3] as the model takes it; traceable."""

@@ -18,7 +18,8 @@ import numpy as np
 
 from vit_jax import models
 from vit_jax.convert import read, verify, write
-from vit_jax.convert.pretrained import Preprocess, Stored
+from vit_jax.convert.preprocess import Preprocess
+from vit_jax.convert.pretrained import Stored
 from vit_jax.io.tensors import Tensor
 from vit_jax.models import describe
 from vit_jax.train.workdir import provenance

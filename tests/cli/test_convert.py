@@ -9,7 +9,8 @@ import pytest
 from vit_jax import models
 from vit_jax.cli import main
 from vit_jax.convert import read, write
-from vit_jax.convert.pretrained import Preprocess, Stored
+from vit_jax.convert.preprocess import Preprocess
+from vit_jax.convert.pretrained import Stored
 from vit_jax.io.tensors import Tensor
 from vit_jax.models import describe
 from vit_jax.predict import Predictor

@@ -8,7 +8,8 @@ import pytest
 from vit_jax import models
 from vit_jax.compress.restructure import LinearMap, Request, linear_maps, relinear, restructure, specs
 from vit_jax.convert import read, write
-from vit_jax.convert.pretrained import Preprocess, Stored
+from vit_jax.convert.preprocess import Preprocess
+from vit_jax.convert.pretrained import Stored
 from vit_jax.io.tensors import Tensor
 from vit_jax.layers.linear import Dense
 from vit_jax.layers.linear.block_sparse import BlockSparse

@@ -3,7 +3,8 @@
 import numpy as np
 
 from vit_jax import models
-from vit_jax.convert.pretrained import Preprocess, Stored
+from vit_jax.convert.preprocess import Preprocess
+from vit_jax.convert.pretrained import Stored
 from vit_jax.io.tensors import Tensor
 from vit_jax.models import describe
 

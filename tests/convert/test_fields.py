@@ -19,7 +19,7 @@ from vit_jax.convert.fields import (
     token,
     unsupported,
 )  # fmt: skip
-from vit_jax.convert.pretrained import Preprocess
+from vit_jax.convert.preprocess import Preprocess
 from vit_jax.io.tensors import Tensor
 from vit_jax.types import UserError
 

@@ -4,26 +4,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
-from vit_jax import config, models
-from vit_jax.augment import Augment
-from vit_jax.convert.pretrained import Preprocess, Stored, numbered
+from vit_jax import models
+from vit_jax.convert.preprocess import Preprocess
+from vit_jax.convert.pretrained import Stored, numbered
 from vit_jax.io.tensors import Tensor
 from vit_jax.models.describe import shapes
-
-
-@pytest.mark.parametrize("norm", ["inception", "imagenet", "clip", "norm(mean=(0.1, 0.2, 0.3), std=(1, 2, 3))"])
-def test_preprocessing_survives_as_a_configuration(norm):
-    augment = config.parse(Augment, {"size": 48, "crop": 0.875, "interpolation": "bicubic", "norm": norm})
-    section = Preprocess.of(augment, 60).augment()
-    assert config.parse(Augment, section) == augment
-    assert (section["norm"] == norm) == (not norm.startswith("norm("))
-
-
-def test_the_canvas_is_what_is_cut():
-    assert Preprocess(224, 0.875).host_canvas == 256 and Preprocess(224, 0.9).host_canvas == 249
-    assert Preprocess(224, 0.9, canvas=300).host_canvas == 300
 
 
 def test_shapes_and_trees(rng):

@@ -14,7 +14,8 @@ import vit_jax
 from tests.convert.small_models import MODELS, NAMES, PAIR, pretrained, target
 from vit_jax import models
 from vit_jax.convert import formats, read, write
-from vit_jax.convert.pretrained import Preprocess, Stored
+from vit_jax.convert.preprocess import Preprocess
+from vit_jax.convert.pretrained import Stored
 from vit_jax.data.text import TextCodec
 from vit_jax.data.tokenizer.clip import Clip
 from vit_jax.io.tensors import Tensor
@@ -102,6 +103,9 @@ def test_sources_that_are_nothing(rng, tmp_path):
     odd = tmp_path / "odd.safetensors"
     safetensors.numpy.save_file({"layer4.0.conv1.weight": np.ones(3, np.float32)}, odd)
     fails(r"holds 1 tensors \(layer4.0.conv1.weight, ...\) in no known format; known are timm", odd)
+    for key, kind in (("model_type", "dinov3_vit"), ("architecture", "resnet50")):
+        odd.with_suffix(".json").write_text(json.dumps({key: kind}))
+        fails(f"in no known format, of a model that its config.json calls '{kind}' and that none of them has", odd)
     there = pretrained(MODELS["cls"], rng)
     write.save(there, tmp_path / "good.safetensors", "timm")
     fails("unknown model 'vit_b61'; did you mean 'vit_b16'", tmp_path / "good.safetensors", "vit_b61")

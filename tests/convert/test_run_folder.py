@@ -1,5 +1,6 @@
 """Our own format as a target: a folder that every command takes, bit for bit."""
 
+import contextlib
 import dataclasses
 import json
 
@@ -10,12 +11,15 @@ from PIL import Image
 from vit_jax import checkpoint, config, models
 from vit_jax.cli import main
 from vit_jax.convert import run_folder
-from vit_jax.convert.pretrained import Preprocess, Stored
+from vit_jax.convert.preprocess import Preprocess
+from vit_jax.convert.pretrained import Stored
+from vit_jax.data.framing import Framing
 from vit_jax.data.text import TextCodec
 from vit_jax.data.tokenizer import open_tokenizer
 from vit_jax.io.tensors import Tensor
 from vit_jax.models import describe
 from vit_jax.train.config import TrainConfig
+from vit_jax.train.setup import build
 from vit_jax.types import UserError
 
 MODEL = models.create(
@@ -38,8 +42,8 @@ def test_everything_comes_back(pretrained, tmp_path):
     assert not run_folder.matches(tmp_path) and not run_folder.matches(tmp_path / "run/config.json")
     again = run_folder.load(tmp_path / "run")
     assert again.model == MODEL and again.class_names == ("ant", "bee", "cat")
-    assert again.output_activation == "sigmoid" and again.resize == "bicubic" and again.preprocess.host_canvas == 20
-    assert again.preprocess == dataclasses.replace(PREPROCESS, canvas=20)
+    assert again.output_activation == "sigmoid" and again.resize == "bicubic" and again.preprocess.host_canvas == 16
+    assert again.preprocess == PREPROCESS
     assert again.params.keys() == pretrained.params.keys()
     for path, tensor in pretrained.params.items():
         np.testing.assert_array_equal(again.params[path].read(), tensor.read())
@@ -58,7 +62,25 @@ def test_it_is_a_training_configuration(pretrained):
     raw = run_folder.run_config(pretrained)
     typed = config.parse(TrainConfig, raw)
     assert typed.model.clone(num_classes=3) == MODEL and typed.objective.output_activation == "sigmoid"
-    assert Preprocess.of(typed.augment, typed.data.canvas) == dataclasses.replace(PREPROCESS, canvas=20)
+    assert Preprocess.of(typed.augment, typed.data.canvas, typed.data.frame) == PREPROCESS
+
+
+def test_evaluation_and_prediction_see_the_same_pixels(pretrained, tmp_path, rng):
+    """The host of a run frames a file as the weights' project does."""
+    frame = Framing("squash", rounding="transformers")
+    preprocess = dataclasses.replace(PREPROCESS, frame=frame, interpolation="bilinear")
+    for name in ("ant", "bee"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.fromarray(rng.integers(0, 256, (30, 24, 3)).astype(np.uint8)).save(tmp_path / "images" / name / "a.png")
+    raw = run_folder.run_config(dataclasses.replace(pretrained, preprocess=preprocess))
+    raw["data"] |= {"path": f"folder:{tmp_path / 'images'}", "val": f"folder:{tmp_path / 'images'}"}
+    setup = build(config.parse(TrainConfig, {**raw, "batch_size": 8}))
+    with contextlib.closing(setup._eval_batches(setup.val)) as batches:
+        batch = next(batches)
+    assert batch["image"].shape[1:] == (16, 16, 3)
+    assert np.array_equal(batch["image"][0], preprocess.read(tmp_path / "images/ant/a.png"))
+    ours = setup.prepare({k: v[:8] for k, v in batch.items()})["image"][0]
+    np.testing.assert_allclose(ours, preprocess(tmp_path / "images/ant/a.png"), atol=1e-6)
 
 
 def test_commands_take_it(pretrained, tmp_path, capsys, rng):

@@ -3,12 +3,14 @@
 import dataclasses
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from vit_jax import models
-from vit_jax.augment.policy import Norm
 from vit_jax.convert import verify, write
-from vit_jax.convert.pretrained import Preprocess, Stored
+from vit_jax.convert.preprocess import Preprocess
+from vit_jax.convert.pretrained import Stored
+from vit_jax.data import framing
 from vit_jax.data.text import TextCodec
 from vit_jax.data.tokenizer import open_tokenizer
 from vit_jax.io.tensors import Tensor
@@ -38,12 +40,14 @@ def test_right_and_wrong_weights(to, pretrained, tmp_path, request):
     path = tmp_path / ("x.npz" if to == "npz" else "x")
     write.save(pretrained, path, to)
     rows = verify.verify(pretrained, [path])
-    assert [row.images for row in rows] == ["noise", "photographs"]
-    assert all(row.ok and row.difference <= 2e-5 and row.largest > 0.1 for row in rows), rows
+    pixels = [] if to == "npz" else [("photographs", "pixel")]  # TensorFlow is not at hand, and a sidecar speaks
+    assert [(row.images, row.output) for row in rows] == [*pixels, ("noise", "logit"), ("photographs", "logit")]
+    assert all(row.ok and row.largest > 0.1 for row in rows), rows
+    assert all(row.difference <= (1.01 if row.output == "pixel" else 2e-5) for row in rows), rows
     # one weight of one matrix is off: the difference is seen
     kernel = pretrained.params["encoder/block_1/mlp/mlp_in/kernel"].read()
     kernel[3, 5] += 0.5
-    assert not any(row.ok for row in verify.verify(pretrained, [path]))
+    assert not any(row.ok for row in verify.verify(pretrained, [path]) if row.output != "pixel")
     assert all(str(path) in row.peer for row in rows)
 
 
@@ -54,21 +58,51 @@ def test_what_counts_as_equal():
     assert row(1.9e-5, 0.1).ok and row(1.9e-4, 10.0).ok
     assert not row(2.1e-5, 0.1).ok and not row(2.1e-4, 10.0).ok
     assert not row(float("nan"), 1.0).ok and not row(float("inf"), 1.0).ok
+    pixels = [verify.Difference("x", "photographs", gap, 255.0, "pixel").ok for gap in (0.0, 1.0, 1.1, 2.0, np.nan)]
+    assert pixels == [True, True, False, False, False]
 
 
-def test_the_images():
-    images = verify.inputs(PREPROCESS)
-    assert {k: v.shape for k, v in images.items()} == {"noise": (4, 24, 24, 3), "photographs": (2, 24, 24, 3)}
-    assert abs(images["noise"].std() - 1) < 0.05
-    unit = images["photographs"] * np.float32(PREPROCESS.std) + np.float32(PREPROCESS.mean)
-    assert unit.min() > -0.01 and unit.max() < 1.01 and unit.std() > 0.1  # photographs, normalised once
-    again = Norm(PREPROCESS.mean, PREPROCESS.std)(unit)
-    np.testing.assert_allclose(again, images["photographs"], atol=1e-5)
+def test_the_images(tmp_path):
+    noise = verify.noise(PREPROCESS)
+    assert noise.shape == (4, 24, 24, 3) and abs(noise.std() - 1) < 0.05
+    rest = dataclasses.replace(PREPROCESS, frame=dataclasses.replace(PREPROCESS.frame, rest=3))
+    assert verify.noise(rest).shape == (4, 27, 27, 3)
+    sizes = {}
+    for file in verify.photographs(tmp_path):
+        with PIL.Image.open(file) as image:
+            sizes[file.stem] = image.size
+    assert sizes["wide"][0] > sizes["wide"][1] and sizes["tall"][0] < sizes["tall"][1] and max(sizes["tiny"]) < 40
+    assert sizes["square"][0] == sizes["square"][1]
+
+
+def test_grey_levels():
+    """In the steps of a file, of what both see: the edge that no patch covers is left out."""
+    preprocess = dataclasses.replace(PREPROCESS, frame=dataclasses.replace(PREPROCESS.frame, rest=3))
+    ours = np.zeros((1, 24, 24, 3), np.float32)
+    theirs = np.zeros((1, 27, 27, 3), np.float32)
+    theirs[:, 24:], theirs[0, 3, 4, 1] = 9, 2 / 255 / 0.224
+    assert verify.grey_levels(ours, theirs, preprocess) == pytest.approx(2)
+    assert verify.grey_levels(ours, theirs[:, :20, :20], preprocess) == float("inf")
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("to", ["timm", "hf"])
+def test_wrong_pixels_are_seen(to, pretrained, tmp_path, request):
+    """The file beside the weights is read by the project's own processor: what we make of it otherwise shows."""
+    request.getfixturevalue(PEERS[to])
+    write.save(pretrained, tmp_path / "x", to)
+    assert all(row.ok for row in verify.verify(pretrained, [tmp_path / "x"]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(
+            framing.ROUNDINGS, {"timm": "torchvision", "hf": "transformers"}[to], framing.ROUNDINGS["vit_jax"]
+        )
+        rows = verify.verify(pretrained, [tmp_path / "x"])
+    assert [row.output for row in rows if not row.ok] == ["pixel"]
 
 
 def test_float32_whatever_the_run_computed_in(pretrained):
     low = dataclasses.replace(pretrained, model=MODEL.clone(dtype="bfloat16"))
-    batch = verify.inputs(PREPROCESS)["noise"]
+    batch = verify.noise(PREPROCESS)
     low, full = (verify.outputs(p)(batch) for p in (low, pretrained))
     assert full.keys() == {"logit"} and full["logit"].shape == (4, 5)
     np.testing.assert_array_equal(low["logit"], full["logit"])
@@ -100,11 +134,8 @@ def test_the_texts(pair):
 
 
 def test_outputs_of_images_and_texts(pair):
-    shown = verify.examples(pair)
-    assert {k: (x.shape, y.shape) for k, (x, y) in shown.items()} == {
-        "noise": ((4, 24, 24, 3), (4, 6)), "photographs": ((2, 24, 24, 3), (2, 6)),
-    }  # fmt: skip
-    images, texts = shown["noise"]
+    images, texts = verify.noise(PREPROCESS), verify.texts(pair, 4)
+    assert texts.shape == (4, 6)
     out = verify.outputs(pair)(images, texts)
     np.testing.assert_allclose(np.linalg.norm(out["text embedding"], axis=1), 1, atol=1e-6)
     scale = np.exp(pair.params["logit_scale"].read())
@@ -118,6 +149,6 @@ def test_outputs_of_images_and_texts(pair):
 def test_a_pair_through_our_own_format(pair, tmp_path):
     write.save(pair, tmp_path / "run", "vit_jax")
     rows = verify.verify(pair, [tmp_path / "run"])
-    assert len(rows) == 8 and all(row.difference == 0 for row in rows)
+    assert len(rows) == 9 and all(row.difference == 0 for row in rows)
     pair.params["logit_bias"] = Tensor.of(np.float32(pair.params["logit_bias"].read() + 0.01))
     assert [r.output for r in verify.verify(pair, [tmp_path / "run"]) if not r.ok] == ["logit"] * 2

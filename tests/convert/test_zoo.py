@@ -10,7 +10,8 @@ import pytest
 from vit_jax import models
 from vit_jax.cli import main
 from vit_jax.convert import read, write, zoo
-from vit_jax.convert.pretrained import Preprocess, Stored
+from vit_jax.convert.preprocess import Preprocess
+from vit_jax.convert.pretrained import Stored
 from vit_jax.io import hub, remote
 from vit_jax.io.tensors import Tensor
 from vit_jax.models import describe

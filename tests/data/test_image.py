@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.data.helpers import encode, random_image
+from vit_jax.data import framing
 from vit_jax.data import image as module
+from vit_jax.data.framing import CENTER, TRAINING
 from vit_jax.data.image import decode
 from vit_jax.data.sources.base import Unreadable
 
@@ -38,7 +40,7 @@ def reference(data: bytes) -> Image.Image:
 )
 def test_center_equals_pil_resize_and_crop(height, width, canvas, kind):
     data = encode(random_image(np.random.default_rng(height), height, width), kind)
-    image, size = decode(record(data), canvas, "center")
+    image, size = decode(record(data), canvas, CENTER)
     new_w, new_h = (round(v * canvas / min(width, height)) for v in (width, height))
     left, top = (new_w - canvas) // 2, (new_h - canvas) // 2
     whole = reference(data)
@@ -51,23 +53,23 @@ def test_center_equals_pil_resize_and_crop(height, width, canvas, kind):
 @given(height=st.integers(1, 47), width=st.integers(1, 47), kind=st.sampled_from(["JPEG", "PNG"]))
 def test_squash_equals_pil_resize(height, width, kind):
     data = encode(random_image(np.random.default_rng(width), height, width), kind)
-    image, size = decode(record(data), 24, "squash")
+    image, size = decode(record(data), 24, TRAINING)
     assert np.array_equal(image, np.asarray(reference(data).resize((24, 24), BICUBIC))) and size == (height, width)
 
 
 def test_squash_of_a_large_jpeg_uses_its_reduced_decoding(rng):
     data = encode(random_image(rng, 401, 322))
-    image, size = decode(record(data), 40, "squash")
+    image, size = decode(record(data), 40, TRAINING)
     full = np.asarray(reference(data).resize((40, 40), BICUBIC))
     assert size == (401, 322) and np.abs(image.astype(int) - full).mean() < 2
-    assert np.array_equal(image, decode(record(data), 40, "squash")[0])
+    assert np.array_equal(image, decode(record(data), 40, TRAINING)[0])
 
 
 def test_fitting_images_are_not_resampled(rng):
     pixels = rng.integers(0, 256, (13, 13, 3), np.uint8)
     for source in (pixels, encode(pixels, "PNG")):
-        assert np.array_equal(decode(record(source), 13, "squash")[0], pixels)
-        assert np.array_equal(decode(record(source), 13, "center")[0], pixels)
+        assert np.array_equal(decode(record(source), 13, TRAINING)[0], pixels)
+        assert np.array_equal(decode(record(source), 13, CENTER)[0], pixels)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +108,7 @@ def test_transparency_goes_over_white():
     pixels = np.zeros((4, 4, 4), np.uint8)
     pixels[:2] = (200, 100, 50, 255)
     pixels[3] = (0, 0, 0, 51)  # a fifth of black
-    image, _ = decode(record(encode(pixels, "PNG")), 4, "squash")
+    image, _ = decode(record(encode(pixels, "PNG")), 4, TRAINING)
     assert image[0, 0].tolist() == [200, 100, 50]
     assert image[2, 0].tolist() == [255, 255, 255]
     assert image[3, 0].tolist() == [204, 204, 204]
@@ -132,7 +134,7 @@ def test_sixteen_bit_grey():
 def test_other_modes_equal_pil(rng, mode):
     image = Image.fromarray(random_image(rng, 8, 8)).convert(mode)
     data = encode(image, "PNG" if mode == "1" else "JPEG")
-    assert np.array_equal(decode(record(data), 8, "center")[0], np.asarray(reference(data)))
+    assert np.array_equal(decode(record(data), 8, CENTER)[0], np.asarray(reference(data)))
 
 
 @pytest.mark.parametrize("shape", [(5, 6), (5, 6, 1), (5, 6, 3), (5, 6, 4)])
@@ -140,7 +142,7 @@ def test_arrays(rng, shape):
     pixels = rng.integers(0, 256, shape, np.uint8)
     if shape[2:] == (4,):
         pixels[..., 3] = 255
-    image, size = decode(record(pixels), 7, "squash")
+    image, size = decode(record(pixels), 7, TRAINING)
     rgb = np.broadcast_to(pixels.reshape(5, 6, -1)[..., :3], (5, 6, 3))
     assert size == (5, 6)
     assert np.array_equal(image, np.asarray(Image.fromarray(np.ascontiguousarray(rgb)).resize((7, 7), BICUBIC)))
@@ -149,7 +151,7 @@ def test_arrays(rng, shape):
 @pytest.mark.parametrize("bad", [np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 2), np.uint8), np.zeros(4, np.uint8)])
 def test_other_arrays_are_refused(bad):
     with pytest.raises(Unreadable, match=r"expected uint8\[H, W, 1, 3 or 4\]"):
-        decode(record(bad), 4, "squash")
+        decode(record(bad), 4, TRAINING)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
@@ -158,7 +160,7 @@ def test_truncated_or_corrupt_files_are_named(rng, kind):
     for broken in (b"", data[:3], data[: len(data) // 2], data[:-20] if kind != "PNG" else data[:-30], b"hello" * 9):
         for canvas in (8, 64):
             with pytest.raises(Unreadable, match=r"the image a\.jpg is unreadable or truncated"):
-                decode(record(broken), canvas, "squash")
+                decode(record(broken), canvas, TRAINING)
 
 
 @settings(max_examples=100, deadline=None)
@@ -167,7 +169,7 @@ def test_a_damaged_byte_gives_an_image_or_our_error(position, value, kind):
     data = bytearray(encode(random_image(np.random.default_rng(1), 20, 20), kind))
     data[position % len(data)] = value
     try:
-        assert decode(record(bytes(data)), 8, "squash")[0].shape == (8, 8, 3)
+        assert decode(record(bytes(data)), 8, TRAINING)[0].shape == (8, 8, 3)
     except Unreadable as e:
         assert "a.jpg" in str(e)
 
@@ -185,14 +187,14 @@ def bomb(kind: str, side: int = 20_000) -> bytes:
 
 
 @pytest.mark.parametrize(("kind", "side"), [("PNG", 9_000), ("PNG", 10_000), ("PNG", 20_000), ("JPEG", 25_000)])
-@pytest.mark.parametrize("fit", ["squash", "center"])
+@pytest.mark.parametrize("fit", [TRAINING, CENTER])
 def test_bombs_are_refused_from_the_header(kind, side, fit):
     """PIL is silent, warns and raises."""
     with pytest.raises(Unreadable, match=f"the image a.jpg has {side} x {side} pixels.*bomb.* raise max_pixels"):
         decode(record(bomb(kind, side)), 8, fit)
 
 
-@pytest.mark.parametrize("fit", ["squash", "center"])
+@pytest.mark.parametrize("fit", [TRAINING, CENTER])
 def test_a_jpeg_of_too_many_pixels_is_decoded_at_a_fraction_of_them(rng, fit):
     pixels = random_image(rng, 300, 400)
     large = encode(pixels, quality=95)
@@ -213,7 +215,7 @@ def test_what_is_written_about_a_png_does_not_decide_over_it(rng, chunk):
     whole = encode(pixels, "PNG")
     for content in (b"a\0\0" + zlib.compress(bytes(2_000_000)), b"\xff" * 70, b"a\0\0\0\0\0"):
         text = struct.pack(">I", len(content)) + chunk + content + struct.pack(">I", zlib.crc32(chunk + content))
-        assert np.array_equal(decode(record(whole[:33] + text + whole[33:]), 6, "center")[0].shape, (6, 6, 3))
+        assert np.array_equal(decode(record(whole[:33] + text + whole[33:]), 6, CENTER)[0].shape, (6, 6, 3))
         assert np.array_equal(opened(whole[:33] + text[:-1] + b"x" + whole[33:])[0], pixels)  # a wrong checksum
     broken = bytearray(whole[:33] + text + whole[33:])
     broken[-30] ^= 0xFF
@@ -232,7 +234,7 @@ def test_an_orientation_that_cannot_be_read_is_none(rng):
 def test_a_ribbon_costs_no_more_than_its_centre(rng, monkeypatch, size):
     """Beyond the pixel limit only the visible part is resized: equal to the whole up to PIL's float32 box."""
     pixels = rng.integers(0, 256, (*size, 3), np.uint8)
-    whole, _ = decode(record(pixels), 16, "center")
-    monkeypatch.setattr(module, "MAX_PIXELS", 10_000)
-    part, _ = decode(record(pixels), 16, "center")
+    whole, _ = decode(record(pixels), 16, CENTER)
+    monkeypatch.setattr(framing, "LARGEST", 10_000)
+    part, _ = decode(record(pixels), 16, CENTER)
     assert np.abs(whole.astype(int) - part).max() <= 1

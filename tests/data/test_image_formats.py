@@ -8,6 +8,7 @@ from PIL import Image, features
 
 from tests.data.helpers import encode, random_image
 from vit_jax.data import image_formats
+from vit_jax.data.framing import CENTER, TRAINING
 from vit_jax.data.image import decode
 from vit_jax.data.sources.base import Unreadable
 
@@ -18,7 +19,7 @@ def test_other_formats(rng, kind):
         pytest.skip("this Pillow reads no AVIF")
     pixels = random_image(rng, 40, 48)
     data = encode(pixels, kind)
-    image, size = decode({"image": data, "label": 0, "name": "x.jpg"}, 40, "center")
+    image, size = decode({"image": data, "label": 0, "name": "x.jpg"}, 40, CENTER)
     assert size == (40, 48) and np.abs(image.astype(int) - pixels[:, 4:44]).max() <= (90 if kind == "GIF" else 40)
 
 
@@ -27,17 +28,17 @@ def test_the_first_of_several_frames(rng):
     for kind in ("GIF", "TIFF", "WEBP", "PNG"):
         options = {"lossless": True} if kind == "WEBP" else {}
         data = encode(frames[0], kind, save_all=True, append_images=frames[1:], **options)
-        image, _ = decode({"image": data, "label": 0, "name": "x"}, 4, "center")
+        image, _ = decode({"image": data, "label": 0, "name": "x"}, 4, CENTER)
         assert np.unique(image).tolist() == [10]
 
 
 def test_modes_of_tiff(rng):
     grey = rng.integers(0, 65536, (4, 5), np.uint16)
-    image, _ = decode({"image": encode(Image.fromarray(grey), "TIFF"), "label": 0, "name": "x"}, 4, "squash")
+    image, _ = decode({"image": encode(Image.fromarray(grey), "TIFF"), "label": 0, "name": "x"}, 4, TRAINING)
     assert image.shape == (4, 4, 3)
     for mode in ("L", "1", "CMYK", "LA", "RGBA", "P", "F"):
         data = encode(Image.fromarray(random_image(rng, 4, 5)).convert(mode), "TIFF")
-        assert decode({"image": data, "label": 0, "name": "x"}, 4, "squash")[1] == (4, 5)
+        assert decode({"image": data, "label": 0, "name": "x"}, 4, TRAINING)[1] == (4, 5)
 
 
 def test_heic_says_which_package_reads_it(monkeypatch):
@@ -50,7 +51,7 @@ def test_heic_says_which_package_reads_it(monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(Unreadable, match=r"x is unreadable .*HEIC needs the package pillow-heif; run: pip install"):
-        decode({"image": b"\0\0\0\x18ftypheic" + bytes(20), "label": 0, "name": "x"}, 4, "center")
+        decode({"image": b"\0\0\0\x18ftypheic" + bytes(20), "label": 0, "name": "x"}, 4, CENTER)
 
 
 def test_what_is_none():

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vit_jax.config import parse
+from vit_jax.data.framing import Framing
 from vit_jax.data.loader import DataConfig, eval_batches, eval_rows, train_batches, train_rows
 from vit_jax.data.sources import open_source
 from vit_jax.data.sources.base import Unreadable
@@ -131,6 +132,8 @@ def test_evaluation_takes_the_centre_and_training_the_whole():
     seen = next(eval_batches(Wide(2, 4, 2), batch_size=2, canvas=4))
     assert (seen["image"] == 255).all() and seen["size"].tolist() == [[4, 8]] * 2
     assert (next(train(Wide(2, 4, 2), batch_size=2))["image"][:, :, 0] < 30).all()
+    squashed = next(eval_batches(Wide(2, 4, 2), batch_size=2, canvas=4, frame=Framing("squash")))
+    assert (squashed["image"][:, :, 0] < 30).all()
 
 
 @pytest.mark.parametrize("make", [train, lambda s, **k: eval_batches(s, batch_size=8, canvas=4, **k)])

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from vit_jax.data.framing import TRAINING
 from vit_jax.data.reader import Filled, Reader
 from vit_jax.data.sources.captioned import WithTokenizer
 from vit_jax.data.sources.fake import Fake
@@ -26,7 +27,7 @@ def encoded(source, length=12, **options):
 
 
 def read(source, rows, *, train=False, on_error="raise", draws=None):
-    reader = Reader(source, 4, "squash", "train" if train else "eval", on_error)
+    reader = Reader(source, 4, TRAINING, "train" if train else "eval", on_error)
     batch = reader.empty(np.array(rows))
     return batch, reader.fill(batch, slice(None), None if draws is None else np.array(draws, np.uint64))
 

@@ -15,7 +15,7 @@ import pytest
 
 from vit_jax.config import parse
 from vit_jax.convert import Pretrained
-from vit_jax.convert.pretrained import Preprocess
+from vit_jax.convert.preprocess import Preprocess
 from vit_jax.data.sources.base import Info
 from vit_jax.predict import Predictor
 from vit_jax.train.config import TrainConfig

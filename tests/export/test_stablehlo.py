@@ -32,7 +32,7 @@ def written(predictor, canvases, tmp_path_factory):
     assert os.listdir(folder.parent) == ["out"]
     assert sorted(os.listdir(folder)) == ["model.json", "model.stablehlo"]
     about = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-    assert "\n".join(written.usage) in about["usage"] and about["usage"].count("\n") == 5
+    assert "\n".join(written.usage) in about["usage"] and about["usage"].count("\n") == 9
     Image.fromarray(canvases[0]).save(folder / "image.jpg")
     for name, images in {"one": canvases[:1], "three": canvases}.items():
         np.save(folder / f"{name}.npy", images)

@@ -105,9 +105,17 @@ def interpolate(torch, positions, old, new, **options):
     return torch.cat([x[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
 
 
-@pytest.mark.parametrize("peer", [bicubic, bicubic_plain, bilinear, bilinear_corners], ids=lambda f: f.__name__)
+def bilinear_plain(torch, timm, positions, old, new):
+    """``tf.image.resize``."""
+    return interpolate(torch, positions, old, new, mode="bilinear", antialias=False)
+
+
+PEERS = (bicubic, bicubic_plain, bilinear, bilinear_plain, bilinear_corners)
+
+
+@pytest.mark.parametrize("peer", PEERS, ids=lambda f: f.__name__)
 def test_positions_are_resized_as_the_peer_does(rng, torch, timm, peer):
-    assert set(RESIZES) == {"bicubic", "bicubic_plain", "bilinear", "bilinear_corners"}
+    assert set(RESIZES) == {peer.__name__ for peer in PEERS}
     for old, new in GRIDS:
         positions = rng.standard_normal((1, 1 + old[0] * old[1], 3)).astype(np.float32)
         got = resize_positions(positions, old, new, 1, peer.__name__)
@@ -135,6 +143,17 @@ def test_patches_are_resized_as_timm_does(rng, torch, timm, old, new):
     theirs = timm.layers.resample_patch_embed(torch.tensor(kernel.transpose(3, 2, 0, 1)), [new, new]).numpy()
     got = resize_patches(kernel, new, "bicubic")
     assert got.shape == (new, new, 3, 4) and got.dtype == np.float32
+    np.testing.assert_allclose(got, theirs.transpose(2, 3, 1, 0), atol=1e-5 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize(("old", "new"), [(8, 16), (16, 14), (32, 16), (16, 4)])
+def test_patches_are_resized_as_big_vision_does(rng, torch, timm, old, new):
+    """By ``tf.image.resize``, which is not antialiased: timm has the same rule under two arguments."""
+    kernel = rng.standard_normal((old, old, 3, 4)).astype(np.float32)
+    theirs = timm.layers.resample_patch_embed(
+        torch.tensor(kernel.transpose(3, 2, 0, 1)), [new, new], interpolation="bilinear", antialias=False
+    ).numpy()
+    got = resize_patches(kernel, new, "bilinear_plain")
     np.testing.assert_allclose(got, theirs.transpose(2, 3, 1, 0), atol=1e-5 * np.abs(theirs).max())
 
 

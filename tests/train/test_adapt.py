@@ -65,11 +65,20 @@ def test_another_image_size(rng, old, new, prefix):
     assert notes == [f"position/embedding is resized from {old}x{old} to {new}x{new}"]
 
 
-@pytest.mark.parametrize("method", ["bilinear", "bicubic"])
-def test_another_patch_size_and_way_to_resize(rng, method):
+RESIZED = [
+    ("bilinear", "bilinear"),
+    ("bicubic", "bicubic"),
+    ("bicubic_plain", "bicubic"),
+    ("bilinear_corners", "bilinear_plain"),
+]
+
+
+@pytest.mark.parametrize(("method", "patches"), RESIZED)
+def test_another_patch_size_and_way_to_resize(rng, method, patches):
+    """Those of big_vision, whose positions are resized between corners, are not antialiased."""
     a, b = params(rng, tokens=5), params(rng, tokens=10, patch={"kernel": (6, 6, 3, 8)})
     found, notes = adapt(a, b, name="x", **({} if method == "bilinear" else {"resize": method}))
-    kernel = resize_patches(a["patch"]["kernel"], 6, method)
+    kernel = resize_patches(a["patch"]["kernel"], 6, patches)
     positions = resize_positions(a["position"]["embedding"], (2, 2), (3, 3), 1, method)
     chex.assert_trees_all_equal(found, {**a, "patch": {"kernel": kernel}, "position": {"embedding": positions}})
     assert notes == [

@@ -12,11 +12,13 @@ from PIL import Image
 from vit_jax import models, sharding
 from vit_jax.checkpoint import Checkpoints
 from vit_jax.convert import write
-from vit_jax.convert.pretrained import Preprocess, Stored
+from vit_jax.convert.preprocess import Preprocess
+from vit_jax.convert.pretrained import Stored
 from vit_jax.io.tensors import Tensor
 from vit_jax.layers.embed import resize_patches, resize_positions
 from vit_jax.models import describe
 from vit_jax.train import loop, start
+from vit_jax.train.adapt import PATCHES
 from vit_jax.trees import nested
 from vit_jax.types import UserError
 
@@ -159,7 +161,7 @@ def test_fine_tuning_from_every_format(fmt, weights, tiny, one_device, workdir):
         resize_positions(params["position/embedding"], (3, 3), (4, 4), 1, method),
         atol=1e-6,
     )
-    patch = resize_patches(params["patch/kernel"], 8, "bicubic" if "bicubic" in method else "bilinear")
+    patch = resize_patches(params["patch/kernel"], 8, PATCHES[method])
     np.testing.assert_allclose(found["patch/kernel"], patch, atol=1e-6)
     for path, value in params.items():
         if not path.startswith(("position", "patch/kernel", "head")):

@@ -24,7 +24,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="change linear maps on the way: 'packed24(int8)' packs what was trained as sparse24, 'dense' multiplies "
         "out, 'monarch(4)' projects; 'mlp_linear=packed24' those of one field; may be repeated",
     )  # fmt: skip
-    parser.add_argument("--verify", action="store_true", help="compare outputs with the other project's own model")
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="compare pixels and outputs with the other project's own processor and model",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,5 +45,6 @@ def run(args: argparse.Namespace) -> int:
     for row in done.differences:
         print(f"  {row.peer}, {row.images}: max |Δ{row.output}| {row.difference:.2e}, largest {row.largest:.3g}")
     if not done.ok:
-        print(f"the difference is above {TOLERANCE:g} of the largest value; {args.target} stays for inspection")
+        allowed = f"{TOLERANCE:g} of the largest value, of pixels one grey level"
+        print(f"the difference is above {allowed}; {args.target} stays for inspection")
     return int(not done.ok)

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from vit_jax import models
-from vit_jax.convert.pretrained import RGB
+from vit_jax.convert.preprocess import RGB
 from vit_jax.io.tensors import Tensors
 from vit_jax.types import UserError
 
@@ -133,6 +133,11 @@ def stride(stem: tuple[int, ...] | None) -> int:
     return 1 if stem is None else 2 ** max(len(stem) + 1, 2)
 
 
+def remainder(told: Any, size: int, patch: int) -> int:
+    """Pixels of an image of ``told`` pixels that ``size``, whole patches, leaves out; 0 where it is of another grid."""
+    return told - size if isinstance(told, int) and 0 <= told - size < patch else 0
+
+
 def heads_of(width: int, depth: int, mlp_dim: int) -> tuple[int, str]:
     """Number of heads of a published ViT of this size, else one per 64 channels, and a note: weights never tell it."""
     for fields in models.vit.SIZES.values():
@@ -145,7 +150,7 @@ def heads_of(width: int, depth: int, mlp_dim: int) -> tuple[int, str]:
 def check_images(preprocess: Any, source: str) -> None:
     """Raises a :class:`UserError` for a preparation of images that cannot be carried out, whoever described it."""
     size, crop, mean, std = preprocess.size, preprocess.crop, preprocess.mean, preprocess.std
-    if not (MIN_CROP <= crop <= 1):
+    if not (MIN_CROP <= crop <= 1 / MIN_CROP):  # above 1 transformers fills up
         raise UserError(
             f"{source} crops images to {crop:g} of their side; a fraction in [{MIN_CROP:g}, 1] can be read."
         )

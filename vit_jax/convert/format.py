@@ -10,7 +10,8 @@ from typing import Any
 
 import flax.linen as nn
 
-from vit_jax.convert.pretrained import Preprocess, Stored
+from vit_jax.convert.preprocess import Preprocess
+from vit_jax.convert.pretrained import Stored
 from vit_jax.convert.rules import Rule
 from vit_jax.data.text import TextCodec
 from vit_jax.io.sidecar import About
@@ -36,6 +37,7 @@ class Reading:
       encoder: tokenizer and context length, where known.
       assumed: fields of the model that no file tells, a dot between those of towers -> the note that says so; notes of
         their own, dropped where the user names the field.
+      native: see :class:`vit_jax.convert.pretrained.Described`.
     """
 
     model: Mapping[str, Any]
@@ -48,6 +50,7 @@ class Reading:
     resize: str | None = None
     encoder: TextCodec | None = None
     assumed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    native: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +122,8 @@ class Codec:
       parts: classes of the modules that are among their fields: towers and decoders.
       limits: what of these modules it cannot say.
       spelled: tensors that ``matches`` -> the same by the names that ``rules`` give, and a note for each change.
+      processor: ``(path, our model)`` -> the project's own preparation of images as what lies at ``path`` describes it,
+        a function from a file to float32[S,S,3]; None where nothing there does.
     """
 
     kinds: tuple[type[nn.Module], ...]
@@ -130,6 +135,7 @@ class Codec:
     parts: tuple[type[nn.Module], ...] = ()
     limits: tuple[Limit, ...] = ()
     spelled: Callable[[Tensors], tuple[Tensors, list[str]]] = lambda theirs: (theirs, [])
+    processor: Callable[[pathlib.Path, Any], Callable[[pathlib.Path], Any] | None] = lambda path, model: None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,6 +192,12 @@ class Format:
     def reader(self, theirs: Tensors) -> Codec:
         """What reads tensors that this format :meth:`matches`."""
         return next(codec for codec in self.codecs if codec.matches(theirs.keys()))
+
+    def processor(self, path: pathlib.Path, model: nn.Module) -> Callable[[pathlib.Path], Any] | None:
+        """See :class:`Codec`."""
+        with open_tensors(path) as theirs:
+            codec = self.reader(theirs)
+        return codec.processor(path, model)
 
     def known(self, model: nn.Module) -> Codec:
         """What stores ``model``, which :func:`check` allows."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from vit_jax.types import UserError
 
@@ -26,6 +28,23 @@ def packages(purpose: str) -> Iterator[None]:
             f"{purpose} takes packages that cannot be imported ({reason}): pip install torch timm transformers "
             "open_clip_torch onnx onnxscript onnxruntime."
         ) from e
+
+
+def torch_processor(process: Callable[[Any], Any]) -> Callable[[pathlib.Path], np.ndarray]:
+    """A project's preparation of images as a function of a file.
+
+    Args:
+      process: PIL image, RGB -> tensor or array float32[3,H,W].
+
+    Returns:
+      A file -> float32[H,W,3].
+    """
+
+    def run(file: pathlib.Path) -> np.ndarray:
+        with Image.open(file) as image:
+            return np.asarray(process(image.convert("RGB")), np.float32).transpose(1, 2, 0)
+
+    return run
 
 
 def torch_peer(forward: Callable[..., Any]) -> Callable[..., Any]:

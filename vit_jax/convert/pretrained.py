@@ -4,111 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import config
-from vit_jax.augment import NORMS, Augment
-from vit_jax.augment.geometry import Interpolation
-from vit_jax.data.image import decode
+from vit_jax.convert.preprocess import Preprocess
 from vit_jax.data.text import TextCodec
 from vit_jax.io.tensors import Tensor, Tensors
+from vit_jax.layers.embed import resize_positions
 from vit_jax.trees import flat, nested
-from vit_jax.types import Array, Params, UserError
+from vit_jax.types import Params
 
 P = TypeVar("P")
-Image = str | pathlib.Path | bytes | np.ndarray
-"""A file, encoded bytes or uint8[H,W,C]."""
-RGB = tuple[float, float, float]
-
-
-@dataclasses.dataclass(frozen=True)
-class Preprocess:
-    """From an image to a model's input: its centre square, ``crop`` of that, resized to ``size``, normalised.
-
-    Example:
-      >>> preprocess("cat.jpg").shape, preprocess(["cat.jpg", "dog.jpg"]).shape
-      ((224, 224, 3), (2, 224, 224, 3))
-
-    Attributes:
-      size: side of the input in pixels.
-      crop: fraction of the image's short side that is kept.
-      interpolation: filter, antialiased.
-      mean: subtracted from each channel of an image in [0, 1].
-      std: what each channel is then divided by.
-      canvas: side of the square that the host makes of an image; None is ``size / crop``, which is cut, not resampled.
-    """
-
-    size: int
-    crop: float = 1.0
-    interpolation: Interpolation = "bilinear"
-    mean: RGB = (0.5, 0.5, 0.5)
-    std: RGB = (0.5, 0.5, 0.5)
-    canvas: int | None = None
-
-    @property
-    def host_canvas(self) -> int:
-        """``canvas``, its default worked out."""
-        return self.canvas or round(self.size / self.crop)
-
-    def __call__(self, images: Image | Sequence[Image]) -> jax.Array:
-        """What the model takes of one image, or of several.
-
-        Args:
-          images: a file, encoded bytes or uint8[H,W,C]; a list of these, or uint8[B,H,W,C], for a batch.
-
-        Returns:
-          float32[S,S,3], of several float32[B,S,S,3]; S is ``size``.
-
-        Raises:
-          UserError: one is no readable image.
-        """
-        if isinstance(images, np.ndarray) and images.ndim == 4:
-            images = list(images)
-        if isinstance(images, Sequence) and not isinstance(images, str | bytes):
-            return _prepare(self, np.stack([read_image(x, self.host_canvas) for x in images]))
-        return _prepare(self, read_image(images, self.host_canvas)[None])[0]
-
-    def prepare(self, canvases: Array) -> jax.Array:
-        """uint8[B,K,K,3], K being :attr:`host_canvas` -> float32[B,S,S,3] as the model takes it; traceable."""
-        return config.parse(Augment, self.augment()).eval_fn()({"image": canvases})["image"]
-
-    def augment(self) -> dict[str, Any]:
-        """The same preparation as plain data: the ``augment`` section of a training configuration."""
-        known = {n: row().mean + row().std for n, row in NORMS.items() if n != "norm"}
-        names = [name for name, values in known.items() if np.allclose(values, self.mean + self.std, atol=1e-7)]
-        norm: Any = names[0] if names else {"name": "norm", "mean": self.mean, "std": self.std}
-        return {"size": self.size, "crop": self.crop, "interpolation": self.interpolation, "norm": norm}
-
-    @classmethod
-    def of(cls, augment: Augment, canvas: int) -> Preprocess:
-        """What a run evaluates with."""
-        return cls(augment.size, augment.crop, augment.interpolation, augment.norm.mean, augment.norm.std, canvas)
-
-
-def read_image(image: Image, canvas: int) -> np.ndarray:
-    """The centre square of a file, encoded bytes or uint8[H,W,C], as uint8[canvas,canvas,3].
-
-    Raises:
-      UserError: it is no readable image.
-    """
-    name = str(image) if isinstance(image, str | pathlib.Path) else "image"
-    if isinstance(image, str | pathlib.Path):
-        try:
-            image = pathlib.Path(image).read_bytes()
-        except OSError as e:
-            raise UserError(f"{name} cannot be read ({e.strerror}).") from e
-    return decode({"image": image, "label": 0, "name": name}, canvas, "center")[0]
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _prepare(preprocess: Preprocess, canvases: np.ndarray) -> jax.Array:
-    return preprocess.prepare(canvases)
+POSITION = "position/embedding"
+"""The leaf of an image model's positions."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -129,6 +40,8 @@ class Described(Generic[P]):
       encoder: tokenizer and context length; None where the model takes no texts, or where no tokenizer was found.
       variables: the model's collections besides the parameters, batch statistics for instance; {} for most models.
       assumed: fields of the model that no file told, a dot between those of towers -> the note that says so.
+      native: side of the images that the stored positions are for, where the origin resizes them to that of
+        ``preprocess``, as DINOv2's does; None where they fit.
     """
 
     model: Any
@@ -144,6 +57,7 @@ class Described(Generic[P]):
     encoder: TextCodec | None = None
     variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     assumed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    native: int | None = None
 
     def _others(self) -> dict[str, Any]:
         """Every field but ``params``."""
@@ -159,8 +73,34 @@ class Stored(Described[Tensors]):
         return nested({path: place(tensor.read()) for path, tensor in self.params.items()})
 
     def read(self) -> Pretrained:
-        """The same with all parameters as arrays."""
-        return Pretrained(params=self.tree(jnp.asarray), **self._others())
+        """The same with all parameters as arrays, ready to use."""
+        fitted = self.fitted()
+        return Pretrained(params=fitted.tree(jnp.asarray), **fitted._others())
+
+    def fitted(self) -> Stored:
+        """The same with positions for images as ``preprocess`` makes them, resized as the model's origin does it."""
+        if self.native in (None, self.preprocess.size):
+            return dataclasses.replace(self, native=None)
+        assert self.native is not None
+        grids = [(side // self.model.patch,) * 2 for side in (self.native, self.preprocess.size)]
+        position = self.params[POSITION]
+        prefix = position.shape[1] - grids[0][0] ** 2
+
+        def read() -> np.ndarray:
+            return resize_positions(position.read(), grids[0], grids[1], prefix, self.resize)
+
+        shape = (1, prefix + grids[1][0] ** 2, position.shape[2])
+        note = f"positions for {self.native} px are resized to {self.preprocess.size} px, as its origin does"
+        params = {**self.params, POSITION: Tensor(shape, position.dtype, read)}
+        return dataclasses.replace(self, params=params, native=None, notes=(*self.notes, note))
+
+    def unfitted(self) -> tuple[Stored, list[str]]:
+        """The same with images as its positions are stored for, and a note of that; for formats that never resize."""
+        if self.native in (None, self.preprocess.size):
+            return self, []
+        preprocess = dataclasses.replace(self.preprocess, size=self.native)
+        note = f"images have {self.native} px there, as the positions are stored for, not {self.preprocess.size}"
+        return dataclasses.replace(self, preprocess=preprocess, native=None), [note]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from vit_jax.data import text
 from vit_jax.io import atomic
 from vit_jax.io.hub import choose
 from vit_jax.io.remote import fetch, public
-from vit_jax.io.sidecar import beside
+from vit_jax.io.sidecar import About, beside
 from vit_jax.io.tensors import DTYPES, Tensors, open_tensors, write_npz, write_safetensors
 from vit_jax.models import ImageTextModel, TwoTower, describe
 from vit_jax.types import UsageError, UserError
@@ -64,7 +64,7 @@ def _located(path: pathlib.Path, source: str) -> Iterator[tuple[Format, Tensors,
     """The weights in a file or folder by the names of their format, what was decided, and the file."""
     file = weights_file(path)
     with open_tensors(file) as there:
-        fmt, theirs, notes = recognise(there, source)
+        fmt, theirs, notes = recognise(there, source, beside(file))
         yield fmt, theirs, notes, file
 
 
@@ -78,7 +78,7 @@ def _foreign(
     check_images(found.preprocess, source)
     fields, assumed, decided = _decided(found, model, like)
     module = describe.build(fields, model)
-    shapes = describe.shapes(module, found.preprocess.size)
+    shapes = describe.shapes(module, found.native or found.preprocess.size)
     rules = fmt.reader(theirs).rules(module, found.layout)
     params, notes = into(rules, theirs, shapes, source=source, unused=found.unused)
     names, classes = found.class_names, describe.classes(module)
@@ -101,6 +101,7 @@ def _foreign(
         tuple(notes),
         encoder=found.encoder,
         assumed=assumed,
+        native=found.native,
     )
 
 
@@ -168,17 +169,22 @@ def weights_of(source: str | pathlib.Path) -> Iterator[tuple[Format | None, path
         yield fmt, file
 
 
-def recognise(theirs: Tensors, source: str) -> tuple[Format, Tensors, list[str]]:
+def recognise(theirs: Tensors, source: str, about: About) -> tuple[Format, Tensors, list[str]]:
     """The format that tensors are in, those of it by its names, and a note for each thing that was decided.
 
     Raises:
-      UserError: none.
+      UserError: none; it names what the ``config.json`` beside them says that they are.
     """
     located = locate(theirs, lambda names: any(fmt.matches(names) for fmt in FORMATS.values()), source)
     if located is None:
         some = ", ".join(list(theirs)[:3]) or "nothing"
         known = ", ".join(f"{f.name} ({f.title})" for f in FORMATS.values())
-        raise UserError(f"{source} holds {len(theirs)} tensors ({some}, ...) in no known format; known are {known}.")
+        told = about.get("config.json", {})
+        named = next((told[key] for key in ("model_type", "architecture") if isinstance(told.get(key), str)), None)
+        what = f", of a model that its config.json calls {named!r} and that none of them has" if named else ""
+        raise UserError(
+            f"{source} holds {len(theirs)} tensors ({some}, ...) in no known format{what}; known are {known}."
+        )
     own, notes = located
     fmt = next(fmt for fmt in FORMATS.values() if fmt.matches(own.keys()))
     own, more = fmt.spelled(own)

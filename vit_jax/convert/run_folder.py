@@ -17,7 +17,9 @@ from vit_jax import checkpoint, models
 from vit_jax.augment import Augment
 from vit_jax.checks import Pixels
 from vit_jax.config import Choice, change, parse, record, record_of
-from vit_jax.convert.pretrained import Described, Preprocess, Stored, leaves, numbered
+from vit_jax.convert.preprocess import Preprocess
+from vit_jax.convert.pretrained import Described, Stored, leaves, numbered
+from vit_jax.data.framing import Framing
 from vit_jax.data.text import TextCodec, from_meta, section, to_meta
 from vit_jax.io import atomic
 from vit_jax.io.tensors import Tensors
@@ -57,6 +59,7 @@ def load(path: pathlib.Path, changes: Mapping[str, Any] | None = None) -> Stored
     augment = parse(Augment, {**raw["augment"], "train": ()}, "augment")  # what training did to images matters no more
     objective = parse(Annotated[Any, Choice(OBJECTIVES, Objective)], raw.get("objective", "classify"), "objective")
     canvas = record_of(raw["data"], {"canvas": Pixels | None}, "data").get("canvas", 256)
+    frame = parse(Framing, raw["data"].get("frame", {}), "data.frame")
     names = tuple(meta["class_names"])
     params, encoder = leaves(tree), from_meta(meta.get("tokenizer"))
     assumed = assumed_of(meta)
@@ -72,7 +75,7 @@ def load(path: pathlib.Path, changes: Mapping[str, Any] | None = None) -> Stored
     return Stored(
         model,
         params,
-        Preprocess.of(augment, canvas),
+        Preprocess.of(augment, canvas, frame),
         names,
         objective.output_activation or "softmax",
         meta.get("resize", "bilinear"),
@@ -116,7 +119,7 @@ def run_config(pretrained: Described) -> dict[str, Any]:
         return json.loads(json.dumps(pretrained.config, default=record))
     fields = {k: v for k, v in describe(pretrained.model).items() if k != "num_classes"}
     p, encoder = pretrained.preprocess, pretrained.encoder
-    data = {"path": "", "canvas": p.host_canvas} | ({"text": section(encoder)} if encoder else {})
+    data = {"path": "", **p.data()} | ({"text": section(encoder)} if encoder else {})
     raw = {"model": fields, "data": data, "augment": p.augment(), "objective": _objective(pretrained)}
     return json.loads(json.dumps(raw, default=record))
 

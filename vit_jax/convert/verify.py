@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from vit_jax import models
 from vit_jax.convert import run_folder
-from vit_jax.convert.pretrained import Preprocess, Stored
+from vit_jax.convert.format import Format
+from vit_jax.convert.preprocess import Preprocess
+from vit_jax.convert.pretrained import Stored
 from vit_jax.convert.read import weights_of
+from vit_jax.io.sidecar import beside
+from vit_jax.io.tensors import open_tensors
 
 TOLERANCE = 2e-5
 """Largest difference allowed, relative to the largest value, or to 1 where that is smaller; float32."""
+PIXELS = 1.01
+"""Largest difference of pixels allowed: one grey level of 255, to which resized images are rounded."""
 Outputs = Mapping[str, np.ndarray]
 
 
@@ -41,22 +49,30 @@ class Difference:
 
     @property
     def ok(self) -> bool:
-        """Whether it is within :data:`TOLERANCE`; False for NaN."""
-        return self.difference <= TOLERANCE * max(1.0, self.largest)
+        """Whether it is within :data:`TOLERANCE`, of pixels within :data:`PIXELS`; False for NaN."""
+        return self.difference <= (PIXELS if self.output == "pixel" else TOLERANCE * max(1.0, self.largest))
 
 
-def photographs(preprocess: Preprocess) -> np.ndarray:
-    """Two photographs (scikit-learn's), prepared as the model wants them: float32[2,S,S,3]."""
+def photographs(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Files of scikit-learn's two photographs in ``folder``: wide, tall, square and tiny."""
     from sklearn.datasets import load_sample_images
 
-    return np.asarray(preprocess(load_sample_images().images))
+    china, flower = load_sample_images().images
+    found = {
+        "wide": china,
+        "tall": flower[:, 170:375],
+        "square": china[:400, 120:520],
+        "tiny": flower[200:223, 300:337],
+    }
+    for name, image in found.items():
+        Image.fromarray(image).save(folder / f"{name}.png")
+    return [folder / f"{name}.png" for name in found]
 
 
-def inputs(preprocess: Preprocess) -> dict[str, np.ndarray]:
-    """What the models are compared on, by name: noise and photographs, normalised, float32[B,S,S,3]."""
-    shape = (4, preprocess.size, preprocess.size, 3)
-    noise = np.random.default_rng(0).standard_normal(shape, np.float32)
-    return {"noise": noise, "photographs": photographs(preprocess)}
+def noise(preprocess: Preprocess) -> np.ndarray:
+    """What no photograph shows: float32[4,S,S,3] of standard deviation 1."""
+    side = preprocess.size + preprocess.frame.rest
+    return np.random.default_rng(0).standard_normal((4, side, side, 3), np.float32)
 
 
 def texts(pretrained: Stored, count: int) -> np.ndarray:
@@ -74,14 +90,6 @@ def texts(pretrained: Stored, count: int) -> np.ndarray:
         ids = [*first, *rng.choice(content, length), tower.end_id]
         row[: len(ids)] = ids
     return out
-
-
-def examples(pretrained: Stored) -> dict[str, tuple[np.ndarray, ...]]:
-    """What the models are compared on, by name: images and, where the model takes them, texts, one per image."""
-    images = inputs(pretrained.preprocess)
-    if len(pretrained.model.inputs(1)) == 1:
-        return {name: (batch,) for name, batch in images.items()}
-    return {name: (batch, texts(pretrained, len(batch))) for name, batch in images.items()}
 
 
 def outputs(pretrained: Stored) -> Callable[..., Outputs]:
@@ -115,34 +123,69 @@ def _named(found: Any) -> dict[str, Any]:
     return out | {"caption logit": jnp.where(found.real[..., None], found.hidden @ found.vocabulary, 0.0)}
 
 
-def compare(
-    pretrained: Stored,
-    ours: Mapping[str, Outputs],
-    place: str | pathlib.Path,
-    shown: Mapping[str, tuple[np.ndarray, ...]],
-) -> Iterator[Difference]:
-    """The project's own model with the weights at ``place`` against ``ours``, outputs by name of what was ``shown``.
+def compare(pretrained: Stored, place: str | pathlib.Path) -> Iterator[Difference]:
+    """The project's own processor and model with what lies at ``place`` against ours.
+
+    Pixels first: of the same files, in grey levels. Then outputs: of noise, and of the project's own pixels.
 
     Raises:
       UserError: the project's package is not installed, or it has no reader for these weights.
     """
     with weights_of(place) as (fmt, path):
         if fmt is None:
-            title, peer = "vit_jax", outputs(run_folder.load(path))
+            there = run_folder.load(path)
+            title, peer, preprocess = "vit_jax", outputs(there), pretrained.preprocess
+            process: Process | None = lambda file: np.asarray(there.preprocess(file))  # noqa: E731
         else:
-            title, peer = fmt.title, fmt.peer(path, pretrained.model)
-    for name, batch in shown.items():
-        theirs = _named(peer(*batch))
-        assert theirs.keys() == ours[name].keys(), (title, theirs.keys())
-        for output, value in ours[name].items():
-            with np.errstate(invalid="ignore"):
-                gap = float(np.max(np.abs(theirs[output] - value)))
-            yield Difference(f"{title} on {place}", name, gap, float(np.max(np.abs(value))), output)
+            title, peer, preprocess = fmt.title, fmt.peer(path, pretrained.model), _preprocess(fmt, path)
+            process = fmt.processor(path, pretrained.model)
+    run = outputs(dataclasses.replace(pretrained, preprocess=preprocess).fitted())
+    with tempfile.TemporaryDirectory() as folder:
+        files = photographs(pathlib.Path(folder))
+        pixels = np.asarray(preprocess(files))
+        if process is not None:
+            theirs = np.stack([process(file) for file in files])
+            yield Difference(
+                f"{title} on {place}", "photographs", grey_levels(pixels, theirs, preprocess), 255.0, "pixel"
+            )
+            pixels = theirs if theirs.shape[1] >= pixels.shape[1] else pixels
+    size = preprocess.size
+    for name, batch in {"noise": noise(preprocess), "photographs": pixels}.items():
+        more = [texts(pretrained, len(batch))] if len(pretrained.model.inputs(1)) > 1 else []
+        found, ours = _named(peer(batch, *more)), run(batch[:, :size, :size], *more)
+        assert found.keys() == ours.keys(), (title, found.keys())
+        for output, value in ours.items():
+            yield Difference(
+                f"{title} on {place}", name, _gap(found[output], value), float(np.abs(value).max()), output
+            )
+
+
+Process = Callable[[pathlib.Path], np.ndarray]
+"""A file -> what the model takes of it, float32[S,S,3]."""
+
+
+def grey_levels(ours: np.ndarray, theirs: np.ndarray, preprocess: Preprocess) -> float:
+    """Largest difference of normalised images, as uint8 has it; infinite between images of different sizes.
+
+    What a model leaves out at the edge, ``preprocess.frame.rest``, is not compared.
+    """
+    side = preprocess.size + preprocess.frame.rest
+    if theirs.shape[1:3] not in ((side, side), ours.shape[1:3]):
+        return float("inf")
+    theirs = theirs[:, : preprocess.size, : preprocess.size]
+    return 255 * _gap(theirs * np.float32(preprocess.std), ours * np.float32(preprocess.std))
+
+
+def _gap(a: np.ndarray, b: np.ndarray) -> float:
+    with np.errstate(invalid="ignore"):
+        return float(np.max(np.abs(a - b)))
+
+
+def _preprocess(fmt: Format, path: pathlib.Path) -> Preprocess:
+    with open_tensors(path) as theirs:
+        return fmt.read(theirs, beside(path)).preprocess
 
 
 def verify(pretrained: Stored, places: list[Any]) -> list[Difference]:
     """Compares ``pretrained`` with the peer of every place, on noise and on photographs."""
-    shown = examples(pretrained)
-    run = outputs(pretrained)
-    ours = {name: run(*batch) for name, batch in shown.items()}
-    return [row for place in places for row in compare(pretrained, ours, place, shown)]
+    return [row for place in places for row in compare(pretrained, place)]

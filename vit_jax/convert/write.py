@@ -45,7 +45,7 @@ def save(pretrained: Stored, target: str | pathlib.Path, to: str) -> list[str]:
     try:
         if fmt is None or writing is None:
             with atomic.new_folder(target) as folder:
-                run_folder.save(pretrained, folder)
+                run_folder.save(pretrained.fitted(), folder)
             return []
         tensors = {
             **rules.back(fmt.rules(pretrained.model, writing.layout), pretrained.params, name=to),

@@ -9,6 +9,7 @@ import os
 
 import numpy as np
 
+from vit_jax.data.framing import CENTER
 from vit_jax.data.image import MAX_PIXELS
 from vit_jax.data.reader import Reader
 from vit_jax.data.sources import Record, Source
@@ -67,7 +68,7 @@ def check(source: Source, *, max_pixels: int = MAX_PIXELS, workers: int | None =
 
     def read(start: int) -> Report:
         judged = _Judged(source)
-        reader = Reader(judged, canvas=8, resize_mode="center", mode="eval", on_error="skip", max_pixels=max_pixels)
+        reader = Reader(judged, canvas=8, frame=CENTER, mode="eval", on_error="skip", max_pixels=max_pixels)
         batch = reader.empty(np.arange(start, min(start + _PART, len(source))))
         unreadable = reader.fill(batch, slice(None)).unreadable
         counts = np.bincount(batch["label"][batch["mask"]], minlength=classes)[:classes]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from typing import Literal
 
 import numpy as np
 from PIL import Image
 
+from vit_jax.data.framing import Framing
 from vit_jax.data.image_formats import JPEG, opened, without_texts
 from vit_jax.data.sources.base import Record, Unreadable
 
@@ -17,8 +17,6 @@ MAX_PIXELS = 2**26
 _MANY_PIXELS = 2**24
 _large = threading.RLock()
 """Images of more than :data:`_MANY_PIXELS` are decoded one at a time: each may take a gigabyte."""
-
-ResizeMode = Literal["squash", "center"]
 
 _ORIENTATION = 0x0112
 _EXIF = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
@@ -40,16 +38,14 @@ _TURNS = dict(
 
 
 def decode(
-    record: Record, canvas: int, resize_mode: ResizeMode, max_pixels: int = MAX_PIXELS
+    record: Record, canvas: int, frame: Framing, max_pixels: int = MAX_PIXELS
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """The image of ``record`` on a square canvas.
 
     Args:
       record: an example with its ``image``, encoded bytes or uint8[H,W,3], and its ``name`` for errors.
       canvas: side of the square in pixels.
-      resize_mode: ``"squash"`` resizes the whole image to the square (the size returned restores its aspect ratio);
-        ``"center"`` resizes the short side to the canvas and takes the central square, equal to PIL's resize and crop.
-        Both are antialiased bicubic; an image that already fits is not resampled.
+      frame: how the image becomes that square.
       max_pixels: an image with more is refused, but for a JPEG, which can be decoded at a fraction of its size.
 
     Returns:
@@ -58,10 +54,10 @@ def decode(
     Raises:
       Unreadable: (a UserError) the image is truncated, of an unknown format or larger than ``max_pixels``.
     """
-    draft = 2 * canvas if resize_mode == "squash" else None  # twice: what remains to be resized is antialiased as usual
+    draft = 2 * canvas if frame.draft else None  # twice: what remains to be resized is antialiased as usual
     with contextlib.ExitStack() as stack:
         image, size = _open(record, draft, 2 * canvas, max_pixels, stack)
-        return np.asarray(_fit(image, canvas, resize_mode)), size
+        return np.asarray(frame(image, canvas)), size
 
 
 def _open(
@@ -168,19 +164,3 @@ def _rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
-
-
-def _fit(image: Image.Image, canvas: int, resize_mode: ResizeMode) -> Image.Image:
-    if image.size == (canvas, canvas):
-        return image
-    if resize_mode == "squash":
-        return image.resize((canvas, canvas), Image.Resampling.BICUBIC)
-    width, height = image.size
-    short = min(width, height)
-    new_w, new_h = round(width * canvas / short), round(height * canvas / short)
-    left, top = (new_w - canvas) // 2, (new_h - canvas) // 2
-    if new_w * new_h > MAX_PIXELS:  # a ribbon: resize only the part that will be seen
-        x, y = width / new_w, height / new_h
-        box = (left * x, top * y, (left + canvas) * x, (top + canvas) * y)
-        return image.resize((canvas, canvas), Image.Resampling.BICUBIC, box=box)
-    return image.resize((new_w, new_h), Image.Resampling.BICUBIC).crop((left, top, left + canvas, top + canvas))

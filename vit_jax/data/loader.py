@@ -20,6 +20,7 @@ import numpy as np
 
 from vit_jax.checks import Checked, Pixels, Range, Seed, physical_memory
 from vit_jax.config import resumable
+from vit_jax.data.framing import CENTER, TRAINING, Framing
 from vit_jax.data.image import MAX_PIXELS
 from vit_jax.data.permute import hash64, make_key, permute
 from vit_jax.data.prompts import read_templates
@@ -45,6 +46,7 @@ class DataConfig(Checked):
       split_seed: names the split; not the seed of training, so runs with several seeds share their validation set.
       text: tokenizer and context length for captions; None reads images and labels only.
       canvas: side in pixels of the uint8 square that every image becomes on the host.
+      frame: how images become that square in evaluation; in training all of an image is squashed onto it.
       on_error: an unreadable image is an error (``"raise"``), or replaced, counted and reported (``"skip"``).
       max_pixels: an image with more is unreadable, but for a JPEG, which can be decoded at a fraction of its size.
       workers: threads that read and decode; None means one per core, at most 32.
@@ -57,6 +59,7 @@ class DataConfig(Checked):
     split_seed: Seed = 0
     text: TextConfig | None = None
     canvas: Pixels = 256
+    frame: Framing = CENTER
     on_error: OnError = "raise"
     max_pixels: Annotated[int, Range(1, 2**40)] = resumable(MAX_PIXELS)
     workers: Annotated[int, Range(1, 1024)] | None = resumable(None)
@@ -253,7 +256,7 @@ def train_batches(
     rows = functools.partial(train_rows, n=len(source), seed=seed, **here)
     draws = functools.partial(caption_draws, seed=seed, **here) if source.info.encoder else None
     order = itertools.count(start_step) if steps is None else range(start_step, steps)
-    reader = Reader(source, canvas, "squash", "train", on_error, max_pixels)
+    reader = Reader(source, canvas, TRAINING, "train", on_error, max_pixels)
     return Batches(reader, rows, order, workers, prefetch, draws)
 
 
@@ -262,6 +265,7 @@ def eval_batches(
     *,
     batch_size: int,
     canvas: int,
+    frame: Framing = CENTER,
     process_index: int = 0,
     process_count: int = 1,
     on_error: OnError = "raise",
@@ -271,15 +275,15 @@ def eval_batches(
 ) -> Batches:
     """Every example once, in order; all hosts yield equally many batches. Arguments as for :func:`train_batches`.
 
-    The short side of an image is resized to the canvas and its central square taken; the last batch is padded with
-    masked rows (zero image, label and index).
+    ``frame`` says how an image becomes the canvas; the last batch is padded with masked rows (zero image, label and
+    index).
     """
     _check_hosts(source, batch_size, process_count)
     _check_memory(batch_size // process_count, canvas, prefetch)
     hosts = {"process_index": process_index, "process_count": process_count}
     rows = functools.partial(eval_rows, n=len(source), batch_size=batch_size, **hosts)
     order = range(-(-len(source) // batch_size))
-    return Batches(Reader(source, canvas, "center", "eval", on_error, max_pixels), rows, order, workers, prefetch)
+    return Batches(Reader(source, canvas, frame, "eval", on_error, max_pixels), rows, order, workers, prefetch)
 
 
 def _check_memory(rows: int, canvas: int, prefetch: int) -> None:

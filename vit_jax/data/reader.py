@@ -7,7 +7,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from vit_jax.data.image import MAX_PIXELS, ResizeMode, decode
+from vit_jax.data.framing import Framing
+from vit_jax.data.image import MAX_PIXELS, decode
 from vit_jax.data.sources.base import Source, Unreadable, valid_captions
 from vit_jax.data.text import TextCodec
 from vit_jax.types import UserError
@@ -36,7 +37,7 @@ class Reader:
 
     source: Source
     canvas: int
-    resize_mode: ResizeMode
+    frame: Framing
     mode: Mode
     on_error: OnError
     max_pixels: int = MAX_PIXELS
@@ -89,7 +90,7 @@ class Reader:
             top = max(info.num_classes, 1) - 1
             raise UserError(f"the label {record['label']} of {record['name']} is outside 0..{top}.")
         captions = valid_captions(record) if info.encoder else ()  # before anything is written
-        batch["image"][row], batch["size"][row] = decode(record, self.canvas, self.resize_mode, self.max_pixels)
+        batch["image"][row], batch["size"][row] = decode(record, self.canvas, self.frame, self.max_pixels)
         batch["label"][row] = record["label"]
         if info.encoder is None:
             return 0

@@ -63,8 +63,9 @@ def tokenize(text: str) -> list[str]:
     case while its tokens are not, brackets stay as ``-lrb-`` and so on, and so do ``!!`` and other runs of ``! ?``.
 
     Unlike the original this knows few abbreviations (another one loses its full stop), no SGML tags, no ``c++``, and
-    none of the rarer contractions (``'tis``, ``y'all``, ``more'n``); it keeps characters outside the basic plane, such
-    as emoji, which the original drops.
+    none of the rarer contractions (``'tis``, ``y'all``, ``more'n``, ``rock'n'roll``); it takes ``#tag`` and ``@user``
+    apart, which the original keeps whole, and leaves ``½``, which the original spells ``1/2``; it keeps characters
+    outside the basic plane, such as emoji, which the original drops.
     """
     text = _SPLIT.sub(" ", text.lower().translate(_UNIFY))
     return [_BRACKETS.get(token, token) for token in _TOKEN.findall(text) if token not in _DROPPED]

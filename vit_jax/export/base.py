@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 import vit_jax
+from vit_jax.data.framing import Framing
 from vit_jax.io import atomic, jsonfile
 from vit_jax.predict import Predictor
 from vit_jax.types import UsageError, UserError
@@ -53,7 +54,7 @@ def describe(predictor: Predictor) -> dict[str, Any]:
     output = {"name": "probabilities", "meaning": meaning[predictor.pretrained.output_activation]}
     if not predictor.model.num_classes:
         output = {"name": "features", "meaning": "pooled features of a model without a head"}
-    square = f"RGB, the short side resized to {side} (antialiased bicubic), the central square; all else is inside"
+    square = f"RGB, {_words(predictor.pretrained.preprocess.host_frame, side)}; all else is inside"
     return {
         "class_names": list(predictor.class_names),
         "input": {"name": "images", "meaning": square, "dtype": "uint8", "shape": ["batch", side, side, 3]},
@@ -72,11 +73,49 @@ def signature(about: dict[str, Any]) -> tuple[str, str]:
     return lines[0], lines[1]
 
 
-def script(imports: str, about: dict[str, Any], usage: tuple[str, str]) -> str:
-    """Five lines of Python, from an image file to the output; to be run inside the folder."""
+def _words(frame: Framing, side: int) -> str:
+    """How an image becomes a square of ``side`` pixels, for people."""
+    edge = frame.edge or side + frame.rest
+    what = {"center": "the short side", "squash": "both sides", "pad": "the long side"}[frame.mode]
+    smooth = {"nearest": "nearest pixel", "bilinear_plain": "bilinear, not antialiased"}
+    resized = f"{what} resized to {edge} ({smooth.get(frame.interpolation, f'antialiased {frame.interpolation}')})"
+    if frame.mode == "pad":
+        return f"{resized}, centred on {side} px of the colour {frame.fill}"
+    cut = f", the central {side + frame.rest} px cut out" if edge != side + frame.rest or frame.mode == "center" else ""
+    return resized + cut + (f", of those the first {side}" if frame.rest else "")
+
+
+def script(imports: str, about: dict[str, Any], usage: tuple[str, str], frame: Framing) -> str:
+    """A few lines of Python, from an image file to the output; to be run inside the folder."""
     side = about["input"]["shape"][1]
-    image = f"ImageOps.fit(Image.open('image.jpg').convert('RGB'), ({side}, {side}), Image.Resampling.BICUBIC)"
-    lines = (f"import {imports}, numpy", "from PIL import Image, ImageOps", f"images = numpy.asarray({image})[None]")
+    cut = side + frame.rest
+    lines = [f"import {imports}, numpy", "from PIL import Image", "image = Image.open('image.jpg').convert('RGB')"]
+    edge, floors = frame.edge or cut, frame.rounding != "vit_jax"
+    limit = "max" if frame.mode == "pad" else "min"
+    whole = (
+        f"{edge} * side // {limit}(image.size)"
+        if floors and limit == "min"
+        else (f"round({edge} * side / {limit}(image.size))")
+    )
+    lines.append(f"size = ({edge}, {edge})" if frame.mode == "squash" else f"size = [{whole} for side in image.size]")
+    if frame.interpolation == "bilinear_plain":
+        lines.append(
+            "image = image.transform(size, Image.Transform.EXTENT, (0, 0, *image.size), Image.Resampling.BILINEAR)"
+        )
+    else:
+        lines.append(f"image = image.resize(size, Image.Resampling.{frame.interpolation.upper()})")
+    half = f"round((side - {cut}) / 2)" if frame.rounding == "torchvision" else f"(side - {cut}) // 2"
+    if frame.mode == "pad":
+        lines += [
+            f"square = Image.new('RGB', ({side}, {side}), {frame.fill})",
+            f"square.paste(image, [-(round if side > {cut} else int)((side - {cut}) / 2) for side in image.size])",
+            "images = numpy.asarray(square)[None]",
+        ]
+    else:
+        lines += [
+            f"left, top = ({half} for side in image.size)",
+            f"images = numpy.asarray(image.crop((left, top, left + {side}, top + {side})))[None]",
+        ]
     return "\n".join((*lines, *usage)) + "\n"
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from vit_jax.augment.geometry import center_box, resize_matrix
 from vit_jax.config import lookup
 from vit_jax.convert.peer import packages
-from vit_jax.convert.pretrained import Preprocess
+from vit_jax.convert.preprocess import Preprocess
 from vit_jax.convert.timm import FORMAT
 from vit_jax.convert.timm.image import build_peer
 from vit_jax.convert.write import save
@@ -40,7 +40,7 @@ def write(predictor: Predictor, out: pathlib.Path) -> base.Exported:
         "print(session.run(None, {'images': images})[0])",
     )
     about = base.describe(predictor)
-    about["usage"] = base.script("onnxruntime", about, usage)
+    about["usage"] = base.script("onnxruntime", about, usage, predictor.pretrained.preprocess.host_frame)
     model: Any = predictor.model
     exact = Predictor(dataclasses.replace(predictor.pretrained, model=model.clone(dtype="float32")))
     with base.new_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
@@ -81,8 +81,9 @@ def _classifier(predictor: Predictor, twin: Any) -> Any:
 
     preprocess = predictor.pretrained.preprocess
     canvas = preprocess.host_canvas
-    start, _, stop, _ = center_box(canvas, preprocess.crop)
-    matrix = np.asarray(resize_matrix(start, stop, canvas, preprocess.size, preprocess.interpolation))
+    device = preprocess.augment()
+    start, _, stop, _ = center_box(canvas, device["crop"])
+    matrix = np.asarray(resize_matrix(start, stop, canvas, preprocess.size, device["interpolation"]))
     mean, std = (np.array(v, np.float32).reshape(3, 1, 1) for v in (preprocess.mean, preprocess.std))
     activations = {"softmax": lambda x: torch.softmax(x, -1), "sigmoid": torch.sigmoid}
     name = predictor.pretrained.output_activation if predictor.model.num_classes else None
@@ -98,7 +99,7 @@ def _classifier(predictor: Predictor, twin: Any) -> Any:
         def forward(self, images: Any) -> Any:
             x = images.permute(0, 3, 1, 2).to(torch.float32) * (1 / 255)
             x = self.matrix @ x @ self.matrix.T
-            x = x.clamp(0, 1) if preprocess.interpolation == "bicubic" else x
+            x = x.clamp(0, 1) if device["interpolation"] == "bicubic" else x
             return activation(self.model(x * self.scale + self.offset))
 
     return Classifier().eval()

@@ -62,7 +62,7 @@ def write(predictor: Predictor, out: pathlib.Path) -> base.Exported:
             "platforms": exported.platforms,
             "calling_convention_version": exported.calling_convention_version,
             "jax": jax.__version__,
-            "usage": base.script("jax.export", about, usage),
+            "usage": base.script("jax.export", about, usage, predictor.pretrained.preprocess.host_frame),
         }
         base.write_json(folder / base.ABOUT, about)
         reloaded = jax.jit(jax.export.deserialize(bytearray((folder / FILE).read_bytes())).call)

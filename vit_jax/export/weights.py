@@ -16,7 +16,8 @@ def write(predictor: Predictor, out: pathlib.Path) -> base.Exported:
       UserError: ``out`` exists or cannot be written; timm has no such model.
     """
     notes = save(predictor.pretrained.stored(), base.destination(out), "timm")
-    about, size = base.describe(predictor), predictor.pretrained.preprocess.size
+    about, images = base.describe(predictor), predictor.pretrained.preprocess
+    size = images.size + images.frame.rest
     _, width = about["output"]["shape"]
     meaning = "features" if not predictor.model.num_classes else f"logits ({predictor.pretrained.output_activation})"
     signature = (

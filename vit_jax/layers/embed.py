@@ -156,11 +156,13 @@ def _cubic(a: float, x: np.ndarray) -> np.ndarray:
 
 RESIZES: dict[str, Resize] = {
     "bilinear": Resize(_hat, True),
+    "bilinear_plain": Resize(_hat, False),
     "bilinear_corners": Resize(_hat, False, True),
     "bicubic": Resize(functools.partial(_cubic, -0.5), True),
     "bicubic_plain": Resize(functools.partial(_cubic, -0.75), False),
 }
-"""``bilinear_corners`` is the original repository's way, ``bicubic`` timm's, ``bicubic_plain`` Hugging Face's."""
+"""``bilinear_corners`` is how the original repository resizes positions, ``bilinear_plain`` how ``tf.image.resize``
+resizes images, ``bicubic`` timm's way, ``bicubic_plain`` Hugging Face's."""
 
 
 def resize_matrix(old: int, new: int, method: str = "bilinear") -> np.ndarray:

@@ -73,11 +73,13 @@ class Adafactor(Checked):
     """Adafactor (arXiv:1804.04235) as used for large ViTs (arXiv:2106.04560, section 3.4): with momentum and a cap on
     b2, without parameter scaling and relative steps, so that learning rates of Adam carry over.
 
+    Defaults are those of ``scale_by_adafactor`` in google-research/big_vision.
+
     Attributes:
-      b1: decay of the (bias-corrected) momentum; 0 keeps none.
+      b1: decay of the momentum, an average that starts at zero and is not corrected for that; 0 keeps none.
       exponent: the second moment decays by ``1 - step ** -exponent``.
       b2_max: cap of that decay, so that it never freezes.
-      threshold: a tensor's update with a larger root mean square is scaled down to it.
+      threshold: a tensor's update with a larger root mean square is scaled down to it; None lets all be.
       min_dim: matrices with both dimensions at least this keep a factored second moment.
       mu_dtype: type in which the momentum is *stored*; arithmetic is in float32.
     """
@@ -85,7 +87,7 @@ class Adafactor(Checked):
     b1: Decay = 0.9
     exponent: Annotated[float, Range(0, 10, "(]")] = 0.8
     b2_max: Decay = 0.999
-    threshold: Positive = 1.0
+    threshold: Positive | None = None
     min_dim: Size = 32
     mu_dtype: Precision = "bfloat16"
 
@@ -96,11 +98,12 @@ class Adafactor(Checked):
         steps = [
             optax.scale_by_factored_rms(
                 decay_rate=self.exponent, min_dim_size_to_factor=self.min_dim, decay_rate_fn=decay
-            ),
-            optax.clip_by_block_rms(self.threshold),
+            )
         ]
+        if self.threshold is not None:
+            steps.append(optax.clip_by_block_rms(self.threshold))
         if self.b1:
-            steps.append(_store(optax.ema(self.b1), "ema", self.mu_dtype))
+            steps.append(_store(optax.ema(self.b1, debias=False), "ema", self.mu_dtype))
         return optax.chain(*steps)
 
 

@@ -14,8 +14,10 @@ from vit_jax.layers.embed import RESIZES, resize_patches, resize_positions
 from vit_jax.trees import flat, nested
 from vit_jax.types import Params, UserError
 
-PATCHES = {name: "bicubic" if name.startswith("bicubic") else "bilinear" for name in RESIZES}
-"""How positions are resized -> how patches are: as an image is, antialiased, edge to edge."""
+PATCHES = {name: "bicubic" if name.startswith("bicubic") else "bilinear" for name in RESIZES} | {
+    "bilinear_corners": "bilinear_plain"
+}
+"""How positions are resized -> how patches are: as an image is, edge to edge; antialiased but in big_vision."""
 NORMS = ("encoder/norm/", "norm_pool/")
 """The norm after the blocks and the one after pooling, of which models that average have the one or the other."""
 

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from vit_jax import sharding
 from vit_jax.config import Duration, suggest
+from vit_jax.data.framing import TRAINING
 from vit_jax.data.loader import Batches, Reader, eval_batches, train_batches
 from vit_jax.data.sources import Source
 from vit_jax.evals import EvalContext, Evaluator, Report, combine
@@ -83,7 +84,7 @@ class Setup:
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of a global batch as the step takes it."""
         c = self.config
-        one = Reader(self.train, c.data.canvas, "squash", "train", c.data.on_error).empty(np.zeros(1, np.int64))
+        one = Reader(self.train, c.data.canvas, TRAINING, "train", c.data.on_error).empty(np.zeros(1, np.int64))
         return {k: jax.ShapeDtypeStruct((c.batch_size, *v.shape[1:]), v.dtype) for k, v in one.items()}
 
     @property
@@ -139,7 +140,7 @@ class Setup:
         c = self.config
         rows = min(c.eval_batch_size or c.batch_size, len(source))  # what is more would be padding
         size = _round_up(rows, self.mesh.shape["replica"] * self.mesh.shape["fsdp"])
-        return eval_batches(source, batch_size=size, canvas=c.data.canvas, **_reading(c))
+        return eval_batches(source, batch_size=size, canvas=c.data.canvas, frame=c.data.frame, **_reading(c))
 
     def _prepared(self, batch: Batch, transform: Transform | None) -> Batch:
         """A host's batch on the devices, its canvas transformed, ready for the model."""

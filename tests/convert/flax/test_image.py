@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from vit_jax import models
-from vit_jax.convert.flax.image import SIDECAR, about, read, stride
+from vit_jax.convert.flax.image import SIDECAR, about, read, stride, upstream
 from vit_jax.convert.flax.rules import POSITIONS, Layout, rules
-from vit_jax.convert.pretrained import Preprocess, Stored
+from vit_jax.convert.preprocess import Preprocess
+from vit_jax.convert.pretrained import Stored
 from vit_jax.convert.rules import back, into
 from vit_jax.io.tensors import Tensor
 from vit_jax.models import describe
@@ -53,7 +54,7 @@ def build(found):
 def test_every_layout_is_found(layout):
     model = models.create("vit", **VIT)
     found = read(file(model, 32, layout), {})
-    assert (build(found), found.layout, found.preprocess) == (model, layout, Preprocess(32))
+    assert (build(found), found.layout, found.preprocess) == (model, layout, upstream(32))
     assert not found.unused
     assert any("no vit_jax.json describes it: GELU by tanh" in note and "32 px" in note for note in found.notes)
 

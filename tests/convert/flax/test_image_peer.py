@@ -14,7 +14,8 @@ from vit_jax.convert import flax, rules
 from vit_jax.convert.flax import big_vision
 from vit_jax.convert.flax.image_peer import build_peer, peer
 from vit_jax.convert.flax.rules import POSITIONS, Layout
-from vit_jax.convert.pretrained import Preprocess, Stored
+from vit_jax.convert.preprocess import Preprocess
+from vit_jax.convert.pretrained import Stored
 from vit_jax.io.tensors import Tensor, open_tensors, write_npz
 from vit_jax.models import describe
 from vit_jax.types import UserError

@@ -14,7 +14,8 @@ from vit_jax.convert import flax
 from vit_jax.convert.flax.image import SIDECAR
 from vit_jax.convert.flax.rules import Layout
 from vit_jax.convert.format import check
-from vit_jax.convert.pretrained import Preprocess, Stored
+from vit_jax.convert.preprocess import Preprocess
+from vit_jax.convert.pretrained import Stored
 from vit_jax.convert.rules import back, into
 from vit_jax.io.tensors import Tensor, open_tensors, write_npz
 from vit_jax.models import describe

@@ -14,11 +14,12 @@ from tests.convert.golden_trees import golden, unread
 from vit_jax import models
 from vit_jax.convert import flax, formats, read, write
 from vit_jax.convert.flax import big_vision
-from vit_jax.convert.flax.image import SIDECAR
+from vit_jax.convert.flax.image import SIDECAR, upstream
 from vit_jax.convert.flax.rules import Layout
 from vit_jax.convert.flax.two_tower import ENDS, TOKENIZER, Towers, prefix_of
 from vit_jax.convert.format import check
-from vit_jax.convert.pretrained import Preprocess, Stored
+from vit_jax.convert.preprocess import Preprocess
+from vit_jax.convert.pretrained import Stored
 from vit_jax.convert.rules import back, into
 from vit_jax.data.text import TextCodec
 from vit_jax.data.tokenizer import Bytes
@@ -187,11 +188,24 @@ def test_a_file_is_read_and_comes_back(tmp_path, case):
     assert (ours.model, found.layout) == (model, towers)
     assert found.output_activation == ("sigmoid" if case == "siglip" else "softmax")
     assert any("texts are assumed to end in token 1" in note for note in found.notes)
+    pooled = any("pooled at their last token" in note and "'pool': 'first'" in note for note in found.notes)
+    assert pooled == (model.text_tower.pool != "map")
+    assert found.preprocess == upstream(SIZE)
     if not towers.twice:
         same_bits(theirs_of(ours, found.layout), weights)
     else:
         both = [x for name, x in weights.items() if "txt/" in name and name.endswith("pos_embedding")]
         np.testing.assert_array_equal(ours.params["text_tower/position/embedding"].read(), both[0] + both[1])
+
+
+@pytest.mark.parametrize(("patch", "size", "rest"), [(14, 378, 6), (14, 224, 0), (16, 384, 0), (14, 392, 0)])
+def test_so400m_has_images_of_384_pixels(patch, size, rest):
+    """Of which 27 patches of 14 leave the last six out."""
+    model = model_of({"pool": "map", "patch": patch}, {}, **SIGLIP)
+    lazy = back(flax.BIG_VISION.rules(model, CASES["siglip"][1]), unread(describe.shapes(model, size)), name="file")
+    found = flax.BIG_VISION.read(unread({name: tensor.shape for name, tensor in lazy.items()}), {})
+    assert (found.preprocess.size, found.preprocess.frame.rest) == (size, rest)
+    assert any("384 px are assumed" in note for note in found.notes) == (rest > 0)
 
 
 SHOWN = rest_slow(CASES, "siglip", "lit", "scanned, two heads, pooled by attention")

@@ -11,7 +11,8 @@ from vit_jax.convert import flax, rules, verify
 from vit_jax.convert.flax import big_vision
 from vit_jax.convert.flax.rules import Layout
 from vit_jax.convert.flax.two_tower import Towers
-from vit_jax.convert.pretrained import Preprocess, Stored
+from vit_jax.convert.preprocess import Preprocess
+from vit_jax.convert.pretrained import Stored
 from vit_jax.io.tensors import Tensor, write_npz
 from vit_jax.models import describe
 from vit_jax.types import UserError

@@ -10,11 +10,13 @@ import pytest
 from tests.convert import torch_reference
 from tests.convert.cases import rest_slow
 from vit_jax import models
-from vit_jax.convert import hf, read, write
+from vit_jax.convert import hf, read, verify, write
 from vit_jax.convert.format import check
 from vit_jax.convert.hf import tokenizer
-from vit_jax.convert.pretrained import Preprocess, Stored
+from vit_jax.convert.preprocess import Preprocess
+from vit_jax.convert.pretrained import Stored
 from vit_jax.convert.rules import back, into
+from vit_jax.data.framing import Framing
 from vit_jax.data.text import TextCodec
 from vit_jax.data.tokenizer import Bytes, Clip
 from vit_jax.io.tensors import Tensor, open_tensors, write_safetensors
@@ -53,7 +55,7 @@ FIELDS = {
     },
 }
 CLIP = TextCodec(Clip("a b\nab c</w>"), 9)
-PREPROCESS = Preprocess(21, 0.75, "bicubic", (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
+PREPROCESS = Preprocess(21, 0.75, "bicubic", (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), frame=Framing(rounding="transformers"))
 
 
 def randomise(torch, module, std=0.3):
@@ -87,6 +89,27 @@ def peer(torch, transformers, tmp_path_factory):
         return made[case]
 
     return make
+
+
+@pytest.mark.parametrize("name", ["siglip", "clip"])
+def test_a_side_that_patches_do_not_divide(name, torch, transformers, tmp_path):
+    """So400m/14 at 384 px: the whole of it is resized, and the convolution leaves the last rows and columns out."""
+    case = next(case for case, row in CASES.items() if row[0].lower() == name)
+    module = randomise(torch, built(torch, transformers, case, {**VISION, "image_size": 27, "patch_size": 7}))
+    module.save_pretrained(tmp_path / "there")
+    kind = {"siglip": "Siglip", "clip": "CLIP"}[name]
+    size = {"height": 27, "width": 27} if name == "siglip" else {"shortest_edge": 27}
+    content = {"image_processor_type": f"{kind}ImageProcessor", "size": size, "crop_size": 27}
+    (tmp_path / "there/preprocessor_config.json").write_text(json.dumps(content))
+    with read.load(tmp_path / "there") as found:
+        assert (found.preprocess.size, found.preprocess.frame.rest) == (21, 6)
+        rows = verify.verify(found, [tmp_path / "there"])
+        assert rows[0].output == "pixel" and all(row.ok for row in rows), rows
+        write.save(found, tmp_path / "again", "hf")
+        assert json.loads((tmp_path / "again/config.json").read_text())["vision_config"]["image_size"] == 27
+        with read.load(tmp_path / "again") as again:
+            assert again.preprocess == found.preprocess
+        assert all(row.ok for row in verify.verify(found, [tmp_path / "again"]))
 
 
 def load(folder):

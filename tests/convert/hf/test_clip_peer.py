@@ -8,6 +8,7 @@ import pytest
 from vit_jax.convert import pretrained, verify, write
 from vit_jax.convert.hf import clip_peer
 from vit_jax.convert.hf.clip_rules import rules
+from vit_jax.convert.preprocess import Preprocess
 from vit_jax.convert.rules import back
 from vit_jax.io.tensors import Tensor, write_safetensors
 from vit_jax.models import create, describe
@@ -25,7 +26,7 @@ def written(folder, leave=(), alone=False):
     params = {
         k: Tensor.of((k.endswith("scale") + 0.3 * rng.normal(size=s)).astype(np.float32)) for k, s in shapes.items()
     }
-    found = pretrained.Stored(model, params, pretrained.Preprocess(21))
+    found = pretrained.Stored(model, params, Preprocess(21))
     if not (leave or alone):
         write.save(found, folder / "out", "hf")
         return found, folder / "out" / "model.safetensors"

@@ -1,16 +1,15 @@
 """Preprocessing in all of its spellings, against transformers' own processors."""
 
+import dataclasses
 import json
 
-import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
 
-from vit_jax.augment.geometry import center_box, resample
-from vit_jax.augment.policy import Norm
 from vit_jax.convert.hf import processor
-from vit_jax.convert.pretrained import Preprocess
+from vit_jax.convert.preprocess import Preprocess
+from vit_jax.data.framing import Framing
 from vit_jax.types import UserError
 
 HALF = (0.5, 0.5, 0.5)
@@ -23,36 +22,47 @@ META = {
 }  # fmt: skip
 
 
+CENTER, SQUASH = (Framing(mode, rounding="transformers") for mode in ("center", "squash"))
+
+
+def vit(size, crop=1.0, interpolation="bilinear", mean=HALF, std=HALF):
+    return Preprocess(size, crop, interpolation, mean, std, frame=SQUASH)
+
+
+def dino(size, crop=0.875, interpolation="bicubic", norm=IMAGENET, **frame):
+    return Preprocess(size, crop, interpolation, *norm, frame=dataclasses.replace(CENTER, **frame))
+
+
+CLIP = tuple(tuple(v) for v in processor.CLIP.values())
+
+
 @pytest.mark.parametrize(
     ("content", "family", "size", "want", "notes"),
     [
-        (GOOGLE, "vit", 224, Preprocess(224), ["squashes"]),
-        ({**GOOGLE, "size": {"height": 384, "width": 384}}, "vit", 384, Preprocess(384), ["squashes"]),
-        ({**GOOGLE, "feature_extractor_type": "ViTFeatureExtractor"}, "dinov2", 224, Preprocess(224), ["squashes"]),
-        ({**GOOGLE, "rescale_factor": 0.00392157}, "vit", 224, Preprocess(224), ["squashes"]),
-        (META, "dinov2", 224, Preprocess(224, 0.875, "bicubic", *IMAGENET), []),
-        (META, "dinov2", 518, Preprocess(518, 0.875, "bicubic", *IMAGENET), ["--config.augment.size=224"]),
-        ({**META, "image_processor_type": "BitImageProcessorFast"}, "dinov2", 224,
-         Preprocess(224, 0.875, "bicubic", *IMAGENET), []),
-        ({"image_processor_type": "DeiTImageProcessor"}, "vit", 224, Preprocess(224, 0.875, "bicubic"), ["squashes"]),
-        ({"size": 256, "crop_size": 224}, "dinov2", 224,
-         Preprocess(224, 0.875, "bicubic", *(tuple(v) for v in processor.CLIP.values())), []),
-        ({**META, "crop_size": 300}, "dinov2", 300, Preprocess(300, 1.0, "bicubic", *IMAGENET), []),
-        ({**META, "do_center_crop": False}, "dinov2", 256, Preprocess(256, 1.0, "bicubic", *IMAGENET), []),
-        ({**META, "do_resize": False}, "dinov2", 518, Preprocess(518, 0.875, "bicubic", *IMAGENET), ["not resize"]),
-        ({**META, "resample": 1}, "dinov2", 224, Preprocess(224, 0.875, "bicubic", *IMAGENET), ["resample=1"]),
-        ({**META, "image_processor_type": "NewImageProcessor"}, "dinov2", 224,
-         Preprocess(224, 0.875, "bicubic", *IMAGENET), ["NewImageProcessor is unknown"]),
-        ({**GOOGLE, "rescale_factor": 1 / 127.5}, "vit", 224,
-         Preprocess(224, 1.0, "bilinear", (0.25,) * 3, (0.25,) * 3), ["squashes"]),
-        ({**GOOGLE, "do_rescale": False}, "vit", 224,
-         Preprocess(224, 1.0, "bilinear", (0.5 / 255,) * 3, (0.5 / 255,) * 3), ["squashes"]),
-        ({**GOOGLE, "do_normalize": False}, "vit", 224, Preprocess(224, 1.0, "bilinear", (0.0,) * 3, (1.0,) * 3),
-         ["squashes"]),
-        ({**GOOGLE, "image_mean": 0.25, "resample": None}, "vit", 224,
-         Preprocess(224, 1.0, "bilinear", (0.25,) * 3, HALF), ["squashes"]),
-        (None, "vit", 384, Preprocess(384), ["no preprocessor_config.json"]),
-        (None, "dinov2", 518, Preprocess(518, 0.875, "bicubic", *IMAGENET), ["no preprocessor_config.json"]),
+        (GOOGLE, "vit", 224, vit(224), []),
+        ({**GOOGLE, "size": {"height": 384, "width": 384}}, "vit", 384, vit(384), []),
+        ({**GOOGLE, "size": 384}, "vit", 224, vit(224), ["--config.augment.size=384"]),
+        ({**GOOGLE, "feature_extractor_type": "ViTFeatureExtractor"}, "dinov2", 224, vit(224), []),
+        ({**GOOGLE, "rescale_factor": 0.00392157}, "vit", 224, vit(224), []),
+        (META, "dinov2", 224, dino(224), []),
+        (META, "dinov2", 518, dino(224), []),  # as transformers itself, which resizes the positions
+        (META, "clip", 518, dino(518), ["--config.augment.size=224"]),
+        ({**META, "image_processor_type": "BitImageProcessorFast"}, "dinov2", 224, dino(224), []),
+        ({"image_processor_type": "DeiTImageProcessor"}, "vit", 224, vit(224, 0.875, "bicubic"), []),
+        ({"size": 256, "crop_size": 224}, "dinov2", 224, dino(224, norm=CLIP), []),
+        ({**META, "crop_size": 300}, "dinov2", 300, dino(300, 1.17), []),  # black beside it
+        ({**META, "do_center_crop": False}, "dinov2", 256, dino(256, 1.0), ["as long as they are"]),
+        ({**META, "do_resize": False}, "dinov2", 518, dino(518, 1.0), ["not resize"]),
+        ({**META, "resample": 1}, "dinov2", 224, dino(224, interpolation="lanczos"), []),
+        ({**META, "resample": 6}, "dinov2", 224, dino(224), ["resample=6"]),
+        ({**META, "image_processor_type": "NewImageProcessor"}, "dinov2", 224, dino(224),
+         ["NewImageProcessor is unknown"]),
+        ({**GOOGLE, "rescale_factor": 1 / 127.5}, "vit", 224, vit(224, mean=(0.25,) * 3, std=(0.25,) * 3), []),
+        ({**GOOGLE, "do_rescale": False}, "vit", 224, vit(224, mean=(0.5 / 255,) * 3, std=(0.5 / 255,) * 3), []),
+        ({**GOOGLE, "do_normalize": False}, "vit", 224, vit(224, mean=(0.0,) * 3, std=(1.0,) * 3), []),
+        ({**GOOGLE, "image_mean": 0.25, "resample": None}, "vit", 224, vit(224, mean=(0.25,) * 3), []),
+        (None, "vit", 384, vit(384), ["no preprocessor_config.json"]),
+        (None, "dinov2", 518, dino(518), ["no preprocessor_config.json"]),
     ],
 )  # fmt: skip
 def test_reading(content, family, size, want, notes):
@@ -81,38 +91,37 @@ def test_nonsense_is_refused(content, message):
 
 
 @pytest.mark.parametrize(
-    "preprocess", [Preprocess(32, 0.8, "bicubic", *IMAGENET), Preprocess(48), Preprocess(28, 0.875)]
+    "preprocess", [dino(32, 0.8), dino(48, 1.0, "lanczos"), dino(28), dino(27, 0.9, rest=1), vit(32), vit(32, 0.5)]
 )
-def test_there_and_back(preprocess):
-    content, notes = processor.write(preprocess)
+@pytest.mark.parametrize("pair", [False, True])
+def test_there_and_back(preprocess, pair):
+    content, notes = processor.write(preprocess, pair=pair)
     assert notes == []
-    assert processor.read(json.loads(json.dumps(content)), "vit", preprocess.size) == (preprocess, [])
+    size, patch = preprocess.size, 1 + preprocess.frame.rest
+    assert processor.read(json.loads(json.dumps(content)), "vit", size, patch) == (preprocess, [])
 
 
-def test_a_crop_between_pixels_is_noted():
-    content, notes = processor.write(Preprocess(224, 0.9))
-    assert content["size"] == {"shortest_edge": 249}
-    assert notes == ["transformers keeps 224 of 249 px, for a crop of 0.9"]
+def test_one_with_remainder_of_dinov2():
+    found, notes = processor.read({**META, "crop_size": 225}, "dinov2", 518, 14)
+    assert (found.size, found.frame.rest) == (224, 1) and not notes
 
 
-def test_what_is_written_prepares_images_as_we_do(transformers, tmp_path):
-    """Both cut the centre square and resize; transformers rounds to 8 bits in between."""
-    preprocess = Preprocess(32, 0.8, "bicubic", *IMAGENET)
-    for name, content in {
-        "preprocessor_config.json": processor.write(preprocess)[0],
-        "config.json": {"model_type": "vit"},
-    }.items():
-        (tmp_path / name).write_text(json.dumps(content))
-    theirs = transformers.AutoImageProcessor.from_pretrained(tmp_path)
-    y, x = np.mgrid[:80, :120] / 80
-    image = np.stack([np.sin(5 * x + y), np.cos(4 * y), x * y], axis=-1)
-    image = np.uint8(255 * (image - image.min()) / np.ptp(image))
-    theirs = theirs(PIL.Image.fromarray(image), return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
-    square = jnp.asarray(image[:, 20:100])
-    cut = resample(square, center_box(80, preprocess.crop), preprocess.size, preprocess.interpolation)
-    ours = np.asarray(Norm(preprocess.mean, preprocess.std)(cut))
-    assert theirs.shape == ours.shape
-    np.testing.assert_allclose(theirs, ours, atol=2 / 255 / 0.22)
+@pytest.mark.parametrize(
+    ("preprocess", "note"),
+    [
+        (dino(224, rounding="torchvision"), "half a pixel beside"),
+        (dino(224, mode="pad"), "fitted by 'pad'"),
+        (dino(224, interpolation="bilinear_plain"), "no filter 'bilinear_plain'"),
+        (Preprocess(224, 0.875, canvas=300), "images become 300 pixels"),
+    ],
+)
+def test_what_transformers_cannot_say(preprocess, note):
+    assert any(note in said for said in processor.write(preprocess)[1])
+
+
+def test_a_crop_between_pixels_is_rounded_down():
+    content, notes = processor.write(dino(224, 0.9))
+    assert content["size"] == {"shortest_edge": 248} and not notes
 
 
 @pytest.mark.parametrize("kind", processor.DEFAULTS)
@@ -125,6 +134,6 @@ def test_defaults_are_transformers(transformers, kind, size):
     ours, _ = processor.read({**content, "image_processor_type": f"{kind}ImageProcessor"}, "vit", pixels.shape[-1])
     notes = processor.read({**content, "image_processor_type": f"{kind}ImageProcessor"}, "vit", 10)[1]
     assert f"makes images of {pixels.shape[-1]} px" in notes[0]
-    assert any("squashes" in note for note in notes) == (theirs.size.shortest_edge is None)
+    assert (ours.frame.mode == "squash") == (theirs.size.shortest_edge is None)
     assert {2: "bilinear", 3: "bicubic"}[int(theirs.resample)] == ours.interpolation
     np.testing.assert_allclose([*theirs.image_mean, *theirs.image_std], [*ours.mean, *ours.std])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,9 +11,11 @@ from tests.convert import torch_reference
 from tests.convert.cases import rest_slow
 from tests.convert.outputs import captured
 from vit_jax import models
-from vit_jax.convert import hf, rules
+from vit_jax.convert import hf, read, rules, verify, write
 from vit_jax.convert.hf import vit, vit_config
-from vit_jax.convert.pretrained import Preprocess, Stored
+from vit_jax.convert.preprocess import Preprocess
+from vit_jax.convert.pretrained import Stored
+from vit_jax.data.framing import Framing
 from vit_jax.io.tensors import Tensor, open_tensors, write_safetensors
 from vit_jax.layers.embed import resize_positions
 from vit_jax.models import describe
@@ -186,7 +189,9 @@ def drawn(fields, size=32):
         centre = 1.0 if "scale" in path else 0.0
         params[path] = Tensor.of(centre + 0.1 * rng.standard_normal(shape, np.float32))
     names = tuple(f"animal {i}" for i in range(model.num_classes))
-    preprocess = Preprocess(size, 0.8, "bicubic", (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
+    preprocess = Preprocess(
+        size, 0.8, "bicubic", (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), frame=Framing(rounding="transformers")
+    )
     return Stored(model, params, preprocess, names, "sigmoid")
 
 
@@ -266,6 +271,47 @@ def test_names_of_other_classes_are_left_out(peer):
     with open_tensors(folder / "model.safetensors") as theirs:
         found = vit.read(theirs, {"config.json": {**settings, "id2label": {"0": "cat"}}})
     assert found.class_names == () and "config.json names 1 classes, the classifier has 5" in found.notes
+
+
+PROCESSOR = {
+    "image_processor_type": "BitImageProcessor", "do_center_crop": True, "resample": 3, "size": {"shortest_edge": 48},
+    "crop_size": {"height": 42, "width": 42}, "image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.25],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ["bare dinov2", "registers"])
+def test_dinov2_resizes_its_positions_to_the_processors_images(case, peer, tmp_path):
+    """Published ones have positions for 518 px and a processor that makes 224: so it is evaluated, here as there."""
+    place = tmp_path / "there"
+    shutil.copytree(peer(case)[1], place)
+    (place / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    path = "position/embedding"
+    with read.load(place) as found:
+        assert (found.native, found.preprocess.size, found.preprocess.frame.rest) == (32, 40, 2)  # five patches of 8
+        stored = found.params[path].read()
+        assert stored.shape == (1, 17, 32) and found.fitted().params[path].shape == (1, 26, 32)
+        rows = verify.verify(found, [place])
+        assert [row.output for row in rows] == ["pixel", "logit", "logit"] and all(row.ok for row in rows), rows
+        ready = found.read()
+        assert any("positions for 32 px are resized to 40 px" in note for note in ready.notes)
+        write.save(found, tmp_path / "again", "hf")
+        write.save(found, tmp_path / "run", "vit_jax")
+    with read.load(tmp_path / "again") as again, read.load(tmp_path / "run") as run:
+        assert again.native == 32 and again.preprocess == run.preprocess == found.preprocess
+        np.testing.assert_array_equal(again.params[path].read(), stored)
+        np.testing.assert_array_equal(run.params[path].read(), ready.params["position"]["embedding"])
+
+
+def test_positions_go_unresized_where_images_have_one_size(peer, tmp_path):
+    shutil.copytree(peer("bare registers")[1], tmp_path / "there")
+    (tmp_path / "there/preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    with read.load(tmp_path / "there") as found:
+        notes = write.save(found, tmp_path / "timm", "timm")
+        assert any("images have 32 px there" in note for note in notes)
+        with read.load(tmp_path / "timm") as there:
+            assert there.preprocess.size == 32
+            for path, tensor in found.params.items():
+                np.testing.assert_array_equal(there.params[path].read(), tensor.read())
 
 
 def test_a_file_alone(peer):

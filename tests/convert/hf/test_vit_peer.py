@@ -10,6 +10,7 @@ from tests.convert.cases import rest_slow
 from vit_jax import models
 from vit_jax.convert import hf, pretrained, rules
 from vit_jax.convert.hf import vit, vit_peer
+from vit_jax.convert.preprocess import Preprocess
 from vit_jax.io.tensors import Tensor, write_safetensors
 from vit_jax.models import describe
 from vit_jax.types import UserError
@@ -29,7 +30,7 @@ def written(tmp_path, fields, leave=()):
     rng = np.random.default_rng(0)
     shapes = describe.shapes(model, 16)
     params = {path: Tensor.of(0.2 * rng.standard_normal(shape, np.float32)) for path, shape in shapes.items()}
-    found = pretrained.Stored(model, params, pretrained.Preprocess(16))
+    found = pretrained.Stored(model, params, Preprocess(16))
     writing = vit.write(found)
     tensors = rules.back(vit.rules(model, writing.layout), params, name="hf") | dict(writing.extra)
     path = tmp_path / "model.safetensors"

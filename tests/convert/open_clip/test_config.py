@@ -8,7 +8,7 @@ from tests.convert.golden_trees import golden, unread
 from tests.convert.open_clip_models import alike, changed
 from vit_jax import models
 from vit_jax.convert.open_clip.config import FILE, Config, preprocess, read
-from vit_jax.convert.pretrained import Preprocess
+from vit_jax.convert.preprocess import Preprocess
 from vit_jax.models import describe
 from vit_jax.types import UserError
 
@@ -119,10 +119,16 @@ def test_images():
     assert found == Preprocess(224, 1.0, "bicubic", *clip) and "as for CLIP" in note
     found, notes = images(mean=[0.5, 0.4, 0.3], std=[1, 2, 3], interpolation="bilinear", resize_mode="shortest")
     assert found == Preprocess(224, 1.0, "bilinear", (0.5, 0.4, 0.3), (1.0, 2.0, 3.0)) and not notes
-    for mode, words in (("squash", "squashes images"), ("longest", "fits images into a square")):
-        assert words in images(mean=clip[0], resize_mode=mode)[1][0]
-    found, (note,) = images(interpolation="random")
-    assert found.interpolation == "bicubic" and "'random' is not known here" in note
+    for mode, ours in (("squash", "squash"), ("longest", "pad")):
+        found, notes = images(mean=clip[0], resize_mode=mode, fill_color=7)
+        assert (
+            found.frame.mode == ours and found.frame.fill == ((7, 7, 7) if ours == "pad" else (0, 0, 0)) and not notes
+        )
+    found, notes = images(interpolation="random")  # which open_clip takes for bicubic
+    assert found.interpolation == "bicubic" and not notes
+    found, (note,) = images(interpolation="wavelet", resize_mode="shortest")
+    assert found.interpolation == "bicubic" and "'wavelet' is not known here" in note
+    assert "'fold' is not known here" in images(resize_mode="fold")[1][0]
     for wrong in ([1, 2], "abc", [1, 2, "x"]):
         with pytest.raises(UserError, match=r"mean=.* are not three numbers"):
             images(mean=wrong)

@@ -13,7 +13,8 @@ from vit_jax import models
 from vit_jax.cli import main
 from vit_jax.convert import read, verify, write
 from vit_jax.convert.open_clip.write import TRUNKS
-from vit_jax.convert.pretrained import Preprocess, Stored
+from vit_jax.convert.preprocess import Preprocess
+from vit_jax.convert.pretrained import Stored
 from vit_jax.data.text import TextCodec
 from vit_jax.data.tokenizer import open_tokenizer
 from vit_jax.io.tensors import Tensor
@@ -53,10 +54,11 @@ def test_outputs_and_files_are_open_clips(name, folder, tmp_path):
             "logit",
             "image embedding",
             "text embedding",
+            "pixel",
             *["caption logit"] * isinstance(found.model, models.CoCa),
         ]
-        assert {row.output for row in rows} == set(outputs) and len(rows) == 4 * len(outputs)
-        assert all(row.difference <= 2e-5 and row.largest > 0.2 for row in rows), rows
+        assert {row.output for row in rows} == set(outputs) and len(rows) == 4 * (len(outputs) - 1) + 2
+        assert all(row.ok and row.largest > 0.2 for row in rows), rows
         with read.load(again) as back:
             assert back.model == found.model and back.preprocess == found.preprocess
             for path, tensor in found.params.items():
@@ -71,8 +73,6 @@ def test_a_wrong_weight_is_seen(folder, tmp_path):
     arrays = safetensors.numpy.load_file(folder("coca") / WEIGHTS)
     content = json.loads((folder("coca") / CONFIG).read_text())
     with read.load(folder("coca")) as found:
-        run, shown = verify.outputs(found), verify.examples(found)
-        ours = {name: run(*batch) for name, batch in shown.items()}
         for i, name in enumerate(
             ("visual.attn_pool.attn.k_proj_weight", "text_decoder.cross_attn.1.attn.in_proj_weight")
         ):
@@ -80,7 +80,7 @@ def test_a_wrong_weight_is_seen(folder, tmp_path):
             place.mkdir()
             (place / CONFIG).write_text(json.dumps(content))
             safetensors.numpy.save_file({**arrays, name: np.roll(arrays[name], 1, 0)}, place / WEIGHTS)
-            rows = {(r.images, r.output): r.ok for r in verify.compare(found, ours, place, shown)}
+            rows = {(r.images, r.output): r.ok for r in verify.compare(found, place)}
             assert rows["noise", "caption logit"] is False and rows["noise", "text embedding"] is True
             assert rows["noise", "image embedding"] is bool(i)
 
@@ -124,7 +124,7 @@ def test_models_of_ours(name, rng, open_clip, tmp_path):
     notes = write.save(there, tmp_path / "out", "open_clip")
     assert any("correct_cls_mask" in note for note in notes) == (name in ("cls", "coca"))
     rows = verify.verify(there, [tmp_path / "out"])
-    assert all(row.difference <= 2e-5 and row.largest > 0.05 for row in rows), rows
+    assert all(row.ok and row.largest > 0.05 for row in rows), rows
     with read.load(tmp_path / "out") as back:
         assert back.model == there.model and back.encoder == there.encoder
         assert back.preprocess == there.preprocess
@@ -137,7 +137,7 @@ def test_what_is_written_computes_what_open_clip_computes(rng, tmp_path):
     there = ours("two_tower", rng, image_tower={"layer_scale": 0.3, "pre_norm": True})
     write.save(there, tmp_path / "out", "open_clip")
     weights = {n: x.astype(np.float64) for n, x in safetensors.numpy.load_file(tmp_path / "out" / WEIGHTS).items()}
-    images, texts = verify.examples(there)["noise"]
+    images, texts = verify.noise(there.preprocess), verify.texts(there, 4)
     want = torch_reference.open_clip_pair(images, texts, weights, there.model.image_tower, there.model.text_tower)
     found = verify.outputs(there)(images, texts)
     for a, name in zip(want, ("image embedding", "text embedding", "logit"), strict=True):
@@ -171,7 +171,7 @@ def test_without_a_configuration(folder, tmp_path):
         assert any("gelu, norm epsilon 1e-05, heads 64 wide" in note for note in found.notes)
         assert any("float16 there, float32 here" in note for note in found.notes)
         rows = verify.verify(found, [tmp_path / "bare.safetensors"])
-        assert all(row.difference <= 2e-5 for row in rows), rows
+        assert all(row.ok for row in rows), rows
     with read.load(tmp_path / "old.safetensors") as found:
         assert found.model.text_tower.heads == 1 and found.model.image_tower.activation == "gelu"
         assert any("context_length is left out" in note for note in found.notes)
@@ -185,7 +185,7 @@ def test_a_state_dictionary_of_a_training_run(folder, torch, tmp_path):
     with read.load(tmp_path / "epoch_3.pt") as found, read.load(folder("clip")) as want:
         assert found.model == want.model
         rows = verify.verify(found, [tmp_path / "epoch_3.pt"])
-        assert all(row.difference <= 2e-5 for row in rows), rows
+        assert all(row.ok for row in rows), rows
 
 
 def test_damaged_files(folder, tmp_path):

@@ -4,7 +4,7 @@ import pytest
 
 from vit_jax import models
 from vit_jax.convert.open_clip.write import TRUNKS, write
-from vit_jax.convert.pretrained import Preprocess
+from vit_jax.convert.preprocess import Preprocess
 from vit_jax.types import UserError
 
 UNSAID = ("hf_tokenizer_name", "tokenizer_kwargs", "attn_pooler_heads", "attentional_pool")

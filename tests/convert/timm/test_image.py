@@ -27,7 +27,8 @@ from tests.convert.timm_models import (
     theirs,
 )  # fmt: skip
 from vit_jax import models
-from vit_jax.convert.pretrained import Preprocess, Stored
+from vit_jax.convert.preprocess import Preprocess
+from vit_jax.convert.pretrained import Stored
 from vit_jax.convert.rules import back
 from vit_jax.convert.timm import FORMAT, image, vit
 from vit_jax.convert.timm.rules import Layout
@@ -51,6 +52,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "map": ("vit_base_patch16_siglip_224", SMALL | {"act_layer": "gelu_tanh"}),
     "map_registers": ("test_vit3", SMALL),
     "epsilon": ("vit_base_patch32_clip_quickgelu_224", SMALL | {"pre_norm": False}),
+    "clip": ("vit_base_patch32_clip_quickgelu_224", SMALL),  # a norm before the blocks, patches without a bias
     "stem": ("vit_tiny_r_s16_p8_224", SMALL | {"patch_size": 2}),
 }
 SLOW_CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -121,6 +123,8 @@ WRITTEN: dict[str, dict[str, Any]] = {
     "registers_nowhere": VIT | {"registers": 3, "layer_scale": 1e-4, "norm_epsilon": 1e-5},
     "gap": VIT | {"registers": 2, "pool": "gap", "activation": "quick_gelu", "mlp_dim": 67},
     "map": VIT | {"registers": 2, "pool": "map", "activation": "gelu_tanh"},
+    "clip": VIT | {"pre_norm": True, "patch_bias": False, "norm_epsilon": 1e-5},
+    "clip_finer": VIT | {"pre_norm": True, "patch_bias": False},
     "stem": VIT | {"stem": (), "stem_numerics": "timm", "patch": 2},
     "relu": VIT | {"activation": "relu", "heads": 4},
     "mixer": {"name": "mixer_s32", "depth": 8, "token_dim": 24, "mlp_dim": 65, "num_classes": 3},
@@ -150,7 +154,7 @@ def drawn(case: str) -> Stored:
     return Stored(model, tensors, Preprocess(size, **IMAGES), names, source="it")
 
 
-@pytest.mark.parametrize("case", rest_slow(WRITTEN, "cls", "registers_nowhere", "map", "stem"))
+@pytest.mark.parametrize("case", rest_slow(WRITTEN, "cls", "registers_nowhere", "map", "clip", "stem"))
 def test_timm_builds_what_is_written(case, timm, torch, tmp_path):
     pretrained = drawn(case)
     done = save(pretrained, tmp_path)
@@ -229,11 +233,10 @@ def test_fixed_positions_are_written_as_numbers(timm, torch, tmp_path):
 
 
 ALIEN = {
-    "vit_base_patch16_clip_224": "norm before the blocks",
     "deit_tiny_distilled_patch16_224": "distillation token",
     "vit_giant_patch14_dinov2": "gated MLPs",
     "gmixer_12_224": "gated MLPs",
-    "aimv2_large_patch14_224": "norm before the blocks",
+    "aimv2_large_patch14_224": "norm of patches",
     "eva02_enormous_patch14_clip_224": "queries, keys and values",
     "vit_small_patch16_dinov3": "gamma_1",
     "vit_base_patch16_rope_mixed_224": "rotary",

@@ -4,7 +4,7 @@ import pytest
 
 from tests.convert.timm_models import check_equal, convert, mixer, tensors_of
 from vit_jax.convert.format import check
-from vit_jax.convert.pretrained import Preprocess
+from vit_jax.convert.preprocess import Preprocess
 from vit_jax.convert.timm import FORMAT
 from vit_jax.convert.timm import mixer as codec
 from vit_jax.models import create, describe

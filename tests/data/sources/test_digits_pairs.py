@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from vit_jax.data.framing import TRAINING
 from vit_jax.data.image import decode
 from vit_jax.data.sources import open_source
 from vit_jax.data.sources.digits_pairs import (
@@ -140,7 +141,7 @@ def test_a_plain_digit_looks_like_the_scan(train, scans, canvas):
     for i in plain:
         original = originals[train[i]["image"].tobytes()]
         assert original["label"] == train.composition(i).glyphs[0].digit
-        ours, theirs = (decode(r, canvas, "squash") for r in (train[i], original))
+        ours, theirs = (decode(r, canvas, TRAINING) for r in (train[i], original))
         assert np.array_equal(ours[0], theirs[0]) and ours[1] == theirs[1]
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.data.helpers import encode, random_image, write_shard
+from vit_jax.data.framing import TRAINING
 from vit_jax.data.image import decode
 from vit_jax.data.loader import train_batches
 from vit_jax.data.sources import open_source, write_tar
@@ -215,7 +216,7 @@ def test_write_tar_keeps_captions(tmp_path, rng, classes):
     order = sorted(range(11), key=lambda i: (i % 2 if classes else 0, i))
     for k, i in enumerate(order):
         assert packed[k]["captions"] == source[i]["captions"] and packed[k]["label"] == source[i]["label"]
-        assert np.array_equal(decode(packed[k], 4, "squash")[0], source[i]["image"])
+        assert np.array_equal(decode(packed[k], 4, TRAINING)[0], source[i]["image"])
 
 
 def test_write_tar_of_the_embedded_pairs(tmp_path):

@@ -12,7 +12,9 @@ from vit_jax import config
 from vit_jax.convert.fields import shape, square, stride
 from vit_jax.convert.flax.rules import MAP, POSITIONS, Layout
 from vit_jax.convert.format import Reading
-from vit_jax.convert.pretrained import Preprocess, Stored
+from vit_jax.convert.preprocess import Preprocess
+from vit_jax.convert.pretrained import Stored
+from vit_jax.data.framing import Framing
 from vit_jax.io.sidecar import About
 from vit_jax.io.tensors import Tensors
 from vit_jax.models import Mixer, describe
@@ -69,7 +71,7 @@ def read(theirs: Tensors, about: About) -> Reading:
     if said is None:
         found = {**computes(fields), **fields}
         notes += [assumed(size, "softmax")]
-        return Reading(found, Preprocess(size), layout=layout, unused=unused, notes=tuple(notes))
+        return Reading(found, upstream(size), layout=layout, unused=unused, notes=tuple(notes))
     model = describe.build(said.model)
     if isinstance(model, Mixer) != (fields["name"] == "mixer"):
         raise UserError(f"{SIDECAR} describes a {type(model).__name__}, which the tensors are not; remove one of them.")
@@ -87,9 +89,14 @@ def computes(fields: Mapping[str, Any]) -> dict[str, Any]:
 def assumed(size: int, output_activation: str) -> str:
     """The phrase for what is assumed where no sidecar says it."""
     return (
-        f"no {SIDECAR} describes it: GELU by tanh, the whole centre square resized to {size} px (bilinear), mean "
-        f"and std 0.5, and {output_activation} are assumed"
+        f"no {SIDECAR} describes it: GELU by tanh, the whole image squashed to {size} px (bilinear, not antialiased), "
+        f"mean and std 0.5, and {output_activation} are assumed, as both projects evaluate"
     )
+
+
+def upstream(size: int, rest: int = 0) -> Preprocess:
+    """How both projects prepare images for evaluation: ``tf.image.resize`` to a square, values from -1 to 1."""
+    return Preprocess(size, interpolation="bilinear_plain", frame=Framing("squash", rest=rest))
 
 
 def contradictions(said: Any, fields: Mapping[str, Any], where: str = "") -> list[str]:

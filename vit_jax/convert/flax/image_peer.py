@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.convert.flax.image import read
-from vit_jax.convert.peer import packages, torch_peer
+from vit_jax.convert.flax import two_tower
+from vit_jax.convert.flax.image import SIDECAR, read
+from vit_jax.convert.peer import packages, torch_peer, torch_processor
+from vit_jax.io.sidecar import beside
 from vit_jax.io.tensors import open_tensors
 from vit_jax.models import ImageModel, ViT
 from vit_jax.models.resnet import NUMERICS
@@ -20,6 +22,24 @@ from vit_jax.types import UserError
 def peer(path: pathlib.Path, model: ImageModel) -> Callable[[np.ndarray], np.ndarray]:
     """:func:`build_peer` as a function of images float32 ``[B,H,W,3]`` -> logits float32 ``[B,C]``."""
     return torch_peer(build_peer(path, model))
+
+
+def processor(path: pathlib.Path, model: Any) -> Callable[[pathlib.Path], np.ndarray] | None:
+    """PyTorch's equal of ``tf.image.resize``, by which both projects squash images; None where a sidecar is."""
+    if SIDECAR in beside(path):
+        return None
+    with open_tensors(path) as theirs:
+        found = (two_tower.read if two_tower.prefix_of(theirs.keys()) is not None else read)(theirs, {}).preprocess
+    with packages("preparing images"):
+        import torch
+    side = found.size + found.frame.rest
+
+    def process(image: Any) -> Any:
+        pixels = torch.from_numpy(np.asarray(image, np.float32).transpose(2, 0, 1))[None]
+        resized = torch.nn.functional.interpolate(pixels, (side, side), mode="bilinear", antialias=False)[0]
+        return resized / 127.5 - 1
+
+    return torch_processor(process)
 
 
 def build_peer(path: pathlib.Path, model: ImageModel) -> Any:

@@ -94,10 +94,11 @@ _layout = Layout()
 _towers = Towers("", Layout(), Layout(numbers=(0, 1, 0)))
 IMAGES = Codec(
     (ViT, Mixer), matches, image.read, rules.rules, functools.partial(write, title=TITLE, layout=_layout),
-    image_peer.peer, limits=LIMITS,
+    image_peer.peer, limits=LIMITS, processor=image_peer.processor,
 )  # fmt: skip
 TOWERS = Codec(
     (TwoTower,), matches_towers, two_tower.read, two_tower.rules,
     functools.partial(write_towers, title=TITLE, towers=_towers), two_tower_peer.peer,
     parts=(ViT, Mixer, TextTransformer), limits=(*LIMITS, *LIT, *two_tower.LIMITS),
+    processor=image_peer.processor,
 )  # fmt: skip

@@ -21,7 +21,7 @@ from vit_jax.convert.flax import rules as trees
 from vit_jax.convert.flax.image import COMPUTES, PREFIXES, SIDECAR, Sidecar, contradictions
 from vit_jax.convert.flax.rules import MAP, Layout, pooling, same
 from vit_jax.convert.format import Limit, Reading, Writing
-from vit_jax.convert.pretrained import Preprocess, Stored
+from vit_jax.convert.pretrained import Stored
 from vit_jax.convert.rules import Rule, renamed, rule
 from vit_jax.convert.transforms import Transform
 from vit_jax.data import text
@@ -37,6 +37,8 @@ IMAGE, TEXT = "img/", "txt/"
 TOKENS, POSITIONS, EXTRA = "Embed_0/embedding", "pos_embedding", "Encoder_0/pos_embedding"
 ENDS = {"end_id": 1, "pad_id": 1}
 """SentencePiece's end token, which also fills up."""
+SO400M_REST = 6
+"""Pixels of an image of 384 px beyond its 27 patches of 14."""
 SCALAR = transforms.reshape((1,), ())
 SUM = Transform(lambda a, b: (a + b,), lambda x: (x, np.zeros_like(x)))
 """Some old files hold the text's positions twice; big_vision adds them up too."""
@@ -121,8 +123,18 @@ def read(theirs: Tensors, about: About) -> Reading:
         more += contradictions(said.preprocess, {"size": size})
         preprocess, output_activation = dataclasses.replace(said.preprocess, size=size), said.output_activation
     else:
-        preprocess, output_activation = Preprocess(size), "sigmoid" if bias else "softmax"
-        model, more = _assumed(fields, bias, found), [images.assumed(size, output_activation)]
+        rest = SO400M_REST if (size, image_fields.get("patch")) == (378, 14) else 0
+        preprocess, output_activation = images.upstream(size, rest), "sigmoid" if bias else "softmax"
+        model, more = _assumed(fields, bias, found), [images.assumed(size + rest, output_activation)]
+        if rest:
+            more += [
+                f"images of {size + rest} px are assumed, as SigLIP So400m/14 has, whose last {rest} make no patch"
+            ]
+        if "pool" not in text_fields:
+            more += [
+                "texts are assumed to be pooled at their last token (pool_type='last'; for another: --model "
+                "\"two_tower(text_tower={'pool': 'first'})\")"
+            ]
         more += [] if found else [f"texts are assumed to end in token {ENDS['end_id']}, which also fills them up"]
     return Reading(model, preprocess, (), towers, unused, (*notes, *more), output_activation, encoder=found)
 

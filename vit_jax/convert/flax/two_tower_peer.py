@@ -43,7 +43,7 @@ def build(path: pathlib.Path, model: TwoTower) -> Any:
     """
     image, text = model.image_tower, model.text_tower
     with open_tensors(path) as theirs:
-        size = read(theirs, {}).preprocess.size
+        images = read(theirs, {}).preprocess
         _check(model, theirs.keys())
     with packages("building open_clip's own model"):
         import torch
@@ -55,7 +55,7 @@ def build(path: pathlib.Path, model: TwoTower) -> Any:
     module = torch.nn.Module()
     module.visual = torch.nn.Module()
     module.visual.trunk = VisionTransformer(
-        img_size=size,
+        img_size=images.size + images.frame.rest,
         patch_size=image.patch,
         num_classes=0,
         global_pool="map",

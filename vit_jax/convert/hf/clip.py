@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vit_jax.convert.format import Codec, Reading, Writing
-from vit_jax.convert.hf import clip_config, processor, tokenizer
+from vit_jax.convert.hf import clip_config, processor, tokenizer, vit_peer
 from vit_jax.convert.hf.clip_peer import peer
 from vit_jax.convert.hf.clip_rules import BUFFERS, family_of, image_size, matches, rules
 from vit_jax.convert.hf.vit_config import FILE
@@ -27,7 +27,7 @@ def read(theirs: Tensors, about: About) -> Reading:
     model, assumed = clip_config.fields(theirs, family, settings)
     image, text = model["image_tower"], model["text_tower"]
     size = image_size(theirs, family, image["patch"])
-    preprocess, more = processor.read(about.get(processor.FILE), family, size)
+    preprocess, more = processor.read(about.get(processor.FILE), family, size, image["patch"])
     gemma = text["vocab_size"] == clip_config.GEMMA
     encoder, unfound = tokenizer.read(about, family, text["length"], gemma)
     if encoder is not None:
@@ -42,10 +42,14 @@ def write(pretrained: Stored) -> Writing:
     """How transformers stores the model."""
     family = clip_config.nearest(pretrained.model)
     start = None if pretrained.encoder is None else pretrained.encoder.tokenizer.start_id
-    config = clip_config.content(pretrained.model, family, pretrained.preprocess.size, start)
-    images, notes = processor.write(pretrained.preprocess, "CLIP")
+    preprocess = pretrained.preprocess
+    config = clip_config.content(pretrained.model, family, preprocess.size + preprocess.frame.rest, start)
+    images, notes = processor.write(preprocess, pair=True)
     texts, more = tokenizer.write(pretrained.encoder, family)
     return Writing(family, {FILE: config, processor.FILE: images, **texts}, (*notes, *more))
 
 
-CODEC = Codec((TwoTower,), matches, read, rules, write, peer, parts=(ViT, TextTransformer), limits=clip_config.LIMITS)
+CODEC = Codec(
+    (TwoTower,), matches, read, rules, write, peer, parts=(ViT, TextTransformer), limits=clip_config.LIMITS,
+    processor=vit_peer.images,
+)  # fmt: skip

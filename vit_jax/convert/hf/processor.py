@@ -1,4 +1,4 @@
-"""``preprocessor_config.json`` of Hugging Face transformers <-> :class:`vit_jax.convert.pretrained.Preprocess`."""
+"""``preprocessor_config.json`` of Hugging Face transformers <-> :class:`vit_jax.convert.preprocess.Preprocess`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_jax.augment import NORMS
-from vit_jax.augment.geometry import Interpolation
-from vit_jax.convert.pretrained import RGB, Preprocess
+from vit_jax.convert.fields import remainder
+from vit_jax.convert.preprocess import RGB, Preprocess, fraction, said
+from vit_jax.data.framing import Filter, Framing, Mode, Rounding
 from vit_jax.types import UserError
 
 FILE = "preprocessor_config.json"
@@ -32,59 +33,66 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Family -> the processor that its published models come with, and where that is not at its defaults."""
 
-FILTERS: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}
-"""Pillow's numbers of the filters that are ours as well."""
+FILTERS: dict[int, Filter] = {
+    0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming",
+}  # fmt: skip
+"""Pillow's numbers of its filters."""
+MODES: tuple[Mode, ...] = ("center", "squash")
+ROUNDING: Rounding = "transformers"
+RESIZES = ("dinov2", "dinov2_with_registers")
+"""Families that resize their positions to whatever image they get; others refuse it."""
 
 
-def read(content: Mapping[str, Any] | None, family: str, size: int) -> tuple[Preprocess, list[str]]:
+def read(content: Mapping[str, Any] | None, family: str, size: int, patch: int = 1) -> tuple[Preprocess, list[str]]:
     """How images are prepared, and one note for each thing that is assumed or done differently here.
 
     Args:
       content: of the file, None where there is none.
       family: whose images they are, a key of :data:`PUBLISHED`.
-      size: side of the model's input.
+      size: side that the positions are for.
+      patch: pixels per token, fewer than which an image may have beyond ``size``.
 
     Raises:
       UserError: an entry that cannot be understood.
     """
     kind, published = PUBLISHED[family]
+    steps, notes = {**DEFAULTS[kind], **published}, []
     if content is None:
-        steps = {**DEFAULTS[kind], **published}
-        mean, std = steps["image_mean"], steps["image_std"]
-        note = f"no {FILE}: images are prepared as for the published models (mean {mean}, std {std})"
-        return Preprocess(size, _cut(steps, kind)[1], FILTERS[steps["resample"]], mean, std), [note]
-    notes = []
-    named = content.get("image_processor_type") or content.get("feature_extractor_type")
-    if named:
-        found = re.sub("(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", str(named))
+        note = "no {}: images are prepared as for the published models (mean {image_mean}, std {image_std})"
+        notes.append(note.format(FILE, **steps))
+    else:
+        named = content.get("image_processor_type") or content.get("feature_extractor_type")
+        found = re.sub("(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", str(named or kind))
         if found not in DEFAULTS:
             notes.append(f"what {FILE} leaves open is as in {kind}ImageProcessor, as {named} is unknown here")
         kind = found if found in DEFAULTS else kind
-    steps = {**DEFAULTS[kind], **{key: value for key, value in content.items() if value is not None}}
-    made, crop, squashed = _cut(steps, kind)
+        steps = {**DEFAULTS[kind], **{key: value for key, value in content.items() if value is not None}}
+    made, edge, squashed = _cut(steps, kind)
+    rest = remainder(made, size, patch)
     if not steps.get("do_resize", True):
         notes.append("transformers does not resize these images; here they are resized to the model's input")
-    elif made != size:
+    elif made != size + rest and family in RESIZES and content is not None:
+        size, rest = made // patch * patch, made % patch
+    elif made != size + rest and content is not None:
         notes.append(
             f"{FILE} makes images of {made} px, the positions are for {size} px, which is the size here; in training "
             f"--config.augment.size={made} resizes the positions"
         )
-    if squashed:
-        notes.append("transformers squashes images to a square; here the centre square is cut out (square ones agree)")
-    filters = steps["resample"]
-    if filters not in FILTERS:
-        notes.append(f"images are resized bicubically, as the filter resample={filters} is not available here")
-    mean, std = _norm(steps)
-    return Preprocess(size, crop, FILTERS.get(filters, "bicubic"), mean, std), notes
+    if steps["resample"] not in FILTERS:
+        notes.append(f"images are resized bicubically, as the filter resample={steps['resample']} is unknown here")
+    if not (squashed or steps["do_center_crop"]):
+        notes.append("transformers leaves these images as long as they are; here the centre square is cut out")
+    frame = Framing("squash" if squashed else "center", rounding=ROUNDING, rest=rest)
+    return Preprocess(
+        size, fraction(made, edge), FILTERS.get(steps["resample"], "bicubic"), *_norm(steps), frame=frame
+    ), notes
 
 
-def _cut(steps: Mapping[str, Any], kind: str) -> tuple[int, float, bool]:
-    """Side of the images that come out, the fraction of the short side that is kept, whether images are squashed."""
+def _cut(steps: Mapping[str, Any], kind: str) -> tuple[int, int, bool]:
+    """Side of the images that come out and of the resized ones, and whether those are squashed."""
     edge, squashed = _edge(steps["size"], kind)
-    if not steps["do_center_crop"]:
-        return edge, 1.0, squashed
-    made, _ = _edge(steps.get("crop_size"), kind)
-    return made, min(made / edge, 1.0), squashed
+    made = _edge(steps.get("crop_size"), kind)[0] if steps["do_center_crop"] else edge
+    return made, edge if steps.get("do_resize", True) else made, squashed
 
 
 def _edge(size: Any, kind: str) -> tuple[int, bool]:
@@ -120,28 +128,28 @@ def _rgb(values: Any, top: float) -> RGB:
     return r, g, b
 
 
-def write(preprocess: Preprocess, kind: str = "Bit") -> tuple[dict[str, Any], list[str]]:
+def write(preprocess: Preprocess, *, pair: bool = False) -> tuple[dict[str, Any], list[str]]:
     """The file's content, and a note of what it says differently.
 
-    The processor is one that cuts the centre out in every version of transformers, BiT's or CLIP's.
+    The processor is one that does the same in every version of transformers; ``pair`` says that the model takes texts.
     """
-    edge = round(preprocess.size / preprocess.crop)
-    notes = []
-    if abs(preprocess.size / edge - preprocess.crop) > 1e-6:
-        notes.append(f"transformers keeps {preprocess.size} of {edge} px, for a crop of {preprocess.crop:g}")
-    square = {"height": preprocess.size, "width": preprocess.size}
+    shown, notes = said(preprocess, "transformers", ROUNDING, modes=MODES, filters=FILTERS.values())
+    made = shown.size + shown.frame.rest
+    edge, squashed = shown.host_frame.edge, shown.frame.mode == "squash"
     filters = {name: number for number, name in FILTERS.items()}
+    cut = not squashed or edge != made
+    kind = ("CLIP" if pair else "Bit") if cut else ("Siglip" if pair else "ViT")
     return {
         "image_processor_type": f"{kind}ImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"shortest_edge": edge},
-        "resample": filters[preprocess.interpolation],
-        "do_center_crop": True,
-        "crop_size": square,
+        "size": {"height": edge, "width": edge} if squashed else {"shortest_edge": edge},
+        "resample": filters[shown.interpolation],
+        "do_center_crop": cut,
+        **({"crop_size": {"height": made, "width": made}} if cut else {}),
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": list(preprocess.mean),
-        "image_std": list(preprocess.std),
+        "image_mean": list(shown.mean),
+        "image_std": list(shown.std),
     }, notes

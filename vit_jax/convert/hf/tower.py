@@ -14,7 +14,7 @@ import numpy as np
 from vit_jax.convert.format import Codec, Reading, Writing
 from vit_jax.convert.hf import clip_config, clip_rules, processor
 from vit_jax.convert.hf.vit_config import FILE, rgb_patches
-from vit_jax.convert.hf.vit_peer import instantiate
+from vit_jax.convert.hf.vit_peer import images, instantiate
 from vit_jax.convert.peer import packages, torch_peer
 from vit_jax.convert.pretrained import Stored
 from vit_jax.convert.rules import Rule
@@ -45,7 +45,7 @@ def read(theirs: Tensors, about: About) -> Reading:
     given = {**clip_config.FAMILIES[family].defaults[clip_rules.VISION], **settings}
     fields, assumed = clip_config.tower(theirs, "", width, given, bool(settings))
     size = clip_rules.image_size(theirs, family, patch, POSITIONS)
-    preprocess, more = processor.read(about.get(processor.FILE), family, size)
+    preprocess, more = processor.read(about.get(processor.FILE), family, size, patch)
     model = {"name": "vit", "num_classes": 0, "patch": patch, **fields, **clip_config.FAMILIES[family].image}
     unused = {BUFFER: "positions are counted, not stored"}
     return Reading(model, preprocess, layout=family, unused=unused, notes=tuple(more), assumed=assumed)
@@ -95,4 +95,4 @@ def _settings(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     return inner if isinstance(inner, Mapping) else settings if "num_attention_heads" in settings else {}
 
 
-CODEC = Codec((), matches, read, rules, write, peer)
+CODEC = Codec((), matches, read, rules, write, peer, processor=images)

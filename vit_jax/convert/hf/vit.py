@@ -12,7 +12,7 @@ import numpy as np
 from vit_jax.convert.fields import shape, square
 from vit_jax.convert.format import Codec, Reading, Writing
 from vit_jax.convert.hf import processor, vit_config
-from vit_jax.convert.hf.vit_peer import peer
+from vit_jax.convert.hf.vit_peer import images, peer
 from vit_jax.convert.hf.vit_rules import MASK, POOLER, POSITIONS, Layout, layout_of, matches, rules
 from vit_jax.convert.pretrained import Stored, numbered
 from vit_jax.io.sidecar import About
@@ -32,7 +32,7 @@ def read(theirs: Tensors, about: About) -> Reading:
     layout = layout_of(theirs, settings)
     model, notes, assumed = vit_config.fields(theirs, layout, settings)
     size = model["patch"] * square(shape(theirs, layout.prefix + POSITIONS, 3)[1] - 1, "the position embedding")
-    preprocess, more = processor.read(about.get(processor.FILE), layout.family, size)
+    preprocess, more = processor.read(about.get(processor.FILE), layout.family, size, model["patch"])
     names, unnamed = vit_config.class_names(settings.get("id2label"), model["num_classes"])
     unused = {layout.prefix + MASK: "only training on masked images uses it"}
     unused |= {name: "the decoder of masked training" for name in theirs if name.startswith("decoder.")}
@@ -41,9 +41,12 @@ def read(theirs: Tensors, about: About) -> Reading:
     output_activation: OutputActivation = (
         "sigmoid" if settings.get("problem_type") == "multi_label_classification" else "softmax"
     )
+    native = size if preprocess.size != size else None
     resize = "bicubic" if layout.family == "dinov2_with_registers" else None  # they alone are smoothed
     found = (*notes, *more, *unnamed)
-    return Reading(model, preprocess, names, layout, unused, found, output_activation, resize, assumed=assumed)
+    return Reading(
+        model, preprocess, names, layout, unused, found, output_activation, resize, assumed=assumed, native=native
+    )
 
 
 def write(pretrained: Stored) -> Writing:
@@ -52,8 +55,8 @@ def write(pretrained: Stored) -> Writing:
     headed = model.num_classes > 0 or model.pool == "cls_gap"
     family = "dinov2_with_registers" if model.registers else "dinov2" if vit_config.needs_dino(model) else "vit"
     layout = Layout(family, headed, f"{family}." if headed else "")
-    size = pretrained.preprocess.size
-    images, notes = processor.write(pretrained.preprocess)
+    size = pretrained.native or pretrained.preprocess.size + pretrained.preprocess.frame.rest
+    shown, notes = processor.write(pretrained.preprocess)
     extra = {}
     if model.positions == "sincos2d":
         grid = sincos_positions(size // model.patch, size // model.patch, model.width)
@@ -73,7 +76,7 @@ def write(pretrained: Stored) -> Writing:
     config = vit_config.content(
         model, layout, size, numbered(pretrained.class_names, model.num_classes), pretrained.output_activation
     )
-    return Writing(layout, {vit_config.FILE: config, processor.FILE: images}, tuple(notes), extra)
+    return Writing(layout, {vit_config.FILE: config, processor.FILE: shown}, tuple(notes), extra)
 
 
-CODEC = Codec((ViT,), matches, read, rules, write, peer, limits=vit_config.LIMITS)
+CODEC = Codec((ViT,), matches, read, rules, write, peer, limits=vit_config.LIMITS, processor=images)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
+import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,9 +12,9 @@ import numpy as np
 
 from vit_jax.convert.fields import shape, square
 from vit_jax.convert.format import check_limits
-from vit_jax.convert.hf import vit_config
+from vit_jax.convert.hf import processor, vit_config
 from vit_jax.convert.hf.vit_rules import MASK, POOLER, POSITIONS, Layout, layout_of
-from vit_jax.convert.peer import packages, torch_peer
+from vit_jax.convert.peer import packages, torch_peer, torch_processor
 from vit_jax.convert.pretrained import numbered
 from vit_jax.io.sidecar import beside
 from vit_jax.io.tensors import Tensors, open_tensors
@@ -81,6 +83,20 @@ def instantiate(
     if lost := sorted(name for name in report["missing_keys"] if not name.endswith(MASK)):
         raise UserError(f"transformers finds no {lost[0]} at {path} and would draw it at random; nothing is compared.")
     return module.float().eval()
+
+
+def images(path: pathlib.Path, model: Any) -> Callable[[pathlib.Path], np.ndarray] | None:
+    """transformers' own processor of images, as the ``preprocessor_config.json`` beside ``path`` has it."""
+    about = beside(path)
+    if processor.FILE not in about:
+        return None
+    with packages("preparing images as transformers does"):
+        import transformers
+    with tempfile.TemporaryDirectory() as folder:
+        for name in (processor.FILE, vit_config.FILE):
+            pathlib.Path(folder, name).write_text(json.dumps(about.get(name, {})), encoding="utf-8")
+        process = transformers.AutoImageProcessor.from_pretrained(folder)
+    return torch_processor(lambda image: process(image, return_tensors="np")["pixel_values"][0])
 
 
 def _of(model: ViT, theirs: Tensors, layout: Layout) -> dict[str, Any]:

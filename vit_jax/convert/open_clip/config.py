@@ -13,12 +13,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_jax.augment import NORMS
-from vit_jax.convert.fields import depth, patches, rgb, shape, square, unsupported
+from vit_jax.convert.fields import depth, patches, remainder, rgb, shape, square, unsupported
 from vit_jax.convert.open_clip.rules import TRUNK, Layout
-from vit_jax.convert.pretrained import Preprocess
+from vit_jax.convert.preprocess import Preprocess
 from vit_jax.convert.timm.config import read_config
 from vit_jax.convert.timm.image import architecture
 from vit_jax.convert.timm.vit import fields as trunk_fields
+from vit_jax.data.framing import Framing, Mode, Rounding
 from vit_jax.io.sidecar import About
 from vit_jax.io.tensors import Tensors
 from vit_jax.types import UserError
@@ -28,6 +29,9 @@ OWN = "vit_jax"
 """Our key in that file, which open_clip skips: what its own keys cannot say."""
 EPSILON = 1e-5
 TEMPERATURE = 1 / 0.07
+RESIZE_MODES: dict[str, Mode] = {"shortest": "center", "squash": "squash", "longest": "pad"}
+"""``resize_mode`` of its images -> ours."""
+ROUNDING: Rounding = "torchvision"
 UNSUPPORTED = {
     r"visual\.(layer\d|attnpool)\.": "a ResNet as image tower",
     r"text\.(transformer\.(?!resblocks\.)|proj\.|pooler\.)": "a text tower of Hugging Face's",
@@ -242,21 +246,35 @@ def _temperature(config: Config) -> float:
     return TEMPERATURE if said is None else float(f"{math.exp(said):.12g}")
 
 
-def preprocess(config: Config, size: int) -> tuple[Preprocess, list[str]]:
-    """How images of ``size`` pixels are prepared, and one note for each thing that is done differently here.
+def preprocess(config: Config, size: int, patch: int = 1) -> tuple[Preprocess, list[str]]:
+    """How images are prepared, and one note for each thing that is assumed or done differently here.
+
+    Args:
+      config: what the file says.
+      size: side that the positions are for.
+      patch: pixels per token, fewer than which an image may have beyond ``size``.
 
     Raises:
-      UserError: mean or deviation are not three numbers.
+      UserError: an entry that cannot be understood.
     """
     said, notes = config.images, []
     filtered: Any = said.get("interpolation") or "bicubic"
-    if filtered not in ("bicubic", "bilinear"):
-        notes.append(f"interpolation {filtered!r} is not known here: bicubic instead")
+    if filtered not in ("bicubic", "bilinear"):  # open_clip itself takes "random" for bicubic
+        notes += [] if filtered == "random" else [f"interpolation {filtered!r} is not known here: bicubic instead"]
         filtered = "bicubic"
-    if (mode := said.get("resize_mode") or "shortest") != "shortest":
-        how = {"squash": "squashes images to a square", "longest": "fits images into a square and fills it up"}
-        notes.append(f"open_clip {how.get(mode, mode)}; here the centre square is cut out (square ones agree)")
+    if (mode := said.get("resize_mode") or "shortest") not in RESIZE_MODES:
+        notes.append(f"resize_mode {mode!r} is not known here: the centre square is cut out")
     clip = NORMS["clip"]()
     if not said:
         notes.append(f"images are prepared as for CLIP (mean {clip.mean}, std {clip.std}), as no {FILE} tells")
-    return Preprocess(size, 1.0, filtered, rgb(said, "mean", clip.mean, FILE), rgb(said, "std", clip.std, FILE)), notes
+    told = config.tower("vision_cfg").get("image_size") or size
+    told = told[0] if isinstance(told, list) and len(set(told)) == 1 else told
+    rest = remainder(told, size, patch)
+    if told != size + rest:
+        notes.append(f"{FILE} tells of images of {told} pixels, the positions are for {size}: {size} it is")
+    frame = Framing(RESIZE_MODES.get(mode, "center"), rounding=ROUNDING, rest=rest)
+    if frame.mode == "pad":
+        grey = said.get("fill_color") or 0
+        frame = dataclasses.replace(frame, fill=(grey, grey, grey) if isinstance(grey, int) else tuple(grey))
+    mean, std = rgb(said, "mean", clip.mean, FILE), rgb(said, "std", clip.std, FILE)
+    return Preprocess(size, 1.0, filtered, mean, std, frame=frame), notes

@@ -12,8 +12,8 @@ import numpy as np
 
 from vit_jax.convert.format import check_limits
 from vit_jax.convert.open_clip import config, write
-from vit_jax.convert.peer import packages, torch_peer
-from vit_jax.convert.pretrained import Preprocess
+from vit_jax.convert.peer import packages, torch_peer, torch_processor
+from vit_jax.convert.preprocess import Preprocess
 from vit_jax.io import atomic
 from vit_jax.io.sidecar import beside
 from vit_jax.io.tensors import open_tensors
@@ -42,6 +42,16 @@ def peer(path: pathlib.Path, model: TwoTower) -> Callable[[np.ndarray, np.ndarra
         return out
 
     return torch_peer(forward)
+
+
+def processor(path: pathlib.Path, model: TwoTower) -> Callable[[pathlib.Path], np.ndarray] | None:
+    """open_clip's own transform of images for evaluation, as the configuration beside ``path`` has it."""
+    if not config.Config.of(beside(path)).images:
+        return None
+    module = build(path, model)
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    return torch_processor(image_transform_v2(PreprocessCfg(**module.visual.preprocess_cfg), is_train=False))
 
 
 def build(path: pathlib.Path, model: TwoTower) -> Any:

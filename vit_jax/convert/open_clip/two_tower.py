@@ -12,7 +12,7 @@ from vit_jax.convert.open_clip import config as configs
 from vit_jax.convert.open_clip import tokenizer
 from vit_jax.convert.open_clip import write as writer
 from vit_jax.convert.open_clip.config import BUFFERS, FILE, Config
-from vit_jax.convert.open_clip.peer import peer
+from vit_jax.convert.open_clip.peer import peer, processor
 from vit_jax.convert.open_clip.rules import rules
 from vit_jax.convert.pretrained import Stored
 from vit_jax.io.sidecar import About
@@ -37,7 +37,7 @@ def read(theirs: Tensors, about: About) -> Reading:
     parts = [part for part in ("image_tower", "text_tower", "decoder") if part in fields]
     guessed = [f"{part}.{field}" for part in parts for field in ("heads", "activation", "norm_epsilon")]
     assumed = {} if config.model else dict.fromkeys(guessed, notes.pop(0))
-    images, more = configs.preprocess(config, size)
+    images, more = configs.preprocess(config, size, fields["image_tower"]["patch"])
     text = fields["text_tower"]
     encoder, unfound = tokenizer.read(about, config.tower("text_cfg"), text["length"], text["vocab_size"])
     if encoder is not None and text["pool"] != "end":  # which alone looks for that token
@@ -59,5 +59,5 @@ def write(pretrained: Stored) -> Writing:
 
 CODEC = Codec(
     (TwoTower, CoCa), matches, read, rules, write, peer, parts=(ViT, TextTransformer, TextDecoder),
-    limits=writer.LIMITS,
+    limits=writer.LIMITS, processor=processor,
 )  # fmt: skip

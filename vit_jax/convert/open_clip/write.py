@@ -9,9 +9,9 @@ from typing import Any
 
 from vit_jax import models
 from vit_jax.convert.format import Limit
-from vit_jax.convert.open_clip.config import EPSILON, FILE, OWN, TEMPERATURE
+from vit_jax.convert.open_clip.config import EPSILON, FILE, OWN, RESIZE_MODES, ROUNDING, TEMPERATURE
 from vit_jax.convert.open_clip.rules import Layout
-from vit_jax.convert.pretrained import Preprocess
+from vit_jax.convert.preprocess import Preprocess, said
 from vit_jax.convert.timm import rules as timm_rules
 from vit_jax.convert.timm.config import ratio
 from vit_jax.models import CoCa, TextTransformer, TwoTower, ViT
@@ -38,7 +38,7 @@ TRUNKS: dict[str, tuple[int, dict[str, Any]]] = {
         "vit_base_patch32_siglip": _siglip("vit_b32", (256,), activation="gelu_tanh"),
         "vit_large_patch16_siglip": _siglip("vit_l16", (256, 384))
         | _siglip("vit_l16", (512,), activation="gelu_tanh"),
-        "vit_so400m_patch14_siglip": _siglip("vit_so400m14", (224, 378)),
+        "vit_so400m_patch14_siglip": _siglip("vit_so400m14", (224, 378, 384)),
         "vit_so400m_patch16_siglip": _siglip("vit_so400m16", (256, 384, 512), activation="gelu_tanh"),
         **{
             f"vit_{theirs}_patch{patch}": {size: {"name": f"vit_{ours}{patch}"} for size in (224, 384)}
@@ -90,7 +90,10 @@ def write(model: TwoTower, preprocess: Preprocess, text: Mapping[str, Any]) -> t
     Raises:
       UserError: open_clip has no such image tower for images of this size, or one activation for all towers.
     """
-    vision, layout = _vision(model, preprocess.size)
+    shown, unsaid = said(
+        preprocess, "open_clip", ROUNDING, modes=RESIZE_MODES.values(), filters=("bicubic", "bilinear")
+    )
+    vision, layout = _vision(model, shown.size + shown.frame.rest)
     quick = _quick_gelu(model, layout)
     plain = model.text_tower.pool == "end" and model.text_head == "linear" and model.text_tower.causal
     custom = isinstance(model, CoCa) or layout.trunk is not None or not plain
@@ -100,19 +103,20 @@ def write(model: TwoTower, preprocess: Preprocess, text: Mapping[str, Any]) -> t
     config |= {"quick_gelu": True} if quick else {}
     config |= {} if model.temperature == TEMPERATURE else {"init_logit_scale": math.log(model.temperature)}
     config |= {} if model.bias is None else {"init_logit_bias": model.bias}
-    notes, own = [], {}
+    notes, own = unsaid, {}
     if isinstance(model, CoCa):
         config["multimodal_cfg"] = _multimodal(model)
     if model.text_tower.pool == "cls" and model.text_tower.cls_mask == "text":
         own = {OWN: {"correct_cls_mask": True}}
         notes.append(f"{FILE} cannot say that cls sees the text alone: after loading set model.text.correct_cls_mask")
-    if preprocess.crop != 1.0:
-        notes.append(f"open_clip cannot say that {preprocess.crop:g} of the image is kept; it resizes the whole of it")
+    if shown.crop != 1.0:
+        notes.append(f"open_clip cannot say that {shown.crop:g} of the image is kept; it resizes the whole of it")
     images = {
-        "mean": list(preprocess.mean),
-        "std": list(preprocess.std),
-        "interpolation": preprocess.interpolation,
-        "resize_mode": "shortest",
+        "mean": list(shown.mean),
+        "std": list(shown.std),
+        "interpolation": shown.interpolation,
+        "resize_mode": next(theirs for theirs, ours in RESIZE_MODES.items() if ours == shown.frame.mode),
+        **({"fill_color": list(shown.frame.fill)} if any(shown.frame.fill) and shown.frame.mode == "pad" else {}),
     }
     return {"model_cfg": config, "preprocess_cfg": images, **own}, layout, notes
 

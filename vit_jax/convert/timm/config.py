@@ -11,15 +11,20 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from vit_jax.convert.fields import rgb
-from vit_jax.convert.pretrained import Preprocess, Stored
+from vit_jax.convert.fields import remainder, rgb
+from vit_jax.convert.preprocess import RGB, Preprocess, said
+from vit_jax.convert.pretrained import Stored
+from vit_jax.data.framing import Framing, Mode, Rounding
 from vit_jax.io.sidecar import About
 from vit_jax.layers.norm import EPSILON
 from vit_jax.types import UserError
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu")
 """Names of ``act_layer`` that mean the same here."""
-INTERPOLATIONS = ("bicubic", "bilinear")
+INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "box", "hamming", "lanczos")
+CROP_MODES: dict[str, Mode] = {"center": "center", "squash": "squash", "border": "pad"}
+"""timm's ``crop_mode`` -> ours."""
+ROUNDING: Rounding = "torchvision"
 CLIP_EPSILON = 1e-5
 UNSEEN: tuple[tuple[str, dict[str, Any]], ...] = (
     (r"vit_.*_clip_.*", {"norm_epsilon": CLIP_EPSILON}),
@@ -106,11 +111,23 @@ def read_config(about: About) -> Config:
     return Config(name, {**unseen, **pool, **(raw.get("model_args") or {})}, images, tuple(map(str, labels)))
 
 
-def preprocess(config: Config, size: int, crop: float) -> tuple[Preprocess, list[str]]:
-    """How images of ``size`` pixels are prepared, and what was assumed; ``crop`` is for want of a file."""
+def preprocess(config: Config, size: int, crop: float, patch: int = 1) -> tuple[Preprocess, list[str]]:
+    """How images of ``size`` pixels are prepared, and what was assumed.
+
+    Args:
+      config: what the file says.
+      size: side that the positions are for.
+      crop: for want of a file.
+      patch: pixels per token, fewer than which an image may have beyond ``size``.
+
+    Raises:
+      UserError: an entry that cannot be understood.
+    """
     if config.architecture is None:
         assumed = "no config.json of timm's comes with it: images of mean and standard deviation 0.5, bicubic, crop"
-        return Preprocess(size, crop, "bicubic"), [f"{assumed} {crop:g}, gelu and norm epsilon 1e-6 are assumed"]
+        return Preprocess(size, crop, "bicubic", frame=Framing(rounding=ROUNDING)), [
+            f"{assumed} {crop:g}, gelu and norm epsilon 1e-6 are assumed"
+        ]
     images, notes = config.images, []
     mean = rgb(images, "mean", (0.485, 0.456, 0.406), "config.json")
     std = rgb(images, "std", (0.229, 0.224, 0.225), "config.json")
@@ -121,11 +138,22 @@ def preprocess(config: Config, size: int, crop: float) -> tuple[Preprocess, list
     if filtered not in INTERPOLATIONS:
         notes.append(f"interpolation {filtered!r} is not known here: bicubic instead")
         filtered = "bicubic"
-    if (mode := images.get("crop_mode", "center")) != "center":
+    if (mode := images.get("crop_mode") or "center") not in CROP_MODES:
         notes.append(f"crop mode {mode!r} is not known here: the centre is cropped instead")
-    if (told := list(images.get("input_size") or ())[1:]) and told != [size, size]:
+    told = list(images.get("input_size") or ())[1:] or [size, size]
+    rest = remainder(told[0], size, patch) if told[0] == told[-1] else 0
+    if told != [size + rest, size + rest]:
         notes.append(f"config.json tells of images of {told} pixels, the positions are for {size}: {size} it is")
-    return Preprocess(size, float(kept), filtered, mean, std), notes
+    frame = Framing(CROP_MODES.get(mode, "center"), rounding=ROUNDING, rest=rest)
+    if frame.mode == "pad":
+        frame = dataclasses.replace(frame, fill=_fill(mean))
+    return Preprocess(size, float(kept), filtered, mean, std, frame=frame), notes
+
+
+def _fill(mean: RGB) -> tuple[int, int, int]:
+    """The colour beside a padded image: the mean."""
+    r, g, b = (round(255 * value) for value in mean)
+    return r, g, b
 
 
 def write_config(
@@ -139,11 +167,11 @@ def write_config(
       args: those of its arguments that are of the family.
       first_conv: name of the module that sees the images.
     """
-    model, images, notes = pretrained.model, pretrained.preprocess, []
+    model, notes = pretrained.model, []
+    images, differ = said(pretrained.preprocess, "timm", ROUNDING, modes=CROP_MODES.values(), filters=INTERPOLATIONS)
+    side = images.size + images.frame.rest
     if pretrained.output_activation != "softmax":
         notes.append(f"timm cannot say that the outputs are {pretrained.output_activation}s")
-    if images.host_canvas != round(images.size / images.crop):
-        notes.append(f"timm cannot say that images become {images.host_canvas} pixels before they are cropped")
     labelled = len(pretrained.class_names) == model.num_classes > 0
     config = {
         "architecture": architecture,
@@ -151,14 +179,14 @@ def write_config(
         "num_features": model.width,
         "global_pool": args["global_pool"],
         **({"label_names": list(pretrained.class_names)} if labelled else {}),
-        "model_args": {**args, "img_size": images.size, "in_chans": 3, "num_classes": model.num_classes},
+        "model_args": {**args, "img_size": side, "in_chans": 3, "num_classes": model.num_classes},
         "pretrained_cfg": {
             "custom_load": False,
-            "input_size": [3, images.size, images.size],
+            "input_size": [3, side, side],
             "fixed_input_size": True,
             "interpolation": images.interpolation,
             "crop_pct": images.crop,
-            "crop_mode": "center",
+            "crop_mode": next(theirs for theirs, ours in CROP_MODES.items() if ours == images.frame.mode),
             "mean": list(images.mean),
             "std": list(images.std),
             "num_classes": model.num_classes,
@@ -167,7 +195,9 @@ def write_config(
             "classifier": "head",
         },
     }
-    return config, notes
+    if images.frame.mode == "pad" and images.frame.fill != _fill(images.mean):
+        notes.append(f"timm fills up with the mean, not with {images.frame.fill}")
+    return config, [*notes, *differ]
 
 
 def less_epsilon(epsilon: float, there: float) -> list[str]:

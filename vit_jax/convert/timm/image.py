@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -11,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.convert.fields import shape, unsupported
+from vit_jax.convert.fields import shape, stride, unsupported
 from vit_jax.convert.format import Codec, Limit, Reading, Writing, check_limits
-from vit_jax.convert.peer import packages, torch_peer
+from vit_jax.convert.peer import packages, torch_peer, torch_processor
 from vit_jax.convert.pretrained import Stored
 from vit_jax.convert.rules import Rule
-from vit_jax.convert.timm.config import Config, preprocess, read_config
+from vit_jax.convert.timm.config import CLIP_EPSILON, Config, preprocess, read_config
 from vit_jax.convert.timm.rules import LUMA
 from vit_jax.io import atomic
 from vit_jax.io.sidecar import About, beside
@@ -26,7 +27,7 @@ from vit_jax.models.describe import build
 from vit_jax.types import UserError
 
 UNSUPPORTED = {
-    r"norm_pre\.|patch_embed\.norm\.|stem\.norm\.": "a norm before the blocks (as of CLIP)",
+    r"patch_embed\.norm\.|stem\.norm\.": "a norm of patches, before positions are added",
     r"(dist_token$|head_dist\.)": "a distillation token (as of DeiT)",
     r"pre_logits\.": "a layer before the head, which timm itself leaves out since 2022",
     r".*attn\w*\.[qk]_norm\.": "norms of queries and keys (q_norm, k_norm)",
@@ -47,7 +48,7 @@ MISSING = {
     "norm.weight|fc_norm.weight": "a model without a norm after the blocks",
     "blocks.0.norm1.bias": "norms without a bias (RMSNorm)",
     "blocks.0.mlp.fc1.bias|blocks.0.mlp_channels.fc1.bias": "maps without a bias",
-    "patch_embed.proj.bias|stem.proj.bias": "patches without a bias",
+    "patch_embed.proj.bias|stem.proj.bias|norm_pre.weight": "patches without a bias, and no norm before the blocks",
     "pos_embed|stem.proj.weight": "a model without learned positions",
 }
 """Names, one of which must be there -> what its absence means."""
@@ -92,7 +93,7 @@ def codec(
     def read(theirs: Tensors, about: About) -> Reading:
         config = read_config(about)
         model, layout, size, notes, assumed = architecture(theirs, config, fields)
-        images, more = preprocess(config, size, crop)
+        images, more = preprocess(config, size, crop, model["patch"] * stride(model.get("stem")))
         unused = {name: why for start, why in UNUSED.items() for name in theirs if re.match(start, name)}
         return Reading(model, images, config.class_names, layout, unused, (*notes, *more), assumed=assumed)
 
@@ -102,9 +103,22 @@ def codec(
             return torch_peer(module)
         return torch_peer(lambda pixels: module((pixels * pixels.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)))
 
+    def processor(path: pathlib.Path, model: Any) -> Callable[[pathlib.Path], np.ndarray] | None:
+        if "architecture" not in beside(path).get("config.json", {}):
+            return None
+        with packages("preparing images as timm does"):
+            from timm.data import create_transform, resolve_model_data_config
+        return torch_processor(create_transform(**resolve_model_data_config(build_peer(path, made)), is_training=False))
+
+    def at_native(pretrained: Stored) -> Writing:
+        native, notes = pretrained.unfitted()
+        writing = write(native)
+        return dataclasses.replace(writing, notes=(*notes, *writing.notes))
+
     made = Codec(
-        (kind,), lambda names: any(name.startswith(start) for name in names), read, rules, write, peer, (), limits
-    )
+        (kind,), lambda names: any(name.startswith(start) for name in names), read, rules, at_native, peer, (), limits,
+        processor=processor,
+    )  # fmt: skip
     return made
 
 
@@ -122,13 +136,17 @@ def architecture(theirs: Tensors, config: Config, fields: Fields) -> Found:
             raise refused(what, f"there is no {names.replace('|', ' or ')}")
     model, layout, size, notes, assumed = fields(theirs, config)
     classes = shape(theirs, "head.weight", 2)[0] if "head.weight" in theirs else 0
-    model |= {"num_classes": classes, "activation": config.activation, "norm_epsilon": config.epsilon}
+    epsilon = config.epsilon
+    if config.architecture is None and model.get("pre_norm"):
+        epsilon = CLIP_EPSILON
+        notes.append(f"norm epsilon {epsilon:g} is assumed, as of CLIP, which has a norm before the blocks too")
+    model |= {"num_classes": classes, "activation": config.activation, "norm_epsilon": epsilon}
     return model, layout, size, notes, assumed
 
 
 def refused(what: str, why: str) -> UserError:
     """The error for a part that no model here has."""
-    known = "plain ViTs (with registers, layer scale, attention pooling), ResNet hybrids and MLP-Mixers"
+    known = "plain ViTs (with registers, layer scale, attention pooling, CLIP's norm), ResNet hybrids and MLP-Mixers"
     return unsupported(what, why, "timm", known)
 
 
@@ -166,7 +184,8 @@ def build_peer(
         atomic.write_text(pathlib.Path(folder, "config.json"), json.dumps(config))
         try:
             channels = {"in_chans": 1} if getattr(found.layout, "grey", False) else {}
-            peer = timm.create_model(f"local-dir:{folder}", img_size=found.preprocess.size, **channels)
+            side = found.preprocess.size + found.preprocess.frame.rest
+            peer = timm.create_model(f"local-dir:{folder}", img_size=side, **channels)
             state = {name: torch.from_numpy(np.array(t.read(), np.float32)) for name, t in theirs.items()}
             peer.load_state_dict({k: v for k, v in state.items() if k not in found.unused}, strict=True)
         except (RuntimeError, TypeError, ValueError, AssertionError) as e:

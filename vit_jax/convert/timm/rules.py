@@ -36,9 +36,10 @@ GREY = Transform(
 """A convolution over grey images <-> the same over coloured ones, which it makes grey."""
 
 
-def patch_rules(theirs: str, transform: Transform = CONV) -> list[Rule]:
+def patch_rules(theirs: str, transform: Transform = CONV, bias: bool = True) -> list[Rule]:
     """Of the patches' embedding, a convolution."""
-    return [rule(f"{theirs}.weight", "patch/kernel", transform), rule(f"{theirs}.bias", "patch/bias")]
+    found = [rule(f"{theirs}.weight", "patch/kernel", transform)]
+    return [*found, rule(f"{theirs}.bias", "patch/bias")] if bias else found
 
 
 def head_rules(model: ImageModel) -> list[Rule]:
@@ -51,7 +52,9 @@ BLOCK = Block(("attn.qkv.{}",), "attn.proj", ("mlp.fc1", "mlp.fc2"), ("norm1", "
 
 def rules(model: Any, layout: Layout) -> list[Rule]:
     """Every tensor of a file and what it is of ``model``, a ViT."""
-    out = _token_rules(model, layout) + patch_rules("patch_embed.proj", GREY if layout.grey else CONV)
+    out = _token_rules(model, layout)
+    out += patch_rules("patch_embed.proj", GREY if layout.grey else CONV, model.patch_bias)
+    out += torch_norm("norm_pre", "norm_pre") if model.pre_norm else []
     if model.stem is not None:
         out += _stem_rules(model.stem)
     out += torch_blocks("blocks.", "encoder/block_", model, BLOCK, layout.qkv_bias)

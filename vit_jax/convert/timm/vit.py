@@ -49,6 +49,9 @@ LIMITS = (
     Limit(ViT, "", lambda m: m.final_norm != m.pool_norm,
           "timm has a norm after the blocks or one after pooling (fc_norm), not final_norm={0.final_norm} with "
           "pool_norm={0.pool_norm}; write another format."),
+    Limit(ViT, "", lambda m: m.patch_bias != m.pre_norm,
+          "timm has a norm before the blocks (pre_norm) or a bias of patches, not pre_norm={0.pre_norm} with "
+          "patch_bias={0.patch_bias}; write another format."),
     Limit(ViT, "", lambda m: not (m.cls_token and m.pool == "map"),
           "timm pools no class token by attention (pool='map'); write another format."),
 )  # fmt: skip
@@ -89,6 +92,7 @@ def fields(theirs: Tensors, config: Config) -> Found:
     found |= {"stem": stem, "stem_numerics": "original" if stem is None else "timm", "layer_scale": None}
     found |= {"cls_token": has_cls and pool == "gap", "final_norm": "norm.weight" in theirs}
     found["pool_norm"] = "fc_norm.weight" in theirs
+    found |= {"pre_norm": "norm_pre.weight" in theirs, "patch_bias": "patch_embed.proj.bias" in theirs}
     if "blocks.0.ls1.gamma" in theirs:
         found["layer_scale"] = config.args.get("init_values") or 1e-5
     return found, layout, side * unit, notes, assumed
@@ -172,7 +176,7 @@ def content(pretrained: Stored, layout: Layout) -> tuple[dict[str, Any], list[st
         if model.stem_numerics != "timm":
             notes.append("timm's ResNet stem has other epsilons than the original's: its logits differ from ours")
     elif model.norm_epsilon == CLIP_EPSILON:
-        architecture = "vit_base_patch16_clip_224"  # the only way to this epsilon, its own norm_pre switched off
+        architecture = "vit_base_patch16_clip_224"  # the only way to this epsilon
     notes += less_epsilon(model.norm_epsilon, CLIP_EPSILON if "_clip_" in architecture else EPSILON)
     args = {
         "patch_size": model.patch,
@@ -187,7 +191,7 @@ def content(pretrained: Stored, layout: Layout) -> tuple[dict[str, Any], list[st
         "no_embed_class": layout.prefix == 0,
         "init_values": None if model.layer_scale is None else model.layer_scale or 1e-5,  # 0 would mean none
         "qkv_bias": layout.qkv_bias,
-        "pre_norm": False,
+        "pre_norm": model.pre_norm,
         "fc_norm": model.pool_norm,
         "act_layer": model.activation,
     }

@@ -1,0 +1,199 @@
+"""How an image of any shape becomes a square: resized, then cut or filled up.
+
+Projects agree on this to a pixel with themselves alone: what is seen, the filter, which way sides and offsets are
+rounded. A :class:`Framing` says all of it, so that weights see the pixels that they were trained for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from vit_jax.types import UserError
+
+LARGEST = 2**26
+"""A resized image with more pixels is made in that part alone that is seen."""
+
+Mode = Literal["center", "squash", "pad"]
+Filter = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming", "bilinear_plain"]
+"""Pillow's, antialiased but for ``"nearest"``; ``"bilinear_plain"`` is that of ``tf.image.resize``, not antialiased."""
+Rounding = Literal["vit_jax", "torchvision", "transformers"]
+
+
+class Rounds(NamedTuple):
+    """Which way a project rounds.
+
+    Attributes:
+      side: of the resized long side, a number of pixels.
+      offset: of the place of the cut, half of the pixels that are left out.
+      torch: whether PyTorch resizes, rows before columns with weights of 16 bits, or Pillow, which begins where that
+        saves work: up to 8 grey levels where overshoot is cut off in between.
+    """
+
+    side: Callable[[float], int]
+    offset: Callable[[float], int]
+    torch: bool = False
+
+
+ROUNDINGS: dict[str, Rounds] = {
+    "vit_jax": Rounds(round, math.floor),
+    "torchvision": Rounds(int, round),
+    "transformers": Rounds(int, math.floor, torch=True),
+}
+"""By :attr:`Framing.rounding`; timm and open_clip, which hand Pillow's images to torchvision, are torchvision's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Framing:
+    """How the host makes a square canvas of an image.
+
+    Attributes:
+      mode: what is seen: ``"center"`` the central square, ``"squash"`` the whole image, made square, ``"pad"`` the
+        whole image in its own shape, centred on ``fill``.
+      edge: pixels that the short side (``"squash"``: both, ``"pad"``: the long side) is resized to, before the canvas
+        is cut out of the centre; None is the canvas.
+      interpolation: filter of that resizing.
+      rounding: whose way of rounding sides and offsets, a name in :data:`ROUNDINGS`; of squares none differs by more
+        than the place of an odd cut.
+      rest: columns at the right and rows at the bottom of the cut that are left out, as a convolution leaves out what
+        is no whole patch.
+      fill: colour beside a padded image.
+      draft: whether a JPEG may be decoded at a fraction of its size, no smaller than twice the canvas.
+    """
+
+    mode: Mode = "center"
+    edge: int | None = None
+    interpolation: Filter = "bicubic"
+    rounding: Rounding = "vit_jax"
+    rest: int = 0
+    fill: tuple[int, int, int] = (0, 0, 0)
+    draft: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.edge is not None and self.edge < 1) or self.rest < 0:
+            raise UserError(f"edge={self.edge}, rest={self.rest} are no numbers of pixels; the least are 1 and 0.")
+
+    def __call__(self, image: Image.Image, canvas: int) -> Image.Image:
+        """``image``, RGB, as a square of ``canvas`` pixels."""
+        cut = canvas + self.rest
+        size = self.resized(image.size, self.edge or cut)
+        left, top = (self._offset(side - cut) for side in size)
+        if size[0] * size[1] > LARGEST:  # a ribbon
+            x, y = image.width / size[0], image.height / size[1]
+            box = (left * x, top * y, (left + canvas) * x, (top + canvas) * y)
+            return image.resize((canvas, canvas), _PILLOW.get(self.interpolation, Image.Resampling.BILINEAR), box=box)
+        image = _resize(image, size, self.interpolation, ROUNDINGS[self.rounding].torch)
+        if size == (canvas, canvas) and not self.rest:
+            return image
+        if min(size) < cut:
+            square = Image.new("RGB", (canvas, canvas), self.fill)
+            square.paste(image, (-left, -top))
+            return square
+        return image.crop((left, top, left + canvas, top + canvas))
+
+    def resized(self, size: tuple[int, int], edge: int) -> tuple[int, int]:
+        """Width and height of an image of ``size`` (width, height) after resizing, before the cut."""
+        if self.mode == "squash":
+            return edge, edge
+        width, height = size
+        if self.mode == "pad":
+            ratio = max(width, height) / edge
+            return max(1, round(width / ratio)), max(1, round(height / ratio))
+        side, short = ROUNDINGS[self.rounding].side, min(width, height)
+        return (
+            edge if width == short else side(edge * width / short),
+            edge if height == short else side(edge * height / short),
+        )
+
+    def _offset(self, left_out: int) -> int:
+        """Pixels before the cut; negative, before the image, where it is smaller."""
+        return ROUNDINGS[self.rounding].offset(left_out / 2) if left_out >= 0 else -(-left_out // 2)
+
+
+CENTER = Framing()
+"""Of runs in evaluation, where they do not say otherwise."""
+TRAINING = Framing("squash", draft=True)
+"""Of training: the whole image, whose aspect ratio the device restores."""
+
+_PILLOW = {name.lower(): filters for name, filters in Image.Resampling.__members__.items()}
+
+
+def _resize(image: Image.Image, size: tuple[int, int], interpolation: Filter, torch: bool) -> Image.Image:
+    """``image`` itself where it has that ``size`` (width, height); by PyTorch's arithmetic with ``torch``."""
+    if image.size == size:
+        return image
+    if interpolation == "bilinear_plain":
+        return _plain(image, size)
+    if not (torch and interpolation in _KERNELS):
+        return image.resize(size, _PILLOW[interpolation])
+    pixels = np.asarray(image)
+    for axis, new in ((1, size[0]), (0, size[1])):
+        pixels = _sixteen_bits(pixels, axis, new, *_KERNELS[interpolation])
+    return Image.fromarray(pixels)
+
+
+def _hat(x: np.ndarray) -> np.ndarray:
+    return np.maximum(1 - x, 0)
+
+
+def _cubic(x: np.ndarray) -> np.ndarray:
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+
+
+def _lanczos(x: np.ndarray) -> np.ndarray:
+    return np.where(x < 3, np.sinc(x) * np.sinc(x / 3), 0.0)
+
+
+_KERNELS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], int]] = {
+    "bilinear": (_hat, 1), "bicubic": (_cubic, 2), "lanczos": (_lanczos, 3),
+}  # fmt: skip
+"""Distance in pixels -> weight, and from where on it is 0."""
+
+
+_SLAB = 256
+"""Lines at a time, so that a large photograph takes little more memory than it has."""
+
+
+def _sixteen_bits(
+    pixels: np.ndarray, axis: int, new: int, kernel: Callable[[np.ndarray], np.ndarray], reach: int
+) -> np.ndarray:
+    """One pass over uint8[H,W,3] as PyTorch does it on a CPU: weights are integers of 16 bits, results of 8."""
+    old = pixels.shape[axis]
+    if new == old:
+        return pixels
+    scale = old / new
+    wide = max(scale, 1.0)
+    centres = (np.arange(new) + 0.5) * scale
+    taps = np.arange(old)
+    first, last = ((centres + end * reach * wide + 0.5).clip(0, old).astype(int)[:, None] for end in (-1, 1))
+    weights = np.where((taps >= first) & (taps < last), kernel(np.abs(taps + 0.5 - centres[:, None]) / wide), 0.0)
+    weights /= weights.sum(axis=1, keepdims=True)
+    bits = next(b for b in range(22, 0, -1) if int(0.5 + weights.max() * 2**b) < 2**15)
+    whole = np.trunc(weights * 2**bits + np.copysign(0.5, weights))
+    whole = whole.astype(np.float32)
+    pixels = np.moveaxis(pixels, axis, 0)
+    out = np.empty((new, *pixels.shape[1:]), np.uint8)
+    for start in range(0, out.shape[1], _SLAB):
+        part = pixels[:, start : start + _SLAB]
+        sums = (whole @ part.reshape(old, -1).astype(np.float32)).reshape(new, *part.shape[1:])
+        out[:, start : start + _SLAB] = np.floor((sums + 2 ** (bits - 1)) * 2.0**-bits).clip(0, 255)
+    return np.moveaxis(out, 0, axis)
+
+
+def _plain(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The four nearest pixels blended, as ``tf.image.resize(method="bilinear", antialias=False)``."""
+    pixels = np.asarray(image)
+    for axis, new in ((0, size[1]), (1, size[0])):
+        old = pixels.shape[axis]
+        place = np.clip((np.arange(new) + 0.5) * (old / new) - 0.5, 0, old - 1)
+        low = np.floor(place).astype(np.int64)
+        share = (place - low).astype(np.float32).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
+        near, far = (pixels.take(i, axis).astype(np.float32) for i in (low, np.minimum(low + 1, old - 1)))
+        pixels = near + share * (far - near)
+    return Image.fromarray(np.round(pixels).astype(np.uint8))
