@@ -173,7 +173,8 @@ def grey_levels(ours: np.ndarray, theirs: np.ndarray, preprocess: Preprocess) ->
     if theirs.shape[1:3] not in ((side, side), ours.shape[1:3]):
         return float("inf")
     theirs = theirs[:, : preprocess.size, : preprocess.size]
-    return 255 * _gap(theirs * np.float32(preprocess.std), ours * np.float32(preprocess.std))
+    std = np.array(preprocess.std, np.float32)
+    return 255 * _gap(theirs * std, ours * std)
 
 
 def _gap(a: np.ndarray, b: np.ndarray) -> float:
