@@ -67,7 +67,7 @@ def test_rows_that_fit_two_layouts(rows, prefixes, told, expected):
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"crop": 1e-9}, "crops images to 1e-09 of their side"), ({"crop": 0.0}, "fraction"), ({"crop": 1.5}, "1.5"),
+        ({"crop": 1e-9}, "crops images to 1e-09 of their side"), ({"crop": 0.0}, "fraction"), ({"crop": 25.0}, "25"),
         ({"size": 10**6}, "1000000 px"), ({"size": 0}, "of 0 px"), ({"std": (0.0, 1.0, 1.0)}, "deviation"),
         ({"std": (0.5, -1.0, 1.0)}, "above 0"), ({"std": (0.5, math.inf, 1.0)}, "finite"),
         ({"mean": (math.nan, 0.5, 0.5)}, "finite"), ({"crop": math.nan}, "fraction"),

@@ -16,6 +16,7 @@ from vit_jax.convert.hf import processor, vit_config
 from vit_jax.convert.hf.vit_rules import MASK, POOLER, POSITIONS, Layout, layout_of
 from vit_jax.convert.peer import packages, torch_peer, torch_processor
 from vit_jax.convert.pretrained import numbered
+from vit_jax.io import atomic
 from vit_jax.io.sidecar import beside
 from vit_jax.io.tensors import Tensors, open_tensors
 from vit_jax.models import ViT
@@ -94,7 +95,7 @@ def images(path: pathlib.Path, model: Any) -> Callable[[pathlib.Path], np.ndarra
         import transformers
     with tempfile.TemporaryDirectory() as folder:
         for name in (processor.FILE, vit_config.FILE):
-            pathlib.Path(folder, name).write_text(json.dumps(about.get(name, {})), encoding="utf-8")
+            atomic.write_text(pathlib.Path(folder, name), json.dumps(about.get(name, {})))
         process = transformers.AutoImageProcessor.from_pretrained(folder)
     return torch_processor(lambda image: process(image, return_tensors="np")["pixel_values"][0])
 
