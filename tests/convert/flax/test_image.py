@@ -118,7 +118,7 @@ def test_where_the_sidecar_contradicts_them_the_tensors_are_right():
     [
         ({"model": {"name": "mixer"}, "preprocess": {"size": 32}}, "describes a Mixer, which the tensors are not"),
         ({"model": {"name": "vit", "witdh": 3}, "preprocess": {"size": 32}}, "unknown key 'model.witdh'.*'width'"),
-        ({"model": "vit", "preprocess": {"size": 32}}, "model='vit' is of type str, expected dict"),
+        ({"model": "vit", "preprocess": {"size": 32}}, "model='vit' is of type str, expected an object"),
         ({"model": {"name": "vit"}}, "missing key 'vit_jax.json.preprocess'"),
         ({"model": {"name": "vit"}, "preprocess": {"size": "32"}}, "size='32' is of type str"),
         (

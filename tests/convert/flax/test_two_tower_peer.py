@@ -8,7 +8,7 @@ import pytest
 from tests.convert.cases import rest_slow
 from vit_jax import models
 from vit_jax.convert import flax, rules, verify
-from vit_jax.convert.flax import big_vision
+from vit_jax.convert.flax import big_vision, two_tower_peer
 from vit_jax.convert.flax.rules import Layout
 from vit_jax.convert.flax.two_tower import Towers
 from vit_jax.convert.preprocess import Preprocess
@@ -51,7 +51,7 @@ def test_peer_is_ours(open_clip, tmp_path, case):
     texts = verify.texts(ours, 4)
     want, got = (
         verify.outputs(ours)(images, texts),
-        flax.ORIGINAL.peer(tmp_path / "model.npz", ours.model)(images, texts),
+        two_tower_peer.peer(tmp_path / "model.npz", ours.model)(images, texts),
     )
     assert want.keys() == got.keys()
     for name, x in want.items():
@@ -70,17 +70,17 @@ def test_peer_is_ours(open_clip, tmp_path, case):
 def test_what_open_clip_cannot_read_is_a_sentence(tmp_path, image, text, fields, says):
     ours = written(tmp_path / "model.npz", image, text, fields=fields)
     with pytest.raises(UserError, match=says):
-        flax.ORIGINAL.peer(tmp_path / "model.npz", ours.model)
+        two_tower_peer.peer(tmp_path / "model.npz", ours.model)
 
 
 def test_files_of_the_original_are_a_sentence(tmp_path):
     ours = written(tmp_path / "model.npz", towers={"image": Layout("", (0, 1, 0), cls_position=False)})
     with pytest.raises(UserError, match="other names of the image tower"):
-        flax.ORIGINAL.peer(tmp_path / "model.npz", ours.model)
+        two_tower_peer.peer(tmp_path / "model.npz", ours.model)
 
 
 def test_a_missing_package_is_a_sentence(tmp_path, monkeypatch):
     ours = written(tmp_path / "model.npz")
     monkeypatch.setitem(__import__("sys").modules, "open_clip.convert", None)
     with pytest.raises(UserError, match=r"pip install torch"):
-        flax.ORIGINAL.peer(tmp_path / "model.npz", ours.model)
+        two_tower_peer.peer(tmp_path / "model.npz", ours.model)
