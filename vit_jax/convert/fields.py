@@ -152,7 +152,7 @@ def check_images(preprocess: Any, source: str) -> None:
     size, crop, mean, std = preprocess.size, preprocess.crop, preprocess.mean, preprocess.std
     if not (MIN_CROP <= crop <= 1 / MIN_CROP):  # above 1 transformers fills up
         raise UserError(
-            f"{source} crops images to {crop:g} of their side; a fraction of {MIN_CROP:g} to {1 / MIN_CROP:g} can be read."
+            f"{source} crops images to {crop:g} of their side; a fraction of {MIN_CROP:g} to {1 / MIN_CROP:g} is read."
         )
     if not (1 <= size <= MAX_SIZE):
         raise UserError(f"{source} is of images of {size} px; sides of 1 to {MAX_SIZE:,} can be read.")
