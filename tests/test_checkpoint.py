@@ -8,6 +8,7 @@ import pathlib
 import pickle
 import resource
 import shutil
+import sys
 
 import chex
 import jax
@@ -437,3 +438,33 @@ def test_nothing_there(tmp_path):
         checkpoint.find(tmp_path)
     with pytest.raises(UserError, match="no such folder; give a workdir or WORKDIR/checkpoints/STEP"):
         checkpoint.find(tmp_path / "no")
+
+
+@pytest.mark.parametrize("text", ["", "{{{", "[1]", '{"val/accuracy": "x"}', '{"val/accuracy": null}', "{}"])
+def test_damaged_metrics_of_a_checkpoint_end_nothing(tmp_path, caplog, text):
+    """Without them it is no longer the best; a word is said where they cannot be read."""
+    save(tmp_path, {4: {"val/accuracy": 0.5}})
+    (tmp_path / "checkpoints" / "4" / "metrics" / "metrics").write_text(text)
+    with caplog.at_level(logging.WARNING):
+        save(tmp_path, {step: {"val/accuracy": step / 100} for step in (5, 6, 7)})
+    assert names(tmp_path) == [6, 7]
+    assert ("no longer considered for the best" in caplog.text) == (text in ("", "{{{", "[1]"))
+    assert load_params(tmp_path)[2].name == "7"
+
+
+def test_what_the_storage_prints_of_a_failed_write_is_kept_off_and_nothing_else(tmp_path, monkeypatch, caplog):
+    shown = []
+    monkeypatch.setattr(sys, "excepthook", lambda kind, error, trace: shown.append(error))
+    checkpoint._hush.__wrapped__()
+    closed, other = RuntimeError("Event loop is closed"), RuntimeError("another")
+    sys.excepthook(RuntimeError, closed, None)
+    sys.excepthook(RuntimeError, other, None)
+    assert shown == [other]
+    logger, text = logging.getLogger("asyncio"), "Future exception was never retrieved"
+    with caplog.at_level(logging.ERROR):
+        logger.error(text, exc_info=OSError(errno.ENOSPC, "No space left on device"))
+        assert not caplog.records
+        logger.error(text, exc_info=OSError(errno.EIO, "of somebody else"))
+        logger.error("Task was destroyed but it is pending!")
+    assert len(caplog.records) == 2
+    logger.removeFilter(logger.filters[-1])

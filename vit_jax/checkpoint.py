@@ -19,6 +19,7 @@ import math
 import pathlib
 import re
 import sys
+import traceback
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
@@ -32,7 +33,7 @@ from jax.sharding import PartitionSpec as P
 
 from vit_jax.checks import Range
 from vit_jax.config import record_of
-from vit_jax.io import atomic
+from vit_jax.io import atomic, jsonfile
 from vit_jax.trees import flat
 from vit_jax.types import UserError
 
@@ -145,8 +146,8 @@ class Checkpoints:
         self.folder = workdir.absolute() / FOLDER
 
         def score(metrics: Mapping[str, float]) -> float:
-            value = sign(best) * metrics.get(best, math.nan)
-            return -math.inf if math.isnan(value) else value
+            value = metrics.get(best)
+            return sign(best) * value if isinstance(value, int | float) and not math.isnan(value) else -math.inf
 
         policies = ocp.checkpoint_managers
         keep_best = policies.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
@@ -163,6 +164,9 @@ class Checkpoints:
                 "variables": ocp.StandardCheckpointHandler(),
                 "meta": ocp.JsonCheckpointHandler(),
             }
+        _hush()
+        for step in steps(self.folder) if jax.process_index() == 0 else ():
+            _check_metrics(step / "metrics" / "metrics")
         with _writing(self.folder):
             self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
@@ -252,6 +256,16 @@ def steps(folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted((p for p in there if re.fullmatch(r"\d+", p.name)), key=lambda p: -int(p.name))
 
 
+def _check_metrics(path: pathlib.Path) -> None:
+    """Moves damaged metrics of a checkpoint aside: it is sound without, and only counts no more for the best."""
+    try:
+        jsonfile.read(path)
+    except UserError as e:
+        if path.is_file():
+            log.warning("%s The checkpoint is not affected, but is no longer considered for the best.", e)
+            path.rename(path.with_name("damaged"))
+
+
 def kept(folder: pathlib.Path) -> str:
     """What is left of a run whose checkpoints lie in ``folder``, as the end of a sentence about what went wrong."""
     there = steps(folder)
@@ -326,6 +340,30 @@ def _read(path: pathlib.Path, like: Any) -> Any:
     if damaged := [key for key, value in checksums(tree, about.get("schema", 1)).items() if expected[key] != value]:
         raise ValueError(f"the checksum of {damaged[0]} is wrong")
     return tree
+
+
+@functools.cache
+def _hush() -> None:
+    """Keeps off the terminal, once for the process, what the storage prints of writes that it gave up.
+
+    It abandons an event loop when a write fails, and tells each of the others, as they end, by ``sys.excepthook`` that
+    the loop is closed; asyncio logs the errors that nobody fetched. The first error is raised, and is all that matters.
+    """
+    shown = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+            shown(kind, error, trace)
+
+    def heard(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if "exception was never retrieved" not in record.getMessage() or not isinstance(error, Exception):
+            return True
+        files = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
+        return not (atomic.is_full(error) or any(re.search(r"\b(orbax|tensorstore)\b", file) for file in files))
+
+    sys.excepthook = hook
+    logging.getLogger("asyncio").addFilter(heard)
 
 
 def _forget_failed_read() -> None:

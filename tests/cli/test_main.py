@@ -93,12 +93,13 @@ def test_overrides_in_both_forms_keep_their_order(monkeypatch):
     assert seen == [[("a.b", "1"), ("c", "x y"), ("d", "a=b"), ("e", "-1"), ("a.b", "2"), ("f", "")]]
 
 
-def test_ctrl_c_is_a_failure(monkeypatch):
+def test_ctrl_c_is_a_failure_and_says_so(monkeypatch, capsys):
     def stop(_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli.models, "run", stop)
     assert main(["models"]) == 1
+    assert capsys.readouterr().err == "vit_jax models: interrupted.\n"
 
 
 def python(*argv):

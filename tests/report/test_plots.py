@@ -179,3 +179,18 @@ def test_pictures_of_one_colour_or_nan_can_be_shown() -> None:
 def test_importing_costs_no_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # importing it raises
     assert "curves" in runpy.run_path(str(plots.__file__))
+
+
+def test_names_that_are_no_utf8_are_drawn(tmp_path: pathlib.Path) -> None:
+    plots.confusion(np.eye(3, dtype=int), ("chien_\udce9t\udce9", "\ud800", "猫"), tmp_path / "a.png")
+    plots._top_confusions(
+        1 - np.eye(3, dtype=int), [plots._short(name) for name in ("\udcff", "b", "c")], tmp_path / "b.png"
+    )
+    assert (tmp_path / "a.png").stat().st_size and (tmp_path / "b.png").stat().st_size
+
+
+def test_a_picture_takes_the_place_of_a_link_and_leaves_its_target(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / "curves.png").symlink_to(tmp_path / "victim")
+    plots.curves([{"step": 1, "train/loss": 1.0}, {"step": 2, "train/loss": 0.5}], tmp_path / "curves.png")
+    assert (tmp_path / "victim").read_text() == "mine" and not (tmp_path / "curves.png").is_symlink()

@@ -13,13 +13,18 @@ from collections.abc import Iterator
 from vit_jax.types import UserError
 
 
-def reason(error: Exception) -> str:
-    """Why something could not be written, as a part of a sentence; storage libraries say "full" in words of their own.
-
-    A limit on the size of files (``ulimit -f``) is a full disk too.
+def is_full(error: Exception) -> bool:
+    """Whether the disk has no more room, in the words of the system or of a storage library; a quota and a limit on the
+    size of files (``ulimit -f``) count.
     """
-    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if full or any(words in str(error) for words in ("No space left", "RESOURCE_EXHAUSTED", "File too large")):
+    words = ("No space left", "RESOURCE_EXHAUSTED", "File too large")
+    known = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return known or any(word in str(error) for word in words)
+
+
+def reason(error: Exception) -> str:
+    """Why something could not be written, as a part of a sentence."""
+    if is_full(error):
         return "the disk is full; free some space and run the same command again"
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return text.splitlines()[0][:200]

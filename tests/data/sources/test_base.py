@@ -1,3 +1,4 @@
+import dataclasses
 import pickle
 
 import numpy as np
@@ -13,6 +14,7 @@ from vit_jax.data.sources.base import (
     Unreadable,
     align,
     as_captions,
+    digest,
     split_mask,
     take_split,
     valid_captions,
@@ -162,3 +164,24 @@ def test_valid_captions():
 
 def test_info_of_images_alone():
     assert (Info(("a", "b"), 3).captions, Info(("a", "b"), 3).encoder, Info((), 3).num_classes) == (0, None, 0)
+
+
+def test_digests_see_every_part_and_their_order():
+    a, b = np.arange(6), Strings.pack(["ab", "c"])
+    digests = [
+        digest(), digest(""), digest("a"), digest("b"), digest("a", "b"), digest("b", "a"), digest("ab"),
+        digest(["a", "b"]),
+        digest(["ab"], ["c"]), digest(b), digest(b, ""), digest(a), digest(a[::-1]), digest(a.astype(np.int32)),
+        digest(a.reshape(2, 3)), digest(a, a), digest(a[:0]), digest(()), digest("\udce9"),
+    ]  # fmt: skip
+    assert len(set(digests)) == len(digests)
+    assert all(len(x) == 16 for x in digests) and digest(b) == digest(["ab", "c"]) and digest(a) == digest(a.copy())
+
+
+def test_a_wrapped_source_has_another_digest():
+    source = Fake(12, 4, 3)
+    source.info = dataclasses.replace(source.info, digest="known")
+    subsets = [Subset(source, np.array(rows)) for rows in ([1, 2], [2, 1], [1, 3])]
+    tables = [Relabelled(source, np.array(rows), ("a", "b", "c")) for rows in ([0, 1, 2], [2, 1, 0])]
+    digests = {x.info.digest for x in (source, *subsets, *tables)}
+    assert len(digests) == 6 and "" not in digests

@@ -223,3 +223,13 @@ def test_classes_of_validation_in_another_normal_form(tmp_path):
     parts(root, ("val",), ("cafe\u0301", "the"))
     val = open_source(f"folder:{root}", "val")
     assert val.info.class_names == ("caf\u00e9", "the") and [val[i]["label"] for i in range(4)] == [0, 0, 1, 1]
+
+
+def test_the_digest_is_of_names_labels_and_order_and_not_of_the_place(folder, tmp_path):
+    known = open_source(f"folder:{folder}", holdout=0).info.digest
+    assert open_source(f"folder:{shutil.copytree(folder, tmp_path / 'moved')}", holdout=0).info.digest == known
+    name = next(path for path in (tmp_path / "moved").rglob("*") if path.suffix == ".PNG")
+    name.rename(name.with_stem("zzz"))
+    assert open_source(f"folder:{tmp_path}/moved", holdout=0).info.digest != known
+    (shutil.copytree(folder, tmp_path / "more") / name.parent.name / "more.png").write_bytes(b"x")
+    assert open_source(f"folder:{tmp_path}/more", holdout=0).info.digest != known

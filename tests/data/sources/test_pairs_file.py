@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -264,3 +265,13 @@ def test_validation_counts_in_the_classes_of_training(tmp_path, images):
     (tmp_path / "Validation.csv").write_text("path,label\nsub/d,z\nsub/e,y\n")
     val = open_source(f"csv:{tmp_path}", "val")
     assert [val[i]["label"] for i in range(2)] == [2, 1] and val.info.class_names == ("x", "y", "z")
+
+
+def test_the_digest_is_not_of_the_place(tmp_path, images):
+    (tmp_path / "t.csv").write_text("path,caption\na,a cat\nb,a dog\n")
+    known = open_source(f"csv:{tmp_path}/t.csv", holdout=0).info.digest
+    moved = shutil.copytree(tmp_path, tmp_path.with_name("moved"))
+    assert open_source(f"csv:{moved}/t.csv", holdout=0).info.digest == known
+    for text in ("path,caption\na,a cat\nb,a dig\n", "path,caption\nb,a dog\na,a cat\n"):
+        (moved / "t.csv").write_text(text)
+        assert open_source(f"csv:{moved}/t.csv", holdout=0).info.digest != known

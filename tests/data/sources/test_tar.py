@@ -285,3 +285,12 @@ def test_packed_formats_are_found_again(tmp_path, kind):
     write_tar(source, f"{tmp_path}/b.tar")
     packed = open_source(f"tar:{tmp_path}/b.tar", holdout=0)
     assert [packed[i]["image"] for i in range(4)] == [image] * 4 and packed.info.class_names == ("x", "y")
+
+
+def test_the_digest_is_that_of_other_shards_of_the_same(tmp_path):
+    a, b, c = (tmp_path / name for name in "abc")
+    for place, labels, size in ((a, "abcabc", 3), (b, "abcabc", 2), (c, "abcabb", 3)):
+        place.mkdir()
+        shards(place, labels, per_shard=size)
+    known, same, other = (open_source(f"tar:{place}/*.tar", holdout=0).info.digest for place in (a, b, c))
+    assert known == same != other
