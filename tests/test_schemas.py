@@ -51,7 +51,7 @@ def test_a_run_is_read(run, alone, tmp_path, capsys):
     assert int(loop.run(longer, tmp_path / "longer").state.step) == 6
     loop.run({**raw, "init": str(folder)}, tmp_path / "tuned")
     said = capsys.readouterr().out
-    assert "resumed at step 4 (of an earlier version, which tells no data: whether it is the same was" in said
+    assert "resumed at step 4 (it does not tell of its data, as those of earlier versions: whether" in said
     assert "continues " in said and "every parameter taken as it is" in said
 
 

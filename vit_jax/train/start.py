@@ -218,7 +218,7 @@ def _changes(setup: Setup, about: Mapping[str, Any]) -> list[str]:
 def _changed(setup: Setup, about: Mapping[str, Any]) -> str:
     """What is to be said of the data where a run goes on."""
     if "data" not in about:
-        return " (of an earlier version, which tells no data: whether it is the same was not looked at)"
+        return " (it does not tell of its data, as those of earlier versions: whether it is the same was not looked at)"
     changes = _changes(setup, about)
     return f", with changed data ({'; '.join(changes)})" if changes else ""
 
