@@ -9,6 +9,7 @@ import pickle
 import resource
 import shutil
 import sys
+import types
 
 import chex
 import jax
@@ -454,11 +455,11 @@ def test_damaged_metrics_of_a_checkpoint_end_nothing(tmp_path, caplog, text):
 
 def test_what_the_storage_prints_of_a_failed_write_is_kept_off_and_nothing_else(tmp_path, monkeypatch, caplog):
     shown = []
-    monkeypatch.setattr(sys, "excepthook", lambda kind, error, trace: shown.append(error))
+    monkeypatch.setattr(sys, "unraisablehook", lambda args: shown.append(args.exc_value))
     checkpoint._hush.__wrapped__()
     closed, other = RuntimeError("Event loop is closed"), RuntimeError("another")
-    sys.excepthook(RuntimeError, closed, None)
-    sys.excepthook(RuntimeError, other, None)
+    for error in (closed, other):
+        sys.unraisablehook(types.SimpleNamespace(exc_value=error))
     assert shown == [other]
     logger, text = logging.getLogger("asyncio"), "Future exception was never retrieved"
     with caplog.at_level(logging.ERROR):

@@ -346,14 +346,14 @@ def _read(path: pathlib.Path, like: Any) -> Any:
 def _hush() -> None:
     """Keeps off the terminal, once for the process, what the storage prints of writes that it gave up.
 
-    It abandons an event loop when a write fails, and tells each of the others, as they end, by ``sys.excepthook`` that
-    the loop is closed; asyncio logs the errors that nobody fetched. The first error is raised, and is all that matters.
+    It abandons an event loop when a write fails, and each of the others, as it ends, finds that the loop is closed; and
+    asyncio logs the errors that nobody fetched. The first error is raised, and is all that matters.
     """
-    shown = sys.excepthook
+    shown = sys.unraisablehook
 
-    def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-            shown(kind, error, trace)
+    def hook(unraisable: Any) -> None:
+        if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
+            shown(unraisable)
 
     def heard(record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
@@ -362,7 +362,7 @@ def _hush() -> None:
         files = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
         return not (atomic.is_full(error) or any(re.search(r"\b(orbax|tensorstore)\b", file) for file in files))
 
-    sys.excepthook = hook
+    sys.unraisablehook = hook
     logging.getLogger("asyncio").addFilter(heard)
 
 

@@ -1,6 +1,8 @@
 """What a person sees: a bar on a terminal, a line now and then elsewhere."""
 
+import errno
 import io
+import os
 import sys
 
 import pytest
@@ -57,3 +59,13 @@ def test_only_the_first_host_speaks(monkeypatch, capsys):
 )
 def test_table(rows, text):
     assert table(rows) == text
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EPIPE])
+def test_what_nobody_can_hear_ends_nothing(monkeypatch, number):
+    class Deaf(io.StringIO):
+        def write(self, _):
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(sys, "stdout", Deaf())
+    progress.say("step 1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Mapping
@@ -20,10 +21,14 @@ SHOWN = {
 
 
 def say(text: str) -> None:
-    """One line for the person at the terminal, above the bar if there is one; only the first host speaks."""
+    """One line for the person at the terminal, above the bar if there is one; only the first host speaks.
+
+    That nobody can hear it, on a full disk or through a pipe that was closed, ends nothing.
+    """
     if jax.process_index() == 0:
-        tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
+        with contextlib.suppress(OSError):
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
 
 
 class Progress:
