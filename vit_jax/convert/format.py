@@ -186,8 +186,8 @@ class Format:
     def peer(self, path: pathlib.Path, model: nn.Module) -> Callable[..., Any]:
         """See :class:`Codec`."""
         with open_tensors(path) as theirs:
-            codec = self.reader(theirs)
-        return codec.peer(path, model)
+            found = next((codec for codec in self.codecs if codec.matches(theirs.keys())), None)
+        return (found or self.known(model)).peer(path, model)
 
     def reader(self, theirs: Tensors) -> Codec:
         """What reads tensors that this format :meth:`matches`."""

@@ -1,9 +1,14 @@
 """timm's ViTs: what no file can say of one, and that ViTs and Mixers are told apart."""
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from vit_jax.convert import read, verify
 from vit_jax.convert.format import check
 from vit_jax.convert.timm import FORMAT, mixer, vit
+from vit_jax.convert.timm.rules import GREY, LUMA
+from vit_jax.io.tensors import Tensor, write_safetensors
 from vit_jax.models import create
 from vit_jax.types import UserError
 
@@ -20,6 +25,11 @@ def test_families_are_told_apart():
         ({"pool": "cls_gap"}, r"timm has no pool='cls_gap'; it has cls, gap, map: write another format\."),
         ({"pre_logits": 8}, r"timm has no layer before the head \(pre_logits=8\); write another format\."),
         ({"stem": (1,)}, r"timm has no stem=\(1,\); it has \(\), \(2, 2, 2, 2\), .*: write another format\."),
+        (
+            {"pool_norm": True},
+            "timm has a norm after the blocks or one after pooling",
+        ),
+        ({"cls_token": True, "pool": "map"}, "timm pools no class token by attention"),
         ({"stem": (), "norm_epsilon": 1e-5}, "timm has no norm_epsilon=1e-05, but 1e-06 and, in a ViT without a stem"),
     ],
 )
@@ -31,3 +41,58 @@ def test_limits(fields, says):
 def test_within_the_limits():
     for fields in ({"norm_epsilon": 1e-5}, {"norm_epsilon": 1e-12}, {"pool": "map", "stem": (3, 4, 9)}):
         check(create("vit", **fields), FORMAT, ())
+
+
+AVERAGED = {"global_pool": "avg"}
+
+
+def tensors(rng, channels=3, **more):
+    """Of a small ViT with a class token, as masked autoencoders are saved."""
+    shapes = {"cls_token": (1, 1, 8), "pos_embed": (1, 17, 8), "patch_embed.proj.weight": (8, channels, 4, 4)}
+    shapes |= {f"blocks.0.{k}.weight": (8, 8) for k in ("attn.proj",)} | {"blocks.0.attn.qkv.weight": (24, 8)}
+    shapes |= {"blocks.0.attn.qkv.bias": (24,), "blocks.0.mlp.fc1.weight": (16, 8), "blocks.0.mlp.fc1.bias": (16,)}
+    shapes |= {"blocks.0.mlp.fc2.weight": (8, 16), "blocks.0.mlp.fc2.bias": (8,), "blocks.0.attn.proj.bias": (8,)}
+    norms = ("norm", "blocks.0.norm1", "blocks.0.norm2")
+    shapes |= {f"{n}.{k}": (8,) for n in norms for k in ("weight", "bias")} | {"patch_embed.proj.bias": (8,)} | more
+    return {name: Tensor.of(rng.standard_normal(shape, np.float32)) for name, shape in shapes.items()}
+
+
+def test_the_decoder_of_a_masked_autoencoder_is_left_out(rng, tmp_path):
+    decoder = {"decoder_embed.weight": (4, 8), "decoder_pos_embed": (1, 17, 4), "decoder_blocks.0.norm1.bias": (4,)}
+    there = tensors(rng, mask_token=(1, 1, 4), **decoder, **{"decoder_norm.bias": (4,), "decoder_pred.weight": (48, 4)})
+    write_safetensors(tmp_path / "a.safetensors", {f"model.{name}": x for name, x in there.items()}, {})
+    with read.load(tmp_path / "a.safetensors") as found:
+        assert found.model.pool == "cls" and found.preprocess.size == 16
+        assert any("decoder_embed" in note and "(the decoder of masked pretraining)" in note for note in found.notes)
+    there["decoder.weight"] = Tensor.of(np.ones(3, np.float32))  # which is none of its
+    write_safetensors(tmp_path / "b.safetensors", there, {})
+    with pytest.raises(UserError, match=r"decoder.weight is left over"):
+        read.load(tmp_path / "b.safetensors").__enter__()
+
+
+def test_weights_for_grey_images(rng, tmp_path):
+    """They see what Pillow's mode L makes of colours."""
+    there = tensors(rng, channels=1)
+    write_safetensors(tmp_path / "a.safetensors", there, {})
+    with read.load(tmp_path / "a.safetensors") as found:
+        tree = found.tree(jnp.asarray)
+        assert "its images have one channel: those here are made grey (0.299 R + 0.587 G + 0.114 B)" in found.notes
+    image = rng.standard_normal((2, 16, 16, 3), np.float32)
+    grey = np.repeat(np.sum(image * LUMA, -1, keepdims=True), 3, -1)
+    one, other = (found.model.apply({"params": tree}, x) for x in (image, grey))
+    np.testing.assert_allclose(one, other, atol=1e-5)
+    x = there["patch_embed.proj.weight"].read()
+    np.testing.assert_allclose(GREY.back(*GREY.into(x))[0], x, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "more", [{"in_chans": 1}, {"global_pool": "avg"}, {"global_pool": "avg", "class_token": False}]
+)
+def test_timms_own_on_what_a_file_alone_tells(more, timm, torch, tmp_path):
+    sizes = {"embed_dim": 64, "depth": 1, "num_heads": 1, "img_size": 32, "num_classes": 3}
+    module = timm.create_model("vit_tiny_patch16_224", **sizes, **more).eval()
+    args = {"state_dict": {f"module.{k}": v for k, v in module.state_dict().items()}, "best_acc1": torch.tensor(1.0)}
+    torch.save(args, tmp_path / "model_best.pth.tar")
+    with read.load(tmp_path / "model_best.pth.tar") as found:
+        rows = verify.verify(found, [tmp_path / "model_best.pth.tar"])
+        assert rows and all(row.ok for row in rows), (rows, found.notes)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from vit_jax import config
-from vit_jax.convert.fields import shape, square, stride
+from vit_jax.convert.fields import grid, shape, square, stride
 from vit_jax.convert.flax.rules import MAP, POSITIONS, Layout
 from vit_jax.convert.format import Reading
 from vit_jax.convert.preprocess import Preprocess
@@ -142,7 +143,7 @@ def image_fields(own: Tensors, prefix: str, said: int | None) -> Found:
     """
     if any(name.startswith("MixerBlock_") for name in own):
         return _mixer(own, prefix)
-    fields, size, layout, notes = _vit(own, prefix)
+    fields, size, layout, notes = _vit(own, prefix, said)
     if size is None:
         unit = fields["patch"] * stride(fields["stem"])
         size = said or max(224 // unit, 1) * unit
@@ -160,7 +161,7 @@ def _mixer(own: Tensors, prefix: str) -> Found:
     return {"name": "mixer", **fields, "num_classes": _outputs(own, "head")}, size, Layout(prefix), []
 
 
-def _vit(own: Tensors, prefix: str) -> tuple[dict[str, Any], int | None, Layout, list[str]]:
+def _vit(own: Tensors, prefix: str, said: int | None) -> tuple[dict[str, Any], int | None, Layout, list[str]]:
     patch, width = _patch(own, "embedding/kernel")
     blocks, layout = encoder(own, "Transformer")
     pool = "cls" if "cls" in own else "map" if any(name.startswith("MAPHead_0/") for name in own) else "gap"
@@ -187,9 +188,11 @@ def _vit(own: Tensors, prefix: str) -> tuple[dict[str, Any], int | None, Layout,
     if position is None:
         return fields, None, layout, notes
     tokens = shape(own, position, 3)[1]
-    joint = pool == "cls" and (position == POSITIONS[0] or round(tokens**0.5) ** 2 != tokens)
-    size = square(tokens - joint, position) * patch * stride(stem)
-    return fields, size, dataclasses.replace(layout, cls_position=joint), notes
+    unit, is_square = patch * stride(stem), math.isqrt(tokens) ** 2 == tokens
+    before = {POSITIONS[0]: (1,), POSITIONS[1]: (0, 1)}.get(position, (0,) if is_square else (1,))
+    told = [(said // unit, said // unit)] if said else []
+    joint, side = grid(tokens, before if pool == "cls" else (0,), told, position, f"put the {SIDECAR} beside it")
+    return fields, side * unit, dataclasses.replace(layout, cls_position=joint > 0), notes
 
 
 def encoder(own: Tensors, name: str) -> tuple[dict[str, int], Layout]:
