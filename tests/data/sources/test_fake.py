@@ -47,8 +47,8 @@ def test_more_classes_than_examples():
 @pytest.mark.parametrize(
     ("rest", "says"),
     [
-        ("10000000000", "more examples than 2,147,483,648"),
-        ("9" * 5000, "more examples than 2,147,483,648"),
+        ("10000000000", "more examples than 16,777,216"),
+        ("9" * 5000, "more examples than 16,777,216"),
         ("10x100000x2", "more pixels than 4,096"),
         ("9999999x8x2000000", "more classes than 1,048,576"),
     ],

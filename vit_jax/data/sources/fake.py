@@ -42,7 +42,7 @@ def open_fake(rest: str, split: str, *, holdout: float | int, seed: int) -> Sour
     match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?(?:x([1-9]\d*))?", rest)
     if not match:
         raise UserError(f"'fake:{rest}' cannot be read; write fake:EXAMPLES, fake:EXAMPLESxSIZE or fake:1000x32x10.")
-    limits = {"examples": (match[1], 2**31), "pixels": (match[2], 4096), "classes": (match[3], MAX_CLASSES)}
+    limits = {"examples": (match[1], 2**24), "pixels": (match[2], 4096), "classes": (match[3], MAX_CLASSES)}
     for what, (digits, most) in limits.items():
         if digits and (len(digits) > 10 or int(digits) > most):
             raise UserError(f"'fake:{rest:.60}' has more {what} than {most:,}; made-up images need no more.")
