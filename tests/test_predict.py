@@ -133,7 +133,7 @@ def test_unreadable_files_are_rows_and_the_others_go_on(classifier, images, tmp_
     torn, good, text, folder, missing = classifier(list(map(str, files)), batch_size=4)
     assert "torn.png is unreadable or truncated" in torn["error"]
     assert "notes.txt" in text["error"] and "cannot be read (Is a directory)" in folder["error"]
-    assert missing == {"path": "/no/x.png", "error": "/no/x.png cannot be read (No such file or directory)."}
+    assert missing == {"path": "/no/x.png", "error": "the image /no/x.png cannot be read (No such file or directory)"}
     assert len(good["predictions"]) == 5
 
 

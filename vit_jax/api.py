@@ -27,6 +27,7 @@ from vit_jax.convert.verify import Difference
 from vit_jax.convert.verify import verify as compare
 from vit_jax.convert.zoo import PretrainedTag
 from vit_jax.create import create as create_model
+from vit_jax.data.image import MAX_PIXELS
 from vit_jax.decoding import DECODERS, SearchStrategy
 from vit_jax.evals import Report
 from vit_jax.export import Exported
@@ -105,6 +106,7 @@ def predict(
     captions: str | SearchStrategy | None = None,
     top: int = 5,
     batch_size: int = BATCH,
+    max_pixels: int = MAX_PIXELS,
 ) -> list[Row]:
     """Classes of images, the best of some texts, or captions.
 
@@ -115,6 +117,7 @@ def predict(
       captions: of a model with a caption decoder: how to write, ``"greedy"``, ``"beam(4)"`` or ``"nucleus(0.9)"``.
       top: classes or texts to name.
       batch_size: images that go through the model together.
+      max_pixels: an image with more is unreadable, but for a JPEG, which is decoded at a fraction of its size.
 
     Returns:
       A row for every image: ``"path"`` of a file, else ``"image"``, its place in the list; with ``"predictions"``, a
@@ -131,16 +134,16 @@ def predict(
     """
     if texts is not None and captions is not None:
         raise UsageError("texts and captions are two questions; ask one of them.")
-    for name, value in {"top": top, "batch_size": batch_size}.items():
+    for name, value in {"top": top, "batch_size": batch_size, "max_pixels": max_pixels}.items():
         if value < 1:
             raise UsageError(f"{name}={value} is too small; the least is 1.")
-    listed = expand(images)
+    listed, loaded = expand(images), _predictor(model, max_pixels)
     if captions is not None:
         decoder = configs.parse(Annotated[SearchStrategy, Choice(DECODERS, SearchStrategy)], captions, "captions")
-        return list(_predictor(model).captions(listed, decoder, batch_size=batch_size))
+        return list(loaded.captions(listed, decoder, batch_size=batch_size))
     if texts is not None:
-        return list(_predictor(model).rank(listed, texts, top=top, batch_size=batch_size))
-    return list(_predictor(model)(listed, top=top, batch_size=batch_size))
+        return list(loaded.rank(listed, texts, top=top, batch_size=batch_size))
+    return list(loaded(listed, top=top, batch_size=batch_size))
 
 
 def embed(
@@ -173,7 +176,12 @@ def embed(
 
 
 def embedded(
-    model: Pretrained | Place, images: Images = (), texts: Sequence[str] = (), *, batch_size: int = BATCH
+    model: Pretrained | Place,
+    images: Images = (),
+    texts: Sequence[str] = (),
+    *,
+    batch_size: int = BATCH,
+    max_pixels: int = MAX_PIXELS,
 ) -> list[Row]:
     """As :func:`embed`, a row each that says whose it is.
 
@@ -184,7 +192,7 @@ def embedded(
     listed = expand(images)
     if not listed and not texts:
         raise UsageError("there is nothing to embed; name images, folders of images, or texts.")
-    loaded = _predictor(model)
+    loaded = _predictor(model, max_pixels)
     if texts and not isinstance(loaded, ImageText):
         raise UserError("a model of images alone embeds no texts; leave out --text, or take an image-text model.")
     rows = list(loaded.rows(listed, lambda x, _: ({"embedding": e} for e in loaded.embed(x)), batch_size))
@@ -193,8 +201,9 @@ def embedded(
     return rows
 
 
-def _predictor(model: Pretrained | Place) -> Predictor | ImageText:
-    return of(model) if isinstance(model, Pretrained) else load_predictor(os.fspath(model))
+def _predictor(model: Pretrained | Place, max_pixels: int = MAX_PIXELS) -> Predictor | ImageText:
+    found = of(model) if isinstance(model, Pretrained) else load_predictor(os.fspath(model))
+    return found if found.max_pixels == max_pixels else dataclasses.replace(found, max_pixels=max_pixels)
 
 
 def train(

@@ -20,6 +20,7 @@ import numpy as np
 
 from vit_jax.convert import Pretrained, read
 from vit_jax.convert.preprocess import Image
+from vit_jax.data.image import MAX_PIXELS
 from vit_jax.data.text import TextCodec
 from vit_jax.decoding import SearchStrategy, generate, special_ids
 from vit_jax.io import images as listing
@@ -42,9 +43,11 @@ class Trained:
 
     Attributes:
       pretrained: model, parameters, preprocessing, and what is known of them.
+      max_pixels: an image with more is unreadable, but for a JPEG.
     """
 
     pretrained: Pretrained
+    max_pixels: int = MAX_PIXELS
 
     @property
     def model(self) -> Any:
@@ -80,7 +83,7 @@ class Trained:
         Raises:
           UserError: it is no readable image.
         """
-        return self.pretrained.preprocess.read(source)
+        return self.pretrained.preprocess.read(source, self.max_pixels)
 
     def prepared(self, images: jax.Array) -> jax.Array:
         """uint8[B,S,S,3] -> float32[B,H,W,3] as the model takes it; traceable."""

@@ -1,6 +1,8 @@
 """``predict``: class names, captions or ranked texts of images, on the terminal and as JSON."""
 
 import json
+import os
+import shutil
 
 import pytest
 
@@ -67,3 +69,21 @@ def test_texts_or_captions(capsys):
     with pytest.raises(SystemExit) as e:
         main(["predict", "--workdir", "w", "x.png", "--captions", "--text", "a cat"])
     assert e.value.code == 2 and "not allowed with argument" in capsys.readouterr().err
+
+
+def test_pipes_devices_and_limits(run, tmp_path, capsys):
+    """Named or found in a folder: nothing waits, nothing is read without end, and a limit has a key."""
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    shutil.copy(run.images / "ant/0.png", tmp_path / "a.png")
+    (tmp_path / "._a.png").write_bytes(b"Mac OS X")
+    (tmp_path / "album.png").mkdir()
+    argv = ["predict", "--workdir", str(run.workdir), "--json", "-"]
+    assert main([*argv, str(tmp_path)]) == 0
+    assert [row["path"] for row in json.loads(capsys.readouterr().out)] == [str(tmp_path / "a.png")]
+    assert main([*argv, str(tmp_path / "pipe.png"), "/dev/zero", str(tmp_path / "a.png")]) == 1
+    rows = json.loads(capsys.readouterr().out)
+    assert ["no regular file" in row.get("error", "") for row in rows] == [True, True, False]
+    assert main([*argv, str(tmp_path / "a.png"), "--max_pixels", "63"]) == 1
+    assert "8 x 8 pixels, more than 63" in capsys.readouterr().out
+    assert main([*argv, str(tmp_path / "a.png"), "--max_pixels", "64"]) == 0

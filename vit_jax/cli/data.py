@@ -17,7 +17,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     check = commands.add_parser("check", help="read every image once; name the unreadable ones and count classes")
     check.add_argument("path", type=options.filled, help="source, such as folder:/my/images")
     options.json(check, "findings")
-    check.add_argument("--max_pixels", type=int, metavar="N", help="an image with more is unreadable (default 2**26)")
+    options.max_pixels(check)
     pack = commands.add_parser("pack", help="write the examples as tar shards, in the same order")
     pack.add_argument("path", type=options.filled, help="source, such as folder:/my/images")
     pack.add_argument(
@@ -52,13 +52,8 @@ def _pack(args: argparse.Namespace, source: Any) -> int:
 def _check(args: argparse.Namespace, source: Any) -> int:
     from vit_jax.cli import output
     from vit_jax.data.check import check
-    from vit_jax.data.image import MAX_PIXELS
-    from vit_jax.types import UsageError
 
-    limit = MAX_PIXELS if args.max_pixels is None else args.max_pixels
-    if limit < 1:
-        raise UsageError(f"--max_pixels {limit} is too small; the least is 1.")
-    report = check(source, max_pixels=limit)
+    report = check(source, max_pixels=args.max_pixels)
     found: dict[str, Any] = {
         "examples": len(source),
         "classes": dict(zip(source.info.class_names, report.counts.tolist(), strict=True)),

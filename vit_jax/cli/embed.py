@@ -22,6 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text", type=options.filled, nargs="+", default=[], metavar="T", help="texts, or .txt files with one a line"
     )
+    options.max_pixels(parser)
     parser.add_argument("paths", type=options.path, nargs="*", metavar="PATH", help="images, or folders of images")
     parser.epilog = "Unit length for image-text models; the pooled features, as they are, for models of images alone."
 
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     if not (args.paths or args.text):
         raise vj.UsageError("there is nothing to embed; name images, folders of images, or texts by --text.")
     texts = _texts(args.text)
-    rows = api.embedded(args.workdir or args.checkpoint, args.paths, texts)
+    rows = api.embedded(args.workdir or args.checkpoint, args.paths, texts, max_pixels=args.max_pixels)
     errors = [row["error"] for row in rows if "error" in row]
     rows = [row for row in rows if "error" not in row]
     for error in errors:

@@ -63,6 +63,11 @@ def value(
     parser.add_argument(f"--{name}", type=kind, default=default, help=f"{text} (default {default})", **more)
 
 
+def max_pixels(parser: argparse.ArgumentParser) -> None:
+    """The limit of :mod:`vit_jax.data.image`."""
+    value(parser, "max_pixels", 2**26, "an image with more is unreadable, but for a JPEG", most=2**40, metavar="N")
+
+
 def json(parser: argparse.ArgumentParser, what: str) -> None:
     """Where ``vit_jax.cli.output`` writes."""
     parser.add_argument("--json", type=path, metavar="FILE", help=f"write the {what} there, - for the terminal")

@@ -21,6 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     text = "of captions: greedy (default), beam(4), nucleus(0.9, temperature=0.7, seed=1)"
     parser.add_argument("--decoder", type=options.filled, metavar="D", help=text)
     options.value(parser, "top", 5, "classes or texts to name", metavar="K")
+    options.max_pixels(parser)
     options.json(parser, "predictions")
     parser.add_argument("paths", type=options.path, nargs="+", metavar="PATH", help="images, or folders of images")
 
@@ -35,7 +36,8 @@ def run(args: argparse.Namespace) -> int:
         raise vj.UsageError(f"--decoder {args.decoder} says how captions are written; add --captions.")
     choice = Annotated[Any, config.Choice(DECODERS)]
     decoder = config.parse(choice, args.decoder or "greedy", "--decoder") if args.captions else None
-    rows = vj.predict(args.workdir or args.checkpoint, args.paths, texts=args.text, captions=decoder, top=args.top)
+    asked = {"texts": args.text, "captions": decoder, "top": args.top, "max_pixels": args.max_pixels}
+    rows = vj.predict(args.workdir or args.checkpoint, args.paths, **asked)
     if args.json != "-":
         for row in rows:
             print(f"{row['path']}: {_line(row)}")

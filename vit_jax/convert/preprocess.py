@@ -15,8 +15,9 @@ import numpy as np
 from vit_jax import config
 from vit_jax.augment import NORMS, Augment
 from vit_jax.data.framing import CENTER, Filter, Framing, Mode, Rounding
-from vit_jax.data.image import decode
-from vit_jax.types import Array, UserError
+from vit_jax.data.image import MAX_PIXELS, decode
+from vit_jax.data.sources.base import read_image
+from vit_jax.types import Array
 
 Image = str | pathlib.Path | bytes | np.ndarray
 """A file, encoded bytes or uint8[H,W,C]."""
@@ -86,19 +87,17 @@ class Preprocess:
             return _prepare(self, np.stack([self.read(x) for x in images]))
         return _prepare(self, self.read(images)[None])[0]
 
-    def read(self, image: Image) -> np.ndarray:
+    def read(self, image: Image, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         """A file, encoded bytes or uint8[H,W,C] as uint8[K,K,3], K being :attr:`host_canvas`.
+
+        ``max_pixels`` is what an image may have, see :func:`vit_jax.data.image.decode`.
 
         Raises:
           UserError: it is no readable image.
         """
         name = str(image) if isinstance(image, str | pathlib.Path) else "image"
-        if isinstance(image, str | pathlib.Path):
-            try:
-                image = pathlib.Path(image).read_bytes()
-            except OSError as e:
-                raise UserError(f"{name} cannot be read ({e.strerror}).") from e
-        return decode({"image": image, "label": 0, "name": name}, self.host_canvas, self.host_frame)[0]
+        content = read_image(name) if isinstance(image, str | pathlib.Path) else image
+        return decode({"image": content, "label": 0, "name": name}, self.host_canvas, self.host_frame, max_pixels)[0]
 
     def prepare(self, canvases: Array) -> jax.Array:
         """uint8[B,K,K,3], K being :attr:`host_canvas` -> float32[B,S,S,3] as the model takes it; traceable."""
