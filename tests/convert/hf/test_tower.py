@@ -72,6 +72,30 @@ def test_a_text_tower_is_none(whole, tmp_path):
         read.load(put(tmp_path / "text", texts)).__enter__()
 
 
+def test_a_tower_for_images_of_any_shape_is_refused_by_name(whole, tmp_path):
+    _, _, tensors, _ = whole
+    image = {k.removeprefix("vision_model."): x for k, x in tensors.items() if k.startswith("vision_model.")}
+    image[tower.PATCHES] = image[tower.PATCHES].reshape(len(image[tower.PATCHES]), -1)
+    with pytest.raises(UserError, match="SigLIP 2 for images of any shape"), read.load(put(tmp_path / "any", image)):
+        raise AssertionError
+
+
+def test_a_processor_of_a_tower_is_asked(whole, transformers, tmp_path):
+    """Pixels of a tower alone are those of its own processor, sides that patches do not divide included."""
+    _, _, tensors, settings = whole
+    siglip = settings["model_type"] == "siglip"
+    image = {k.removeprefix("vision_model."): x for k, x in tensors.items() if k.startswith("vision_model.")}
+    place = put(tmp_path / "alone", image, {**settings["vision_config"], "image_size": 35})
+    size = {"height": 35, "width": 35} if siglip else {"shortest_edge": 35}
+    kind = "Siglip" if siglip else "CLIP"
+    content = {"image_processor_type": f"{kind}ImageProcessor", "size": size, "crop_size": 35}
+    (place / "preprocessor_config.json").write_text(json.dumps(content))
+    with read.load(place) as found:
+        assert (found.preprocess.size, found.preprocess.frame.rest) == (32, 3)
+        rows = verify.verify(found, [place])
+    assert rows[0].output == "pixel" and all(row.ok for row in rows), rows
+
+
 def test_none_is_written(whole):
     model, params, *_ = whole
     with pytest.raises(UserError, match="towers are read alone"):

@@ -65,13 +65,18 @@ def family_of(theirs: Tensors, settings: Mapping[str, Any]) -> str:
             f"these are weights of transformers' {family!r}; of its image-text models {' and '.join(FAMILIES)} are "
             "converted, whose images have one fixed size."
         )
-    if PATCHES in theirs and len(theirs[PATCHES].shape) == 2:
+    check_fixed(theirs, PATCHES)
+    shape(theirs, *ESSENTIAL[family])
+    return family
+
+
+def check_fixed(theirs: Tensors, patches: str) -> None:
+    """Raises a :class:`UserError` where images of any shape are taken, which the embedding of ``patches`` shows."""
+    if patches in theirs and len(theirs[patches].shape) == 2:
         raise UserError(
             "these are weights of a SigLIP 2 for images of any shape (NaFlex); take one of fixed size, "
             "as google/siglip2-base-patch16-224."
         )
-    shape(theirs, *ESSENTIAL[family])
-    return family
 
 
 def rules(model: TwoTower, family: str) -> list[Rule]:

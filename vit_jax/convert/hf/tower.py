@@ -41,6 +41,7 @@ def read(theirs: Tensors, about: About) -> Reading:
       UserError: a setting that is not ours, a tensor that is missing.
     """
     family, settings = _family(theirs), _settings(about.get(FILE) or {})
+    clip_rules.check_fixed(theirs, PATCHES)
     width, patch = rgb_patches(theirs, PATCHES)
     given = {**clip_config.FAMILIES[family].defaults[clip_rules.VISION], **settings}
     fields, assumed = clip_config.tower(theirs, "", width, given, bool(settings))
