@@ -272,7 +272,7 @@ def training_data(config: TrainConfig, path: str | pathlib.Path) -> Source | Non
         return None
     about = checkpoint.read_item(checkpoint.find(path)[0], "meta")
     examples = about.get("data", {}).get("training", {}).get("examples", config.batch_size)
-    encoder = config.data.text and config.data.text.encoder()
+    encoder = None if config.data.text is None else config.data.text.encoder()
     return Absent(Info(tuple(about["class_names"]), examples, captions=int(encoder is not None), encoder=encoder))
 
 

@@ -150,6 +150,7 @@ def test_parts_in_other_spellings(tmp_path, names, val):
     (root / "annotations/a.json").write_text("{}")
     train = open_source(f"folder:{root}", holdout=1)
     held = open_source(f"folder:{root}", "val", holdout=1)
+    assert train.info.notes[-1] == f"2 folders in {root} hold no images and are no classes (first: __MACOSX)."
     assert (
         train.info.class_names == ("cat", "dog") and len(train) == (4 if val else 3) and len(held) == (4 if val else 1)
     )

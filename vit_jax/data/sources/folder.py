@@ -80,6 +80,8 @@ def open_folder(rest: str, split: str, *, holdout: float | int, seed: int) -> So
         for name in parts
         if name not in (training, validation)
     )
+    if empty := [name for name in images.folders(root) if name not in parts]:
+        notes += _notes(root, Listing([], [], [], []), [], empty)
     train = noted(Folder(root / training), notes)
     if validation is None:
         labels = train.labels
