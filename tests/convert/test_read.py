@@ -297,3 +297,15 @@ def test_what_gives_access_is_written_nowhere(rng, tmp_path, monkeypatch):
         assert "secret" not in "".join(found.notes + done.notes)
     written = [path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert any(b"host/a.safetensors" in text for text in written) and not any(b"secret" in text for text in written)
+
+
+def test_a_download_that_is_of_no_use(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kept = tmp_path / "vit_jax" / "downloads" / "0"
+    kept.mkdir(parents=True)
+    safetensors.numpy.save_file({"x": np.ones(3, np.float32)}, kept / "a.safetensors")
+    for content, words in ((None, "in no known format"), (b"{", "cannot be read")):
+        if content:
+            (kept / "a.safetensors").write_bytes(content)
+        with pytest.raises(UserError, match=rf"{words}.* \(VIT_JAX_REFRESH=1 fetches it again\)\.$"):
+            read.load(kept / "a.safetensors").__enter__()

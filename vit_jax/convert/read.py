@@ -20,7 +20,7 @@ from vit_jax.convert.rules import into
 from vit_jax.data import text
 from vit_jax.io import atomic
 from vit_jax.io.hub import choose
-from vit_jax.io.remote import fetch, public
+from vit_jax.io.remote import fetch, public, remedy
 from vit_jax.io.sidecar import About, beside
 from vit_jax.io.tensors import DTYPES, Tensors, open_tensors, write_npz, write_safetensors
 from vit_jax.models import ImageTextModel, TwoTower, describe
@@ -63,8 +63,14 @@ def load(
 def _located(path: pathlib.Path, source: str) -> Iterator[tuple[Format, Tensors, list[str], pathlib.Path]]:
     """The weights in a file or folder by the names of their format, what was decided, and the file."""
     file = weights_file(path)
-    with open_tensors(file) as there:
-        fmt, theirs, notes = recognise(there, source, beside(file))
+    with contextlib.ExitStack() as stack:
+        try:
+            there = stack.enter_context(open_tensors(file))
+            fmt, theirs, notes = recognise(there, source, beside(file))
+        except UserError as e:
+            if again := remedy(file):
+                raise UserError(f"{str(e).removesuffix('.')}{again}.") from None
+            raise
         yield fmt, theirs, notes, file
 
 
