@@ -115,5 +115,5 @@ def test_values_of_runs():
 
 @pytest.mark.parametrize("fields", [{"edge": 0}, {"rest": -1}])
 def test_nonsense_is_refused(fields):
-    with pytest.raises(UserError, match="no numbers of pixels"):
+    with pytest.raises(UserError, match="is not allowed; give a number from"):
         Framing(**fields)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from vit_jax.types import UserError
+from vit_jax.checks import Checked, Range
 
 LARGEST = 2**26
 """A resized image with more pixels is made in that part alone that is seen."""
@@ -22,6 +22,7 @@ LARGEST = 2**26
 Mode = Literal["center", "squash", "pad"]
 Filter = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming", "bilinear_plain"]
 """Pillow's, antialiased but for ``"nearest"``; ``"bilinear_plain"`` is that of ``tf.image.resize``, not antialiased."""
+Byte = Annotated[int, Range(0, 255)]
 Rounding = Literal["vit_jax", "torchvision", "transformers"]
 
 
@@ -49,7 +50,7 @@ ROUNDINGS: dict[str, Rounds] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Framing:
+class Framing(Checked):
     """How the host makes a square canvas of an image.
 
     Attributes:
@@ -67,16 +68,12 @@ class Framing:
     """
 
     mode: Mode = "center"
-    edge: int | None = None
+    edge: Annotated[int, Range(1, 2**14)] | None = None
     interpolation: Filter = "bicubic"
     rounding: Rounding = "vit_jax"
-    rest: int = 0
-    fill: tuple[int, int, int] = (0, 0, 0)
+    rest: Annotated[int, Range(0, 1024)] = 0
+    fill: tuple[Byte, Byte, Byte] = (0, 0, 0)
     draft: bool = False
-
-    def __post_init__(self) -> None:
-        if (self.edge is not None and self.edge < 1) or self.rest < 0:
-            raise UserError(f"edge={self.edge}, rest={self.rest} are no numbers of pixels; the least are 1 and 0.")
 
     def __call__(self, image: Image.Image, canvas: int) -> Image.Image:
         """``image``, RGB, as a square of ``canvas`` pixels."""
