@@ -157,10 +157,16 @@ def test_nothing_is_promised_where_saving_fails(tiny, workdir, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def interrupt(moment):
+    save = checkpoint.Checkpoints.save
+
+    def saved(*args):
+        save(*args)
         monkeypatch.setattr("orbax.checkpoint.CheckpointManager.wait_until_finished", full)
+
+    def interrupt(moment):
         os.kill(os.getpid(), signal.SIGINT)
 
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", saved)
     with pytest.raises(UserError, match=r"^cannot save to .*: the disk is full; .*; .*checkpoint.*\.$"):
         loop.run(tiny(), workdir, hooks=[interrupt])
 
