@@ -96,7 +96,7 @@ class Checked:
 
 def check(value: Any) -> None:
     """Raises a :class:`UsageError` where a field of the dataclass ``value`` has a range and holds another number."""
-    for name, hint in _ranges(type(value)).items():
+    for name, hint in _ranges(value.__class__).items():
         _check(hint, f"{type(value).__name__}.{name}", getattr(value, name))
 
 

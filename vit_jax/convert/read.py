@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import pathlib
 import tempfile
@@ -24,6 +23,7 @@ from vit_jax.io.remote import fetch, public, remedy
 from vit_jax.io.sidecar import About, beside
 from vit_jax.io.tensors import DTYPES, Tensors, open_tensors, write_npz, write_safetensors
 from vit_jax.models import ImageTextModel, TwoTower, describe
+from vit_jax.trees import nested
 from vit_jax.types import UsageError, UserError
 
 ENCODER = TwoTower.ENCODER
@@ -122,7 +122,7 @@ def _decided(
             continue
         value = _at(like, path) or _at(like, f"{ENCODER}.{path}") or _at(like, path.removeprefix(f"{ENCODER}."))
         if path.endswith("heads") and isinstance(value, int):
-            fields = describe.over(fields, functools.reduce(lambda v, k: {k: v}, reversed(path.split(".")), value))
+            fields = describe.over(fields, nested({path.replace(".", "/"): value}))
             notes.append(f"{path}={value} as of the model, as the weights do not tell")
         else:
             assumed[path] = note

@@ -142,10 +142,14 @@ def save(pretrained: Stored, folder: pathlib.Path) -> None:
     """
     raw = run_config(pretrained)
     tree: dict[str, Any] = pretrained.tree(jnp.asarray)
-    provenance = {"vit_jax": vit_jax.__version__, "converted": pretrained.source, "notes": list(pretrained.notes)}
+    provenance: dict[str, Any] = {
+        "vit_jax": vit_jax.__version__,
+        "converted": pretrained.source,
+        "notes": list(pretrained.notes),
+    }
     provenance |= {"assumed": dict(pretrained.assumed)} if pretrained.assumed else {}
     names = list(numbered(pretrained.class_names, classes(pretrained.model)))
-    meta = {"config": raw, "class_names": names, "provenance": provenance, "resize": pretrained.resize}
+    meta: dict[str, Any] = {"config": raw, "class_names": names, "provenance": provenance, "resize": pretrained.resize}
     if pretrained.encoder is not None:
         meta["tokenizer"] = to_meta(pretrained.encoder)
     largest = max(leaf.nbytes for leaf in jax.tree.leaves(tree))

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import os
 import pathlib
 import signal
 import time
@@ -66,7 +67,7 @@ class Result:
     config: Mapping[str, Any]
 
 
-def run(raw: Mapping[str, Any], folder: str | pathlib.Path, hooks: Sequence[Hook] = ()) -> Result:
+def run(raw: Mapping[str, Any], folder: str | os.PathLike[str], hooks: Sequence[Hook] = ()) -> Result:
     """Trains to the end, from where the workdir's last checkpoint left off.
 
     Args:

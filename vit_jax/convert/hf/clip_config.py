@@ -11,7 +11,7 @@ from vit_jax.convert.format import Limit
 from vit_jax.convert.hf.clip_rules import PATCHES, POSITIONS, TEXT, TOKENS, VISION
 from vit_jax.convert.hf.vit_config import FILE, activation_of, rgb_patches, sizes
 from vit_jax.io.tensors import Tensors
-from vit_jax.models import TwoTower, ViT
+from vit_jax.models import TwoTower
 from vit_jax.types import UserError
 
 IMAGE = {
@@ -218,7 +218,7 @@ def content(model: TwoTower, family: str, image_size: int, start_id: int | None)
     }
 
 
-def image_content(tower: ViT, image_size: int) -> dict[str, Any]:
+def image_content(tower: Any, image_size: int) -> dict[str, Any]:
     """What ``config.json`` says of an image tower."""
     return {"image_size": image_size, "patch_size": tower.patch, "num_channels": 3, **_sizes(tower)}
 

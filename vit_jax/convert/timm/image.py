@@ -183,7 +183,7 @@ def build_peer(
             config, _ = content(ours, found.layout)
         atomic.write_text(pathlib.Path(folder, "config.json"), json.dumps(config))
         try:
-            channels = {"in_chans": 1} if getattr(found.layout, "grey", False) else {}
+            channels: dict[str, Any] = {"in_chans": 1} if getattr(found.layout, "grey", False) else {}
             side = found.preprocess.size + found.preprocess.frame.rest
             peer = timm.create_model(f"local-dir:{folder}", img_size=side, **channels)
             state = {name: torch.from_numpy(np.array(t.read(), np.float32)) for name, t in theirs.items()}

@@ -27,7 +27,7 @@ class Layout:
     grey: bool = False
 
 
-LUMA = np.float32([0.299, 0.587, 0.114])
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """How much of red, green and blue is in a grey value (ITU-R BT.601), as in Pillow and torchvision."""
 GREY = Transform(
     lambda x: (x.transpose(2, 3, 1, 0) * LUMA[:, None].astype(x.dtype),),
