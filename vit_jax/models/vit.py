@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import config
-from vit_jax.checks import Depth, Pixels, Range, Size
+from vit_jax.checks import Pixels, Range, Size
 from vit_jax.layers.block import Block
 from vit_jax.layers.embed import PatchEmbed, PositionEmbedding, sincos_positions
 from vit_jax.layers.linear import Linear, logical
@@ -58,7 +58,7 @@ class ViT(TransformerStack, ImageModel):
     pool_norm: bool = False
     registers: Annotated[int, Range(0, 1024)] = 0
     pre_logits: Size | None = None
-    stem: tuple[Depth, ...] | None = None
+    stem: tuple[Annotated[int, Range(1, 64)], ...] | None = None
     stem_numerics: Numerics = "original"
 
     def encode(self, image: jax.Array, train: bool) -> Features:
