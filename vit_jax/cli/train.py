@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 
 from vit_jax.cli import options
 
@@ -26,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     """Trains."""
     import vit_jax as vj
     from vit_jax import config
-    from vit_jax.train import setup, start
+    from vit_jax.train import loop, setup, start
     from vit_jax.train.config import TrainConfig
     from vit_jax.train.progress import say, table
 
@@ -36,5 +38,9 @@ def run(args: argparse.Namespace) -> int:
         start.look(parsed)
         say(table(setup.describe(setup.build(parsed))))
         return 0
-    vj.train(raw, args.workdir)
+    try:
+        vj.train(raw, args.workdir)
+    except loop.Interrupted as e:
+        print(f"vit_jax train: {e}", file=sys.stderr, flush=True)
+        os._exit(1)  # without waiting for threads; nothing is left to be written
     return 0

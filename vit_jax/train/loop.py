@@ -36,6 +36,10 @@ AHEAD = 2
 """Steps the host may be ahead of the device: enough to hide dispatch, few enough to measure waiting for input."""
 
 
+class Interrupted(UserError):
+    """A second Ctrl-C: wherever it fell, threads of the storage may be left that wait for ever."""
+
+
 @dataclasses.dataclass(frozen=True)
 class StepEvent:
     """What a hook sees after a step: ``step`` optimizer steps were taken and led to ``state``."""
@@ -85,7 +89,7 @@ def run(raw: Mapping[str, Any], folder: str | os.PathLike[str], hooks: Sequence[
             return _run(raw, path, hooks)
         except KeyboardInterrupt:
             kept = checkpoint.kept(path / checkpoint.FOLDER)
-            raise UserError(f"interrupted; {kept}, and the same command goes on from what there is.") from None
+            raise Interrupted(f"interrupted; {kept}, and the same command goes on from what there is.") from None
 
 
 def _run(raw: Mapping[str, Any], path: pathlib.Path, hooks: Sequence[Hook]) -> Result:
