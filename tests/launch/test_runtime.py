@@ -49,3 +49,14 @@ def test_the_cache_of_programs(calls, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/elsewhere")  # jax reads that itself
     runtime.setup()
     assert calls == {}
+
+
+def test_programs_without_their_time_of_use_go(calls, monkeypatch, tmp_path):
+    """As those of versions without a limit: JAX would read the time of every program and give up, at each compilation."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "vit_jax" / "programs"
+    folder.mkdir(parents=True)
+    for name in ("jit_a-cache", "jit_b-cache", "jit_b-atime", "other"):
+        (folder / name).write_bytes(b"")
+    runtime.setup()
+    assert sorted(path.name for path in folder.iterdir()) == ["jit_b-atime", "jit_b-cache", "other"]

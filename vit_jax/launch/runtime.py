@@ -20,6 +20,10 @@ def setup() -> None:
     if "JAX_COORDINATOR_ADDRESS" in os.environ or len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1:
         jax.distributed.initialize()
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(cache.folder("programs")))
+        programs = cache.folder("programs")
+        jax.config.update("jax_compilation_cache_dir", str(programs))
         if "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ:
             jax.config.update("jax_compilation_cache_max_size", PROGRAMS)
+        for path in programs.glob("*-cache"):  # without its time of use, as of a killed process, JAX keeps nothing more
+            if not path.with_name(path.name.removesuffix("-cache") + "-atime").exists():
+                path.unlink(missing_ok=True)
