@@ -52,7 +52,7 @@ def test_the_cache_of_programs(calls, monkeypatch):
 
 
 def test_programs_without_their_time_of_use_go(calls, monkeypatch, tmp_path):
-    """As those of versions without a limit: JAX would read the time of every program and give up, at each compilation."""
+    """As those of versions without a limit: JAX reads the times of all, and would give up each time."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     folder = tmp_path / "vit_jax" / "programs"
     folder.mkdir(parents=True)
