@@ -61,7 +61,7 @@ class Range:
 
 Size = Annotated[int, Range(1, 2**18)]
 """Of a dimension of parameters: 262,144 is 20 times that of the largest model there is."""
-Depth = Annotated[int, Range(1, 512)]
+Depth = Annotated[int, Range(1, 256)]
 """Blocks on top of each other."""
 Heads = Annotated[int, Range(1, 1024)]
 """Of attention."""
