@@ -256,3 +256,12 @@ def test_config_mistakes(field):
         parse(DataConfig, {"path": "digits", field: 0})
     with pytest.raises(UsageError, match=r"'ignore' is not allowed; allowed: raise, skip"):
         parse(DataConfig, {"path": "digits", "on_error": "ignore"})
+
+
+@pytest.mark.parametrize(("make", "seed"), [(train_batches, {"seed": 0}), (eval_batches, {})])
+def test_batches_that_the_machine_cannot_hold(monkeypatch, make, seed):
+    """Four of them, those made ahead and the one in use, in bytes of uint8 images."""
+    monkeypatch.setattr("vit_jax.data.loader.physical_memory", lambda: 4 * 8 * 16 * 3)
+    make(Fake(8, 4, 2), batch_size=8, canvas=4, prefetch=3, **seed).close()
+    with pytest.raises(UserError, match=r"^5 batches of 8 images of 4 px take 0 GiB; .*lower batch_size"):
+        make(Fake(8, 4, 2), batch_size=8, canvas=4, prefetch=4, **seed)

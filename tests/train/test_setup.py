@@ -1,5 +1,6 @@
 """What a configuration determines before the first step."""
 
+import contextlib
 import dataclasses
 
 import jax
@@ -112,3 +113,11 @@ def test_the_step_lowers_for_accelerators(tiny, one_device):
         traced = setup.step.trace(setup.shapes, setup.batch_shapes)
         for platform in ("tpu", "cuda"):
             assert "stablehlo.dot_general" in traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+def test_a_batch_of_evaluation_is_no_larger_than_the_data(tiny, one_device):
+    """What is more would be padding: a number mistyped fills no memory."""
+    setup = one_device(tiny(eval_batch_size=10**6))
+    with contextlib.closing(setup._eval_batches(setup.val)) as batches:
+        (batch,) = batches
+    assert batch["mask"].shape == (len(setup.val),) and batch["mask"].all()

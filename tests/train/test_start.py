@@ -114,6 +114,17 @@ def test_evaluation_parameters(tiny, one_device, built):
         start.eval_params(one_device(tiny(model={"width": 32})), other)
 
 
+def test_a_state_that_no_device_holds(tiny, one_device, workdir, monkeypatch):
+    """Said before anything is drawn, with what would help."""
+    setup = one_device(tiny())
+    need = sharding.bytes_per_device(setup.shapes, setup.shardings)
+    monkeypatch.setattr(sharding, "memory", lambda _: need - 1)
+    with pytest.raises(UserError, match=r"of each device, which has .*; take a smaller model, .* mesh\.fsdp"):
+        start.start(setup, workdir / "new")
+    monkeypatch.setattr(sharding, "memory", lambda _: need)
+    assert start.start(setup, workdir / "new")[1] == "starts from scratch"
+
+
 def test_a_missing_source(tiny, one_device, workdir):
     for key in ("init", "resume_from"):
         with pytest.raises(UserError, match="'/no/run'"):
