@@ -105,7 +105,15 @@ def test_odd_numbers_are_taken_or_refused_in_a_sentence(cls):
             assert all(v is None or isinstance(v, tuple) or v in limit for v in taken)
 
 
-@pytest.mark.parametrize("cls", [cls for cls in CLASSES if issubclass(cls, Model)], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize(
+    "cls",
+    [
+        pytest.param(cls, marks=pytest.mark.slow if cls.__name__ == "CoCa" else ())
+        for cls in CLASSES
+        if issubclass(cls, Model)
+    ],
+    ids=lambda cls: cls.__name__,
+)
 def test_what_a_model_takes_it_can_be_built_of(cls):
     """Its shapes are worked out, or a sentence says what does not go together."""
     if not hasattr(cls, "inputs"):

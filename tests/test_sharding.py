@@ -121,7 +121,7 @@ def test_factored_moments_are_replicated_and_momentum_is_not():
     plain, shardings = nn.unbox(boxed), sharding.param_shardings(boxed, m)
     state = jax.eval_shape(Adafactor().scale().init, plain)
     found = sharding.shardings_like(state, plain, shardings, m)
-    factored, momentum = found[0], found[2]
+    factored, momentum = found[0], found[1]
     assert factored.v_row["mlp_in"]["kernel"].spec == P()
     assert momentum.ema["mlp_in"]["kernel"].spec == P("fsdp", "tensor")
 

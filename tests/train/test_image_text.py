@@ -176,7 +176,7 @@ def test_towers_come_and_go(pairs, tiny, one_device, workdir, tmp_path):
     raw = tiny(augment={"size": 16, "train": ["flip"]}, data={"path": "fake:80x16x4", "canvas": 16}, ema=None)
     classifier = one_device({**raw, "model": image})
     state = classifier.init()
-    with checkpoint_of(classifier, raw, tmp_path / "image", state):
+    with checkpoint_of(classifier, {**raw, "model": image}, tmp_path / "image", state):
         setup = one_device(pairs(init=str(tmp_path / "image"), ema=None))
         found, said = start.start(setup, workdir)
     assert "its parameters are those of the image_tower, all else is new" in said
