@@ -66,7 +66,10 @@ def load(path: pathlib.Path, changes: Mapping[str, Any] | None = None) -> Stored
     variables = checkpoint.read_item(folder, "variables") if "variables" in meta["checksums"] else {}
     model = _fitted(model, params, names, encoder)
     wanted, there = shapes(model, augment.size), {path: tuple(leaf.shape) for path, leaf in params.items()}
-    if differs := sorted(path for path in {**wanted, **there} if wanted.get(path) != there.get(path)):
+    differs = sorted(path for path in {**wanted, **there} if wanted.get(path) != there.get(path))
+    if objective.output_activation is None:  # its head, if it has one, is not for the classes of the data
+        differs = [path for path in differs if path.partition("/")[0] != "head"]
+    if differs:
         name = differs[0]
         raise UserError(
             f"{folder} holds {name} of the shape {there.get(name)}, and its configuration and {len(names)} class names "
