@@ -63,6 +63,7 @@ def test_a_run_resumes_bit_for_bit(tiny, alone, tmp_path, accumulate):
     assert min(moved) > 0
 
 
+@pytest.mark.slow
 def test_one_step_is_the_papers(tiny):
     """Loss, teacher and centre of the first two steps against NumPy in float64, whole and in four slices."""
     found = {}

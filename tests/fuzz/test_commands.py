@@ -294,8 +294,8 @@ COMMANDS = (
 
 
 def test_a_few_of_each(server, run_files):
-    harness.fuzz(server, st.one_of(overrides("--dry_run"), config_files()), 8)
-    harness.fuzz(server, st.one_of(metadata(run_files, COMMANDS[:1]), command_lines(run_files)), 8)
+    harness.fuzz(server, st.one_of(overrides("--dry_run"), config_files()), 4)
+    harness.fuzz(server, st.one_of(metadata(run_files, COMMANDS[:1]), command_lines(run_files)), 4)
 
 
 @pytest.mark.slow

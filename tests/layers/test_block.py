@@ -161,7 +161,15 @@ def test_an_encoder_without_a_final_norm(params, tokens):
     np.testing.assert_allclose(jax.jit(Encoder(2, STOCHASTIC).apply)({"params": params}, tokens), normed, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{}, {"scan": True}, {"remat": "full"}, {"scan": True, "remat": "dots"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        pytest.param({"scan": True}, marks=pytest.mark.slow),
+        pytest.param({"remat": "full"}, marks=pytest.mark.slow),
+        {"scan": True, "remat": "dots"},
+    ],
+)
 def test_outputs_of_blocks_on_request_in_training_too(params, tokens, options):
     """Those of encoders that end there, and their gradient reaches the parameters."""
     encoder = Encoder(2, STOCHASTIC, stochastic=True, **options)

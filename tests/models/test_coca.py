@@ -74,8 +74,10 @@ def case(model, b=3, n=LENGTH):
     [
         ({"pooling": "shared", "split": True}, 3, (1,) * 7),
         ({"pooling": "cascade", "split": False}, 2, (1, 3, 2)),
-        ({"pooling": "parallel", "split": True, "pool": "end", "end_id": 2}, 1, (4, 1, 1)),
-        ({"pooling": "shared", "split": False, "pool": "last"}, 5, (7,)),
+        pytest.param(
+            {"pooling": "parallel", "split": True, "pool": "end", "end_id": 2}, 1, (4, 1, 1), marks=pytest.mark.slow
+        ),
+        pytest.param({"pooling": "shared", "split": False, "pool": "last"}, 5, (7,), marks=pytest.mark.slow),
     ],
 )
 def test_cached_logits_are_those_of_the_whole_text(fields, b, sizes):

@@ -87,7 +87,9 @@ def test_one_set_of_parameters_for_any_image_size():
     assert shapes[0] == shapes[1]
 
 
-@pytest.mark.parametrize("options", [{"scan": True}, {"remat": "full"}, {"long_conv": "monarch"}])
+@pytest.mark.parametrize(
+    "options", [{"scan": True}, pytest.param({"remat": "full"}, marks=pytest.mark.slow), {"long_conv": "monarch"}]
+)
 def test_how_it_is_run_does_not_change_what_it_is(rng, options):
     image = jnp.asarray(rng.standard_normal((2, 12, 12, 3)), jnp.float32)
     model = models.create("monarch_mixer", **TINY)

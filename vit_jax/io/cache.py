@@ -39,6 +39,13 @@ def trim(where: pathlib.Path, pattern: str, most: int) -> None:
                 path.unlink()
 
 
+def keep_paired(where: pathlib.Path, suffix: str, other: str) -> None:
+    """Removes files in ``where`` that end in ``suffix`` and have no twin that ends in ``other``."""
+    for path in where.glob(f"*{suffix}"):
+        if not path.with_name(path.name.removesuffix(suffix) + other).exists():
+            path.unlink(missing_ok=True)
+
+
 def used(path: pathlib.Path) -> None:
     """Notes that a file was of use now."""
     with contextlib.suppress(OSError):

@@ -24,6 +24,4 @@ def setup() -> None:
         jax.config.update("jax_compilation_cache_dir", str(programs))
         if "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ:
             jax.config.update("jax_compilation_cache_max_size", PROGRAMS)
-        for path in programs.glob("*-cache"):  # without its time of use, as of a killed process, JAX keeps nothing more
-            if not path.with_name(path.name.removesuffix("-cache") + "-atime").exists():
-                path.unlink(missing_ok=True)
+        cache.keep_paired(programs, "-cache", "-atime")  # else, as after a killed process, JAX keeps nothing more
