@@ -50,13 +50,10 @@ def ours(name: str, image: np.ndarray, text: np.ndarray) -> Callable[[], Any]:
     steps_of = functools.partial(Duration.steps, batch_size=16, num_examples=16, total=1000)
     tx, schedule = build(config, params, model.roles(params), 1000, steps_of)
     mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
-    init, _, shardings = make_init(model, shapes, tx, seed=0, ema=False, mesh=mesh)
-
-    def apply(params: Any, *args: Any, **options: Any) -> Any:
-        return model.apply({"params": params}, *args, **options)
+    init, _, shardings = make_init(model, shapes, tx, objective, seed=0, ema=False, mesh=mesh)
 
     step = make_train_step(
-        apply, objective, tx, augment=lambda _, batch: batch, schedule=schedule, seed=0, mesh=mesh, shardings=shardings
+        model, objective, tx, augment=lambda _, batch: batch, schedule=schedule, seed=0, mesh=mesh, shardings=shardings
     )
     state, batch = init(), sharding.put(inputs, mesh)
 

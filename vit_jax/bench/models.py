@@ -52,14 +52,10 @@ def compare(
     else:
         none = f"{name!r} is none, or no plain one"
         raise UserError(f"bench {kind} compares ViTs, and {none}; take vit_b16 for instance.")
-    images = jax.random.uniform(jax.random.key(0), (batch, size, size, 3))
-    labels = jnp.arange(batch) % model.num_classes
-    make = _forward if kind == "forward" else _train
     candidates, sizes = {}, []
     for label, one in rivals.items():
-        params = jax.jit(lambda m=one: nn.unbox(m.init(jax.random.key(1), images)["params"]))()
-        sizes.append(sum(x.size for x in jax.tree.leaves(params)))
-        candidates[label] = make(one, params, images, labels)
+        candidates[label], parameters = candidate(kind, one, batch, size)
+        sizes.append(parameters)
     times = alternate(candidates, rounds)
     ours, theirs = times.values()
     result = {
@@ -72,6 +68,15 @@ def compare(
     total = cost.flops(model, model.inputs(size)) * batch * (1 if kind == "forward" else 3)
     peak = cost.peak(jax.devices()[0], dtype)
     return {**result, "share of one large product's speed": total / ours.median / peak}
+
+
+def candidate(kind: Kind, model: Any, batch: int, size: int) -> tuple[Callable[[], Any], int]:
+    """What is timed, on random images: a call starts one step and returns its arrays; and how many parameters."""
+    images = jax.random.uniform(jax.random.key(0), (batch, size, size, 3))
+    labels = jnp.arange(batch) % model.num_classes
+    params = jax.jit(lambda: nn.unbox(model.init(jax.random.key(1), images)["params"]))()
+    run = (_forward if kind == "forward" else _train)(model, params, images, labels)
+    return run, sum(x.size for x in jax.tree.leaves(params))
 
 
 def _forward(model: Any, params: Params, images: jax.Array, labels: jax.Array) -> Callable[[], Any]:
