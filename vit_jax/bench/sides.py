@@ -5,6 +5,7 @@ A side is a program that calls :func:`serve`; :class:`Side` starts it and asks f
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -50,10 +51,8 @@ class Side:
     def ask(self, word: str) -> Any:
         """Sends a word and waits for the answer."""
         assert self._process.stdin is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):  # the missing answer is the error
             print(word, file=self._process.stdin, flush=True)
-        except BrokenPipeError:
-            pass  # the missing answer is the error
         return self.answer()
 
     def close(self) -> None:
