@@ -30,7 +30,7 @@ RACES = {  # name -> kind, our model, timm's, images a step, calls a round
     "vit_l16 train": ("train", "vit_l16", "vit_large_patch16_224", 64, 5),
     "vit_l16 forward": ("forward", "vit_l16", "vit_large_patch16_224", 128, 5),
 }
-SIDES = ("vit_jax", "vit_jax, cuDNN attention", "plain flax", "timm")
+SIDES = ("vit_jax", "vit_jax, XLA attention", "plain flax", "timm")
 
 
 # --- jobs of one process: each yields (name of the case, function that measures it) ---
@@ -198,7 +198,7 @@ def _product(op: str, options: Record, rows: int, inputs: int, outputs: int, bac
     from vit_jax.bench.timing import alternate
     from vit_jax.kernels.products import matmul
 
-    copies = 8
+    copies = 4
     case = CASES[op](**options)(rows, inputs, outputs, "bfloat16")
     xs = [jax.numpy.roll(case.x, i, 0) for i in range(copies)]
     parameters = [
@@ -268,7 +268,7 @@ def attentions(tiny: bool) -> Cases:
                     compiled = jax.jit(one)
                     return lambda: compiled(q, k, v, g)
 
-                both = {"xla": program(attention), "cudnn": program(fused)}
+                both = {n: program(functools.partial(attention, implementation=_kernel(n))) for n in ("xla", "cudnn")}
                 a, b = (jax.tree.leaves(f()) for f in both.values())
                 apart = max(
                     float(abs(x.astype("float32") - y.astype("float32")).max()) for x, y in zip(a, b, strict=True)
@@ -316,7 +316,7 @@ def clip(tiny: bool) -> Cases:
 
 
 JOBS: dict[str, tuple[Callable[[bool], Cases], float]] = {
-    "contracts": (contracts, 150), "precision": (precision, 60), "kernels": (kernels, 150),
+    "contracts": (contracts, 200), "precision": (precision, 60), "kernels": (kernels, 150),
     "attention": (attentions, 60), "contrastive": (contrastive, 60), "clip": (clip, 90),
 }  # fmt: skip
 """Cases and most seconds."""
@@ -353,10 +353,8 @@ def side(name: str, race: str, tiny: bool) -> None:
         from vit_jax.bench.plain import twin
         from vit_jax.layers import attention
 
-        if "cuDNN" in name:
-            attention.IMPLEMENTATIONS["xla"] = lambda q, k, v, mask: jax.nn.dot_product_attention(
-                q, k, v, implementation="cudnn" if _kernel("gpu") == "gpu" else "xla"
-            )
+        if "XLA" in name:
+            del attention.IMPLEMENTATIONS["cudnn"]
         model = models.create("vit_ti16" if tiny else ours, dtype="bfloat16", num_classes=1000)
         model = twin(model) if name == "plain flax" else model
         return candidate(kind, model, 2 if tiny else batch, 224)[0], jax.block_until_ready

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vit_jax.kernels import dispatch
 from vit_jax.layers import attention as A
 from vit_jax.layers.attention import MultiHeadAttention, attention, attention_weights
 from vit_jax.types import UserError
@@ -83,7 +84,7 @@ def test_gradient_equals_automatic_differentiation(rng, masked, dtype, atol):
 
 def test_unknown_implementation_names_the_known():
     x = jnp.zeros((1, 2, 1, 4))
-    with pytest.raises(UserError, match="unknown attention implementation 'xlb'; did you mean 'xla'"):
+    with pytest.raises(UserError, match="unknown implementation of attention 'xlb'; did you mean 'xla'"):
         attention(x, x, x, implementation="xlb")
     assert set(A.IMPLEMENTATIONS) >= {"xla"}
 
@@ -181,3 +182,46 @@ def test_the_module_is_perturbed_on_request(rng):
     moved, state = jax.jit(functools.partial(module.apply, mutable=["intermediates"]))({**variables, **less}, x)
     np.testing.assert_allclose(jnp.sum(state["intermediates"]["attention"][0], -1), 0.5, atol=1e-6)
     assert float(jnp.max(jnp.abs(moved - plain))) > 1e-3
+
+
+def spec(tokens, size, dtype="bfloat16"):
+    return (jax.ShapeDtypeStruct((2, tokens, 3, size), dtype),) * 3
+
+
+@pytest.mark.parametrize(
+    ("args", "mask", "reason"),
+    [
+        (spec(197, 64), None, None),
+        (spec(197, 64, "float32"), None, "not 'cudnn': the compute type is float32, not bfloat16 or float16"),
+        (spec(197, 68), None, "not 'cudnn': heads have 68 channels, not a multiple of 8 up to 128"),
+        (spec(197, 136), None, "not 'cudnn': heads have 136 channels"),
+        (spec(197, 64), jax.ShapeDtypeStruct((1, 1, 197, 197), bool), "not 'cudnn': there is a mask"),
+        (spec(50, 64), None, "not 'cudnn': it pays from 128 tokens on, here are 50"),
+    ],
+)
+def test_gpus_use_cudnn_where_it_pays(monkeypatch, args, mask, reason):
+    said = []
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(dispatch, "say", said.append)
+    run = dispatch.choose("attention", A.IMPLEMENTATIONS, None, *args, mask)
+    assert run is (A.attention_cudnn if reason is None else A.attention_xla)
+    assert said == [] if reason is None else reason in said[0]
+
+
+@pytest.mark.parametrize(("n", "m"), [(6, 8), (5, 7), (6, 7)])
+def test_cudnn_passes_over_what_odd_numbers_are_filled_up_with(monkeypatch, rng, n, m):
+    attend, shapes = jax.nn.dot_product_attention, []
+
+    def stand_in(q, k, v, *, implementation, **lengths):
+        assert implementation == "cudnn"
+        shapes.append((q.shape[1], k.shape[1]))
+        return attend(q, k, v, implementation="xla", **lengths)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    q, k, v = draw(rng, n=n, m=m)
+    both = [
+        jax.jit(jax.value_and_grad(lambda q, k, v, f=f: jnp.sum(jnp.sin(f(q, k, v, None))), (0, 1, 2)))(q, k, v)
+        for f in (A.attention_cudnn, A.attention_xla)
+    ]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *both)
+    assert set(shapes) == {(6, 8)}

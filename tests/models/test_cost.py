@@ -62,3 +62,10 @@ def test_a_cpu_is_measured():
     assert 1e8 < cost.peak(jax.devices()[0], "float32") < 1e15
     with jax.set_mesh(make_mesh(MeshConfig())):  # one device is measured, wherever the caller computes
         assert 1e8 < cost.peak(jax.devices()[3], "bfloat16") < 1e15
+
+
+def test_they_are_the_same_for_a_gpu_whose_kernels_hide_their_products(monkeypatch):
+    model = vit(dtype="bfloat16", patch=2)
+    here = cost.flops(model, shape(32))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert cost.flops(model, shape(32)) == here

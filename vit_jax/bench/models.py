@@ -87,12 +87,12 @@ def _forward(model: Any, params: Params, images: jax.Array, labels: jax.Array) -
 def _train(model: Any, params: Params, images: jax.Array, labels: jax.Array) -> Callable[[], Any]:
     tx = optax.adamw(1e-4, weight_decay=0.1)
 
-    def loss(p: Any) -> jax.Array:
+    def loss(p: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
         return softmax_cross_entropy(model.apply({"params": p}, images), labels).mean()
 
-    def step(state: Any) -> Any:
+    def step(state: Any, images: jax.Array, labels: jax.Array) -> Any:
         p, opt = state
-        value, grads = jax.value_and_grad(loss)(p)
+        value, grads = jax.value_and_grad(loss)(p, images, labels)
         updates, opt = tx.update(grads, opt, p)
         return (optax.apply_updates(p, updates), opt), value
 
@@ -101,7 +101,7 @@ def _train(model: Any, params: Params, images: jax.Array, labels: jax.Array) -> 
 
     def run() -> Any:
         nonlocal state
-        state, value = compiled(state)
+        state, value = compiled(state, images, labels)
         return value, jax.tree.leaves(state)[0]
 
     return run

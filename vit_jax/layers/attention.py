@@ -9,7 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax import config, sharding
+from vit_jax import sharding
+from vit_jax.kernels.dispatch import Implementation, choose
 from vit_jax.layers.hooks import Attended, LogitBias, Rotary
 from vit_jax.layers.linear import Dense, DType, LinearSpec, monarch, xavier_uniform_parts
 from vit_jax.types import UserError
@@ -43,10 +44,10 @@ def attention(
       ``[B, N, K, E]`` in the type of ``q``. Logits and softmax are float32, probabilities in the type of ``q``.
 
     Raises:
-      UsageError: an unknown implementation.
+      UsageError: an unknown implementation, or one that does not compute this.
     """
-    run = config.lookup(IMPLEMENTATIONS, implementation or "xla", "attention implementation")
     mask = combine_masks(q, k, mask, causal)
+    run: Callable[..., jax.Array] = choose("attention", IMPLEMENTATIONS, implementation, q, k, v, mask)
     if bias is None and through is None:
         return run(q, k, v, mask)
     weights = _weights(jnp.swapaxes(q, 1, 2), jnp.swapaxes(k, 1, 2), mask, bias)
@@ -112,7 +113,40 @@ def attention_xla(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | No
     return jnp.swapaxes(_heads_first(*(jnp.swapaxes(a, 1, 2) for a in (q, k, v)), mask), 1, 2)
 
 
-IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {"xla": attention_xla}
+def attention_cudnn(q: jax.Array, k: jax.Array, v: jax.Array, mask: None) -> jax.Array:
+    """cuDNN's fused attention, which never writes the probabilities to memory.
+
+    JAX differentiates it for even numbers of tokens only: odd ones are filled up, and cuDNN is told to pass that over.
+    """
+    fill = lambda x: jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))  # noqa: E731
+    lengths = {}
+    if q.shape[1] % 2 or k.shape[1] % 2:
+        count = lambda x: jnp.full(x.shape[0], x.shape[1], jnp.int32)  # noqa: E731
+        lengths = {"query_seq_lengths": count(q), "key_value_seq_lengths": count(k)}
+    y = jax.nn.dot_product_attention(fill(q), fill(k), fill(v), implementation="cudnn", **lengths)
+    return y[:, : q.shape[1]]
+
+
+def _unsupported_by_cudnn(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> str | None:
+    if q.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"the compute type is {q.dtype}, not bfloat16 or float16"
+    if mask is not None:
+        return "there is a mask"
+    return f"heads have {q.shape[-1]} channels, not a multiple of 8 up to 128" if q.shape[-1] not in SIZES else None
+
+
+def _slower_by_cudnn(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> str | None:
+    return f"it pays from {TOKENS} tokens on, here are {k.shape[1]}" if k.shape[1] < TOKENS else None
+
+
+SIZES = range(8, 129, 8)
+"""Channels of a head that cuDNN's attention takes on every GPU that has it."""
+TOKENS = 128
+"""Keys from which on cuDNN is faster than XLA."""
+IMPLEMENTATIONS = {
+    "cudnn": Implementation(attention_cudnn, _unsupported_by_cudnn, _slower_by_cudnn, platform="gpu"),
+    "xla": Implementation(attention_xla),
+}
 """``(q, k, v, mask of rank 4 or None) -> out``."""
 
 

@@ -22,10 +22,16 @@ PEAK = {
 
 
 def flops(model: nn.Module, inputs: tuple[Any, ...]) -> float:
-    """FLOPs (2 per multiply-add) of one forward pass over ``inputs`` (shapes), by XLA's count of the unrolled model."""
+    """FLOPs (2 per multiply-add) of one forward pass over ``inputs`` (shapes), by XLA's count of the unrolled model.
+
+    They are counted as for a CPU, whatever the program will run on: accelerators do not count, and fused kernels hide
+    their products.
+    """
     plain = replace_in_towers(model, scan=False, remat="none")
-    variables = jax.eval_shape(lambda *x: nn.unbox(plain.init(jax.random.key(0), *x)), *inputs)
-    return float((jax.jit(plain.apply).lower(variables, *inputs).cost_analysis() or {}).get("flops", float("nan")))
+    cpu = jax.local_devices(backend="cpu")[0]
+    with jax.set_mesh(Mesh(np.asarray([cpu]), "x")), jax.default_device(cpu):
+        variables = jax.eval_shape(lambda *x: nn.unbox(plain.init(jax.random.key(0), *x)), *inputs)
+        return float(jax.jit(plain.apply).lower(variables, *inputs).cost_analysis()["flops"])
 
 
 def peak(device: jax.Device, dtype: str) -> float:
