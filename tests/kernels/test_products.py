@@ -12,19 +12,20 @@ from vit_jax.kernels.products import bias_gradient, differentiable, dot, dots, m
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
 
 
-@jax.jit
 def both(g, *args):
     y, pull = jax.vjp(matmul, *args)
     return y, *pull(g)
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize(("shape", "features"), [((5, 7), 3), ((2, 3, 7), 5), ((2, 1, 3, 4), 9)])
-def test_matmul_and_gradients_equal_float64(rng, dtype, shape, features):
+def test_matmul_and_gradients_equal_float64(rng, monkeypatch, dtype, shape, features, platform):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
     x = jnp.asarray(rng.standard_normal(shape), dtype)
     w, b = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in ((shape[-1], features), (features,)))
     g = jnp.asarray(rng.standard_normal((*shape[:-1], features)), dtype)
-    y, dx, dw, db = both(g, x, w, b)
+    y, dx, dw, db = jax.jit(lambda *args: both(*args))(g, x, w, b)  # traced for this platform
     x64, w64, g64 = (np.asarray(a.astype(dtype), np.float64) for a in (x, w, g))
     rows = tuple(range(len(shape) - 1))
     expected = (x64 @ w64 + np.asarray(b), g64 @ w64.T, np.tensordot(x64, g64, (rows, rows)), g64.sum(rows))
@@ -42,6 +43,13 @@ def test_parameters_keep_their_type_and_operands_are_low(rng):
     loss = lambda x, w: jnp.sum(matmul(x, w).astype(jnp.float32))  # noqa: E731
     jaxpr = str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(x, w.astype(jnp.float32)))
     assert jaxpr.count("preferred_element_type=float32") == jaxpr.count("dot_general") == 3
+
+
+def test_gpus_round_in_the_product_but_for_gradients_of_kernels(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    x, g = (jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((3, 4), (3, 2)))
+    jaxpr = str(jax.make_jaxpr(both)(g, x, jnp.zeros((4, 2)), jnp.zeros(2)))
+    assert jaxpr.count("preferred_element_type=bfloat16") == 2 and jaxpr.count("preferred_element_type=float32") == 1
 
 
 @pytest.mark.parametrize("shape", [(6, 8), (2, 3, 8)])

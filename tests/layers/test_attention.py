@@ -13,6 +13,8 @@ import pytest
 from vit_jax.kernels import dispatch
 from vit_jax.layers import attention as A
 from vit_jax.layers.attention import MultiHeadAttention, attention, attention_weights
+from vit_jax.layers.linear import Dense
+from vit_jax.layers.linear.monarch import Monarch
 from vit_jax.types import UserError
 
 
@@ -225,3 +227,14 @@ def test_cudnn_passes_over_what_odd_numbers_are_filled_up_with(monkeypatch, rng,
     ]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *both)
     assert set(shapes) == {(6, 8)}
+
+
+@pytest.mark.parametrize("linear", [Dense(), Monarch(2)])
+def test_the_layout_of_a_gpu_changes_nothing(monkeypatch, rng, linear):
+    x = jnp.asarray(rng.standard_normal((2, 5, 16)), jnp.float32)
+    module = MultiHeadAttention(heads=2, qkv_linear=linear)
+    params = jax.jit(module.init)(jax.random.key(0), x)
+    want = jax.jit(lambda p, x: module.apply(p, x))(params, x)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    got = jax.jit(lambda p, x: module.apply(p, x))(params, x)
+    np.testing.assert_allclose(got, want, atol=1e-6)

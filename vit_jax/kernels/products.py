@@ -13,10 +13,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vit_jax import sharding
+
 
 def dot(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int, precision: Any = None) -> jax.Array:
     """Contracts one axis of ``a`` with one of ``b`` (both of one type): free axes of ``a``, then of ``b``; float32."""
     return jax.lax.dot_general(a, b, (((axis_a,), (axis_b,)), ((), ())), precision, jnp.float32)
+
+
+def rounded(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:
+    """:func:`dot` rounded once to the type of the operands.
+
+    On a GPU the product itself is asked for that type: its matrix units sum in float32 all the same, and cuBLAS would
+    write float32 results to memory for another kernel to read and round.
+    """
+    if sharding.platform() != "gpu":
+        return dot(a, b, axis_a, axis_b).astype(a.dtype)
+    return jax.lax.dot_general(a, b, (((axis_a,), (axis_b,)), ((), ())), preferred_element_type=a.dtype)
 
 
 def dots(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:
@@ -78,6 +91,8 @@ def differentiable(
 def matmul(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
     """``x @ kernel + bias``: operands in the type of ``x``, accumulated in float32, rounded once.
 
+    On a GPU the bias is an operand too, which cuBLAS adds before it rounds.
+
     Args:
       x: ``[..., in]``; its type is the compute type.
       kernel: ``[in, out]`` in the parameter type.
@@ -91,17 +106,19 @@ def matmul(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> ja
 
 def _matmul_fwd(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, Any]:
     low = kernel.astype(x.dtype)
-    y = dot(x, low, x.ndim - 1, 0)
+    if bias is None or sharding.platform() == "gpu":
+        y = rounded(x, low, x.ndim - 1, 0)
+    else:
+        y = dot(x, low, x.ndim - 1, 0)
     if bias is not None:
-        y += jax.lax.broadcast_in_dim(bias.astype(jnp.float32), y.shape, (y.ndim - 1,))
+        y += jax.lax.broadcast_in_dim(bias.astype(y.dtype), y.shape, (y.ndim - 1,))
     return y.astype(x.dtype), (x, low, jnp.zeros((0,), kernel.dtype), bias)  # of the kernel only the type is needed
 
 
 def _matmul_bwd(saved: Any, g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     x, low, kernel, bias = saved
     g = g.astype(x.dtype)
-    dx = dot(g, low, g.ndim - 1, 1).astype(x.dtype)
-    return dx, outer(x, g).astype(kernel.dtype), bias_gradient(g, bias)
+    return rounded(g, low, g.ndim - 1, 1), outer(x, g).astype(kernel.dtype), bias_gradient(g, bias)
 
 
 matmul.defvjp(_matmul_fwd, _matmul_bwd)

@@ -288,6 +288,9 @@ class MultiHeadAttention(nn.Module):
         layer = linear(width * parts, name=name, axes=("embed", "heads"), dtype=self.dtype, kernel_init=init)
         y = layer(x).reshape(*x.shape[:2], blocks, self.heads, parts, size // blocks)
         y = sharding.constrain(y, "batch", None, None, "heads", None, None)
+        if sharding.platform() == "gpu":  # cuDNN takes tokens before heads
+            y = jnp.moveaxis(y, 2, 4).reshape(*x.shape[:2], self.heads, parts, size)
+            return [y[..., part, :] for part in range(parts)]
         # The barrier makes heads-first one copy: XLA:CPU would emit a slower one for each of q, k and v.
         y = jax.lax.optimization_barrier(y.transpose(4, 0, 3, 1, 2, 5))
         y = y.reshape(*y.shape[:4], size)

@@ -51,3 +51,9 @@ def test_what_is_too_wide():
     assert plan(Sizes(2, 512, 512, 2, 64, 1), 64, False).startswith("a block gives 512 values")
     assert plan(Sizes(16, 64, 256, 2, 64, 1), 64, False).startswith("64 rows of 4096 values")
     assert plan(Sizes(4, 16384, 64, 4, 64, 1), 64, False).endswith("more than the 512 it is unrolled for")
+
+
+def test_two_narrow_blocks_do_not_share_sixteen_columns():
+    for K in (2, 4, 6):
+        p = plan(Sizes(K, 48, 8, 3, 48, 1), 64, False)
+        assert p.together * p.slot > 16 and p.slot == (16 if K == 2 else 8)

@@ -109,7 +109,9 @@ def plan(sizes: Sizes, rows: int, swap: bool) -> Plan | str:
     K, P, T, L, S, parts = sizes
     near, far = (K, parts, P // parts), (L, 1, S)
     (K, parts, inputs), (L, out_parts, outputs) = (far, near) if swap else (near, far)
-    piece, slot = up(inputs, 16), up(T, 8 if K * up(T, 8) % 16 == 0 else 16)
+    # Two blocks of 8 values side by side came out wrong on an H200 (jax 0.11.2): the second block's products were lost.
+    narrow = K * up(T, 8)
+    piece, slot = up(inputs, 16), up(T, 8 if narrow % 16 == 0 and narrow > 16 else 16)
     if slot > COLUMNS:
         return f"a block gives {T} values to each of the other factor, more than {COLUMNS}"
     found = []
