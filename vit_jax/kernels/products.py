@@ -106,10 +106,8 @@ def matmul(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> ja
 
 def _matmul_fwd(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, Any]:
     low = kernel.astype(x.dtype)
-    if bias is None or sharding.platform() == "gpu":
-        y = rounded(x, low, x.ndim - 1, 0)
-    else:
-        y = dot(x, low, x.ndim - 1, 0)
+    product = rounded if sharding.platform() == "gpu" else dot
+    y = product(x, low, x.ndim - 1, 0)
     if bias is not None:
         y += jax.lax.broadcast_in_dim(bias.astype(y.dtype), y.shape, (y.ndim - 1,))
     return y.astype(x.dtype), (x, low, jnp.zeros((0,), kernel.dtype), bias)  # of the kernel only the type is needed
