@@ -23,45 +23,42 @@ def test_a_file_and_its_argument(tmp_path):
     assert type(configfile.run(str(file))["b"]) is dict
 
 
+GET = "def get_config(arg=''): "
+WRONG = {
+    "def get_config(:\n  pass": r"bad\.py, line 1: SyntaxError: ",
+    "x = 1\nimport no_such_module_xyz": r"bad\.py, line 2: ModuleNotFoundError: No module named",
+    "from ml_collections import Nothing": r"bad\.py, line 1: ImportError: cannot import name",
+    f"{GET}\n  x = {{}}\n  return x['lr']": r"bad\.py, line 3: KeyError: 'lr'\.$",
+    "1 / 0": r"bad\.py, line 1: ZeroDivisionError: division by zero\.$",
+    "raise ValueError('a\\nb\\nc')": r"bad\.py, line 1: ValueError: a\.$",
+    "import sys\nsys.exit(3)": r"bad\.py, line 2: SystemExit: 3\.$",
+    f"{GET}\n  return get_config()": r"bad\.py, line 2: RecursionError",
+    "import json\njson.loads('{')": r"bad\.py, line 2: JSONDecodeError",
+    f"{GET}return None": r"get_config of .*bad\.py returns None; let it return",
+    f"{GET}return 5": r"returns 5;",
+    f"{GET}return [('a', 1)]": r"returns \[\('a', 1\)\];",
+    f"{GET}return 'x' * 10**6": r"returns 'xxx",
+    f"{GET}\n  d = {{}}\n  d['d'] = d\n  return d": r"contains itself",
+    f"from ml_collections import ConfigDict, config_dict\n{GET}\n"
+    "  return ConfigDict({'a': config_dict.required_placeholder(int)})": r"bad\.py: RequiredValueError: ",
+    "get_config = 5": r"does not define get_config\(arg=''\)",
+    "": r"does not define get_config",
+    "def get_config(arg): return {}": r"get_config of .* needs an argument; write .*bad\.py:ARG",
+}
+"""A file -> what is said of it."""
+TAKES_NONE = ("def get_config(): return {}", "def get_config(a, b=1, *, c): return {}")
+
+
 @pytest.mark.parametrize(
     ("text", "arg", "says"),
-    [
-        ("def get_config(:\n  pass", "", r"bad\.py, line 1: SyntaxError: "),
-        ("x = 1\nimport no_such_module_xyz", "", r"bad\.py, line 2: ModuleNotFoundError: No module named"),
-        ("from ml_collections import Nothing", "", r"bad\.py, line 1: ImportError: cannot import name"),
-        ("def get_config(arg=''):\n  x = {}\n  return x['lr']", "", r"bad\.py, line 3: KeyError: 'lr'\.$"),
-        ("1 / 0", "", r"bad\.py, line 1: ZeroDivisionError: division by zero\.$"),
-        ("raise ValueError('a\\nb\\nc')", "", r"bad\.py, line 1: ValueError: a\.$"),
-        ("import sys\nsys.exit(3)", "", r"bad\.py, line 2: SystemExit: 3\.$"),
-        ("def get_config(arg=''):\n  return get_config()", "", r"bad\.py, line 2: RecursionError"),
-        ("import json\njson.loads('{')", "", r"bad\.py, line 2: JSONDecodeError"),
-        (
-            "def get_config(arg=''): return None",
-            "",
-            r"get_config of .*bad\.py returns None; let it return",
-        ),
-        ("def get_config(arg=''): return 5", "", r"returns 5;"),
-        ("def get_config(arg=''): return [('a', 1)]", "", r"returns \[\('a', 1\)\];"),
-        ("def get_config(arg=''): return 'x' * 10**6", "", r"returns 'xxx"),
-        ("get_config = 5", "", r"does not define get_config\(arg=''\)"),
-        ("", "", r"does not define get_config"),
-        ("def get_config(arg): return {}", "", r"get_config of .* needs an argument; write .*bad\.py:ARG"),
-        ("def get_config(): return {}", "sam", r"takes no argument such as 'sam'; write .*bad\.py\.$"),
-        ("def get_config(a, b=1, *, c): return {}", "sam", r"takes no argument"),
-        ("def get_config(arg=''):\n  d = {}\n  d['d'] = d\n  return d", "", r"contains itself"),
-        (
-            "from ml_collections import ConfigDict, config_dict\n"
-            "def get_config(arg=''):\n  return ConfigDict({'a': config_dict.required_placeholder(int)})",
-            "",
-            r"bad\.py: RequiredValueError: ",
-        ),
-    ],
+    [(text, "", says) for text, says in WRONG.items()]
+    + [(text, ":sam", r"takes no argument such as 'sam'; write .*bad\.py\.$") for text in TAKES_NONE],
 )
 def test_what_goes_wrong_in_a_file(tmp_path, text, arg, says):
     file = tmp_path / "bad.py"
     file.write_text(text)
     with pytest.raises(UsageError, match=says) as e:
-        config.load(f"{file}:{arg}" if arg else str(file))
+        config.load(f"{file}{arg}")
     assert "\n" not in str(e.value) and len(str(e.value)) < 500
 
 
