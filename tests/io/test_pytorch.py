@@ -3,6 +3,7 @@
 import argparse
 import collections
 import fractions
+import json
 import os
 import pathlib
 import re
@@ -117,6 +118,53 @@ def test_settings_beside_the_weights_are_not_built(tmp_path, torch, zipped, monk
     monkeypatch.setattr(argparse.Namespace, "__setattr__", lambda *args: pytest.fail("it was built"))
     assert list(read(tmp_path / "a.pth")) == ["model.a"]
     assert "argparse.Namespace" not in str(torch.serialization.get_safe_globals())
+
+
+@pytest.fixture
+def shards(tmp_path, torch, state):
+    """A function that saves ``state`` in two shards, as Hugging Face does, and more in the second: gives the index."""
+
+    def save(more, zipped):
+        names, files = sorted(state), [f"pytorch_model-{i}-of-00002.bin" for i in ("00001", "00002")]
+        where = {name: files[i % 2] for i, name in enumerate(names)} | dict.fromkeys(more, files[1])
+        for file in files:
+            there = {name: (state | more)[name] for name in where if where[name] == file}
+            torch.save(there, tmp_path / file, _use_new_zipfile_serialization=zipped)
+        index = tmp_path / "pytorch_model.bin.index.json"
+        index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": where}))
+        return index
+
+    return save
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_shards(tmp_path, torch, state, shards, zipped):
+    found = read(shards({}, zipped))
+    torch.save(state, tmp_path / "whole.bin")
+    whole = read(tmp_path / "whole.bin")
+    assert found.keys() == whole.keys() == state.keys()
+    for name, array in whole.items():
+        np.testing.assert_array_equal(found[name], array, strict=True)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_one_shard_that_is_more_than_tensors_stops_all(tmp_path, shards, zipped):
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "opened"),)
+
+    index = shards({"late": Trap()}, zipped)
+    shard = "pytorch_model-00002-of-00002.bin"
+    refused(index, f"{shard} holds more than tensors", "posix.mkdir")
+    assert not (tmp_path / "opened").exists()
+    (tmp_path / shard).write_bytes((tmp_path / shard).read_bytes()[:100])
+    refused(index, f"{shard} cannot be read as a PyTorch file", "get it again")
+    (tmp_path / shard).unlink()
+    refused(index, f"{shard}' does not exist")
+    index.write_text(json.dumps({"weight_map": {"a": "../out.bin"}}))
+    refused(index, "only plain names of .bin files")
+    index.write_text(json.dumps({"weight_map": {"a": "a.pth"}}))
+    refused(index, "only plain names of .bin files")
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
