@@ -48,9 +48,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gap_registers": ("vit_so150m_patch16_reg4_gap_256", SMALL),
     "fc_norm": ("vit_tiny_patch16_224", SMALL | {"global_pool": "avg"}),  # a class token beside the grid, as MAE's
     "fc_norm_registers": ("vit_base_patch16_reg4_gap_256", SMALL),
+    "fc_norm_cls": ("vit_tiny_patch16_224", SMALL | {"fc_norm": True}),
     "fc_norm_grid": ("vit_tiny_patch16_224", SMALL | {"global_pool": "avg", "class_token": False}),
     "map": ("vit_base_patch16_siglip_224", SMALL | {"act_layer": "gelu_tanh"}),
     "map_registers": ("test_vit3", SMALL),
+    "bare": ("vit_intern300m_patch14_448", SMALL | {"final_norm": False, "pre_norm": True}),
+    "bare_gap": ("vit_tiny_patch16_224", SMALL | {"final_norm": False, "global_pool": "avg"}),
     "epsilon": ("vit_base_patch32_clip_quickgelu_224", SMALL | {"pre_norm": False}),
     "clip": ("vit_base_patch32_clip_quickgelu_224", SMALL),  # a norm before the blocks, patches without a bias
     "stem": ("vit_tiny_r_s16_p8_224", SMALL | {"patch_size": 2}),
@@ -79,7 +82,7 @@ def build_peer(path: pathlib.Path) -> Any:
     return image.build_peer(path, vit.CODEC, vit.content)
 
 
-@pytest.mark.parametrize("case", rest_slow(CASES, "cls", "placed", "gap", "map", "stem"))
+@pytest.mark.parametrize("case", rest_slow(CASES, "cls", "placed", "gap", "map", "stem", "bare"))
 def test_logits_tokens_and_every_block_are_timms(case, timm, torch):
     module = create(timm, torch, *CASES[case])
     if case == "epsilon":  # small enough for 1e-5 and 1e-6 to differ by percents
@@ -124,7 +127,7 @@ WRITTEN: dict[str, dict[str, Any]] = {
     "gap": VIT | {"registers": 2, "pool": "gap", "activation": "quick_gelu", "mlp_dim": 67},
     "map": VIT | {"registers": 2, "pool": "map", "activation": "gelu_tanh"},
     "clip": VIT | {"pre_norm": True, "patch_bias": False, "norm_epsilon": 1e-5},
-    "clip_finer": VIT | {"pre_norm": True, "patch_bias": False},
+    "clip_finer": VIT | {"pre_norm": True, "patch_bias": False, "final_norm": False},
     "stem": VIT | {"stem": (), "stem_numerics": "timm", "patch": 2},
     "relu": VIT | {"activation": "relu", "heads": 4},
     "mixer": {"name": "mixer_s32", "depth": 8, "token_dim": 24, "mlp_dim": 65, "num_classes": 3},
@@ -240,9 +243,9 @@ ALIEN = {
     "eva02_enormous_patch14_clip_224": "queries, keys and values",
     "vit_small_patch16_dinov3": "gamma_1",
     "vit_base_patch16_rope_mixed_224": "rotary",
+    "vit_pe_core_gigantic_patch14_448": "rotary positions, which no tensor shows",
     "vit_relpos_small_patch16_224": "relative positions",
     "vit_relpos_base_patch16_cls_224": "relative positions",
-    "vit_intern300m_patch14_448": "without a norm after the blocks",
     "vit_small_resnet26d_224": "stem of another kind",
     "vit_base_mci_224": "stem of another kind",
     "vit_small_patch16_18x2_224": "parallel blocks",
@@ -263,12 +266,38 @@ def test_models_with_parts_that_ours_lack(name, timm, torch):
     assert str(e.value).endswith("can be converted.") and "\n" not in str(e.value)
 
 
+@pytest.mark.parametrize(
+    ("args", "missing", "says"),
+    [
+        ({"final_norm": False}, "", "no config.json says final_norm=False"),
+        ({"final_norm": False, "pre_norm": True}, "", "no config.json says final_norm=False"),
+        ({}, "norm.", "no config.json says final_norm=False"),
+        ({}, "patch_embed.proj.bias", r"patches without a bias and a norm after them \(pre_norm\)"),
+        (
+            {"fc_norm": True, "global_pool": "avg"},
+            "patch_embed.proj.bias",
+            r"patches without a bias and a norm after them \(pre_norm\)",
+        ),
+    ],
+)
+def test_norms_and_biases_that_nothing_tells_of(args, missing, says, timm, torch):
+    there = tensors_of(timm.create_model("vit_tiny_patch16_224", **SMALL, **args))
+    if missing:
+        there = {name: x for name, x in there.items() if not name.startswith(missing)}
+    with pytest.raises(UserError, match=f"^[^\n]*{says}[,]? cannot be expressed here .* can be converted\\.$"):
+        FORMAT.read(there, {})
+
+
 ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu"}
 
 
 @pytest.mark.parametrize(
-    "name", ["vit_base_patch16_gap_224", "vit_base_patch32_siglip_256", "vit_large_patch16_siglip_gap_512", "test_vit"]
-)
+    "name",
+    [
+        "vit_base_patch16_gap_224", "vit_base_patch32_siglip_256", "vit_large_patch16_siglip_gap_512", "test_vit",
+        "vit_intern300m_patch14_448",
+    ],
+)  # fmt: skip
 def test_what_only_the_architecture_tells(name, timm, torch):
     module = timm.create_model(name, device="meta")
     there = {k: Tensor(tuple(v.shape), np.dtype("f4"), lambda: np.zeros(0)) for k, v in module.state_dict().items()}
@@ -276,6 +305,7 @@ def test_what_only_the_architecture_tells(name, timm, torch):
     block = module.blocks[0]
     want = (block.attn.num_heads, ACTIVATIONS[type(block.mlp.act).__name__], block.norm1.eps)
     assert tuple(found.model[key] for key in ("heads", "activation", "norm_epsilon")) == want
+    assert found.model["final_norm"] == (type(module.norm).__name__ != "Identity")
 
 
 @pytest.mark.slow

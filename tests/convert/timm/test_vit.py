@@ -25,10 +25,9 @@ def test_families_are_told_apart():
         ({"pool": "cls_gap"}, r"timm has no pool='cls_gap'; it has cls, gap, map: write another format\."),
         ({"pre_logits": 8}, r"timm has no layer before the head \(pre_logits=8\); write another format\."),
         ({"stem": (1,)}, r"timm has no stem=\(1,\); it has \(\), \(2, 2, 2, 2\), .*: write another format\."),
-        (
-            {"pool_norm": True},
-            "timm has a norm after the blocks or one after pooling",
-        ),
+        ({"pool_norm": True}, r"timm has .* not final_norm=True with pool_norm=True; write another format\."),
+        ({"pre_norm": True}, r"timm has .* not pre_norm=True with patch_bias=True; write another format\."),
+        ({"patch_bias": False}, r"timm has .* not pre_norm=False with patch_bias=False; write another format\."),
         ({"cls_token": True, "pool": "map"}, "timm pools no class token by attention"),
         ({"stem": (), "norm_epsilon": 1e-5}, "timm has no norm_epsilon=1e-05, but 1e-06 and, in a ViT without a stem"),
     ],

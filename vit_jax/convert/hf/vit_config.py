@@ -129,10 +129,10 @@ LIMITS = tuple(
     Limit(ViT, field, allowed, f"transformers has no ViT with {what}.")
     for field, allowed, what in (
         ("stem", (None,), "a convolutional stem; use --to timm"),
-        ("pre_norm", (False,), "a norm before the first block; use --to vit_jax"),
-        ("final_norm", (True,), "an encoder without a norm after it; use --to vit_jax"),
-        ("pool_norm", (False,), "a norm after pooling; use --to timm"),
-        ("patch_bias", (True,), "patches without a bias; use --to vit_jax"),
+        ("pre_norm", (False,), "a norm before the first block (pre_norm); use --to vit_jax"),
+        ("final_norm", (True,), "an encoder without a norm after it (final_norm); use --to vit_jax"),
+        ("pool_norm", (False,), "a norm after pooling (pool_norm); use --to timm"),
+        ("patch_bias", (True,), "patches without a bias (patch_bias); use --to vit_jax"),
         ("pool", ("cls", "cls_gap"), "pool={0.pool!r}; use --to timm"),
         ("", lambda m: not (m.pre_logits and m.num_classes), "pre-logits before a head; use --to npz"),
         ("", lambda m: not (m.pre_logits and needs_dino(m)),

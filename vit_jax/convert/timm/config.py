@@ -33,7 +33,8 @@ UNSEEN: tuple[tuple[str, dict[str, Any]], ...] = (
     (r"vit_large_patch16_siglip_(gap_)?512", {"act_layer": "gelu_tanh"}),
     (r"vit_giantopt_.*|vit_base_patch16_gap_224", {"num_heads": 16}),
     (r"(deit3|flexivit)_.*|vit_base_mci_.*|vit_.*_(xp|radio|reg\d+)_.*", {"no_embed_class": True}),
-    (r"test_vit", {"num_heads": 2}),
+    (r"vit_intern300m_.*", {"final_norm": False}),
+    (r"test_vit2?", {"num_heads": 2}),
     (r"test_vit3", {"num_heads": 3, "pool_include_prefix": True}),
 )
 """Architectures whose weights do not show all they fix -> those arguments; elsewhere timm's own defaults hold."""

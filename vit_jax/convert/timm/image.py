@@ -44,11 +44,12 @@ UNSUPPORTED = {
     r"patch_embed\.(conv|backbone\.)(?!(stem\.)?(conv|norm)\.|stages\.)": "a convolutional stem of another kind",
 }
 """Starts of names -> what no model here has."""
+NORMS = "norm.weight|fc_norm.weight"
 MISSING = {
-    "norm.weight|fc_norm.weight": "a model without a norm after the blocks",
+    NORMS: "a model without a norm after the blocks, of which no config.json says final_norm=False,",
     "blocks.0.norm1.bias": "norms without a bias (RMSNorm)",
     "blocks.0.mlp.fc1.bias|blocks.0.mlp_channels.fc1.bias": "maps without a bias",
-    "patch_embed.proj.bias|stem.proj.bias|norm_pre.weight": "patches without a bias, and no norm before the blocks",
+    "patch_embed.proj.bias|stem.proj.bias|norm_pre.weight": "patches without a bias and a norm after them (pre_norm)",
     "pos_embed|stem.proj.weight": "a model without learned positions",
 }
 """Names, one of which must be there -> what its absence means."""
@@ -131,8 +132,11 @@ def architecture(theirs: Tensors, config: Config, fields: Fields) -> Found:
     for pattern, what in UNSUPPORTED.items():
         if found := next((name for name in theirs if re.match(pattern, name)), None):
             raise refused(what, f"of which {found} is a part")
+    if (config.architecture or "").startswith("vit_pe_"):
+        raise refused("rotary positions, which no tensor shows", f"{config.architecture} has them")
     for names, what in MISSING.items():
-        if not any(name in theirs for name in names.split("|")):
+        untold = names != NORMS or config.args.get("final_norm") is not False
+        if untold and not any(name in theirs for name in names.split("|")):
             raise refused(what, f"there is no {names.replace('|', ' or ')}")
     model, layout, size, notes, assumed = fields(theirs, config)
     classes = shape(theirs, "head.weight", 2)[0] if "head.weight" in theirs else 0

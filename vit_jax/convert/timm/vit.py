@@ -46,7 +46,7 @@ LIMITS = (
           f"timm has no stem={{0.stem}}; it has {', '.join(map(str, STEMS))}: write another format."),
     Limit(ViT, "", lambda m: m.norm_epsilon <= EPSILON or (m.norm_epsilon == CLIP_EPSILON and m.stem is None),
           EPSILONS),
-    Limit(ViT, "", lambda m: m.final_norm != m.pool_norm,
+    Limit(ViT, "", lambda m: not (m.final_norm and m.pool_norm),
           "timm has a norm after the blocks or one after pooling (fc_norm), not final_norm={0.final_norm} with "
           "pool_norm={0.pool_norm}; write another format."),
     Limit(ViT, "", lambda m: m.patch_bias != m.pre_norm,
@@ -153,7 +153,8 @@ def _pool(theirs: Tensors, has_cls: bool, registers: int, config: Config) -> tup
     declared = config.args.get("global_pool", POOLS[usual])
     pool = next((ours for ours, theirs in POOLS.items() if theirs == declared), None)
     unlike = has_cls if mapped else pool == "cls" and not has_cls
-    unlike |= pool == "gap" and has_cls and not normed and config.args.get("fc_norm") is not False
+    bare = any(config.args.get(norm) is False for norm in ("fc_norm", "final_norm"))
+    unlike |= pool == "gap" and has_cls and not normed and not bare
     if pool is None or (pool == "map") != mapped or unlike:
         token = "with a class token" if has_cls else "without a class token"
         raise refused(f"global_pool={declared!r} {token}", f"the tensors are those of {POOLS[usual]!r}")
@@ -192,6 +193,7 @@ def content(pretrained: Stored, layout: Layout) -> tuple[dict[str, Any], list[st
         "init_values": None if model.layer_scale is None else model.layer_scale or 1e-5,  # 0 would mean none
         "qkv_bias": layout.qkv_bias,
         "pre_norm": model.pre_norm,
+        "final_norm": model.final_norm or model.pool_norm,
         "fc_norm": model.pool_norm,
         "act_layer": model.activation,
     }
