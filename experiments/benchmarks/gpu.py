@@ -20,10 +20,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-Record = dict[str, Any]
+from gpu_contracts import Cases, Record, contracts, kernel_here
+
 RACES = {  # name -> kind, our model, timm's, images a step, calls a round
     "vit_b16 train": ("train", "vit_b16", "vit_base_patch16_224", 128, 10),
     "vit_b16 forward": ("forward", "vit_b16", "vit_base_patch16_224", 256, 10),
@@ -34,117 +35,6 @@ SIDES = ("vit_jax", "vit_jax, XLA attention", "plain flax", "timm")
 
 
 # --- jobs of one process: each yields (name of the case, function that measures it) ---
-
-Cases = Iterator[tuple[str, Callable[[], Record]]]
-
-
-def contracts(tiny: bool) -> Cases:
-    """Value and gradients of the Pallas kernels against float64, five times the same bits; refusals are said."""
-    monarch = [  # (K, T * L, P, L, S), rows, parts, blocked
-        ((4, 64, 16, 4, 32), 5, 1, False), ((2, 24, 32, 1, 40), 200, 2, True), ((2, 24, 40, 3, 33), 67, 1, False),
-        ((4, 192, 192, 4, 768), 1576, 1, True), ((4, 192, 768, 4, 192), 1576, 4, False),
-        ((4, 96, 96, 4, 384), 8, 1, True), ((4, 320, 320, 4, 250), 197, 1, False), ((8, 96, 96, 8, 96), 1013, 1, False),
-        ((4, 192, 192, 4, 768), 12608, 1, True), ((4, 192, 768, 4, 192), 12608, 4, False),
-        ((4, 256, 256, 4, 1024), 4099, 1, True), ((2, 384, 384, 2, 384), 394, 1, False),
-    ]  # fmt: skip
-    for factors, rows, parts, blocked in monarch[:3] if tiny else monarch:
-        name = f"monarch {factors}, {rows} rows, {parts} parts, {'blocked' if blocked else 'natural'}"
-        yield name, functools.partial(_monarch_contract, factors, rows, parts, blocked)
-    packed = [
-        (5, 256, 128, "bfloat16"), (8, 704, 64, "int8"), (69, 1024, 64, "float32"), (1, 1280, 64, "bfloat16"),
-        (8, 768, 3072, "bfloat16"), (16, 3072, 768, "int8"), (64, 4096, 4096, "bfloat16"), (3, 4096, 11008, "int8"),
-        (394, 384, 1536, "float32"), (200, 1280, 5120, "bfloat16"),
-    ]  # fmt: skip
-    for rows, inputs, outputs, storage in packed[:4] if tiny else packed:
-        name = f"sparse24 {inputs} x {outputs}, {rows} rows, {storage}"
-        yield name, functools.partial(_sparse24_contract, rows, inputs, outputs, storage)
-
-
-def _monarch_contract(factors: tuple[int, ...], rows: int, parts: int, blocked: bool) -> Record:
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
-    from vit_jax.kernels.monarch import monarch, reference
-
-    K, q, p, L, S = factors
-    rng = np.random.default_rng(rows)
-    shapes = ((rows, K * p), (K, q, p), (L, S, K * q // L), (L * S,), (rows, L * S))
-    x, first, second, bias, g = (
-        np.asarray(jnp.asarray(rng.standard_normal(s), jnp.bfloat16), np.float32) for s in shapes
-    )
-    blocks = L if blocked else 1
-
-    def both(x: Any, first: Any, second: Any, bias: Any, g: Any) -> Any:
-        f = functools.partial(monarch, input_parts=parts, blocked=blocked, implementation=_kernel("mosaic_gpu"))
-        y, pull = jax.vjp(f, x, first, second, bias)
-        return y, *pull(g)
-
-    weight = reference.dense(first, second)
-    dw, y = x.astype(np.float64).T @ g, x @ weight + bias
-    first64, second64 = first.astype(np.float64), second.astype(np.float64)
-    by_output = np.reshape(dw, (K, p, S, L))  # output s * l + i
-    inner = np.reshape(first64, (K, q // L, L, p))  # its value (k, c, i) goes to block i as input k * (q / l) + c
-    outer = np.reshape(second64, (L, S, K, q // L))
-    d1 = np.einsum("kpsi,iskc->kcip", by_output, outer, optimize=True).reshape(first.shape)
-    d2 = np.einsum("kpsi,kcip->iskc", by_output, inner, optimize=True).reshape(second.shape)
-    want = (
-        reference.to_parts(y, blocks), reference.to_parts(g @ weight.T, parts), d1, d2, g.sum(0, dtype=np.float64)
-    )  # fmt: skip
-    inputs = (
-        jnp.asarray(reference.to_parts(x, parts), jnp.bfloat16), first, second, bias,
-        jnp.asarray(reference.to_parts(g, blocks), jnp.bfloat16),
-    )  # fmt: skip
-    return _held(jax.jit(both), inputs, want)
-
-
-def _sparse24_contract(rows: int, inputs: int, outputs: int, storage: str) -> Record:
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
-    from vit_jax.kernels.sparse24 import sparse24, unpack
-    from vit_jax.kernels.sparse24.packed import compress, quantise
-
-    rng = np.random.default_rng(rows)
-    kernel = rng.standard_normal((inputs, outputs)).astype(np.float32) / inputs**0.5
-    values, index, scale = quantise(*compress(kernel)) if storage == "int8" else (*compress(kernel, storage), None)
-    x, g = (jnp.asarray(rng.standard_normal((rows, n)), jnp.bfloat16) for n in (inputs, outputs))
-    bias = rng.standard_normal(outputs).astype(np.float32)
-    low = np.asarray(unpack(values.astype(jnp.bfloat16), index), np.float64)
-    low = low if scale is None else low * np.asarray(scale, np.float64)
-
-    def both(x: Any, bias: Any, g: Any) -> Any:
-        f = lambda x, b: sparse24(  # noqa: E731
-            x, values, index, b, scale=scale, implementation=_kernel("mosaic_gpu")
-        )
-        y, pull = jax.vjp(f, x, bias)
-        return y, *pull(g)
-
-    x64, g64 = np.asarray(x, np.float64), np.asarray(g, np.float64)
-    return _held(jax.jit(both), (x, bias, g), (x64 @ low + bias, g64 @ low.T, g64.sum(0)))
-
-
-def _kernel(name: str) -> str:
-    """The implementation to be tried: off a GPU the one that XLA compiles, so that the script itself can be."""
-    from vit_jax import sharding
-
-    return name if sharding.platform() == "gpu" else "xla"
-
-
-def _held(run: Callable[..., Any], inputs: tuple[Any, ...], want: tuple[Any, ...]) -> Record:
-    """Largest errors as shares of the largest value, whether five runs gave the same bits, and what that means."""
-    import numpy as np
-
-    start = time.perf_counter()
-    first = [np.asarray(a, np.float64) for a in run(*inputs)]
-    seconds = time.perf_counter() - start
-    errors = [float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(first, want, strict=True)]
-    same = all(
-        np.array_equal(a, np.asarray(b, np.float64)) for _ in range(4) for a, b in zip(first, run(*inputs), strict=True)
-    )
-    passed = same and all(e <= 2e-2 for e in errors)
-    return {"passed": passed, "errors": errors, "the same bits five times": same, "first call seconds": seconds}
 
 
 def precision(tiny: bool) -> Cases:
@@ -219,7 +109,7 @@ def _product(op: str, options: Record, rows: int, inputs: int, outputs: int, bac
         compiled = jax.jit(lambda xs, every: [one(x, *p) for x, p in zip(xs, every, strict=True)])
         return lambda: compiled(xs, every)
 
-    candidates = {"dense": repeated(matmul, [(w,) for w in weights])}
+    candidates = {"a dense weight": repeated(matmul, [(w,) for w in weights])}
     failed = {}
     for name in case.here():
         run = repeated(functools.partial(case.run, name), parameters)
@@ -234,7 +124,9 @@ def _product(op: str, options: Record, rows: int, inputs: int, outputs: int, bac
     flops, least = (case.flops * (3 if backward else 1), case.bytes)
     return {
         "microseconds": {name: t.median * 1e6 for name, t in times.items()},
-        "times faster than dense": {name: t.over(times["dense"]) for name, t in times.items() if name != "dense"},
+        "times faster than a dense weight": {
+            name: t.over(times["a dense weight"]) for name, t in times.items() if name in case.implementations
+        },
         "TFLOP/s of the structured product": {name: flops / t.median / 1e12 for name, t in times.items()},
         **({} if backward else {"GB/s at the least": {n: least / t.median / 1e9 for n, t in times.items()}}),
         **({"failed": failed} if failed else {}),
@@ -249,7 +141,7 @@ def attentions(tiny: bool) -> Cases:
     from vit_jax.layers.attention import attention
 
     def fused(q: Any, k: Any, v: Any) -> Any:
-        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if _kernel("gpu") == "gpu" else "xla")
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if kernel_here("gpu") == "gpu" else "xla")
 
     for shape in (
         [(2, 5, 2, 8)] if tiny else [(128, 197, 12, 64), (64, 577, 16, 64), (128, 50, 12, 64), (8, 1024, 16, 64)]
@@ -269,7 +161,9 @@ def attentions(tiny: bool) -> Cases:
                     compiled = jax.jit(one)
                     return lambda: compiled(q, k, v, g)
 
-                both = {n: program(functools.partial(attention, implementation=_kernel(n))) for n in ("xla", "cudnn")}
+                both = {
+                    n: program(functools.partial(attention, implementation=kernel_here(n))) for n in ("xla", "cudnn")
+                }
                 a, b = (jax.tree.leaves(f()) for f in both.values())
                 apart = max(
                     float(abs(x.astype("float32") - y.astype("float32")).max()) for x, y in zip(a, b, strict=True)

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from vit_jax.kernels import dispatch
-from vit_jax.kernels.dispatch import Implementation, choose, opt_in
+from vit_jax.kernels.dispatch import Implementation, choose
 from vit_jax.types import UsageError, UserError
 
 TABLE = {
@@ -57,13 +57,3 @@ def test_other_platforms_are_passed_over_in_silence_unless_named(caplog):
     assert choose("product", table, None, 4)(4) == "fused"
     assert choose("product", table, "chip", 4)(4) == "chip"
     assert caplog.messages == []
-
-
-def test_what_has_not_run_on_its_hardware_runs_if_named(caplog):
-    odd = lambda n: f"{n} is odd" if n % 2 else None  # noqa: E731
-    table = {"novel": Implementation(lambda n: "novel", slower_reason=opt_in(odd)), **TABLE}
-    assert choose("product", table, None, 10)(10) == "fused" and choose("product", table, "novel", 10)(10) == "novel"
-    assert caplog.messages == [
-        "product runs as 'fused'; not 'novel': it has not run on this hardware yet, name it to use it."
-    ]
-    assert opt_in(odd)(3) == "3 is odd"

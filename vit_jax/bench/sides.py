@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.bench.timing import Timing
+from vit_jax.io import jsonfile
 from vit_jax.types import UserError
 
 
@@ -46,7 +47,7 @@ class Side:
         if not line:
             code = self._process.wait()
             raise UserError(f"the process of a candidate ended with exit code {code}; its output says why.")
-        return json.loads(line)
+        return jsonfile.loads(line)
 
     def ask(self, word: str) -> Any:
         """Sends a word and waits for the answer."""
@@ -62,7 +63,8 @@ class Side:
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
-            pipe.close()
+            with contextlib.suppress(BrokenPipeError):  # of a word that nobody read
+                pipe.close()
 
 
 def serve(make: Callable[[], tuple[Callable[[], Any], Callable[[Any], Any]]], facts: Callable[[], Any]) -> None:

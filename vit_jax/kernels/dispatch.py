@@ -35,13 +35,6 @@ class Implementation:
     platform: str | None = None
 
 
-def opt_in(slower_reason: Callable[..., str | None]) -> Callable[..., str | None]:
-    """``slower_reason`` of an implementation that has not run on its hardware yet: it is chosen only by name."""
-    return lambda *args, **kwargs: (
-        slower_reason(*args, **kwargs) or "it has not run on this hardware yet, name it to use it"
-    )
-
-
 def other_gpu(capability: str) -> str | None:
     """Why a kernel for GPUs of this compute capability stands back on another GPU, or None."""
     if sharding.platform() != "gpu":

@@ -10,14 +10,25 @@ from vit_jax.kernels import dispatch
 from vit_jax.kernels.monarch import crossover, monarch, xla
 
 
-@pytest.mark.parametrize(("rows", "nblocks", "runs"), [(1024, 2, "dense"), (1023, 2, "xla"), (4096, 4, "xla")])
-def test_as_many_weights_as_the_dense_map_lose_from_many_rows_on(rows, nblocks, runs):
+@pytest.mark.parametrize(
+    ("platform", "dtype", "rows", "nblocks", "dense"),
+    [
+        ("cpu", "float32", 1024, 2, "have 100% of the dense map's weights, which on a CPU is slower"),
+        ("cpu", "bfloat16", 1023, 2, None),
+        ("cpu", "float32", 4096, 4, None),
+        ("gpu", "bfloat16", 1024, 4, "have 50% of the dense map's weights, which on a GPU is slower"),
+        ("gpu", "bfloat16", 4096, 8, None),
+        ("gpu", "float32", 4096, 4, None),
+        ("tpu", "bfloat16", 4096, 2, None),
+    ],
+)
+def test_too_many_weights_lose_to_the_dense_map_from_many_rows_on(monkeypatch, platform, dtype, rows, nblocks, dense):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
     size = 64 // nblocks
-    shapes = (rows, 64), (nblocks, size, size), (nblocks, size, size)
-    args = *(jax.ShapeDtypeStruct(s, "float32") for s in shapes), None
+    shapes = (nblocks, size, size), (nblocks, size, size)
+    args = jax.ShapeDtypeStruct((rows, 64), dtype), *(jax.ShapeDtypeStruct(s, "float32") for s in shapes), None
     found = crossover.dense_is_faster(*args, input_parts=1, blocked=False)
-    assert (found is None) == (runs == "xla")
-    assert runs == "xla" or "have 100% of the dense map's weights" in found
+    assert found is None if dense is None else dense in found
 
 
 def test_what_loses_runs_dense_and_says_so(rng, monkeypatch, caplog):

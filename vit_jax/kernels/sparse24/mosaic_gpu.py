@@ -26,7 +26,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from vit_jax.kernels import sharded
-from vit_jax.kernels.dispatch import Implementation, opt_in, other_gpu
+from vit_jax.kernels.dispatch import Implementation, other_gpu
 from vit_jax.kernels.sparse24.xla import by_kernel
 from vit_jax.kernels.windows import up
 
@@ -214,4 +214,4 @@ def _value(values: Any, at: int) -> jax.Array:
     return plgpu.layout_cast(values[at].astype(jnp.bfloat16), plgpu.Layout.WGMMA)
 
 
-IMPLEMENTATION = Implementation(by_kernel(_product), unsupported_reason, opt_in(slower_reason), platform="gpu")
+IMPLEMENTATION = Implementation(by_kernel(_product), unsupported_reason, slower_reason, platform="gpu")
