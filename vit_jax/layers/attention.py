@@ -119,7 +119,7 @@ def attention_cudnn(q: jax.Array, k: jax.Array, v: jax.Array, mask: None) -> jax
     JAX differentiates it for even numbers of tokens only: odd ones are filled up, and cuDNN is told to pass that over.
     """
     fill = lambda x: jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))  # noqa: E731
-    lengths = {}
+    lengths: Any = {}
     if q.shape[1] % 2 or k.shape[1] % 2:
         count = lambda x: jnp.full(x.shape[0], x.shape[1], jnp.int32)  # noqa: E731
         lengths = {"query_seq_lengths": count(q), "key_value_seq_lengths": count(k)}

@@ -31,7 +31,8 @@ def flops(model: nn.Module, inputs: tuple[Any, ...]) -> float:
     cpu = jax.local_devices(backend="cpu")[0]
     with jax.set_mesh(Mesh(np.asarray([cpu]), "x")), jax.default_device(cpu):
         variables = jax.eval_shape(lambda *x: nn.unbox(plain.init(jax.random.key(0), *x)), *inputs)
-        return float(jax.jit(plain.apply).lower(variables, *inputs).cost_analysis()["flops"])
+        found: Any = jax.jit(plain.apply).lower(variables, *inputs).cost_analysis()
+    return float(found["flops"])
 
 
 def peak(device: jax.Device, dtype: str) -> float:
