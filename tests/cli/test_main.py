@@ -102,6 +102,23 @@ def test_ctrl_c_is_a_failure_and_says_so(monkeypatch, capsys):
     assert capsys.readouterr().err == "vit_jax models: interrupted.\n"
 
 
+def test_ctrl_c_while_jax_is_imported():
+    """numpy prints a traceback of what falls into its import, and makes another error of it."""
+    code = """if True:
+        import os, signal, sys
+        from vit_jax.cli import main
+
+        def press(event, args):
+            if event == "import" and args[0] == "numpy._core.multiarray":
+                os.kill(os.getpid(), signal.SIGINT)
+
+        sys.addaudithook(press)
+        sys.exit(main(["models"]))
+    """
+    done, _ = python("-c", code)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "vit_jax models: interrupted.\n")
+
+
 def python(*argv):
     env = {k: v for k, v in os.environ.items() if not k.startswith("COV")}
     begun = os.times().children_user

@@ -189,6 +189,26 @@ def test_a_second_interruption_says_what_there_is(tiny, workdir, step, kept):
     assert signal.getsignal(signal.SIGINT) == before and not (workdir / "lock").exists()
 
 
+def test_a_second_interruption_while_garbage_is_collected(tiny, workdir, capsys):
+    """What is raised there Python ignores; JAX has a callback of the collector, where a Ctrl-C may fall."""
+
+    def interrupt(moment):
+        if moment.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            gc.callbacks.append(callback)
+            gc.collect()
+            time.sleep(60)
+
+    def callback(*_):
+        gc.callbacks.remove(callback)
+        os.kill(os.getpid(), signal.SIGINT)
+        sum(range(10))  # the handler runs here
+
+    with pytest.raises(loop.Interrupted, match="interrupted; there is no checkpoint yet"):
+        loop.run(tiny(), workdir, hooks=[interrupt])
+    assert "ignored" not in capsys.readouterr().err
+
+
 def test_a_run_in_use_is_evaluated_and_not_trained(tiny, trained, workdir):
     """By a second process it is refused before a file is touched; what only reads needs no leave."""
     shutil.copytree(trained.folder, workdir)

@@ -6,6 +6,7 @@ Commands import the package inside ``run``, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import argparse
+import importlib
 import io
 import logging
 import re
@@ -13,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from vit_jax import interrupts
 from vit_jax.cli import bench, convert, data, embed, evaluate, export, models, predict, train
 from vit_jax.launch import memory
 
@@ -46,45 +48,43 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. Exit status: 0 ok, 1 failed, 2 wrong usage."""
     args = parse(sys.argv[1:] if argv is None else argv)
-    if argv is None and args.command in REPEATING:
-        memory.restart()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    from vit_jax.launch import runtime
-
     warnings.filterwarnings("ignore", module="PIL")  # of metadata that nothing here depends on
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names that are no UTF-8, or that a terminal cannot show
             stream.reconfigure(errors="backslashreplace")
+    try:
+        with interrupts.delivered():
+            with interrupts.held():
+                if argv is None and args.command in REPEATING:
+                    memory.restart()
+                importlib.import_module("vit_jax.api" if args.command in COMPUTING else "vit_jax.types")
+            if args.command in COMPUTING:
+                importlib.import_module("vit_jax.launch.runtime").setup()
+            return COMMANDS[args.command].run(args)
+    except KeyboardInterrupt:
+        reason, status = "interrupted.", 1
+    except Exception as e:
+        reason, status = _reason(e)
+        if args.verbose or not reason:
+            raise
+    print(f"vit_jax {args.command}: {reason}", file=sys.stderr)
+    return status
+
+
+def _reason(error: Exception) -> tuple[str, int]:
+    """A sentence for a user's mistake, a file system or a memory that is full, empty for any other; the exit status."""
     from vit_jax.types import UsageError, UserError
 
-    try:
-        if args.command in COMPUTING:
-            runtime.setup()
-        return COMMANDS[args.command].run(args)
-    except UserError as e:
-        if args.verbose:
-            raise
-        print(f"vit_jax {args.command}: {e}", file=sys.stderr)
-        return 2 if isinstance(e, UsageError) else 1
-    except Exception as e:
-        if args.verbose or not (reason := _of_the_machine(e)):
-            raise
-        print(f"vit_jax {args.command}: {reason}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"vit_jax {args.command}: interrupted.", file=sys.stderr)
-        return 1
-
-
-def _of_the_machine(error: Exception) -> str:
-    """A sentence for what a file system or a memory that is full says; empty for any other error."""
+    if isinstance(error, UserError):
+        return str(error), 2 if isinstance(error, UsageError) else 1
     if isinstance(error, BrokenPipeError):
-        return "nobody reads the output any more."
+        return "nobody reads the output any more.", 1
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or 'a file'!s:.200}: {error.strerror}."
+        return f"{error.filename or 'a file'!s:.200}: {error.strerror}.", 1
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error):
-        return "there is not enough memory; take a smaller batch, smaller images or a smaller model."
-    return ""
+        return "there is not enough memory; take a smaller batch, smaller images or a smaller model.", 1
+    return "", 1
 
 
 def _overrides(parser: argparse.ArgumentParser, rest: Sequence[str], allowed: bool) -> list[tuple[str, str]]:

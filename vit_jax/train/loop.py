@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax import checkpoint, sharding
+from vit_jax import checkpoint, interrupts, sharding
 from vit_jax.checkpoint import Checkpoints
 from vit_jax.config import parse, resumable_keys
 from vit_jax.evals import Report
@@ -86,7 +86,8 @@ def run(raw: Mapping[str, Any], folder: str | os.PathLike[str], hooks: Sequence[
     path = workdir.place(folder)
     with workdir.lock(path):
         try:
-            return _run(raw, path, hooks)
+            with interrupts.delivered():
+                return _run(raw, path, hooks)
         except KeyboardInterrupt:
             kept = checkpoint.kept(path / checkpoint.FOLDER)
             raise Interrupted(f"interrupted; {kept}, and the same command goes on from what there is.") from None
