@@ -47,13 +47,14 @@ def test_what_others_may_do_with_it(tmp_path):
     assert (tmp_path / "b").read_text() == "\\udc80"
 
 
-def test_links_and_the_umask(tmp_path):
+@pytest.mark.parametrize("umask", [0o077, 0o022, 0o002, 0o027])
+def test_links_and_the_umask(tmp_path, umask):
     """A link at the target is replaced; nothing that has a guessable name is opened; others get what the umask says."""
     (tmp_path / "victim").write_text("mine")
     (tmp_path / "a.json").symlink_to(tmp_path / "victim")
     for guess in ("a.json.new", "a.json.tmp", "a.new"):
         (tmp_path / guess).symlink_to(tmp_path / "victim")
-    old = os.umask(0o077)
+    old = os.umask(umask)
     try:
         atomic.write_text(tmp_path / "a.json", "theirs")
         with atomic.new_folder(tmp_path / "below" / "folder"):
@@ -63,7 +64,7 @@ def test_links_and_the_umask(tmp_path):
     assert (tmp_path / "victim").read_text() == "mine" and not (tmp_path / "a.json").is_symlink()
     assert (tmp_path / "a.json").read_text() == "theirs"
     modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("a.json", "below/folder")]
-    assert modes == [0o600, 0o700]
+    assert modes == [0o666 & ~umask, 0o777 & ~umask]
 
 
 @pytest.mark.parametrize("name", ["", ".", "x\0y", "y" * 300, "z." + "e" * 300])

@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     warnings.filterwarnings("ignore", module="PIL")  # of metadata that nothing here depends on
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited")  # what orbax drops once a write has failed
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names that are no UTF-8, or that a terminal cannot show
             stream.reconfigure(errors="backslashreplace")
