@@ -9,13 +9,17 @@ from vit_jax.export import base, check
 from vit_jax.types import UsageError, UserError
 
 
-def test_a_folder_appears_when_it_is_whole(tmp_path):
-    out = tmp_path / "a" / "out"
-    with base.new_folder(out) as folder:
-        (folder / "x").write_text("1")
-        assert not out.exists()
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_a_folder_appears_when_it_is_whole(tmp_path, umask):
+    out, old = tmp_path / "a" / "out", os.umask(umask)
+    try:
+        with base.new_folder(out) as folder:
+            (folder / "x").write_text("1")
+            assert not out.exists()
+    finally:
+        os.umask(old)
     assert os.listdir(out.parent) == ["out"] and (out / "x").read_text() == "1"
-    assert out.stat().st_mode & 0o055 == 0o055  # others may read it
+    assert out.stat().st_mode & 0o777 == 0o777 & ~umask  # others may do what the user lets them
 
 
 @pytest.mark.parametrize("error", [KeyError("a bug"), KeyboardInterrupt()])
