@@ -1,8 +1,18 @@
-"""``python -m vit_jax``."""
+"""``python -m vit_jax``, and the command ``vit_jax``."""
 
 import sys
 
-from vit_jax.cli import main
+
+def main() -> int:
+    """Runs one command; an interruption while its modules are read is said as one later is."""
+    try:
+        from vit_jax import cli
+
+        return cli.main()
+    except KeyboardInterrupt:
+        print("vit_jax: interrupted.", file=sys.stderr)
+        return 1
+
 
 if __name__ == "__main__":
     sys.exit(main())

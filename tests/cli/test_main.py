@@ -115,21 +115,26 @@ def test_what_was_given_up_is_not_warned_about(monkeypatch):
     assert seen == []
 
 
-def test_ctrl_c_while_jax_is_imported():
+@pytest.mark.parametrize(
+    ("module", "says"), [("vit_jax.cli.options", ""), ("argparse", ""), ("numpy._core.multiarray", " models")]
+)
+def test_ctrl_c_while_modules_are_imported(module, says):
     """numpy prints a traceback of what falls into its import, and makes another error of it."""
-    code = """if True:
+    code = f"""if True:
         import os, signal, sys
-        from vit_jax.cli import main
 
         def press(event, args):
-            if event == "import" and args[0] == "numpy._core.multiarray":
+            if event == "import" and args[0] == {module!r}:
                 os.kill(os.getpid(), signal.SIGINT)
 
         sys.addaudithook(press)
-        sys.exit(main(["models"]))
+        from vit_jax.__main__ import main
+
+        sys.argv[1:] = ["models"]
+        sys.exit(main())
     """
     done, _ = python("-c", code)
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", "vit_jax models: interrupted.\n")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"vit_jax{says}: interrupted.\n")
 
 
 def python(*argv):
