@@ -33,6 +33,11 @@ def batch():
     }
 
 
+def compiled(fn):
+    """Compiled as for a user: with the emitters of conftest.py an image would depend on the size of its batch."""
+    return jax.jit(fn, compiler_options={"xla_cpu_use_fusion_emitters": True})
+
+
 def rows(batch, index):
     return {k: v[index] for k, v in batch.items()}
 
@@ -40,24 +45,24 @@ def rows(batch, index):
 @pytest.fixture(scope="module")
 def everything(batch):
     fn = make(size=13, train=EVERYTHING).train_fn(0)
-    return fn, np.asarray(jax.jit(fn)(jax.random.key(7), batch)["image"])
+    return fn, np.asarray(compiled(fn)(jax.random.key(7), batch)["image"])
 
 
 def test_an_image_depends_on_key_and_index_not_on_batch_or_position(batch, everything):
     fn, whole = everything
     assert whole.shape == (16, 13, 13, 3) and whole.dtype == np.float32 and np.isfinite(whole).all()
     pick = np.array([11, 2, 5])
-    some = jax.jit(fn)(jax.random.key(7), rows(batch, pick))["image"]
+    some = compiled(fn)(jax.random.key(7), rows(batch, pick))["image"]
     np.testing.assert_allclose(some, whole[pick], atol=1e-6)
     same = rows(batch, np.zeros(16, int)) | {"index": batch["index"]}
-    differ = np.asarray(jax.jit(fn)(jax.random.key(7), same)["image"])
+    differ = np.asarray(compiled(fn)(jax.random.key(7), same)["image"])
     assert len({x.tobytes() for x in differ}) == 16
 
 
 def test_eight_devices_see_the_images_of_one(batch, everything):
     fn, whole = everything
     mesh = sharding.make_mesh(sharding.MeshConfig(replica=2, fsdp=4))
-    out = jax.jit(fn)(jax.random.key(7), sharding.put(batch, mesh))["image"]
+    out = compiled(fn)(jax.random.key(7), sharding.put(batch, mesh))["image"]
     assert len(out.sharding.device_set) == 8 and not out.sharding.is_fully_replicated
     np.testing.assert_allclose(out, whole, atol=1e-6)
 
