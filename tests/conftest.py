@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import gc
 import importlib
+import importlib.metadata
 import importlib.util
 import os
 import pathlib
@@ -25,9 +26,11 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_force_host_platform_device_count=8"
     # Eight devices meet in threads of few cores: on a busy machine later than 40 s, after which XLA ends the process.
     + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
-    # The older emitters of loops compile tiny programs in half the time; those of today gain on large arrays.
-    + " --xla_cpu_use_fusion_emitters=false"
 )
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    # The older emitters of loops compile tiny programs in half the time; those of today gain on large arrays, and are
+    # the only ones from 0.11 on, which ends at a flag that it does not know.
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Workers and later runs compile an equal program once, and none goes to the user's own cache.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".pytest_cache/programs"))
