@@ -15,11 +15,14 @@ import importlib.util
 import os
 import pathlib
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell; tests need it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
