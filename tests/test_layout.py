@@ -20,8 +20,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "vit_jax"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 TIERS = (
-    ("types", "trees", "interrupts"), ("checks",), ("configfile",), ("config",), ("io",), ("sharding", "metrics"),
-    ("data", "augment", "kernels"), ("layers",), ("models",),
+    ("types", "trees", "interrupts", "architectures"), ("checks",), ("configfile",), ("config",), ("io",),
+    ("sharding", "metrics"), ("data", "augment", "kernels"), ("layers",), ("models",),
     ("losses",), ("objectives",), ("optim",), ("checkpoint", "report", "decoding"), ("evals", "convert"), ("compress",),
     ("train",),
     ("predict", "bench", "explain", "create"), ("export",), ("launch", "api"), ("cli",), ("__main__",),

@@ -130,7 +130,7 @@ def test_ctrl_c_while_modules_are_imported(module, says):
         sys.addaudithook(press)
         from vit_jax.__main__ import main
 
-        sys.argv[1:] = ["models"]
+        sys.argv[1:] = ["models", "vit_ti16"]
         sys.exit(main())
     """
     done, _ = python("-c", code)

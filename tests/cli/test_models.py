@@ -2,10 +2,12 @@
 
 import functools
 import json
+import subprocess
+import sys
 
 import pytest
 
-from vit_jax import models
+from vit_jax import architectures, models
 from vit_jax.cli import main
 
 
@@ -18,13 +20,28 @@ def table(monkeypatch):
         "vit_b14": functools.partial(tiny, patch=14),
         "mixer_a32": functools.partial(models.Mixer, depth=1),
     }
-    monkeypatch.setattr(models, "MODELS", {"vit": models.MODELS["vit"], **small})
+    monkeypatch.setattr(architectures, "NAMES", tuple(small))
     monkeypatch.setattr(models, "NAMES", small)
     monkeypatch.setattr(models, "create", lambda name, **kw: small[name](**kw))
 
 
+def test_names_at_once(capsys):
+    """No model is made, and JAX is not even imported."""
+    assert main(["models", "--json", "-"]) == 0
+    rows = {row["model"]: row["aliases"] for row in json.loads(capsys.readouterr().out)}
+    assert [*rows] == models.names() and rows["vit_b16"] == ["ViT-B/16", "vit_base_patch16_224"]
+    code = "import sys\nfrom vit_jax.cli import main\nmain(['models', 'vit_?16'])\nassert 'jax' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stderr == "" and done.returncode == 0
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == [f"vit_{size}16" for size in "sblhg"]
+    assert lines[1].split()[1:] == ["ViT-B/16,", "vit_base_patch16_224"]
+    assert main(["models", "vat_*"]) == 2
+    assert "no model is called like 'vat_*'; vit_jax models lists all" in capsys.readouterr().err
+
+
 def test_all(table, capsys, tmp_path):
-    assert main(["models", "--size", "32", "--json", str(tmp_path / "x.json")]) == 0
+    assert main(["models", "--costs", "--size", "32", "--json", str(tmp_path / "x.json")]) == 0
     rows = {r["model"]: r for r in json.loads((tmp_path / "x.json").read_text())}
     assert set(rows) == {"vit_a16", "vit_b14", "mixer_a32"}
     assert "not divisible by the patch size 14" in rows["vit_b14"]["error"]  # and the others are still listed

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from vit_jax import models
+from vit_jax import architectures, models
 from vit_jax.models import images
 
 
 def test_image_models_are_a_part_of_all():
     assert set(images.IMAGE_MODELS) < set(models.MODELS)
-    assert set(images.IMAGES) == set(images.IMAGE_MODELS) | set(images.ALIASES)
+    assert set(images.IMAGES) == set(images.IMAGE_MODELS) | set(architectures.IMAGE_ALIASES)
     for name in images.IMAGE_MODELS:
         assert [x.shape for x in models.create(name).inputs(32)] == [(1, 32, 32, 3)]
         assert models.MODELS[name] is images.IMAGE_MODELS[name]

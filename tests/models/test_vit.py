@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from vit_jax import models, sharding
+from vit_jax.architectures import VIT_SIZES
 from vit_jax.bench.plain import PlainViT
 from vit_jax.layers.norm import LayerNorm
 from vit_jax.models.resnet import ResNet
-from vit_jax.models.vit import SIZES
 from vit_jax.types import UserError
 
 TINY = {"num_classes": 5, "patch": 4, "width": 16, "depth": 2, "heads": 4, "mlp_dim": 24}
@@ -226,7 +226,7 @@ def np_tree(tree):
 
 
 def test_variants_divide_into_heads():
-    for fields in SIZES.values():
+    for fields in VIT_SIZES.values():
         assert fields["width"] % fields["heads"] == 0
 
 

@@ -59,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             with interrupts.held():
                 if argv is None and args.command in REPEATING:
                     memory.restart()
-                importlib.import_module("vit_jax.api" if args.command in COMPUTING else "vit_jax.types")
+                if not (args.command == "models" and models.at_once(args)):
+                    importlib.import_module("vit_jax.api" if args.command in COMPUTING else "vit_jax.types")
             if args.command in COMPUTING:
                 importlib.import_module("vit_jax.launch.runtime").setup()
             return COMMANDS[args.command].run(args)

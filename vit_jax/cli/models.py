@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 import vit_jax as vj
+from vit_jax import architectures
 from vit_jax.cli import options
 
 HELP = "list the models, or describe one"
@@ -14,20 +15,53 @@ VALUES = "{parameters:>15,d} {megabytes:>11,.1f} {gflops:>13.2f} {size:>5d}"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
-    parser.add_argument("name", type=options.filled, nargs="?", help="a model, such as vit_b16; all of them by default")
+    text = "a model to describe, such as vit_b16; or a pattern of names to list, such as 'vit_*'; all by default"
+    parser.add_argument("name", type=options.filled, nargs="?", default="*", help=text)
+    text = "also the parameters, bytes and FLOPs of what is listed: about two seconds a model"
+    parser.add_argument("--costs", action="store_true", help=text)
     options.value(parser, "size", 224, "side of the image", 4096, metavar="PIXELS")
     options.value(parser, "num_classes", 1000, "outputs of the head", least=0, metavar="C")
-    text = "also with the maps of attention and MLPs as, for instance, monarch(4)"
+    text = "costs also with the maps of attention and MLPs as, for instance, monarch(4)"
     parser.add_argument("--linear", type=options.filled, metavar="SPEC", help=text)
     options.json(parser, "table")
 
 
+def at_once(args: argparse.Namespace) -> bool:
+    """Whether names are all that is asked for, which takes no JAX."""
+    return _pattern(args.name) and not (args.costs or args.linear or args.json)
+
+
 def run(args: argparse.Namespace) -> int:
-    """Prints parameters, their bytes as they are trained, and FLOPs."""
+    """Prints names, and of one model or with ``--costs`` parameters, their bytes as they are trained, and FLOPs."""
+    found = architectures.names(args.name) if _pattern(args.name) else [args.name]
+    if not found:
+        raise vj.UsageError(f"no model is called like {args.name!r}; vit_jax models lists all of them.")
+    if not _pattern(args.name) or args.costs or args.linear:
+        return _costs(found, args)
+    rows = [{"model": name, "aliases": architectures.aliases(name)} for name in found]
+    if args.json != "-":
+        for row in rows:
+            print(f"{row['model']:20s} {', '.join(row['aliases'])}".rstrip())
+    _write(args.json, rows)
+    return 0
+
+
+def _pattern(name: str) -> bool:
+    return any(c in name for c in "*?[")
+
+
+def _write(target: str | None, rows: list[dict[str, Any]]) -> None:
+    if target is not None:
+        from vit_jax.cli import output
+
+        output.write(target, rows)
+
+
+def _costs(names: list[str], args: argparse.Namespace) -> int:
+    """Prints a line for each model."""
     import dataclasses
 
     from vit_jax import config
-    from vit_jax.cli import output
     from vit_jax.layers.linear.specs import FIELDS, Spec
 
     changes: list[tuple[str, dict[str, Any]]] = [("", {})]
@@ -36,21 +70,22 @@ def run(args: argparse.Namespace) -> int:
         if hasattr(spec, "implementation"):  # count the structured product, whoever would run it here
             spec = dataclasses.replace(spec, implementation="xla")
         changes.append((f" {args.linear}", dict.fromkeys(FIELDS, spec)))
-    rows = []
-    for name in [args.name] if args.name else vj.list_models():
+    rows, width = [], max(16, len(args.linear or "") + 1 + max(map(len, names)))
+    for name in names:
         for label, fields in changes:
             try:
                 rows.append(_row(name, label, fields, args))
             except vj.UserError as e:
-                if args.name:
+                if len(names) == 1:
                     raise
                 rows.append({"model": name + label, "error": str(e)})
-    if args.json != "-":
-        width = max(16, *(len(r["model"]) for r in rows))
-        print(f"{'model':{width}s} {'parameters':>15s} {'MB':>11s} {'GFLOPs/image':>13s} {'size':>5s}")
-        for r in rows:
-            print(f"{r['model']:{width}s} {r.get('error') or VALUES.format(**r, megabytes=r['bytes'] / 1e6)}")
-    output.write(args.json, rows)
+            if args.json != "-":
+                if len(rows) == 1:
+                    print(f"{'model':{width}s} {'parameters':>15s} {'MB':>11s} {'GFLOPs/image':>13s} {'size':>5s}")
+                r = rows[-1]
+                values = r.get("error") or VALUES.format(**r, megabytes=r["bytes"] / 1e6)
+                print(f"{r['model']:{width}s} {values}", flush=True)
+    _write(args.json, rows)
     return 0
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from vit_jax import models
+from vit_jax import architectures
 from vit_jax.convert.preprocess import RGB
 from vit_jax.io.tensors import Tensors
 from vit_jax.types import UserError
@@ -140,7 +140,7 @@ def remainder(told: Any, size: int, patch: int) -> int:
 
 def heads_of(width: int, depth: int, mlp_dim: int) -> tuple[int, str]:
     """Number of heads of a published ViT of this size, else one per 64 channels, and a note: weights never tell it."""
-    for fields in models.vit.SIZES.values():
+    for fields in architectures.VIT_SIZES.values():
         if (fields["width"], fields["depth"], fields["mlp_dim"]) == (width, depth, mlp_dim):
             return fields["heads"], f"{fields['heads']} heads are assumed, as in published models of this size"
     heads = max(1, width // 64)

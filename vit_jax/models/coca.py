@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -21,7 +21,7 @@ from vit_jax.layers.stack import Stack, TransformerStack
 from vit_jax.models.base import Captioner, cast_kernels
 from vit_jax.models.roles import Kind, Model, Part
 from vit_jax.models.text import real
-from vit_jax.models.two_tower import CLIP_IMAGE, CLIP_TEXT, Embedded, TwoTower, image_row, text_row
+from vit_jax.models.two_tower import Embedded, TwoTower
 from vit_jax.types import Params, UserError
 
 POOLING = ("shared", "cascade", "parallel")
@@ -140,20 +140,3 @@ class CoCa(TwoTower, Captioner):
     def _logits(self, hidden: jax.Array) -> jax.Array:
         kernel = self.vocabulary.astype(hidden.dtype)
         return jax.lax.dot_general(hidden, kernel, (((2,), (0,)), ((), ())), preferred_element_type=jnp.float32)
-
-
-def _coca(image: str, width: int, heads: int) -> dict[str, Any]:
-    text = text_row(width, heads, length=76, pool="cls", **CLIP_TEXT)
-    return {
-        "image_tower": image_row(image, **CLIP_IMAGE, final_norm=False),
-        "text_tower": text,
-        "decoder": {"heads": heads, "mlp_dim": 4 * width, "norm_epsilon": 1e-5},
-        "embed_dim": width,
-    }
-
-
-VARIANTS: dict[str, dict[str, Any]] = {
-    "coca_vit_b32": _coca("vit_b32", 512, 8),
-    "coca_vit_l14": _coca("vit_l14", 768, 12),
-}
-"""Name -> fields of :class:`CoCa`, the sizes of open_clip."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -67,15 +66,3 @@ class Mixer(Stack, ImageModel):
         x = grid.reshape(grid.shape[0], -1, self.width)
         tokens = self.stack(functools.partial(MixerBlock, **common(self, MixerBlock)), name="encoder")(x, train=train)
         return Features(tokens, average(tokens))
-
-
-def _size(width: int, depth: int, token_dim: int, mlp_dim: int) -> dict[str, int]:
-    return {"width": width, "depth": depth, "token_dim": token_dim, "mlp_dim": mlp_dim}
-
-
-SIZES = {"s": _size(512, 8, 256, 2048), "b": _size(768, 12, 384, 3072), "l": _size(1024, 24, 512, 4096)}
-"""Tolstikhin et al. 2021, table 1."""
-
-VARIANTS: dict[str, dict[str, Any]] = {
-    f"mixer_{size}{patch}": {**SIZES[size], "patch": patch} for size in SIZES for patch in (16, 32)
-}

@@ -14,7 +14,6 @@ from vit_jax.checks import Pixels, Range, Size
 from vit_jax.layers.block import ResidualBlock
 from vit_jax.layers.embed import PatchEmbed
 from vit_jax.layers.linear import Dense, DType, LinearSpec, Spec, logical
-from vit_jax.layers.linear.block_diagonal import BlockDiagonal
 from vit_jax.layers.long_conv import Filter, long_conv
 from vit_jax.layers.pool import average
 from vit_jax.layers.stack import Stack, common
@@ -140,16 +139,3 @@ class MonarchMixer(Stack, ImageModel):
         mixer = functools.partial(SequenceMixer, implementation=self.long_conv, **common(self, SequenceMixer))
         tokens = self.stack(functools.partial(MonarchMixerBlock, mixer=mixer), name="encoder")(x, train=train)
         return Features(tokens, average(tokens))
-
-
-VARIANTS: dict[str, dict[str, Any]] = {
-    f"m2_vit_{size}{patch}": {
-        "width": width,
-        "depth": 12,
-        "mlp_dim": 4 * width,
-        "patch": patch,
-        "mlp_linear": BlockDiagonal(4),
-    }
-    for size, width in (("ti", 192), ("s", 384), ("b", 768))
-    for patch in (16, 32)
-}

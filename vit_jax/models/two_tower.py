@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -154,50 +154,3 @@ class TwoTower(ImageTextModel):
         config.lookup(dict.fromkeys(("none", "linear", "biased")), kind, f"{side}_head")
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
         return Linear(self.embed_dim, ("embed", None), use_bias=kind == "biased", kernel_init=init, name=f"{side}_head")
-
-
-def image_row(name: str, **fields: Any) -> dict[str, Any]:
-    """Fields of an image tower: a row of ``IMAGES`` and what differs."""
-    return {"name": name, "num_classes": 0, **fields}
-
-
-def text_row(width: int, heads: int, **fields: Any) -> dict[str, Any]:
-    """Fields of a text tower of the usual proportions and what differs."""
-    return {"width": width, "heads": heads, "mlp_dim": 4 * width, **fields}
-
-
-CLIP_IMAGE = {"patch_bias": False, "pre_norm": True, "norm_epsilon": 1e-5}
-CLIP_TEXT = {"norm_epsilon": 1e-5}
-SIGLIP = {"image_head": "none", "text_head": "biased", "temperature": 10.0, "bias": -10.0}
-SIGLIP_TEXT = {"vocab_size": 32000, "length": 64, "end_id": 1, "pad_id": 1, "causal": False, "pool": "last"}
-
-
-def _clip(image: str, embed_dim: int, heads: int) -> dict[str, Any]:
-    text = text_row(embed_dim, heads, **CLIP_TEXT)
-    return {"image_tower": image_row(image, **CLIP_IMAGE), "text_tower": text, "embed_dim": embed_dim}
-
-
-def _siglip(image: str, width: int, heads: int, **text: Any) -> dict[str, Any]:
-    tower = text_row(width, heads, **SIGLIP_TEXT, **text)
-    return {"image_tower": image_row(image, pool="map"), "text_tower": tower, "embed_dim": width, **SIGLIP}
-
-
-VARIANTS: dict[str, dict[str, Any]] = {
-    "clip_vit_b32": _clip("vit_b32", 512, 8),
-    "clip_vit_b16": _clip("vit_b16", 512, 8),
-    "clip_vit_l14": _clip("vit_l14", 768, 12),
-    "siglip_vit_b16": _siglip("vit_b16", 768, 12),
-    "siglip_vit_l16": _siglip("vit_l16", 1024, 16, depth=24),
-    "siglip_vit_so400m14": _siglip("vit_so400m14", 1152, 16, depth=27, mlp_dim=4304),
-    "lit_vit_b16": {
-        "image_tower": image_row("vit_b16"),
-        "text_tower": text_row(768, 12),
-        "embed_dim": 768,
-        "image_head": "none",
-        "text_head": "biased",
-        "temperature": 10.0,
-        "lock": "image",
-    },
-}
-"""Name -> fields of :class:`TwoTower`: Radford et al. 2021 (CLIP, the sizes of open_clip), Zhai et al. 2023 (SigLIP),
-Zhai et al. 2022 (LiT: the text tower learns the space of a pretrained image tower)."""

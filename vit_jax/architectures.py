@@ -1,0 +1,202 @@
+"""Published architectures as plain data: name -> fields of the model's class, and what others call it.
+
+Nothing is imported here: who only asks for names waits for no JAX.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def _vit(width: int, depth: int, heads: int, mlp_dim: int) -> dict[str, int]:
+    return {"width": width, "depth": depth, "heads": heads, "mlp_dim": mlp_dim}
+
+
+VIT_SIZES = {
+    "ti": _vit(192, 12, 3, 768),
+    "s": _vit(384, 12, 6, 1536),
+    "b": _vit(768, 12, 12, 3072),
+    "l": _vit(1024, 24, 16, 4096),
+    "h": _vit(1280, 32, 16, 5120),
+    "g": _vit(1408, 40, 16, 6144),
+    "G": _vit(1664, 48, 16, 8192),
+    "so400m": _vit(1152, 27, 16, 4304),
+}
+"""Touvron et al. 2021 (Ti, S), Dosovitskiy et al. 2021 table 1 (B, L, H), Zhai et al. 2022 table 2 (g, G),
+Alabdulmohsin et al. 2023, arXiv:2305.13035 (So400m)."""
+
+VIT_PATCHES = {
+    "ti": (16,),
+    "s": (8, 14, 16, 32),
+    "b": (8, 14, 16, 32),
+    "l": (14, 16, 32),
+    "h": (14, 16),
+    "g": (14, 16),
+    "G": (14,),
+    "so400m": (14, 16),
+}
+
+VIT: dict[str, Row] = {
+    f"vit_{size}{patch}": {**VIT_SIZES[size], "patch": patch}
+    for size, patches in VIT_PATCHES.items()
+    for patch in patches
+} | {
+    "vit_r_ti16": {**VIT_SIZES["ti"], "patch": 8, "stem": ()},
+    "vit_r26_s32": {**VIT_SIZES["s"], "patch": 1, "stem": (2, 2, 2, 2)},
+    "vit_r26_b32": {**VIT_SIZES["b"], "patch": 1, "stem": (2, 2, 2, 2)},
+    "vit_r50_b16": {**VIT_SIZES["b"], "patch": 1, "stem": (3, 4, 9)},
+    "vit_r50_l32": {**VIT_SIZES["l"], "patch": 1, "stem": (3, 4, 6, 3)},
+}
+"""Of ``ViT``; a hybrid's name gives the total stride, its ``patch`` counts on the stem's grid."""
+
+
+def _mixer(width: int, depth: int, token_dim: int, mlp_dim: int) -> dict[str, int]:
+    return {"width": width, "depth": depth, "token_dim": token_dim, "mlp_dim": mlp_dim}
+
+
+MIXER_SIZES = {"s": _mixer(512, 8, 256, 2048), "b": _mixer(768, 12, 384, 3072), "l": _mixer(1024, 24, 512, 4096)}
+"""Tolstikhin et al. 2021, table 1."""
+
+MIXER: dict[str, Row] = {
+    f"mixer_{size}{patch}": {**MIXER_SIZES[size], "patch": patch} for size in MIXER_SIZES for patch in (16, 32)
+}
+"""Of ``Mixer``."""
+
+MONARCH_MIXER: dict[str, Row] = {
+    f"m2_vit_{size}{patch}": {
+        "width": width,
+        "depth": 12,
+        "mlp_dim": 4 * width,
+        "patch": patch,
+        "mlp_linear": "block_diagonal(4)",
+    }
+    for size, width in (("ti", 192), ("s", 384), ("b", 768))
+    for patch in (16, 32)
+}
+"""Of ``MonarchMixer``."""
+
+
+def image_row(name: str, **fields: Any) -> Row:
+    """Fields of an image tower: the name of an image model and what differs."""
+    return {"name": name, "num_classes": 0, **fields}
+
+
+def text_row(width: int, heads: int, **fields: Any) -> Row:
+    """Fields of a text tower of the usual proportions and what differs."""
+    return {"width": width, "heads": heads, "mlp_dim": 4 * width, **fields}
+
+
+CLIP_IMAGE = {"patch_bias": False, "pre_norm": True, "norm_epsilon": 1e-5}
+CLIP_TEXT = {"norm_epsilon": 1e-5}
+SIGLIP = {"image_head": "none", "text_head": "biased", "temperature": 10.0, "bias": -10.0}
+SIGLIP_TEXT = {"vocab_size": 32000, "length": 64, "end_id": 1, "pad_id": 1, "causal": False, "pool": "last"}
+
+
+def _clip(image: str, embed_dim: int, heads: int) -> Row:
+    text = text_row(embed_dim, heads, **CLIP_TEXT)
+    return {"image_tower": image_row(image, **CLIP_IMAGE), "text_tower": text, "embed_dim": embed_dim}
+
+
+def _siglip(image: str, width: int, heads: int, **text: Any) -> Row:
+    tower = text_row(width, heads, **SIGLIP_TEXT, **text)
+    return {"image_tower": image_row(image, pool="map"), "text_tower": tower, "embed_dim": width, **SIGLIP}
+
+
+TWO_TOWER: dict[str, Row] = {
+    "clip_vit_b32": _clip("vit_b32", 512, 8),
+    "clip_vit_b16": _clip("vit_b16", 512, 8),
+    "clip_vit_l14": _clip("vit_l14", 768, 12),
+    "siglip_vit_b16": _siglip("vit_b16", 768, 12),
+    "siglip_vit_l16": _siglip("vit_l16", 1024, 16, depth=24),
+    "siglip_vit_so400m14": _siglip("vit_so400m14", 1152, 16, depth=27, mlp_dim=4304),
+    "lit_vit_b16": {
+        "image_tower": image_row("vit_b16"),
+        "text_tower": text_row(768, 12),
+        "embed_dim": 768,
+        "image_head": "none",
+        "text_head": "biased",
+        "temperature": 10.0,
+        "lock": "image",
+    },
+}
+"""Of ``TwoTower``: Radford et al. 2021 (CLIP, the sizes of open_clip), Zhai et al. 2023 (SigLIP), Zhai et al. 2022
+(LiT: the text tower learns the space of a pretrained image tower)."""
+
+
+def _coca(image: str, width: int, heads: int) -> Row:
+    return {
+        "image_tower": image_row(image, **CLIP_IMAGE, final_norm=False),
+        "text_tower": text_row(width, heads, length=76, pool="cls", **CLIP_TEXT),
+        "decoder": {"heads": heads, "mlp_dim": 4 * width, "norm_epsilon": 1e-5},
+        "embed_dim": width,
+    }
+
+
+COCA: dict[str, Row] = {"coca_vit_b32": _coca("vit_b32", 512, 8), "coca_vit_l14": _coca("vit_l14", 768, 12)}
+"""Of ``CoCa``, the sizes of open_clip."""
+
+TIMM_SIZES = {"ti": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge", "g": "giant", "G": "gigantic"}
+TIMM_PIXELS = (224, 384, 448, 512, 518)
+"""Sides of the image that timm's names end in; the models are the same but for their number of positions."""
+HYBRIDS = {
+    "vit_r_ti16": ("R+ViT-Ti/16", "vit_tiny_r_s16_p8"),
+    "vit_r26_s32": ("R26+ViT-S/32", "vit_small_r26_s32"),
+    "vit_r26_b32": ("R26+ViT-B/32", "vit_base_r26_s32"),
+    "vit_r50_b16": ("R50+ViT-B/16", "vit_base_r50_s16"),
+    "vit_r50_l32": ("R50+ViT-L/32", "vit_large_r50_s32"),
+}
+"""Our name -> the original repository's and timm's."""
+
+
+def _image_aliases() -> dict[str, str]:
+    out: dict[str, str] = {}
+    names = dict(HYBRIDS)
+    for size, patches in VIT_PATCHES.items():
+        original, theirs = size if size in "gG" else size.capitalize(), TIMM_SIZES.get(size, size)
+        names |= {f"vit_{size}{p}": (f"ViT-{original}/{p}", f"vit_{theirs}_patch{p}") for p in patches}
+    for name, (original, theirs) in names.items():
+        for form in (original, original.replace("ViT-", "")):
+            flat = form.replace("/", "_")
+            out |= {form: name, flat: name, flat.replace("+", "_"): name}
+        out |= {f"{theirs}_{pixels}": name for pixels in TIMM_PIXELS}
+    for name in MIXER:
+        size, patch = name[6], name[7:]
+        out |= {f"Mixer-{size.upper()}{sep}{patch}": name for sep in "/_"} | {f"mixer_{size}{patch}_224": name}
+    return out
+
+
+IMAGE_ALIASES: dict[str, str] = _image_aliases()
+"""Names of the original repository (``ViT-B_16``, ``B/16``, ``R50+ViT-L_32``) and of timm -> our names."""
+
+OPEN_CLIP = {
+    "ViT-B-32": "clip_vit_b32",
+    "ViT-B-16": "clip_vit_b16",
+    "ViT-L-14": "clip_vit_l14",
+    "ViT-B-16-SigLIP": "siglip_vit_b16",
+    "ViT-L-16-SigLIP-256": "siglip_vit_l16",
+    "ViT-SO400M-14-SigLIP": "siglip_vit_so400m14",
+    "coca_ViT-B-32": "coca_vit_b32",
+    "coca_ViT-L-14": "coca_vit_l14",
+}
+"""Names of open_clip -> our names."""
+
+ALIASES: dict[str, str] = IMAGE_ALIASES | OPEN_CLIP
+"""Every name of others -> ours."""
+
+
+NAMES = tuple(name for table in (VIT, MIXER, MONARCH_MIXER, TWO_TOWER, COCA) for name in table)
+"""Ours, in the order of the tables."""
+
+
+def names(pattern: str = "*") -> list[str]:
+    """Those of :data:`NAMES` that ``pattern`` (``"vit_*"``) matches."""
+    return [name for name in NAMES if fnmatch.fnmatchcase(name, pattern)]
+
+
+def aliases(name: str) -> list[str]:
+    """What others call the model ``name``, of several spellings of a name the first."""
+    found = [alias for alias, own in ALIASES.items() if own == name]
+    return [x for x in found if x in OPEN_CLIP or x.endswith("_224") or ("/" in x and "-" in x)]
