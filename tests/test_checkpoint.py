@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import json
 import logging
 import os
 import pathlib
@@ -469,3 +470,29 @@ def test_what_the_storage_prints_of_a_failed_write_is_kept_off_and_nothing_else(
         logger.error("Task was destroyed but it is pending!")
     assert len(caplog.records) == 2
     logger.removeFilter(logger.filters[-1])
+
+
+def test_which_is_the_best(tmp_path):
+    """By the metric of the configuration, of equals the newest; what has no number does not count."""
+    rows = {
+        1: {"val/loss": 0.5, "val/accuracy": 0.9},
+        2: {"val/loss": 0.2},
+        3: {"val/loss": 0.2},
+        4: {"val/loss": None},
+    }
+    for step, metrics in rows.items():
+        folder = tmp_path / "checkpoints" / str(step)
+        (folder / "params").mkdir(parents=True)
+        (folder / "metrics").mkdir()
+        (folder / "metrics" / "metrics").write_text(json.dumps(metrics))
+
+    def best(config):
+        with pytest.MonkeyPatch.context() as m:
+            m.setattr(checkpoint, "read_item", lambda *_: {"config": config})
+            return checkpoint.best(tmp_path).name
+
+    assert best({"best": "val/loss"}) == "3" and best({}) == best(None) == "1"
+    with pytest.raises(UserError, match="was evaluated by 'val/top5', so none of them is known as the best"):
+        best({"best": "val/top5"})
+    with pytest.raises(UserError, match="no checkpoint at"):
+        checkpoint.best(tmp_path / "nowhere")

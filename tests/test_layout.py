@@ -24,7 +24,7 @@ TIERS = (
     ("sharding", "metrics"), ("data", "augment", "kernels"), ("layers",), ("models",),
     ("losses",), ("objectives",), ("optim",), ("checkpoint", "report", "decoding"), ("evals", "convert"), ("compress",),
     ("train",),
-    ("predict", "bench", "explain", "create"), ("export",), ("launch", "api"), ("cli",), ("__main__",),
+    ("predict", "bench", "explain", "create"), ("export", "score"), ("launch", "api"), ("cli",), ("__main__",),
 )  # fmt: skip
 """A module imports from its own package and from tiers to the left, never from a neighbour in its tier."""
 RANK = {unit: i for i, tier in enumerate(TIERS) for unit in tier}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vit_jax.api import Conversion as Conversion
+    from vit_jax.api import best_checkpoint as best_checkpoint
     from vit_jax.api import convert as convert
     from vit_jax.api import create as create
     from vit_jax.api import embed as embed
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 HOMES = {
-    "api": "create load predict embed train evaluate convert export list_models list_pretrained Conversion",
+    "api": "create load predict embed train evaluate convert export list_models list_pretrained best_checkpoint "
+    "Conversion",
     "convert.preprocess": "Preprocess",
     "convert.pretrained": "Pretrained",
     "convert.zoo": "PretrainedTag",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import math
 import os
 import pathlib
@@ -17,6 +18,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
+from vit_jax import checkpoint as checkpoints
 from vit_jax import config as configs
 from vit_jax import models
 from vit_jax.compress import restructure
@@ -27,19 +29,24 @@ from vit_jax.convert.verify import Difference
 from vit_jax.convert.verify import verify as compare
 from vit_jax.convert.zoo import PretrainedTag
 from vit_jax.create import create as create_model
+from vit_jax.create import resized
 from vit_jax.data.image import MAX_PIXELS
+from vit_jax.data.sources import Source
 from vit_jax.decoding import DECODERS, SearchStrategy
-from vit_jax.evals import Report
+from vit_jax.evals import Evaluator, Report
 from vit_jax.export import Exported
 from vit_jax.export import check as check_export
 from vit_jax.export import export as write_program
 from vit_jax.models import describe
 from vit_jax.predict import BATCH, Images, ImageText, Predictor, Row, expand, of
 from vit_jax.predict import load as load_predictor
+from vit_jax.score import score
 from vit_jax.train import loop, setup, start, workdir
 from vit_jax.train.config import TrainConfig
 from vit_jax.train.loop import Hook, Result
 from vit_jax.types import UsageError, UserError
+
+log = logging.getLogger(__name__)
 
 Place = str | os.PathLike[str]
 Changes = Mapping[str, Any]
@@ -112,7 +119,8 @@ def predict(
 
     Args:
       model: what :func:`load` or :func:`create` gave, which keeps what it has compiled; or a place.
-      images: files, folders, encoded bytes or uint8[H,W,C], one or a list of them; or uint8[B,H,W,C].
+      images: files, folders, encoded bytes or uint8[H,W,C], one or a list of them; or uint8[B,H,W,C]. A source such as
+        ``"folder:/my/images"`` is its own validation part, or all of it.
       texts: of an image-text model: what to compare every image with.
       captions: of a model with a caption decoder: how to write, ``"greedy"``, ``"beam(4)"`` or ``"nucleus(0.9)"``.
       top: classes or texts to name.
@@ -120,7 +128,8 @@ def predict(
       max_pixels: an image with more is unreadable, but for a JPEG, which is decoded at a fraction of its size.
 
     Returns:
-      A row for every image: ``"path"`` of a file, else ``"image"``, its place in the list; with ``"predictions"``, a
+      A row for every image: ``"path"`` of a file, else ``"image"``, its place in the list, and ``"label"``, the name of
+      its class, of an example of a source that has any; with ``"predictions"``, a
       list of ``{"class" or "text": str, "probability": float}``, the best first; or ``"caption"`` and its ``"log_p"``;
       or ``"error"`` where the image cannot be read.
 
@@ -233,13 +242,31 @@ def train(
     return loop.run(configs.change(raw, (changes or {}).items()), workdir, hooks)
 
 
-def evaluate(run: Place | Result, *, checkpoint: Place | None = None, changes: Changes | None = None) -> Report:
-    """Evaluates a run again: its newest checkpoint, another one, or the state that :func:`train` ended with.
+def evaluate(
+    run: Place | Result | Pretrained,
+    *,
+    checkpoint: Place | None = None,
+    changes: Changes | None = None,
+    data: Source | str | None = None,
+    evaluators: Sequence[Evaluator | str] = (),
+    size: int | None = None,
+    output: Place | None = None,
+) -> Report:
+    """Evaluates a run again: its newest checkpoint, another one, or the state that :func:`train` ended with; or, with
+    ``data``, weights from anywhere.
 
     Args:
       run: a workdir, whose folder ``evaluation`` gets pictures and ``results.json``; or what :func:`train` returned.
+        With ``data`` any place, or what :func:`load` or :func:`create` gave.
       checkpoint: another than the newest, ``WORKDIR/checkpoints/STEP``.
       changes: keys of the run's configuration with other values, such as ``data.val`` or ``evaluators``.
+      data: a source to score the weights on, ``"folder:/my/images"``: its own validation part, or all of it. The run's
+        configuration says nothing then, and no data of training is needed.
+      evaluators: with ``data``: ``"classify"``, ``"linear_probe"``, ``"knn(k=5)"``, ``"zero_shot"``, ...; by default
+        ``zero_shot`` of an image-text model, ``classify`` of a classifier. Probes are fitted to the training part of
+        ``data``, or in five folds where it has none.
+      size: with ``data``: side of the images in pixels, to which positions are resized; None is the weights'.
+      output: with ``data``: a folder for ``results.json`` and pictures.
 
     Returns:
       The report: ``metrics`` by name, the arrays behind them, and which checkpoint.
@@ -250,7 +277,15 @@ def evaluate(run: Place | Result, *, checkpoint: Place | None = None, changes: C
     Example:
       >>> vj.evaluate("runs/digits", changes={"data.val": "folder:/other/digits"}).metrics["accuracy"]
       0.91
+      >>> vj.evaluate("vit_b16.augreg_in21k", data="folder:/my/images", evaluators=["knn"]).metrics["knn/accuracy"]
+      0.93
     """
+    if data is not None:
+        if changes is not None or isinstance(run, Result):
+            raise UsageError("data scores weights without the configuration of a run; give a place, and no changes.")
+        return _score(run if checkpoint is None else checkpoint, data, evaluators, size, output)
+    if evaluators or size or output or isinstance(run, Pretrained):
+        raise UsageError("weights, evaluators, size and output take data; of a run change its configuration instead.")
     if isinstance(run, Result):
         if checkpoint is not None:
             raise UsageError("a result holds its own state; to evaluate a checkpoint name the run's workdir.")
@@ -263,6 +298,40 @@ def evaluate(run: Place | Result, *, checkpoint: Place | None = None, changes: C
     report = dataclasses.replace(built.evaluate(params), checkpoint=str(folder))
     report.save(path / "evaluation", built.train.info.class_names)
     return report
+
+
+def _score(
+    weights: Place | Pretrained, data: Source | str, evaluators: Sequence[Evaluator | str], size: int | None,
+    output: Place | None,
+) -> Report:  # fmt: skip
+    if size is not None and size < 1:
+        raise UsageError(f"size={size} is no side of an image; give a number of pixels such as 224.")
+    with contextlib.ExitStack() as stack:
+        if isinstance(weights, Pretrained) and size in (None, weights.preprocess.size):
+            found = weights
+        elif isinstance(weights, Pretrained):
+            found = resized(weights.stored(), size)
+        else:
+            found = resized(stack.enter_context(read.load(os.fspath(weights))), size)
+            for note in found.notes:
+                log.warning("%s: %s", found.source, note)
+    return score(found, data, evaluators, output=None if output is None else pathlib.Path(output))
+
+
+def best_checkpoint(run: Place) -> pathlib.Path:
+    """The folder of a run's best checkpoint: a place for :func:`load`, :func:`predict` and the others.
+
+    Args:
+      run: a workdir.
+
+    Raises:
+      UserError: there is no run, or none of its checkpoints was evaluated by the metric that its configuration names.
+
+    Example:
+      >>> vj.best_checkpoint("runs/digits")
+      PosixPath('runs/digits/checkpoints/300')
+    """
+    return checkpoints.best(run)
 
 
 def _parsed(raw: Changes, changes: Changes | None) -> TrainConfig:

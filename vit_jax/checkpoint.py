@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs tracebacks of what it also raises
 
 FOLDER = "checkpoints"
+BEST = "val/accuracy"
+"""The metric that decides which checkpoint is the best, where a configuration names no other."""
 
 SCHEMA = 3
 """Version of what a checkpoint holds. 1 had no number, and no items ``variables`` and ``objective``; 2 no checksum of
@@ -140,9 +142,7 @@ class Checkpoints:
         sets no limit: the fastest, at the price of another copy.
     """
 
-    def __init__(
-        self, workdir: pathlib.Path, *, keep: int = 2, best: str = "val/accuracy", buffer: int | None = None
-    ) -> None:
+    def __init__(self, workdir: pathlib.Path, *, keep: int = 2, best: str = BEST, buffer: int | None = None) -> None:
         self.folder = workdir.absolute() / FOLDER
 
         def score(metrics: Mapping[str, float]) -> float:
@@ -390,6 +390,37 @@ def find(path: str | pathlib.Path) -> list[pathlib.Path]:
     if not found:
         raise UserError(f"no checkpoint in {str(path)!r}; train there first, or give WORKDIR/checkpoints/STEP.")
     return found
+
+
+def best(path: str | pathlib.Path) -> pathlib.Path:
+    """The folder of a run's best checkpoint, by the metric that its configuration names as ``best``; of equals the
+    newest.
+
+    Args:
+      path: a workdir or its ``checkpoints``.
+
+    Raises:
+      UserError: there is no checkpoint, or none that carries that metric.
+    """
+    there = find(path)
+    metric = (read_item(there[0], "meta").get("config") or {}).get("best", BEST)
+    found = {folder: _metrics(folder).get(metric) for folder in there}
+    values = {k: v for k, v in found.items() if isinstance(v, int | float) and math.isfinite(v)}
+    if not values:
+        raise UserError(
+            f"no checkpoint in {str(path)!r} was evaluated by {metric!r}, so none of them is known as the best; leave "
+            "--best out for the newest."
+        )
+    return max(values, key=lambda folder: sign(metric) * values[folder])
+
+
+def _metrics(folder: pathlib.Path) -> Mapping[str, Any]:
+    """What a checkpoint was evaluated with; {} where it was not, or where that is damaged."""
+    try:
+        found = jsonfile.read(folder / "metrics" / "metrics")
+    except UserError:
+        return {}
+    return found if isinstance(found, Mapping) else {}
 
 
 def load_params(path: str | pathlib.Path, like: Any = None) -> tuple[Any, dict[str, Any], pathlib.Path]:

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 from vit_jax import models
 from vit_jax.convert import read, zoo
 from vit_jax.convert.preprocess import Preprocess
-from vit_jax.convert.pretrained import Pretrained, Stored, numbered
+from vit_jax.convert.pretrained import Pretrained, Stored, leaves, numbered
 from vit_jax.models import ImageTextModel, describe
 from vit_jax.models.base import split_variables
 from vit_jax.train.start import fitted, fitting
+from vit_jax.train.state import abstract_params
 from vit_jax.types import Params, UserError
 
 SIZE = 224
@@ -41,13 +42,10 @@ def create(
     with read.load(zoo.place_of(os.fspath(pretrained), name), like=like) as found:
         model = _like(found, name, wanted, fields)
         size = size or found.preprocess.size
+        preprocess = _at(found.preprocess, size)
         new, variables = initial(model, size, seed)
         params, changes = fitted(found, model, new, size)
         kept, left_out = fitting(found.variables, variables)
-        preprocess = found.preprocess
-        if size != preprocess.size:
-            single = preprocess.single
-            preprocess = dataclasses.replace(single, size=size, frame=dataclasses.replace(single.frame, rest=0))
         both = isinstance(model, ImageTextModel) and isinstance(found.model, ImageTextModel)
         return Pretrained(
             model, jax.tree.map(jnp.asarray, params), preprocess,
@@ -55,6 +53,30 @@ def create(
             (*found.notes, *changes, *left_out), provenance=found.provenance, encoder=found.encoder if both else None,
             variables=kept or variables,
         )  # fmt: skip
+
+
+def resized(found: Stored, size: int | None) -> Pretrained:
+    """``found`` for images of ``size`` pixels, its positions resized as its origin does it; None as it is.
+
+    Raises:
+      UserError: the model takes no images of that size, or its parameters are for one size only.
+    """
+    if size in (None, found.preprocess.size):
+        return found.read()
+    assert size is not None
+    shapes = nn.unbox(abstract_params(found.model, found.model.inputs(size)))
+    params, notes = fitted(found, found.model, shapes, size)
+    return dataclasses.replace(
+        found, params=leaves(params), preprocess=_at(found.preprocess, size), native=None, notes=(*found.notes, *notes)
+    ).read()
+
+
+def _at(preprocess: Preprocess, size: int) -> Preprocess:
+    """The same for images of ``size`` pixels."""
+    if size == preprocess.size:
+        return preprocess
+    single = preprocess.single
+    return dataclasses.replace(single, size=size, frame=dataclasses.replace(single.frame, rest=0))
 
 
 def initial(model: nn.Module, size: int, seed: int) -> tuple[Params, dict[str, Any]]:

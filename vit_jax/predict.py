@@ -21,6 +21,7 @@ import numpy as np
 from vit_jax.convert import Pretrained, read
 from vit_jax.convert.preprocess import Image
 from vit_jax.data.image import MAX_PIXELS
+from vit_jax.data.sources import SOURCES, Record, Source, open_parts
 from vit_jax.data.text import TextCodec
 from vit_jax.decoding import SearchStrategy, generate, special_ids
 from vit_jax.io import images as listing
@@ -34,7 +35,23 @@ BATCH = 32
 """Images, or texts, that go through the model together."""
 Row = dict[str, Any]
 Images = Image | Iterable[Image]
-"""One image (a file or folder, encoded bytes, uint8[H,W,C]) or several."""
+"""One image (a file or folder, encoded bytes, uint8[H,W,C]) or several; ``"folder:PATH"`` names a source of them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """An example of a source, read when it is needed."""
+
+    source: Source
+    index: int
+
+    def read(self) -> tuple[Row, Record]:
+        """Its name and, where it has one, the name of its class; and the record."""
+        record, names = self.source[self.index], self.source.info.class_names
+        return {"path": record["name"]} | ({"label": names[record["label"]]} if names else {}), record
+
+
+Listed = Image | Example
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +94,8 @@ class Trained:
             raise UserError(f"{path} is {kinds[type(found)]}, but {kinds.get(cls, 'another kind')} is needed.")
         return found
 
-    def image(self, source: Image) -> np.ndarray:
-        """A file, encoded bytes or uint8[H,W,C] -> the uint8 canvas that the other methods take.
+    def image(self, source: Image | Record) -> np.ndarray:
+        """A file, encoded bytes, uint8[H,W,C] or a record -> the uint8 canvas that the other methods take.
 
         Raises:
           UserError: it is no readable image.
@@ -106,14 +123,15 @@ class Trained:
         return jax.jit(run)
 
     def rows(
-        self, images: Sequence[Image], run: Callable[[np.ndarray, np.ndarray], Iterable[Row]], batch_size: int = BATCH
+        self, images: Sequence[Listed], run: Callable[[np.ndarray, np.ndarray], Iterable[Row]], batch_size: int = BATCH
     ) -> Iterator[Row]:
         """A row for every image with what ``run`` finds, or ``"error"`` where it is unreadable.
 
-        It says which: ``"path"`` of a file, else ``"image"``, the place among ``images``.
+        It says which: ``"path"`` of a file, else ``"image"``, the place among ``images``; of an example of a source its
+        name and ``"label"``.
 
         Args:
-          images: files, encoded bytes or uint8[H,W,C].
+          images: files, encoded bytes, uint8[H,W,C] or examples.
           run: canvases uint8[B,S,S,3] and int32[B], which of ``images`` they are -> a row for each; always of one size,
             so that it is compiled once: the last are filled up.
           batch_size: images at a time.
@@ -124,6 +142,8 @@ class Trained:
             for i, image in enumerate(images[first : first + batch_size], first):
                 rows.append({"path": str(image)} if isinstance(image, str | pathlib.Path) else {"image": i})
                 try:
+                    if isinstance(image, Example):
+                        rows[-1], image = image.read()
                     canvases.append(self.image(image))
                     index.append(i)
                 except UserError as e:
@@ -133,17 +153,17 @@ class Trained:
             for row in rows:
                 yield row if "error" in row else row | next(found)
 
-    def __call__(self, images: Sequence[Image], *, top: int = 5, batch_size: int = BATCH) -> Iterator[Row]:
+    def __call__(self, images: Sequence[Listed], *, top: int = 5, batch_size: int = BATCH) -> Iterator[Row]:
         """``{"path", "predictions": [{"class", "probability"}, ...]}`` of every image, see :meth:`rows`."""
         raise UserError("an image-text model has no classes of its own; name them: --text 'a cat' 'a dog'.")
 
     def rank(
-        self, images: Sequence[Image], texts: Sequence[str], *, top: int = 5, batch_size: int = BATCH
+        self, images: Sequence[Listed], texts: Sequence[str], *, top: int = 5, batch_size: int = BATCH
     ) -> Iterator[Row]:
         """``{"path", "predictions": [{"text", "probability"}, ...]}`` of every image, see :meth:`rows`."""
         raise UserError("a classifier knows its own classes only; leave out --text, or take an image-text model.")
 
-    def captions(self, images: Sequence[Image], decoder: SearchStrategy, *, batch_size: int = BATCH) -> Iterator[Row]:
+    def captions(self, images: Sequence[Listed], decoder: SearchStrategy, *, batch_size: int = BATCH) -> Iterator[Row]:
         """``{"path", "caption", "log_p"}`` of every image, see :meth:`rows`."""
         raise UserError("a classifier writes no captions; leave out --captions, or take a CoCa such as coca_vit_b32.")
 
@@ -170,7 +190,7 @@ class Predictor(Trained):
         outputs = self.apply(params, self.prepared(images)).astype(jnp.float32)
         return PROBABILITIES[self.pretrained.output_activation](outputs) if self.model.num_classes else outputs
 
-    def __call__(self, images: Sequence[Image], *, top: int = 5, batch_size: int = BATCH) -> Iterator[Row]:
+    def __call__(self, images: Sequence[Listed], *, top: int = 5, batch_size: int = BATCH) -> Iterator[Row]:
         def run(canvases: np.ndarray, _: np.ndarray) -> Iterator[Row]:
             return _best(self.probabilities(canvases), "class", self.class_names, top)
 
@@ -219,7 +239,7 @@ class ImageText(Trained):
         return np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
 
     def rank(
-        self, images: Sequence[Image], texts: Sequence[str], *, top: int = 5, batch_size: int = BATCH
+        self, images: Sequence[Listed], texts: Sequence[str], *, top: int = 5, batch_size: int = BATCH
     ) -> Iterator[Row]:
         embedded = self.embed_texts(texts)
 
@@ -228,7 +248,7 @@ class ImageText(Trained):
 
         return self.rows(images, run, batch_size)
 
-    def captions(self, images: Sequence[Image], decoder: SearchStrategy, *, batch_size: int = BATCH) -> Iterator[Row]:
+    def captions(self, images: Sequence[Listed], decoder: SearchStrategy, *, batch_size: int = BATCH) -> Iterator[Row]:
         codec = self.codec
         ids = special_ids(codec.tokenizer)
 
@@ -263,19 +283,24 @@ def of(found: Pretrained) -> Predictor | ImageText:
     return found.programs.setdefault(kind, kind(found))
 
 
-def expand(images: Images) -> list[Image]:
+def expand(images: Images) -> list[Listed]:
     """Files, bytes and arrays as they are, folders as the images in them (sorted, recursive), uint8[B,H,W,C] as B.
 
     A folder's images are those that training takes, see :func:`vit_jax.io.images.walk`; warnings say what is left out.
+    A source such as ``"folder:PATH"`` is the examples of its own validation part, or all that it has.
 
     Raises:
       UserError: a path does not exist, or a folder holds no image.
     """
     if isinstance(images, str | pathlib.Path | bytes) or (isinstance(images, np.ndarray) and images.ndim < 4):
         images = [images]
-    out: list[Image] = []
+    out: list[Listed] = []
     for image in images:
-        out += _files(pathlib.Path(image)) if isinstance(image, str | pathlib.Path) else [image]
+        if isinstance(image, str) and image.partition(":")[0] in SOURCES and not os.path.exists(image):
+            _, source = open_parts(image)
+            out += [Example(source, i) for i in range(len(source))]
+        else:
+            out += _files(pathlib.Path(image)) if isinstance(image, str | pathlib.Path) else [image]
     return out
 
 

@@ -1,9 +1,11 @@
 """``predict``: class names, captions or ranked texts of images, on the terminal and as JSON."""
 
+import csv
 import json
 import os
 import shutil
 
+import pyarrow.parquet
 import pytest
 
 from vit_jax.cli import main
@@ -87,3 +89,34 @@ def test_pipes_devices_and_limits(run, tmp_path, capsys):
     assert main([*argv, str(tmp_path / "a.png"), "--max_pixels", "63"]) == 1
     assert "8 x 8 pixels, more than 63" in capsys.readouterr().out
     assert main([*argv, str(tmp_path / "a.png"), "--max_pixels", "64"]) == 0
+
+
+def test_a_table_with_labels(run, tmp_path, capsys):
+    """One row an image, its label where the source has them; what fits no row is empty."""
+    argv = ["predict", "--workdir", str(run.workdir), "--top", "2"]
+    assert main([*argv, f"folder:{run.images}", "--table", str(tmp_path / "t.csv")]) == 0
+    with open(tmp_path / "t.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [*rows[0]] == ["path", "label", "class_1", "probability_1", "class_2", "probability_2"]
+    assert [row["path"] for row in rows] == sorted(str(p) for p in run.images.rglob("*.png"))
+    assert {row["label"] for row in rows} == {"ant", "bee", "cat"} and len(rows) == 30
+    assert all(f"/{row['label']}/" in row["path"] for row in rows)
+    assert f"{rows[0]['path']}: {rows[0]['class_1']} " in capsys.readouterr().out
+    (tmp_path / "torn.png").write_bytes(b"no image")
+    paths = [str(tmp_path / "torn.png"), str(run.images / "ant/0.png")]
+    assert main([*argv, *paths, "--table", str(tmp_path / "t.parquet")]) == 1
+    torn, whole = pyarrow.parquet.read_table(tmp_path / "t.parquet").to_pylist()
+    assert torn["class_1"] is None and "torn.png" in torn["error"] and whole["error"] is None
+    assert [*whole] == ["path", "class_1", "probability_1", "class_2", "probability_2", "error"]
+    assert whole["class_1"] == rows[0]["class_1"]
+    assert whole["probability_1"] == pytest.approx(float(rows[0]["probability_1"]), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "says"),
+    [("t.txt", 2, "is neither .csv nor .parquet"), ("gone/t.csv", 1, "cannot be written: there is no folder")],
+)
+def test_a_table_that_cannot_be(run, tmp_path, capsys, name, status, says):
+    argv = ["predict", "--workdir", "/no/run", str(run.images), "--table", str(tmp_path / name)]
+    assert main(argv) == status
+    assert says in capsys.readouterr().err

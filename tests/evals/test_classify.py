@@ -13,7 +13,7 @@ import pytest
 import scipy.special
 import sklearn.metrics
 
-from tests.evals.contexts import PROGRAMS, score
+from tests.evals.contexts import PROGRAMS, pictured, score
 from vit_jax import sharding
 from vit_jax.evals import EvalContext, classify
 from vit_jax.evals.calibration import reliability
@@ -177,7 +177,8 @@ def test_save_writes_results_and_pictures(tmp_path: pathlib.Path) -> None:
     logits = np.array([[3, 0, 0], [3, 0, 0], [0, 3, 0], [3, 0, 0]], np.float32)
     labels = np.array([0, 1, 1, 1], np.int32)
     report = evaluate(batches(logits, labels, 3), 3, bins=2)
-    report.save(tmp_path, ("a", "b", "c"), step=9)
+    assert [(row.label, row.prediction) for row in report.mistakes.rows] == [(1, 0), (1, 0)]
+    pictured(report).save(tmp_path, ("a", "b", "c"), step=9)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["step"] == 9 and results["output_activation"] == "softmax" and results["metrics"]["accuracy"] == 0.5
     assert results["confusions"] == [{"true": "b", "predicted": "a", "count": 2}]
@@ -185,7 +186,8 @@ def test_save_writes_results_and_pictures(tmp_path: pathlib.Path) -> None:
     assert results["per_class"][2] == {"class": "c", "examples": 0, "correct": 0, "accuracy": None}
     assert results["reliability"][0] == {"above": 0, "to": 0.5, "examples": 0, "confidence": None, "accuracy": None}
     assert results["reliability"][1]["examples"] == 4
-    assert {p.name for p in tmp_path.iterdir()} == {"results.json", "confusion.png", "reliability.png"}
+    pictures = {"confusion.png", "reliability.png", "mistakes.png"}
+    assert {p.name for p in tmp_path.iterdir()} == {"results.json", *pictures}
 
 
 def test_many_classes_leave_out_the_matrix_and_say_so(
@@ -194,6 +196,6 @@ def test_many_classes_leave_out_the_matrix_and_say_so(
     monkeypatch.setattr(classify, "MAX_CONFUSION_CLASSES", 10)
     logits, labels = data(rng, 20, 11)
     report = evaluate(batches(logits, labels, 8), 11)
-    report.save(tmp_path, info(11).class_names)
+    pictured(report).save(tmp_path, info(11).class_names)
     assert "confusion" not in report.arrays and not (tmp_path / "confusion.png").exists()
     assert json.loads((tmp_path / "results.json").read_text())["confusions"] is None

@@ -1,5 +1,6 @@
 """Probes: neighbours against loops and scikit-learn, the evaluators against the functions that they call."""
 
+import dataclasses
 import types
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -219,3 +220,26 @@ def test_from_a_configuration() -> None:
     assert parse("retrieval(captions=5)") == Retrieval(captions=5)
     with pytest.raises(UserError, match="did you mean 'ridge'"):
         parse("linear_probe(head='rigde')")
+
+
+@pytest.mark.parametrize("probe", [KNN(folds=4, k=3), LinearProbe(folds=4, head="ridge")])
+def test_folds_score_every_example_by_a_probe_of_the_others(probe: Any, rng: np.random.Generator) -> None:
+    """Against a loop that fits and scores each fold by itself; no training part is read."""
+    assert probe.splits == ("val",) and dataclasses.replace(probe, folds=None).splits == ("train", "val")
+    x, y = data(rng, 41)
+    x[5] = np.nan
+    report = probe.cross_validate(x, y, C, 4)
+    counts = np.zeros((4, C), np.int64)
+    place, _ = linear.places(y, probe.seed)
+    order = np.lexsort((place, y))
+    right = 0.0
+    for fold in range(4):
+        here = np.zeros(len(y), bool)
+        here[order[fold::4]] = True
+        counts[fold] = np.bincount(y[here], minlength=C)
+        rest = ~here & np.isfinite(x).all(1)
+        alone = dataclasses.replace(probe, folds=None).fit_and_score(x[rest], y[rest], x[here], y[here], C)
+        right += alone.metrics[f"{probe.kind}/accuracy"] * here.sum()
+    assert report.metrics[f"{probe.kind}/accuracy"] == pytest.approx(right / 41)
+    assert report.metrics[f"{probe.kind}/examples"] == 41 and report.metrics[f"{probe.kind}/nonfinite"] == 1
+    assert np.ptp(counts, axis=0).max() <= 1  # every class is spread over the folds

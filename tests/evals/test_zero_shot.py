@@ -1,5 +1,6 @@
 """Zero-shot classification with a table for a text tower, against float64 written out."""
 
+import dataclasses
 import json
 import pathlib
 import types
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from tests.evals.contexts import PROGRAMS, score
+from tests.evals.contexts import PROGRAMS, pictured, score
 from vit_jax import sharding
 from vit_jax.data.prompts import TEMPLATES
 from vit_jax.evals import ZeroShot
@@ -203,9 +204,11 @@ def test_what_cannot_be_evaluated(task: Task) -> None:
 
 def test_save(task: Task, tmp_path: pathlib.Path) -> None:
     report = task.evaluate()
+    report = dataclasses.replace(report, table=pictured(report.table))
     report.save(tmp_path, ("classes", "of", "training"), step=1)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["metrics"] == pytest.approx(report.metrics)
     assert [row["class"] for row in results["zero_shot"]["per_class"]] == list(task.names)
     assert set(results["zero_shot"]) == {"per_class", "confusions"} and results["zero_shot"]["confusions"]
-    assert {p.name for p in tmp_path.iterdir()} == {"results.json", "zero_shot_confusion.png"}
+    pictures = {"zero_shot_confusion.png", "zero_shot_mistakes.png"}
+    assert {p.name for p in tmp_path.iterdir()} == {"results.json", *pictures}

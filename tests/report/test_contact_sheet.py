@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vit_jax.report.contact_sheet import NEAREST, QUERIES, ContactSheet
+from vit_jax.report.contact_sheet import MISTAKES, NEAREST, QUERIES, ContactSheet, Mistakes
 
 ENCODER = types.SimpleNamespace(decode=lambda ids: f"caption {ids[0]}")
 
@@ -70,3 +70,25 @@ def test_draw(tmp_path: pathlib.Path, rng: np.random.Generator) -> None:
     assert [len(row["nearest"]) for row in sheet.rows()] == [3] * 3  # there are no more
     sheet.draw(tmp_path / "sheet.png")
     assert (tmp_path / "sheet.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("size", [7, 60, 200])
+def test_the_most_confident_mistakes(size: int, rng: np.random.Generator, tmp_path: pathlib.Path) -> None:
+    """Those of a search among all at once; no number (NaN) is none of them, and an older picture does not stay."""
+    label, prediction = rng.integers(0, 3, (2, 200))
+    confidence = rng.permutation(200).astype(np.float32)
+    confidence[::50] = np.nan
+    found = Mistakes()
+    for batch, rows in parts(np.zeros((200, 1)), np.zeros((200, 1, 1)), np.ones(200), size):
+        at = rows["index"]
+        own = {"label": label[at], "prediction": prediction[at], "confidence": confidence[at]}
+        found.update(batch, {"row": rows["row"], **own})
+        assert len(found.rows) <= MISTAKES
+    one = np.flatnonzero((label != prediction) & ~np.isnan(confidence))
+    best = one[np.argsort(-confidence[one])][:MISTAKES]
+    assert [row.image.mean() / 10 for row in found.rows] == best.tolist()
+    assert [(row.label, row.prediction) for row in found.rows] == list(zip(label[best], prediction[best], strict=True))
+    found.draw(("a", "b", "$c_"), tmp_path / "mistakes.png")
+    assert (tmp_path / "mistakes.png").stat().st_size > 1000
+    Mistakes().draw((), tmp_path / "mistakes.png")
+    assert not (tmp_path / "mistakes.png").exists()

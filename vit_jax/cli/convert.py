@@ -16,6 +16,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "target", type=options.path, metavar="DST", help="a new folder, or a new file (.safetensors, .npz)"
     )
+    options.best(parser)
     parser.add_argument("--to", required=True, metavar="FORMAT", help="vit_jax, timm, open_clip, hf, npz or big_vision")
     text = "what the model is, where shapes do not say: 'vit_b16(heads=12)'"
     parser.add_argument("--model", type=options.filled, metavar="NAME", help=text)
@@ -37,8 +38,9 @@ def run(args: argparse.Namespace) -> int:
     from vit_jax.convert.verify import TOLERANCE
     from vit_jax.io.remote import public
 
-    done = vj.convert(args.source, args.target, to=args.to, model=args.model, linear=args.linear, verify=args.verify)
-    print(f"{public(args.source)}: {done.summary}")
+    source = str(vj.best_checkpoint(args.source)) if args.best else args.source
+    done = vj.convert(source, args.target, to=args.to, model=args.model, linear=args.linear, verify=args.verify)
+    print(f"{public(source)}: {done.summary}")
     for note in done.notes:
         print(f"  {note}")
     print(f"written to {args.target} as {args.to}")

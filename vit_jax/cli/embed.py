@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     if not (args.paths or args.text):
         raise vj.UsageError("there is nothing to embed; name images, folders of images, or texts by --text.")
     texts = _texts(args.text)
-    rows = api.embedded(args.workdir or args.checkpoint, args.paths, texts, max_pixels=args.max_pixels)
+    rows = api.embedded(options.place(args), args.paths, texts, max_pixels=args.max_pixels)
     errors = [row["error"] for row in rows if "error" in row]
     rows = [row for row in rows if "error" not in row]
     for error in errors:
@@ -94,7 +94,7 @@ def _npy(target: pathlib.Path, embeddings: Any, rows: Sequence[dict[str, str]]) 
 
 
 def _parquet(target: pathlib.Path, embeddings: Any, rows: Sequence[dict[str, str]]) -> None:
-    """Columns ``path`` and ``text``, those that there are, and ``embedding``, a list of fixed size."""
+    """Columns ``path``, ``label`` and ``text``, those that there are, and ``embedding``, a list of fixed size."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -103,7 +103,7 @@ def _parquet(target: pathlib.Path, embeddings: Any, rows: Sequence[dict[str, str
     from vit_jax.io.text import escaped
 
     vectors = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(embeddings.ravel()), embeddings.shape[1])
-    names = [name for name in ("path", "text") if any(name in row for row in rows)]
+    names = [name for name in ("path", "label", "text") if any(name in row for row in rows)]
     texts = {name: [None if (text := row.get(name)) is None else escaped(text) for row in rows] for name in names}
     columns = {name: pyarrow.array(column, pyarrow.string()) for name, column in texts.items()}
     table = pyarrow.table({**columns, "embedding": vectors})

@@ -50,6 +50,20 @@ def weights(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--workdir", type=path, metavar="DIR", help="folder of a run; its newest checkpoint")
     text = "one checkpoint: WORKDIR/checkpoints/STEP, or weights of any format: a path, hf://ORG/NAME"
     which.add_argument("--checkpoint", type=path, metavar="X", help=text)
+    best(parser)
+
+
+def best(parser: argparse.ArgumentParser) -> None:
+    """Which checkpoint of a run, for :func:`place`."""
+    parser.add_argument("--best", action="store_true", help="the best checkpoint of the run instead of the newest")
+
+
+def place(args: argparse.Namespace) -> str:
+    """Where the weights are that ``--workdir``, ``--checkpoint`` and ``--best`` name."""
+    import vit_jax as vj
+
+    where = args.workdir or args.checkpoint
+    return str(vj.best_checkpoint(where)) if args.best else where
 
 
 def value(

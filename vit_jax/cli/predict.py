@@ -23,7 +23,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     options.value(parser, "top", 5, "classes or texts to name", metavar="K")
     options.max_pixels(parser)
     options.json(parser, "predictions")
-    parser.add_argument("paths", type=options.path, nargs="+", metavar="PATH", help="images, or folders of images")
+    text = "a row for each image there: .csv or .parquet, with its label where PATH is a source that has them"
+    parser.add_argument("--table", type=options.path, metavar="FILE", help=text)
+    parser.add_argument(
+        "paths",
+        type=options.path,
+        nargs="+",
+        metavar="PATH",
+        help="images, folders of images, or a source such as folder:/my/images",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,15 +42,27 @@ def run(args: argparse.Namespace) -> int:
 
     if args.decoder and not args.captions:
         raise vj.UsageError(f"--decoder {args.decoder} says how captions are written; add --captions.")
+    if args.table:
+        output.check_table(args.table)
     choice = Annotated[Any, config.Choice(DECODERS)]
     decoder = config.parse(choice, args.decoder or "greedy", "--decoder") if args.captions else None
     asked = {"texts": args.text, "captions": decoder, "top": args.top, "max_pixels": args.max_pixels}
-    rows = vj.predict(args.workdir or args.checkpoint, args.paths, **asked)
+    rows = vj.predict(options.place(args), args.paths, **asked)
     if args.json != "-":
         for row in rows:
             print(f"{row['path']}: {_line(row)}")
     output.write(args.json, rows)
+    if args.table:
+        output.table(args.table, [_columns(row) for row in rows])
     return int(any("error" in row for row in rows))
+
+
+def _columns(row: dict[str, Any]) -> dict[str, Any]:
+    """One row of ``--table``: ``class_1`` (or ``text_1``), ``probability_1`` and so on instead of a list."""
+    out = {key: value for key, value in row.items() if key not in ("predictions", "error")}
+    for i, prediction in enumerate(row.get("predictions", ()), 1):
+        out |= {f"{key}_{i}": value for key, value in prediction.items()}
+    return out | ({"error": row["error"]} if "error" in row else {})
 
 
 def _line(row: dict[str, Any]) -> str:

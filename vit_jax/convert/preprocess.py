@@ -16,7 +16,7 @@ from vit_jax import config
 from vit_jax.augment import NORMS, Augment
 from vit_jax.data.framing import CENTER, Filter, Framing, Mode, Rounding
 from vit_jax.data.image import MAX_PIXELS, decode
-from vit_jax.data.sources.base import read_image
+from vit_jax.data.sources.base import Record, read_image
 from vit_jax.types import Array
 
 Image = str | pathlib.Path | bytes | np.ndarray
@@ -87,14 +87,16 @@ class Preprocess:
             return _prepare(self, np.stack([self.read(x) for x in images]))
         return _prepare(self, self.read(images)[None])[0]
 
-    def read(self, image: Image, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-        """A file, encoded bytes or uint8[H,W,C] as uint8[K,K,3], K being :attr:`host_canvas`.
+    def read(self, image: Image | Record, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+        """A file, encoded bytes, uint8[H,W,C] or a source's record as uint8[K,K,3], K being :attr:`host_canvas`.
 
         ``max_pixels`` is what an image may have, see :func:`vit_jax.data.image.decode`.
 
         Raises:
           UserError: it is no readable image.
         """
+        if isinstance(image, dict):
+            return decode(image, self.host_canvas, self.host_frame, max_pixels)[0]
         name = str(image) if isinstance(image, str | pathlib.Path) else "image"
         content = read_image(name) if isinstance(image, str | pathlib.Path) else image
         return decode({"image": content, "label": 0, "name": name}, self.host_canvas, self.host_frame, max_pixels)[0]

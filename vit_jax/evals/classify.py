@@ -21,6 +21,7 @@ from vit_jax.losses import CROSS_ENTROPIES, PROBABILITIES
 from vit_jax.models import ImageModel
 from vit_jax.objectives.base import Apply
 from vit_jax.report import plots
+from vit_jax.report.contact_sheet import Mistakes
 from vit_jax.types import Array, Batch, OutputActivation, Params, UserError
 
 MAX_CONFUSION_CLASSES = 4096
@@ -55,9 +56,21 @@ class Classify(Evaluator):
                 "out, or take another evaluator such as 'linear_probe' or 'zero_shot'."
             )
         if differs := mismatch(context.class_names, context.info.class_names):
-            raise UserError(f"the model {differs}; give 'classify' data with the classes of training, in that order.")
-        whole = concatenate(found for _, found in gather(context, _scorer, activation, classes))
-        return summarise(whole, classes, activation, bins=self.bins)
+            raise UserError(
+                f"the model {differs}; give 'classify' data with the classes of training, or take an evaluator that "
+                "does not use the head, such as 'linear_probe'."
+            )
+        whole, mistakes = scored(gather(context, _scorer, activation, classes))
+        return dataclasses.replace(summarise(whole, classes, activation, bins=self.bins), mistakes=mistakes)
+
+
+def scored(batches: Iterable[tuple[Batch, dict[str, np.ndarray]]]) -> tuple[dict[str, np.ndarray], Mistakes]:
+    """The :func:`scores` of all batches, one after the other, and the most confident mistakes."""
+    parts, mistakes = [], Mistakes()
+    for batch, found in batches:
+        parts.append(found)
+        mistakes.update(batch, found)
+    return concatenate(parts), mistakes
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -139,9 +152,11 @@ class ClassificationReport(Report):
 
     Attributes:
       output_activation: what made probabilities of the logits for ``loss`` and ``ece``: "softmax" or "sigmoid".
+      mistakes: the images that were most confidently classified wrongly.
     """
 
     output_activation: OutputActivation = "softmax"
+    mistakes: Mistakes = dataclasses.field(default_factory=Mistakes)
 
     def reliability(self) -> Reliability:
         """The reliability diagram."""
@@ -172,7 +187,8 @@ class ClassificationReport(Report):
         }
 
     def draw(self, folder: pathlib.Path, class_names: tuple[str, ...]) -> None:
-        """Writes ``reliability.png`` and, where there is a matrix, ``confusion.png``."""
+        """Writes ``reliability.png``; of a matrix ``confusion.png``, of mistakes ``mistakes.png``."""
+        self.mistakes.draw(class_names, folder / "mistakes.png")
         plots.reliability(self.reliability(), folder / "reliability.png")
         if "confusion" in self.arrays:
             plots.confusion(self.arrays["confusion"], class_names, folder / "confusion.png")

@@ -76,5 +76,8 @@ def encoder_of(info: DataInfo, who: str) -> Any:
       UserError: the run has no texts.
     """
     if (encoder := info.encoder) is None:
-        raise UserError(f"the evaluator {who!r} needs a model of images and texts; set data.text, or leave it out.")
+        raise UserError(
+            f"the evaluator {who!r} needs a model of images and texts; set data.text, put the "
+            "tokenizer's files beside weights that came without them, or leave it out."
+        )
     return encoder

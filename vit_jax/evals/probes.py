@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.checks import Count, Positive, Seed
+from vit_jax.checks import Count, Positive, Range, Seed
 from vit_jax.evals import linear
 from vit_jax.evals.base import EvalContext, Evaluator, Report, Split
 from vit_jax.evals.classify import scores, summarise
@@ -19,6 +20,7 @@ from vit_jax.objectives.base import Apply
 from vit_jax.types import Batch, Params, UserError
 
 Method = Literal["features", "embed_image"]
+Folds = Annotated[int, Range(2, 1000)]
 
 
 def neighbour_votes(
@@ -66,6 +68,8 @@ class Probe(Evaluator):
 
     Attributes:
       data: a source instead of the run's own; its training part is fitted to, its validation part scored.
+      folds: take no training part: the validation part is cut into so many folds, every class spread over them, and
+        each fold is scored by a probe that was fitted to the others; None fits to the training part.
       shots: fit to so many examples of each class; None takes all.
       seed: random seed of the choice of shots and of the examples held out.
       method: the model's method that gives the features: ``"features"`` (pooled, before any head or projection) or
@@ -73,12 +77,17 @@ class Probe(Evaluator):
     """
 
     data: str | None = None
+    folds: Folds | None = None
     shots: Count | None = None
     seed: Seed = 0
     method: Method = "embed_image"
     kind: ClassVar[str]
     """First part of the names of its metrics."""
-    splits: ClassVar[tuple[Split, ...]] = ("train", "val")
+
+    @property
+    def splits(self) -> tuple[Split, ...]:  # type: ignore[override]
+        """The parts of the data that it reads."""
+        return ("train", "val") if self.folds is None else ("val",)
 
     def __call__(self, context: EvalContext) -> Report:
         """Reads ``image``, ``label`` and ``mask``.
@@ -91,12 +100,37 @@ class Probe(Evaluator):
             raise UserError(
                 f"the evaluator {self.kind!r} needs data with classes; set its field data, or leave it out."
             )
+        if self.folds is not None:
+            held = concatenate(found for _, found in gather(context, _extractor, self.method))
+            return self.cross_validate(held["features"], held["label"], classes, self.folds)
         fitting = gather(context, _extractor, self.method, batches=context.batches("train"))
         train = concatenate((found for _, found in fitting), "fit to")
         held = concatenate(found for _, found in gather(context, _extractor, self.method))
-        chosen = slice(None) if self.shots is None else linear.few_shot(train["label"], self.shots, self.seed)
-        fitted = train["features"][chosen], train["label"][chosen]
-        return self.fit_and_score(*fitted, held["features"], held["label"], classes)
+        return self.fit_and_score(
+            *self._chosen(train["features"], train["label"]), held["features"], held["label"], classes
+        )
+
+    def _chosen(self, features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Those that are fitted to."""
+        chosen = slice(None) if self.shots is None else linear.few_shot(labels, self.shots, self.seed)
+        return features[chosen], labels[chosen]
+
+    def cross_validate(self, features: np.ndarray, labels: np.ndarray, num_classes: int, folds: int) -> Report:
+        """Scores each fold by a probe that was fitted to the others; a pure function, otherwise as
+        :meth:`fit_and_score`. Further metrics, such as the penalty, are means over the folds."""
+        place, _ = linear.places(labels, self.seed)
+        fold = np.empty(len(labels), np.int64)
+        fold[np.lexsort((place, labels))] = np.arange(len(labels)) % folds
+        found, whole = np.zeros((len(labels), num_classes)), np.isfinite(features).all(axis=1)
+        extras = collections.defaultdict[str, list[float]](list)
+        for here in (fold == i for i in range(folds)):
+            if here.any():
+                fitted = self._chosen(features[~here & whole], labels[~here & whole])
+                found[here], extra = self.predict(*fitted, np.where(whole[here, None], features[here], 0), num_classes)
+                for name, value in extra.items():
+                    extras[name].append(value)
+        means = {name: float(np.mean(values)) for name, values in extras.items()}
+        return self._report(np.where(whole[:, None], found, np.nan), labels, num_classes, means)
 
     def fit_and_score(
         self, train_features: np.ndarray, train_labels: np.ndarray, features: np.ndarray, labels: np.ndarray,
@@ -117,8 +151,11 @@ class Probe(Evaluator):
         """
         whole = np.isfinite(features).all(axis=1, keepdims=True)
         found, extra = self.predict(train_features, train_labels, np.where(whole, features, 0), num_classes)
+        return self._report(np.where(whole, found, np.nan), labels, num_classes, extra)
+
+    def _report(self, found: np.ndarray, labels: np.ndarray, num_classes: int, extra: dict[str, float]) -> Report:
         assert found.shape == (len(labels), num_classes), (found.shape, len(labels), num_classes)
-        examples = scores(np.where(whole, found, np.nan).astype(np.float32), labels.astype(np.int32), "softmax")
+        examples = scores(found.astype(np.float32), labels.astype(np.int32), "softmax")
         table = summarise(jax.device_get(examples), num_classes, "softmax")
         metrics = {k: v for k, v in table.metrics.items() if k not in ("loss", "ece")} | extra
         arrays = {f"{self.kind}/{k}": v for k, v in table.arrays.items() if not k.startswith("bin_")}

@@ -17,8 +17,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from vit_jax import sharding
 from vit_jax.data.prompts import ensemble, read_class_names, read_templates
 from vit_jax.evals.base import DataInfo, EvalContext, Evaluator, Report
-from vit_jax.evals.classify import ClassificationReport, scores, summarise
-from vit_jax.evals.gather import concatenate, encoder_of, gather
+from vit_jax.evals.classify import ClassificationReport, scored, scores, summarise
+from vit_jax.evals.gather import encoder_of, gather
 from vit_jax.evals.ranking import unit
 from vit_jax.objectives.base import Apply
 from vit_jax.report import plots
@@ -65,8 +65,8 @@ class ZeroShot(Evaluator):
         # it says where texts belong
         classifier = text_classifier(*_embedder(context, first[0]["image"]), tokens) if first else np.zeros(0)
         each = gather(context, _scorer, batches=itertools.chain(first, batches), inputs=(classifier,))
-        whole = concatenate(found for _, found in each)
-        table = summarise(whole, len(names), "softmax")
+        whole, mistakes = scored(each)
+        table = dataclasses.replace(summarise(whole, len(names), "softmax"), mistakes=mistakes)
         metrics = {f"zero_shot/{k}": v for k, v in table.metrics.items() if k not in ("loss", "ece")}
         metrics |= {"zero_shot/truncated_prompts": float(truncated)} if truncated else {}
         return ZeroShotReport(metrics, {"zero_shot/classifier": classifier}, table=table, class_names=names)
@@ -173,6 +173,7 @@ class ZeroShotReport(Report):
         return {**super().results(class_names), "zero_shot": {k: found[k] for k in ("per_class", "confusions")}}
 
     def draw(self, folder: pathlib.Path, class_names: tuple[str, ...]) -> None:
-        """Writes ``zero_shot_confusion.png``, where there is a matrix."""
+        """Writes ``zero_shot_confusion.png``, where there is a matrix, and ``zero_shot_mistakes.png``, if any."""
+        self.table.mistakes.draw(self.class_names, folder / "zero_shot_mistakes.png", confidence=False)
         if "confusion" in self.table.arrays:
             plots.confusion(self.table.arrays["confusion"], self.class_names, folder / "zero_shot_confusion.png")

@@ -1,11 +1,13 @@
-"""A picture of retrieval: a few captions, the image that each describes, the images that the model finds nearest."""
+"""Pictures of a few images out of many: those found for a caption, and the most confident mistakes."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import os
-from typing import Any
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,6 +19,8 @@ from vit_jax.types import Array, Batch
 
 QUERIES, NEAREST = 8, 5
 """Rows and columns of the contact sheet."""
+MISTAKES = 32
+"""Images of the other one."""
 
 
 @functools.lru_cache(maxsize=4)
@@ -95,3 +99,52 @@ class ContactSheet:
             for row in self.rows()
         ]  # fmt: skip
         plots.retrieval(rows, path)
+
+
+class Mistake(NamedTuple):
+    """An image that was classified wrongly."""
+
+    label: int
+    prediction: int
+    confidence: float
+    """Of the prediction."""
+    image: np.ndarray
+    """float32[H, W, 3] as the model sees it."""
+
+
+@dataclasses.dataclass
+class Mistakes:
+    """The most confident mistakes, found while batches pass, so that only those images are ever kept.
+
+    Attributes:
+      rows: at most :data:`MISTAKES` of them, the most confident first.
+    """
+
+    rows: list[Mistake] = dataclasses.field(default_factory=list)
+
+    def update(self, batch: Batch, found: dict[str, np.ndarray]) -> None:
+        """Takes in a batch: of its valid rows ``label``, ``prediction``, ``confidence`` and ``row``, which it is."""
+        confidence = found["confidence"]
+        least = self.rows[-1].confidence if len(self.rows) == MISTAKES else -np.inf
+        wrong = np.flatnonzero((found["prediction"] != found["label"]) & (confidence > least))
+        wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][:MISTAKES]
+        if not len(wrong):
+            return
+        images = _rows(batch["image"], found["row"][wrong], MISTAKES)
+        columns = (found["label"][wrong].tolist(), found["prediction"][wrong].tolist(), confidence[wrong].tolist())
+        new = [Mistake(*row) for row in zip(*columns, images, strict=True)]
+        self.rows = sorted([*self.rows, *new], key=lambda row: -row.confidence)[:MISTAKES]
+
+    def draw(self, class_names: Sequence[str], path: str | os.PathLike[str], *, confidence: bool = True) -> None:
+        """Writes the picture, or removes an older one where there is nothing to show.
+
+        ``confidence`` says whether those numbers mean something.
+        """
+        if not self.rows:
+            return pathlib.Path(path).unlink(missing_ok=True)
+        percent = [f" ({row.confidence:.0%})" if confidence else "" for row in self.rows]
+        texts = [
+            f"{class_names[row.label]}, taken for {class_names[row.prediction]}{sure}"
+            for row, sure in zip(self.rows, percent, strict=True)
+        ]
+        plots.mistakes(np.stack([row.image for row in self.rows]), texts, path)

@@ -229,6 +229,31 @@ def retrieval(rows: Sequence[tuple[str, float, np.ndarray, Sequence[tuple[np.nda
     _save(figure, path)
 
 
+def contact_sheet(sections: Mapping[str, tuple[np.ndarray, Sequence[str]]], path: Path, *, columns: int = 8) -> None:
+    """Images with a text below each, in rows of ``columns``, section below section.
+
+    Args:
+      sections: title -> images float[N,H,W,3] in [0, 1] or uint8, and a text for each; N > 0.
+      path: the file to write.
+      columns: images side by side.
+    """
+    wide, high = 1.12, 1.42  # a cell around an image of side 1
+    rows = [-(-len(texts) // columns) for _, texts in sections.values()]
+    figure = _figure(1.25 * wide * columns, 1.25 * high * sum(rows) + 0.45 * len(rows))
+    axes = figure.subplots(len(rows), 1, squeeze=False, height_ratios=rows)[:, 0]
+    for ax, (title, (images, texts)), n in zip(axes, sections.items(), rows, strict=True):
+        ax.set_title(title, loc="left", fontsize=11.5, color=INK, fontweight="bold", parse_math=False)
+        for i, (image, text) in enumerate(zip(images, texts, strict=True)):
+            top, left = high * (i // columns), wide * (i % columns)
+            how = "antialiased" if len(image) > 64 else "nearest"  # of a small image every pixel is to be seen
+            ax.imshow(image, extent=(left, left + 1, top + 1, top), interpolation=how)
+            words = "\n".join(textwrap.wrap(_short(text, 54), 19)[:3])
+            ax.text(left, top + 1.04, words, va="top", fontsize=7.5, color=INK, parse_math=False)
+        ax.set(xlim=(-0.02, wide * columns), ylim=(high * n, -0.02))
+        ax.set_axis_off()
+    _save(figure, path)
+
+
 def crossover(
     rows: Sequence[Mapping[str, Any]], title: str, path: Path, *, against: str = "dense", per: str = "rows"
 ) -> None:
@@ -264,6 +289,11 @@ def activity(shares: Mapping[str, float], path: Path) -> None:
     _dress(ax, f"{np.mean(values):.3g} % of the hidden units are active", "not 0 (%)", "block")
     ax.grid(axis="x", visible=False)
     _save(figure, path)
+
+
+def mistakes(images: np.ndarray, texts: Sequence[str], path: Path) -> None:
+    """Contact sheet of images float[N,H,W,3], normalised in any way, with what each was taken for."""
+    contact_sheet({"The most confident mistakes": (_displayable(images), texts)}, path)
 
 
 def _displayable(images: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ from unittest import mock
 import pytest
 
 from vit_jax.data.loader import train_batches
-from vit_jax.data.sources import SOURCES, open_source
+from vit_jax.data.sources import SOURCES, open_parts, open_source
 from vit_jax.types import UsageError, UserError
 
 
@@ -49,3 +49,15 @@ def test_import_is_light_in_a_new_process():
     code = f"import vit_jax.data.loader, sys; print([m for m in {HEAVY} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_parts_of_its_own_or_all_of_it(tmp_path):
+    train, val = open_parts("digits")
+    assert (len(train), len(val)) == (1437, 360)
+    for name in ("a/x", "b/y"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / f"{name}.png").write_bytes(b"")
+    train, val = open_parts(f"folder:{tmp_path}")
+    assert train is None and len(val) == 2
+    with pytest.raises(UserError, match="does not exist"):
+        open_parts("folder:/not/here")

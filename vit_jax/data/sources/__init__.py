@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from vit_jax.config import lookup
-from vit_jax.data.sources.base import Info, Record, Source, take_split
+from vit_jax.data.sources.base import Info, NothingHeldOut, Record, Source, take_split
 from vit_jax.data.sources.captioned import Captioned
 from vit_jax.data.sources.digits import open_digits
 from vit_jax.data.sources.digits_pairs import open_digits_pairs
@@ -64,6 +64,19 @@ def open_source(
     return Captioned(source, templates) if templates and not source.info.captions else source
 
 
+def open_parts(path: Source | str) -> tuple[Source | None, Source]:
+    """The training and the validation part that the data has of its own; else None and all of it.
+
+    Raises:
+      UserError: see :func:`open_source`.
+    """
+    train = open_source(path, "train", holdout=0)
+    try:
+        return train, open_source(path, "val", holdout=0)
+    except NothingHeldOut:
+        return None, train
+
+
 def _opened(path: str, split: str, holdout: float | int, seed: int, templates: tuple[str, ...]) -> Source:
     if not path:
         raise UserError("data.path is empty; name the images, for example --config.data.path=folder:/my/images")
@@ -81,4 +94,4 @@ def named(path: Source | str) -> str:
     return repr(path) if isinstance(path, str) else f"the {type(path).__name__} of Python"
 
 
-__all__ = ["SOURCES", "Info", "Record", "Source", "named", "open_source", "write_tar"]
+__all__ = ["SOURCES", "Info", "Record", "Source", "named", "open_parts", "open_source", "write_tar"]

@@ -207,6 +207,10 @@ def valid_captions(record: Record) -> tuple[str, ...]:
     return captions
 
 
+class NothingHeldOut(UserError):
+    """Nothing is left to validate on."""
+
+
 def split_mask(labels: np.ndarray, holdout: float | int, seed: int, what: str) -> np.ndarray:
     """Which examples are held out: stratified, exact in number, a pure function of its arguments.
 
@@ -232,7 +236,7 @@ def split_mask(labels: np.ndarray, holdout: float | int, seed: int, what: str) -
     if holdout > 1 and holdout != count:
         raise UserError(f"holdout={holdout} is neither a fraction below 1 nor a whole number of examples.")
     if count == 0:
-        raise UserError(f"holdout={holdout} leaves nothing to validate on in {what} ({n} examples); raise it.")
+        raise NothingHeldOut(f"holdout={holdout} leaves nothing to validate on in {what} ({n} examples); raise it.")
     if count > room.sum():
         raise UserError(
             f"holdout={holdout} leaves nothing to train on in some of the {np.count_nonzero(sizes)} classes of {what} "

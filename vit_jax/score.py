@@ -1,0 +1,142 @@
+"""Any weights on labelled images: evaluators without a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated
+
+import jax
+
+from vit_jax import config
+from vit_jax.augment import Augment
+from vit_jax.convert import Pretrained, run_folder
+from vit_jax.data.classes import mismatch
+from vit_jax.data.image import MAX_PIXELS
+from vit_jax.data.loader import eval_batches
+from vit_jax.data.sources import Source, open_parts
+from vit_jax.data.sources.base import align
+from vit_jax.data.sources.captioned import WithTokenizer
+from vit_jax.evals import EVALUATORS, Classify, EvalContext, Evaluator, Report, ZeroShot, combine
+from vit_jax.evals.base import Split, Transform, prefixed
+from vit_jax.evals.probes import Probe
+from vit_jax.io.text import normal
+from vit_jax.models import ImageTextModel, ModelFn
+from vit_jax.objectives import OBJECTIVES, Objective
+from vit_jax.types import Batch, UserError
+
+FOLDS = 5
+"""Of a probe on data that has no training part of its own."""
+
+
+def score(
+    found: Pretrained,
+    data: Source | str,
+    evaluators: Sequence[Evaluator | str] = (),
+    *,
+    batch_size: int = 32,
+    max_pixels: int = MAX_PIXELS,
+    output: pathlib.Path | None = None,
+) -> Report:
+    """What evaluators find of a model on the validation part of ``data``, or on all of it where it has no such part.
+
+    Probes are fitted to the training part; without one each example is scored by a probe that was fitted to others,
+    in :data:`FOLDS` folds.
+
+    Args:
+      found: the model.
+      data: a source with classes, or with captions for the evaluators that read them.
+      evaluators: rows of ``EVALUATORS``, as in a configuration; by default ``zero_shot`` of an image-text model,
+        ``classify`` of a classifier.
+      batch_size: images at a time.
+      max_pixels: an image with more is unreadable, but for a JPEG. What cannot be read is left out and counted in the
+        metric ``unreadable``; where it is more than a hundredth, that is an error.
+      output: folder for ``results.json`` and pictures; None for none.
+
+    Raises:
+      UserError: an unknown evaluator; one that does not suit the model or the data; no such data.
+    """
+    default = (ZeroShot() if isinstance(found.model, ImageTextModel) else Classify(),)
+    kind = Annotated[Evaluator, config.Choice(EVALUATORS, Evaluator)]
+    rows = tuple(config.parse(kind, evaluator, "evaluators") for evaluator in evaluators) or default
+    names = [name for row in rows for name in row.reported]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"two evaluators report {twice[0]}; give one of them a prefix, or leave it out.")
+    parts = functools.cache(lambda path: _parts(found, path))
+    reports, programs, apply = [], {}, ModelFn(found.model, found.variables)
+    objective = config.parse(
+        Annotated[Objective, config.Choice(OBJECTIVES, Objective)],
+        run_folder.run_config(found).get("objective", "classify"), "objective",
+    )  # fmt: skip
+    classes: tuple[str, ...] = ()
+    for row in rows:
+        sources = parts(row.data or data)
+        row = _suited(row, found, sources)
+        if isinstance(row, Classify):
+            sources = {split: _in_classes_of(found, source) for split, source in sources.items()}
+        info = dataclasses.replace(sources["val"].info, encoder=found.encoder)
+        reader = _Reader(found, sources, batch_size, max_pixels)
+        context = EvalContext(found.model, apply, found.params, objective, info, found.class_names, reader, programs)
+        report = row(context)
+        if reader.skipped:
+            report.metrics["unreadable"] = float(reader.skipped)
+        reports.append(prefixed(report, row.prefix))
+        classes = info.class_names if isinstance(row, Classify) or not classes else classes
+    report = dataclasses.replace(combine(reports), checkpoint=found.source)
+    if output is not None:
+        report.save(output, classes)
+    return report
+
+
+def _parts(found: Pretrained, data: Source | str) -> dict[str, Source]:
+    """The training part of ``data``, if it has its own, and what is scored; with captions as tokens."""
+    train, val = open_parts(data)
+    sources = {"val": val} if train is None else {"train": train, "val": val}
+    if found.encoder is None:
+        return sources
+    return {k: WithTokenizer(s, found.encoder) if s.info.captions else s for k, s in sources.items()}
+
+
+def _suited(row: Evaluator, found: Pretrained, sources: Mapping[str, Source]) -> Evaluator:
+    """``row`` for this model and data: a probe in folds where there is nothing else to fit to."""
+    if isinstance(row, Classify) and not found.class_names:
+        raise UserError(
+            f"{found.source} has no head, so 'classify' has nothing to score; take 'linear_probe' or 'knn', or "
+            "'zero_shot' of an image-text model."
+        )
+    if isinstance(row, Probe) and row.folds is None and "train" not in sources:
+        return dataclasses.replace(row, folds=FOLDS)
+    return row
+
+
+def _in_classes_of(found: Pretrained, source: Source) -> Source:
+    """``source`` with its labels counted in the model's classes, where it has no others; else as it is."""
+    names, known = source.info.class_names, {normal(name) for name in found.class_names}
+    if mismatch(found.class_names, names) and names and {normal(name) for name in names} <= known:
+        return align(source, found.class_names, "the data")
+    return source
+
+
+class _Reader:
+    """``(split, transform) -> batches`` ready for the model, on its device; counts what was left out."""
+
+    def __init__(self, found: Pretrained, sources: Mapping[str, Source], batch_size: int, max_pixels: int) -> None:
+        self._found, self._sources, self._batch_size, self._max_pixels = found, sources, batch_size, max_pixels
+        self._prepare = jax.jit(config.parse(Augment, found.preprocess.augment()).eval_fn())
+        self.skipped = 0
+
+    def __call__(self, split: Split, transform: Transform | None) -> Iterator[Batch]:
+        source, p = self._sources[split], self._found.preprocess
+        batches = eval_batches(
+            source, batch_size=min(self._batch_size, len(source)), canvas=p.host_canvas, frame=p.host_frame,
+            on_error="skip", max_pixels=self._max_pixels,
+        )  # fmt: skip
+        try:
+            for batch in batches:
+                batch = jax.device_put(batch)
+                yield self._prepare(batch if transform is None else {**batch, "image": transform(batch["image"])})
+        finally:
+            batches.close()
+            self.skipped += batches.skipped
