@@ -97,7 +97,7 @@ def test_some_classes_of_a_model_that_names_them(model, data, tmp_path):
     ("changes", "says"),
     [
         ({"evaluators": ("knm",)}, "'knm'; did you mean 'knn'"),
-        ({"evaluators": ("knn", "knn(k=2)")}, "two evaluators report knn/accuracy; give one of them a prefix"),
+        ({"evaluators": ("knn", "knn(k=2)")}, "two evaluators report val/knn/accuracy; give one of them a prefix"),
         ({"evaluators": ("zero_shot",)}, "'zero_shot' needs a model of images and texts"),
         ({"data": "folder:/not/here"}, "'folder:/not/here' does not exist"),
         ({"changes": {"batch_size": 2}}, "give a place, and no changes"),

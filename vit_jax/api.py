@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 import math
 import os
 import pathlib
@@ -29,7 +28,6 @@ from vit_jax.convert.verify import Difference
 from vit_jax.convert.verify import verify as compare
 from vit_jax.convert.zoo import PretrainedTag
 from vit_jax.create import create as create_model
-from vit_jax.create import resized
 from vit_jax.data.image import MAX_PIXELS
 from vit_jax.data.sources import Source
 from vit_jax.decoding import DECODERS, SearchStrategy
@@ -40,13 +38,11 @@ from vit_jax.export import export as write_program
 from vit_jax.models import describe
 from vit_jax.predict import BATCH, Images, ImageText, Predictor, Row, expand, of
 from vit_jax.predict import load as load_predictor
-from vit_jax.score import score
+from vit_jax.score import score, weights
 from vit_jax.train import loop, setup, start, workdir
 from vit_jax.train.config import TrainConfig
 from vit_jax.train.loop import Hook, Result
 from vit_jax.types import UsageError, UserError
-
-log = logging.getLogger(__name__)
 
 Place = str | os.PathLike[str]
 Changes = Mapping[str, Any]
@@ -283,7 +279,8 @@ def evaluate(
     if data is not None:
         if changes is not None or isinstance(run, Result):
             raise UsageError("data scores weights without the configuration of a run; give a place, and no changes.")
-        return _score(run if checkpoint is None else checkpoint, data, evaluators, size, output)
+        found = weights(run if checkpoint is None else checkpoint, size)
+        return score(found, data, evaluators, output=None if output is None else pathlib.Path(output))
     if evaluators or size or output or isinstance(run, Pretrained):
         raise UsageError("weights, evaluators, size and output take data; of a run change its configuration instead.")
     if isinstance(run, Result):
@@ -298,24 +295,6 @@ def evaluate(
     report = dataclasses.replace(built.evaluate(params), checkpoint=str(folder))
     report.save(path / "evaluation", built.train.info.class_names)
     return report
-
-
-def _score(
-    weights: Place | Pretrained, data: Source | str, evaluators: Sequence[Evaluator | str], size: int | None,
-    output: Place | None,
-) -> Report:  # fmt: skip
-    if size is not None and size < 1:
-        raise UsageError(f"size={size} is no side of an image; give a number of pixels such as 224.")
-    with contextlib.ExitStack() as stack:
-        if isinstance(weights, Pretrained) and size in (None, weights.preprocess.size):
-            found = weights
-        elif isinstance(weights, Pretrained):
-            found = resized(weights.stored(), size)
-        else:
-            found = resized(stack.enter_context(read.load(os.fspath(weights))), size)
-            for note in found.notes:
-                log.warning("%s: %s", found.source, note)
-    return score(found, data, evaluators, output=None if output is None else pathlib.Path(output))
 
 
 def best_checkpoint(run: Place) -> pathlib.Path:

@@ -143,8 +143,10 @@ class Trained:
                 rows.append({"path": str(image)} if isinstance(image, str | pathlib.Path) else {"image": i})
                 try:
                     if isinstance(image, Example):
-                        rows[-1], image = image.read()
-                    canvases.append(self.image(image))
+                        rows[-1], record = image.read()
+                        canvases.append(self.image(record))
+                    else:
+                        canvases.append(self.image(image))
                     index.append(i)
                 except UserError as e:
                     rows[-1]["error"] = str(e)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
+import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 
 from vit_jax import config
 from vit_jax.augment import Augment
-from vit_jax.convert import Pretrained, run_folder
+from vit_jax.convert import Pretrained, read, run_folder
+from vit_jax.create import resized
 from vit_jax.data.classes import mismatch
 from vit_jax.data.image import MAX_PIXELS
 from vit_jax.data.loader import eval_batches
@@ -20,15 +23,34 @@ from vit_jax.data.sources import Source, open_parts
 from vit_jax.data.sources.base import align
 from vit_jax.data.sources.captioned import WithTokenizer
 from vit_jax.evals import EVALUATORS, Classify, EvalContext, Evaluator, Report, ZeroShot, combine
-from vit_jax.evals.base import Split, Transform, prefixed
+from vit_jax.evals.base import Split, Transform, prefixed, reported
 from vit_jax.evals.probes import Probe
 from vit_jax.io.text import normal
 from vit_jax.models import ImageTextModel, ModelFn
 from vit_jax.objectives import OBJECTIVES, Objective
-from vit_jax.types import Batch, UserError
+from vit_jax.types import Batch, UsageError, UserError
+
+log = logging.getLogger(__name__)
 
 FOLDS = 5
 """Of a probe on data that has no training part of its own."""
+
+
+def weights(place: Pretrained | str | os.PathLike[str], size: int | None = None) -> Pretrained:
+    """What lies at ``place``, or the model itself, for images of ``size`` pixels; notes are warnings.
+
+    Raises:
+      UserError: it cannot be read; the model takes no images of that size.
+    """
+    if size is not None and size < 1:
+        raise UsageError(f"size={size} is no side of an image; give a number of pixels such as 224.")
+    if isinstance(place, Pretrained):
+        return place if size in (None, place.preprocess.size) else resized(place.stored(), size)
+    with read.load(os.fspath(place)) as stored:
+        found = resized(stored, size)
+    for note in found.notes:
+        log.warning("%s: %s", found.source, note)
+    return found
 
 
 def score(
@@ -59,17 +81,14 @@ def score(
       UserError: an unknown evaluator; one that does not suit the model or the data; no such data.
     """
     default = (ZeroShot() if isinstance(found.model, ImageTextModel) else Classify(),)
-    kind = Annotated[Evaluator, config.Choice(EVALUATORS, Evaluator)]
+    kind = Annotated[Any, config.Choice(EVALUATORS, Evaluator)]
     rows = tuple(config.parse(kind, evaluator, "evaluators") for evaluator in evaluators) or default
-    names = [name for row in rows for name in row.reported]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"two evaluators report {twice[0]}; give one of them a prefix, or leave it out.")
-    parts = functools.cache(lambda path: _parts(found, path))
-    reports, programs, apply = [], {}, ModelFn(found.model, found.variables)
-    objective = config.parse(
-        Annotated[Objective, config.Choice(OBJECTIVES, Objective)],
-        run_folder.run_config(found).get("objective", "classify"), "objective",
-    )  # fmt: skip
+    reported(rows)
+    parts = functools.cache(functools.partial(_parts, found))
+    trained_with = run_folder.run_config(found).get("objective", "classify")
+    objective = config.parse(Annotated[Any, config.Choice(OBJECTIVES, Objective)], trained_with, "objective")
+    apply, programs = ModelFn(found.model, found.variables), dict[Any, Any]()
+    reports: list[Report] = []
     classes: tuple[str, ...] = ()
     for row in rows:
         sources = parts(row.data or data)
@@ -129,6 +148,7 @@ class _Reader:
 
     def __call__(self, split: Split, transform: Transform | None) -> Iterator[Batch]:
         source, p = self._sources[split], self._found.preprocess
+        transform = transform and jax.jit(transform)
         batches = eval_batches(
             source, batch_size=min(self._batch_size, len(source)), canvas=p.host_canvas, frame=p.host_frame,
             on_error="skip", max_pixels=self._max_pixels,

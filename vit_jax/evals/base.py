@@ -19,7 +19,7 @@ from vit_jax.checks import Checked
 from vit_jax.io import atomic, jsonfile
 from vit_jax.models import Variables
 from vit_jax.objectives.base import Apply, Objective
-from vit_jax.types import Batch, Params, UserError
+from vit_jax.types import Batch, Params, UsageError, UserError
 
 Split = Literal["train", "val"]
 Transform = Callable[[jax.Array], jax.Array]
@@ -205,6 +205,18 @@ class Evaluator(Checked, abc.ABC):
         if self.prefix is not None and not re.fullmatch(r"\w[\w.-]{0,99}", self.prefix):
             raise UserError(f"prefix={self.prefix!r} is no name; give letters, digits, '_', '-' and '.', such as 'v2'.")
         return tuple(f"{self.prefix}/{metric}" if self.prefix else metric for metric in self.metrics)
+
+
+def reported(evaluators: Sequence[Evaluator]) -> list[str]:
+    """The names of all their metrics, as :meth:`Report.prefixed` gives them: ``val/accuracy``.
+
+    Raises:
+      UsageError: two report one.
+    """
+    names = [f"val/{name}" for evaluator in evaluators for name in evaluator.reported]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"two evaluators report {twice[0]}; give one of them a prefix, or leave it out.")
+    return names
 
 
 def finite(value: Any) -> Any:

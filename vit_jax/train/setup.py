@@ -21,7 +21,7 @@ from vit_jax.data.framing import TRAINING
 from vit_jax.data.loader import Batches, Reader, eval_batches, train_batches
 from vit_jax.data.sources import Source
 from vit_jax.evals import EvalContext, Evaluator, Report, combine
-from vit_jax.evals.base import Split, Transform, prefixed
+from vit_jax.evals.base import Split, Transform, prefixed, reported
 from vit_jax.models import ModelFn, Variables, cost
 from vit_jax.objectives import Apply
 from vit_jax.optim import build as build_optimizer
@@ -232,9 +232,7 @@ def build(config: TrainConfig, devices: Any = None, train: Source | None = None)
 
 
 def _check_metrics(c: TrainConfig) -> None:
-    metrics = [f"val/{name}" for evaluator in c.evaluators for name in evaluator.reported]
-    if twice := sorted({name for name in metrics if metrics.count(name) > 1}):
-        raise UsageError(f"two evaluators report {twice[0]}; give one of them a prefix, or leave it out.")
+    metrics = reported(c.evaluators)
     if c.best not in metrics:
         raise UsageError(f"best={c.best!r} is no metric of the evaluators{suggest(c.best, metrics)}")
 
