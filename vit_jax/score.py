@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 import os
 import pathlib
@@ -84,14 +83,14 @@ def score(
     kind = Annotated[Any, config.Choice(EVALUATORS, Evaluator)]
     rows = tuple(config.parse(kind, evaluator, "evaluators") for evaluator in evaluators) or default
     reported(rows)
-    parts = functools.cache(functools.partial(_parts, found))
+    parts = _parts(found, data)
     trained_with = run_folder.run_config(found).get("objective", "classify")
     objective = config.parse(Annotated[Any, config.Choice(OBJECTIVES, Objective)], trained_with, "objective")
     apply, programs = ModelFn(found.model, found.variables), dict[Any, Any]()
     reports: list[Report] = []
     classes: tuple[str, ...] = ()
     for row in rows:
-        sources = parts(row.data or data)
+        sources = parts if row.data is None else _parts(found, row.data)
         row = _suited(row, found, sources)
         if isinstance(row, Classify):
             sources = {split: _in_classes_of(found, source) for split, source in sources.items()}
