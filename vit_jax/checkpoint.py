@@ -403,7 +403,7 @@ def best(path: str | pathlib.Path) -> pathlib.Path:
       UserError: there is no checkpoint, or none that carries that metric.
     """
     there = find(path)
-    metric = (read_item(there[0], "meta").get("config") or {}).get("best", BEST)
+    metric = str((read_item(there[0], "meta").get("config") or {}).get("best", BEST))
     found = {folder: _metrics(folder).get(metric) for folder in there}
     values = {k: v for k, v in found.items() if isinstance(v, int | float) and math.isfinite(v)}
     if not values:
