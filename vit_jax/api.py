@@ -310,7 +310,7 @@ def best_checkpoint(run: Place) -> pathlib.Path:
       >>> vj.best_checkpoint("runs/digits")
       PosixPath('runs/digits/checkpoints/300')
     """
-    return checkpoints.best(run)
+    return checkpoints.best(os.fspath(run))
 
 
 def _parsed(raw: Changes, changes: Changes | None) -> TrainConfig:
