@@ -1,10 +1,12 @@
 """``data``: checking a source, packing it, a tokenizer from its captions."""
 
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from vit_jax.cli import main
 from vit_jax.data.sources import open_source
@@ -28,6 +30,40 @@ def test_check_names_what_is_unreadable(run, tmp_path, capsys):
     assert found["classes"]["bee"] == 9
     (bad,) = found["unreadable"]
     assert "bee/3.png" in bad
+
+
+def test_preview(run, tmp_path, capsys):
+    """With a configuration the picture has a second half: the same images, augmented."""
+    heights = {}
+    for name, options in {"plain": [], "config": ["--config", str(run.config), "--config.augment.crop=0.5"]}.items():
+        out = tmp_path / f"{name}.png"
+        assert main(["data", "preview", f"folder:{run.images}", "--out", str(out), *options]) == 0
+        with Image.open(out) as picture:
+            heights[name] = picture.height
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0] == "30 examples of 3 classes" and lines[-1] == f"{out} shows 24 of them"
+        assert [line.split() for line in lines[1:4]] == [["ant", "10"], ["bee", "10"], ["cat", "10"]]
+    assert heights["config"] > 1.8 * heights["plain"]
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (["--out", "a.jpg"], "'a.jpg' is no name of a picture; let it end in .png"),
+        (["--config.seed=1"], "--config.seed changes a configuration; name it with --config"),
+    ],
+)
+def test_preview_refusals(run, options, match, capsys):
+    assert main(["data", "preview", f"folder:{run.images}", *options]) == 2
+    assert match in capsys.readouterr().err
+
+
+def test_preview_of_many_classes(tmp_path, capsys):
+    assert main(["data", "preview", "fake:5000x8x50", "--out", str(tmp_path / "p.png")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "5,000 examples of 50 classes" and len(lines) == 44
+    assert re.fullmatch(r"  and 10 more, the smallest with (7\d|8[01])", lines[41])
+    assert lines[42] == "  counted in 4,096 examples, spread evenly"
 
 
 def test_pack_keeps_order_labels_and_pixels(run, tmp_path, capsys):

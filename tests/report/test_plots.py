@@ -169,6 +169,19 @@ def test_retrieval(tmp_path: pathlib.Path, drawn: list[Any], rng: np.random.Gene
     np.testing.assert_array_equal(axes[0, 2].images[0].get_array(), axes[0, 1].images[0].get_array())
 
 
+def test_contact_sheet(tmp_path: pathlib.Path, drawn: list[Any], rng: np.random.Generator) -> None:
+    images, texts = rng.random((11, 8, 8, 3)), [f"$class {i}" for i in range(11)]
+    large = rng.integers(0, 256, (1, 80, 80, 3), dtype=np.uint8)
+    plots.contact_sheet({"ours": (images, texts), "theirs": (large, ["狗 " + "long " * 40])}, tmp_path / "s.png")
+    assert is_picture(tmp_path / "s.png")
+    ours, theirs = drawn[0].axes
+    assert [ax.get_title(loc="left") for ax in (ours, theirs)] == ["ours", "theirs"]
+    assert [t.get_text() for t in ours.texts] == texts and len(theirs.texts[0].get_text().split("\n")) == 3
+    corners = [tuple(image.get_extent()[::3]) for image in ours.images]
+    assert len(set(corners)) == 11 and corners[8][0] == corners[0][0] and corners[8][1] > corners[0][1]
+    np.testing.assert_array_equal(ours.images[10].get_array(), images[10])
+
+
 def test_pictures_of_one_colour_or_nan_can_be_shown() -> None:
     assert (plots._displayable(np.full((2, 3, 3, 3), 7.0)) == 0).all()
     broken = np.full((1, 2, 2, 3), np.nan)

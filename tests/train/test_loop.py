@@ -68,6 +68,7 @@ def test_a_run_leaves_its_files(trained):
         "config.json",
         "metrics.jsonl",
         "results.json",
+        "inputs.png",
         "curves.png",
         "confusion.png",
         "checkpoints",

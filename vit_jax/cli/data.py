@@ -8,12 +8,21 @@ from typing import Any
 import vit_jax as vj
 from vit_jax.cli import options
 
-HELP = "check or pack data, or train a tokenizer on it"
+HELP = "look at data, check or pack it, or train a tokenizer on it"
+CLASSES = 40
+"""Lines of a table of classes."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    preview = commands.add_parser("preview", help="draw some examples as a model sees them, and count classes")
+    preview.set_defaults(takes_overrides=True)
+    preview.add_argument("path", type=options.filled, help="source, such as folder:/my/images")
+    text = "draw them as this configuration frames and augments them"
+    preview.add_argument("--config", type=options.path, metavar="FILE[:ARG]", help=text)
+    options.value(preview, "out", "preview.png", "picture to write", metavar="FILE")
+    preview.epilog = "Any key can be changed: --config.augment.size=384"
     check = commands.add_parser("check", help="read every image once; name the unreadable ones and count classes")
     check.add_argument("path", type=options.filled, help="source, such as folder:/my/images")
     options.json(check, "findings")
@@ -36,9 +45,39 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Checks (exit status 1 if an image is unreadable), packs, or trains a tokenizer."""
+    """Draws, checks (exit status 1 if an image is unreadable), packs, or trains a tokenizer."""
+    if args.action == "preview":
+        return _preview(args)
     source = vj.open_source(args.path, holdout=0)
     return {"check": _check, "pack": _pack, "tokenizer": _tokenizer}[args.action](args, source)
+
+
+def _preview(args: argparse.Namespace) -> int:
+    from vit_jax import config
+    from vit_jax.report import plots
+    from vit_jax.train import inputs
+    from vit_jax.train.progress import table
+
+    if not args.out.endswith(".png"):
+        raise vj.UsageError(f"--out {args.out!r} is no name of a picture; let it end in .png.")
+    if args.overrides and not args.config:
+        raise vj.UsageError(f"--config.{args.overrides[0][0]} changes a configuration; name it with --config.")
+    raw = config.load(args.config, args.overrides) if args.config else None
+    source, sections, notes = inputs.preview(args.path, raw)
+    plots.contact_sheet(sections, args.out)
+    counts, read = inputs.counts(source)
+    print(f"{len(source):,} examples{f' of {len(counts):,} classes' if counts else ''}")
+    if counts:
+        shown = dict(sorted(counts.items(), key=lambda item: -item[1])[:CLASSES])
+        print(table(shown))
+        if rest := len(counts) - len(shown):
+            print(f"  and {rest:,} more, the smallest with {min(counts.values()):,}")
+        if read < len(source):
+            print(f"  counted in {read:,} examples, spread evenly")
+    for line in notes:
+        print(line)
+    print(f"{args.out} shows {len(next(iter(sections.values()))[1])} of them")
+    return 0
 
 
 def _pack(args: argparse.Namespace, source: Any) -> int:

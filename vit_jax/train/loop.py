@@ -25,7 +25,7 @@ from vit_jax.io import atomic
 from vit_jax.metrics import FILE, MetricsWriter, read
 from vit_jax.models import cost
 from vit_jax.report import plots
-from vit_jax.train import start, workdir
+from vit_jax.train import inputs, start, workdir
 from vit_jax.train.config import TrainConfig
 from vit_jax.train.progress import Progress, say, table
 from vit_jax.train.setup import Setup, build
@@ -127,6 +127,7 @@ def _train(
         checkpoints = stack.enter_context(Checkpoints(path, keep=c.keep, best=c.best))
         writer = stack.enter_context(MetricsWriter(path))
         _resume_log(writer, path, first)
+        _show_inputs(setup, path, first)
         batches = stack.enter_context(contextlib.closing(setup.train_batches(first)))
         bar = stack.enter_context(contextlib.closing(Progress(first, total)))
         stack.enter_context(jax.set_mesh(setup.mesh))
@@ -179,6 +180,19 @@ def _resume_log(writer: MetricsWriter, path: pathlib.Path, first: int) -> None:
             f"{path / FILE} has {writer.rows} of at least {logged} rows up to step {first}: curves and the best value "
             "come from what is left"
         )
+
+
+def _show_inputs(setup: Setup, path: pathlib.Path, first: int) -> None:
+    """Draws what the model sees at step ``first``, once in the life of a run."""
+    if (
+        setup.config.plots
+        and first < setup.total_steps
+        and not jax.process_index()
+        and not (path / inputs.FILE).exists()
+    ):
+        with atomic.writing(str(path / inputs.FILE)):
+            inputs.draw(setup, first, path / inputs.FILE)
+        say(f"{path / inputs.FILE} shows what the first step sees")
 
 
 def _finish(setup: Setup, path: pathlib.Path, report: Report) -> None:

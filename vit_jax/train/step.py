@@ -110,7 +110,7 @@ def nothing() -> None:
     """No frozen inputs, as for most objectives."""
 
 
-def _views(augment: Callable[[Any, Batch], Batch], views: int, key: PRNGKey, batch: Batch) -> Batch:
+def views_of(augment: Callable[[Any, Batch], Batch], views: int, key: PRNGKey, batch: Batch) -> Batch:
     """The augmented batch; with several views ``image`` is a tuple of them, and the rest is of the first."""
     first: Any = augment(key, batch)
     if views == 1:
@@ -165,7 +165,7 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch, frozen: Any) -> tuple[TrainState, StepMetrics]:
         bound = objective.bind(frozen, state.objective)
-        batch = _views(augment, objective.views, rng.stream(seed, "augment", state.step), batch)
+        batch = views_of(augment, objective.views, rng.stream(seed, "augment", state.step), batch)
         rngs = {name: rng.stream(seed, name, state.step) for name in objective.rng_streams}
         grad_fn = GradFn(bound, ModelFn(model, state.variables), batch, rngs, accumulate)
         (loss, metrics), grads = grad_fn.value_and_grad(state.params)

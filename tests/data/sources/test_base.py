@@ -15,6 +15,7 @@ from vit_jax.data.sources.base import (
     align,
     as_captions,
     digest,
+    known_labels,
     split_mask,
     take_split,
     valid_captions,
@@ -120,6 +121,15 @@ def test_align_without_classes():
     assert isinstance(source, Relabelled)
     with pytest.raises(UserError, match="here has captions and no classes, but the training data has classes"):
         align(source, ("0", "1"), "here")
+
+
+def test_labels_are_known_through_what_wraps_a_source():
+    class Labelled(Fake):
+        labels = np.array([2, 0, 1, 2])
+
+    source = Relabelled(Subset(Labelled(4, 4, 3), np.array([3, 1])), np.array([5, 6, 7]), tuple("abcdefgh"))
+    assert known_labels(source).tolist() == [7, 5]
+    assert known_labels(Subset(Fake(4), np.array([1]))) is None
 
 
 @pytest.mark.parametrize(

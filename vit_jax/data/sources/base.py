@@ -162,6 +162,16 @@ class Relabelled(Wrapped):
         return {**record, "label": int(self.table[record["label"]])}
 
 
+def known_labels(source: Source) -> np.ndarray | None:
+    """int[N], the labels of a source where they are known without reading its examples."""
+    if not isinstance(source, Wrapped):
+        return getattr(source, "labels", None)
+    found = known_labels(source.source)
+    if found is not None and isinstance(source, Subset):
+        return found[source.indices]
+    return source.table[found] if found is not None and isinstance(source, Relabelled) else found
+
+
 def align(source: Source, class_names: tuple[str, ...], what: str) -> Source:
     """``source`` with its labels counted in ``class_names``, matched by name; without any, all labels are 0.
 
