@@ -60,6 +60,5 @@ def real(model: str) -> ConfigDict:
     config.best = "val/mean_r1"
     config.duration = "32 epochs"
     config.batch_size = 32768
-    config.log_every = "50 steps"
     config.checkpoint_every = "1000 steps"
     return config

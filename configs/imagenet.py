@@ -41,7 +41,6 @@ def get_config(arg: str = "vit_s16") -> ConfigDict:
     config.optim.sam = lookup({"": None, "sam": sam}, option, "option of imagenet.py")
     config.duration = "300 epochs"
     config.batch_size = 4096
-    config.log_every = "50 steps"
     config.eval_every = "5 epochs"
     config.checkpoint_every = "1000 steps"
     return config

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from vit_jax import metrics
 from vit_jax.cli import main
 from vit_jax.config import load, parse
 from vit_jax.train.config import TrainConfig
@@ -14,6 +15,8 @@ def test_a_run_leaves_its_files(run):
     names = {p.name for p in run.workdir.iterdir()}
     assert {"config.json", "metrics.jsonl", "results.json", "curves.png", "confusion.png", "checkpoints"} <= names
     assert json.loads((run.workdir / "results.json").read_text())["metrics"]["examples"] == 8
+    rows = metrics.read(run.workdir)  # of three steps every one is in the log
+    assert [row["step"] for row in rows if "train/loss" in row] == [1, 2, 3]
 
 
 def test_a_dry_run_says_sizes_and_writes_nothing(run, tmp_path, capsys):

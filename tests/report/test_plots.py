@@ -55,6 +55,23 @@ def test_curves(tmp_path: pathlib.Path, drawn: list[Any], rng: np.random.Generat
     np.testing.assert_array_equal(rate.lines[0].get_ydata(), [1e-3] * 300)
 
 
+def test_curves_of_images_and_texts(tmp_path: pathlib.Path, drawn: list[Any]) -> None:
+    """Recall and zero-shot accuracy have panels of their own; steps are whole numbers, of a short run too."""
+    kinds = ("loss", "i2t_r1", "i2t_r5", "t2i_r1", "coco/i2t_r1", "zero_shot/accuracy", "knn/accuracy")
+    rows = [{"step": s, "train/loss": 1 / s, "train/lr": 0.1} | {f"val/{k}": 1 - 1 / s for k in kinds} for s in (1, 3)]
+    plots.curves(rows, tmp_path / "curves.png")
+    axes = {ax.get_title(loc="left"): ax for ax in drawn[0].axes}
+    assert list(axes) == ["Loss", "Accuracy", "Retrieval", "Zero-shot", "Learning rate"]
+    labels = [t.get_text() for t in axes["Retrieval"].get_legend().get_texts()]
+    assert labels == ["coco image to text", "image to text", "text to image"]
+    assert axes["Accuracy"].lines[0].get_label() == "val/knn"
+    np.testing.assert_allclose(axes["Zero-shot"].lines[0].get_ydata(), [0, 200 / 3])
+    assert axes["Zero-shot"].get_title(loc="right") == "best val/zero_shot 66.67 % at step 3"
+    for ax in axes.values():
+        ticks = [t for t in ax.get_xticks() if 1 <= t <= 3]
+        assert ticks == [1, 2, 3] and ax.xaxis.get_major_formatter()(2000.0, 0) == "2,000"
+
+
 @pytest.mark.parametrize("rows", [[], [{"step": 1, "other": 2.0}], [{"step": 5, "train/loss": 2.0}]])
 def test_curves_of_almost_nothing(rows: list[dict[str, float]], tmp_path: pathlib.Path) -> None:
     plots.curves(rows, tmp_path / "curves.png")

@@ -20,27 +20,34 @@ def test_without_a_terminal_lines_come_at_most_every_ten_seconds(monkeypatch, ca
     now = [0.0]
     monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    bar = Progress(10, 50)
+    bar = Progress(10, 50, 2.5)
     for step in range(11, 51):
         now[0] += 1.0
         bar.step()
         bar.show(step, {"loss": 1.23456, "accuracy": 0.5})
     bar.close()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "step 20/50: loss 1.235, 30 s left"
-    assert [line.split()[1] for line in lines] == ["20/50:", "30/50:", "40/50:", "50/50:"]
+    assert lines[0] == "step 20/50 (epoch 8.0/20): loss 1.235, 30 s left"
+    assert [line.split()[1] for line in lines] == ["20/50", "30/50", "40/50", "50/50"]
     assert sys.stderr.getvalue() == ""
 
 
 def test_on_a_terminal_there_is_a_bar(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stderr", Terminal())
-    bar = Progress(0, 4)
+    bar = Progress(0, 4, 2)
     bar.show(1, {"loss": 0.5, "speed/waiting": 0.25, "speed/mfu": 0.5})
     for _ in range(4):
         bar.step()
     bar.close()
-    assert "loss 0.5, MFU 50%, input wait 25%" in sys.stderr.getvalue() and "4/4" in sys.stderr.getvalue()
+    assert "epoch 0.5, loss 0.5, MFU 50%, input wait 25%" in sys.stderr.getvalue() and "4/4" in sys.stderr.getvalue()
     assert capsys.readouterr().out == ""
+
+
+def test_epochs_are_named_as_they_are():
+    bar = Progress(0, 3592, 1437 / 32)
+    assert bar.at(900) == "step 900/3592 (epoch 20.0/80)" and bar.at(3592) == "step 3592/3592 (epoch 80.0/80)"
+    assert Progress(0, 100, 1000).at(50) == "step 50/100 (epoch 0.05/0.1)"
+    bar.close()
 
 
 def test_only_the_first_host_speaks(monkeypatch, capsys):

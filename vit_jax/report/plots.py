@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -32,48 +33,66 @@ MAX_MATRIX_CLASSES = 100
 Path = str | os.PathLike[str]
 
 
-def curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Loss, accuracy and learning rate over the steps, train and validation, from the rows of ``metrics.jsonl``.
+class Panel(NamedTuple):
+    """A panel of the learning curves: its title, what its axis says, the metrics that it shows, and their scale."""
 
-    A panel is drawn for each of ``*/loss``, ``*/accuracy`` and ``lr`` (or ``*/lr``) that any row has; NaN leaves a gap.
+    title: str
+    ylabel: str
+    names: str
+    scale: float = 1.0
+
+
+PANELS = (
+    Panel("Loss", "loss (nats)", r"(.+/)?loss"),
+    Panel("Accuracy", "accuracy (%)", r"(?!.*zero_shot/)(.+/)?accuracy", 100),
+    Panel("Retrieval", "recall at 1 (%)", r"(.+/)?(i2t|t2i)_r1", 100),
+    Panel("Zero-shot", "accuracy (%)", r"(.+/)?zero_shot/accuracy", 100),
+    Panel("Learning rate", "learning rate", r"(.+/)?lr"),
+)
+DIRECTIONS = {"i2t_r1": "image to text", "t2i_r1": "text to image"}
+
+
+def curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
+    """Loss, metrics and learning rate over the steps, train and validation, from the rows of ``metrics.jsonl``.
+
+    Of :data:`PANELS` those are drawn that any row has a metric of; NaN leaves a gap.
     """
-    panels = {
-        "loss": ("Loss", "loss (nats)"),
-        "accuracy": ("Accuracy", "accuracy (%)"),
-        "lr": ("Learning rate", "learning rate"),
-    }
     keys = sorted({key for row in rows for key in row if key != "step"})
-    found = {name: match for name in panels if (match := [k for k in keys if k.rsplit("/")[-1] == name])}
-    figure = _figure(4.6 * max(len(found), 1) + 0.4, 3.8)
+    found = {panel: match for panel in PANELS if (match := [k for k in keys if re.fullmatch(panel.names, k)])}
+    columns = len(found) if len(found) <= 3 else -(-len(found) // 2)
+    lines = -(-len(found) // max(columns, 1))
+    figure = _figure(4.6 * max(columns, 1) + 0.4, 3.8 * max(lines, 1))
     if not found:
         figure.text(0.5, 0.5, "nothing logged yet", ha="center", va="center", color=GREY)
-    for i, (name, match) in enumerate(found.items(), 1):
-        ax = figure.add_subplot(1, len(found), i)
+    for i, (panel, match) in enumerate(found.items(), 1):
+        ax = figure.add_subplot(lines, columns, i)
         for key in match:
             steps, values = np.asarray([(row["step"], row[key]) for row in rows if key in row], np.float64).T
-            _curve(ax, steps, 100 * values if name == "accuracy" else values, key)
-        _dress(ax, *panels[name], "step")
-        _scale(ax, name)
+            _curve(ax, steps, panel.scale * values, key)
+        _dress(ax, panel.title, panel.ylabel, "step")
+        _scale(ax, panel)
         if len(match) > 1:
             ax.legend(frameon=False, fontsize=9, loc="best")
     _save(figure, path)
 
 
 def _curve(ax: Axes, steps: np.ndarray, values: np.ndarray, key: str) -> None:
-    split = key.rsplit("/", 1)[0] if "/" in key else ""
+    split, _, name = key.rpartition("/")
     if split in ("", "train"):
-        smooth = values if key.endswith("lr") else _smooth(values)
+        smooth = values if name == "lr" else _smooth(values)
         if smooth is not values:
             ax.plot(steps, values, color=TRAIN, alpha=0.22, lw=0.9)
         ax.plot(steps, smooth, color=TRAIN, lw=1.8, label=split, marker="." if len(values) == 1 else None)
         return
-    color = VAL if split == "val" else None
-    ax.plot(steps, values, lw=1.6, marker="o", ms=3.5 if len(values) < 40 else 0, label=split, color=color)
-    if key.endswith("accuracy") and np.isfinite(values).any():
-        best = int(np.nanargmax(values))
-        ax.plot(steps[best], values[best], "o", ms=7, mfc="white", mec=color or INK, mew=1.6, zorder=4, clip_on=False)
-        title = f"best {split} {values[best]:.2f} % at step {steps[best]:,.0f}"
-        ax.set_title(title, loc="right", fontsize=9, color=INK)
+    label = f"{split.removeprefix('val').lstrip('/')} {DIRECTIONS[name]}".strip() if name in DIRECTIONS else split
+    color = {"val": VAL, "val/zero_shot": VAL}.get(split)
+    color = TRAIN if color and name == "t2i_r1" else color
+    (line,) = ax.plot(steps, values, lw=1.6, marker="o", ms=3.5 if len(values) < 40 else 0, label=label, color=color)
+    if name == "loss" or not np.isfinite(values).any():
+        return
+    best = int(np.nanargmax(values))
+    ax.plot(steps[best], values[best], "o", ms=7, mfc="white", mec=line.get_color(), mew=1.6, zorder=4, clip_on=False)
+    ax.set_title(f"best {label} {values[best]:.2f} % at step {steps[best]:,.0f}", loc="right", fontsize=9, color=INK)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
@@ -89,15 +108,17 @@ def _smooth(values: np.ndarray) -> np.ndarray:
     return np.divide(mean, weight, out=np.full(len(values), np.nan), where=valid)
 
 
-def _scale(ax: Axes, name: str) -> None:
+def _scale(ax: Axes, panel: Panel) -> None:
+    ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     data = np.concatenate([np.asarray(line.get_ydata(), float) for line in ax.lines])
     data = data[np.isfinite(data)]
-    if name == "loss" and len(data) and data.min() > 0 and data.max() > 20 * data.min():
+    if panel.title == "Loss" and len(data) and data.min() > 0 and data.max() > 20 * data.min():
         _log_scale(ax)
         ax.set_ylabel("loss (nats, log scale)")
-    if name == "accuracy":
+    if panel.scale == 100:
         ax.set_ylim(top=min(ax.get_ylim()[1], 101.0))
-    if name == "lr":
+    if panel.title == "Learning rate":
         ax.set_ylim(bottom=0.0)
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
 

@@ -41,7 +41,8 @@ class TrainConfig(Checked):
       resume_from: workdir or checkpoint of another run to continue in full, optimizer and step included.
       accept_changed_data: resume although the data has changed since the checkpoint, other examples or another split of
         them: the run then ends as neither the old one nor a new one would.
-      log_every: how often a step's values are written to ``metrics.jsonl``.
+      log_every: how often a step's values are written to ``metrics.jsonl``; None means every ten steps, and in a run of
+        fewer than 200 steps twenty times.
       eval_every: how often the model is evaluated, each time with a checkpoint that carries the metrics.
       checkpoint_every: how often a checkpoint is written besides those of evaluations.
       keep: number of newest checkpoints kept besides the best.
@@ -65,7 +66,7 @@ class TrainConfig(Checked):
     init: str | None = None
     resume_from: str | None = None
     accept_changed_data: bool = resumable(False)
-    log_every: Duration = resumable(Duration(10))
+    log_every: Duration | None = resumable(None)
     eval_every: Duration = resumable(Duration(1, "epochs"))
     checkpoint_every: Duration = resumable(Duration(1, "epochs"))
     keep: Count = resumable(2)

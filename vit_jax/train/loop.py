@@ -19,7 +19,7 @@ import numpy as np
 
 from vit_jax import checkpoint, interrupts, sharding
 from vit_jax.checkpoint import Checkpoints
-from vit_jax.config import parse, resumable_keys
+from vit_jax.config import Duration, parse, resumable_keys
 from vit_jax.evals import Report
 from vit_jax.io import atomic
 from vit_jax.metrics import FILE, MetricsWriter, read
@@ -34,6 +34,9 @@ from vit_jax.types import UserError
 
 AHEAD = 2
 """Steps the host may be ahead of the device: enough to hide dispatch, few enough to measure waiting for input."""
+
+LOG_EVERY, POINTS = 10, 20
+"""Steps from one row of the log to the next, where a run is long enough for as many rows as that."""
 
 
 class Interrupted(UserError):
@@ -120,7 +123,8 @@ def _train(
     setup: Setup, path: pathlib.Path, state: TrainState, about: Mapping[str, Any], hooks: Sequence[Hook]
 ) -> tuple[TrainState, Report | None]:
     c, first, total, report = setup.config, int(state.step), setup.total_steps, None
-    lengths = {"log": c.log_every, "eval": c.eval_every, "checkpoint": c.checkpoint_every}
+    log_every = c.log_every or Duration(max(1, min(LOG_EVERY, total // POINTS)))
+    lengths = {"log": log_every, "eval": c.eval_every, "checkpoint": c.checkpoint_every}
     every = {name: max(1, setup.steps_of(length)) for name, length in lengths.items()}
     with contextlib.ExitStack() as stack:
         stopped = stack.enter_context(_signals())
@@ -129,7 +133,7 @@ def _train(
         _resume_log(writer, path, first)
         _show_inputs(setup, path, first)
         batches = stack.enter_context(contextlib.closing(setup.train_batches(first)))
-        bar = stack.enter_context(contextlib.closing(Progress(first, total)))
+        bar = stack.enter_context(contextlib.closing(Progress(first, total, len(setup.train) / c.batch_size)))
         stack.enter_context(jax.set_mesh(setup.mesh))
         meter = Meter(setup, path)
         for step in range(first + 1, total + 1):
@@ -153,7 +157,7 @@ def _train(
                 report = setup.evaluate(state.eval_params)
                 row = report.prefixed("val")
                 writer.write(step, row)
-                say(f"step {step}: " + " ".join(f"{k} {v:.4g}" for k, v in row.items()))
+                say(f"{bar.at(step)}: " + " ".join(f"{k} {v:.4g}" for k, v in row.items()))
             if due["checkpoint"]:
                 writer.sync()  # a checkpoint never has fewer rows than steps, whatever loses power
                 checkpoints.save(step, start.items(state), {**about, "rows": writer.rows}, row)

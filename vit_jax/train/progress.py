@@ -32,10 +32,17 @@ def say(text: str) -> None:
 
 
 class Progress:
-    """Steps done, remaining time, and the latest values: loss, learning rate, images/s, MFU, share of time waiting."""
+    """Steps done, remaining time, and the latest values: loss, learning rate, images/s, MFU, share of time waiting.
 
-    def __init__(self, start: int, total: int) -> None:
+    Args:
+      start: steps done before.
+      total: steps of the run.
+      epoch: steps of an epoch, which is seldom a whole number.
+    """
+
+    def __init__(self, start: int, total: int, epoch: float) -> None:
         self._live = sys.stderr.isatty() and jax.process_index() == 0
+        self._epoch = epoch
         self._total, self._last, self._started, self._first = total, 0.0, time.perf_counter(), start
         self._bar = tqdm(
             total=total,
@@ -51,17 +58,23 @@ class Progress:
         """One optimizer step was started."""
         self._bar.update()
 
+    def at(self, step: int) -> str:
+        """How far a run is: ``step 900/3592 (epoch 20.0/80)``."""
+        total = self._total / self._epoch
+        digits = 1 if total >= 2 else 2
+        return f"step {step}/{self._total} (epoch {step / self._epoch:.{digits}f}/{round(total, digits):g})"
+
     def show(self, step: int, values: Mapping[str, float]) -> None:
         """The values of a row of the log; without a terminal a line at most every ten seconds, and at the end."""
         text = ", ".join(form.format(values[k]) for k, form in SHOWN.items() if k in values)
         if self._live:
-            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.set_postfix_str(f"epoch {step / self._epoch:.1f}, {text}", refresh=False)
             return
         now = time.perf_counter()
         if now - self._last >= 10 or step == self._total:
             self._last = now
             left = (now - self._started) / max(1, step - self._first) * (self._total - step)
-            say(f"step {step}/{self._total}: {text}, {left:.0f} s left")
+            say(f"{self.at(step)}: {text}, {left:.0f} s left")
 
     def close(self) -> None:
         self._bar.close()
