@@ -8,7 +8,6 @@ import operator
 import os
 import pathlib
 import resource
-import sys
 from collections.abc import Callable, Iterator
 
 import jax
@@ -71,7 +70,7 @@ def test_gradient_of_the_mean_ignores_padding() -> None:
 
 
 def test_rows_round_trip_and_nan_is_null(tmp_path: pathlib.Path) -> None:
-    with MetricsWriter(tmp_path / "run", tensorboard=False) as writer:
+    with MetricsWriter(tmp_path / "run", loggers=()) as writer:
         writer.write(1, {"train/loss": np.float32(0.1), "lr": jnp.float32(1e-3)})
         assert len(metrics.read(tmp_path / "run")) == 1, "a row is on disk before close"
         writer.write(np.int64(2), {"train/loss": math.nan, "lr": math.inf})
@@ -90,7 +89,7 @@ def test_a_torn_line_at_any_byte_is_dropped_and_said(tmp_path: pathlib.Path, cap
     for cut in range(len(last) + 1):
         path.write_bytes(first + last[:cut])
         caplog.clear()
-        with caplog.at_level(logging.WARNING), MetricsWriter(tmp_path, tensorboard=False) as writer:
+        with caplog.at_level(logging.WARNING), MetricsWriter(tmp_path, loggers=()) as writer:
             writer.write(3, {"loss": 1.0})
         whole = cut >= len(last) - 1
         assert [row["step"] for row in metrics.read(tmp_path)] == ([1, 22, 3] if whole else [1, 3]), cut
@@ -99,24 +98,24 @@ def test_a_torn_line_at_any_byte_is_dropped_and_said(tmp_path: pathlib.Path, cap
 
 
 def test_truncate_on_resume(tmp_path: pathlib.Path) -> None:
-    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+    with MetricsWriter(tmp_path, loggers=()) as writer:
         for step in range(1, 8):
             writer.write(step, {"loss": 1 / step})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 8, "lo')
     before = metrics.read(tmp_path)
-    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+    with MetricsWriter(tmp_path, loggers=()) as writer:
         assert writer.truncate(4) == 3
         assert metrics.read(tmp_path) == before[:4]
         for step in range(5, 8):
             writer.write(step, {"loss": 1 / step})
     assert metrics.read(tmp_path) == before
-    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+    with MetricsWriter(tmp_path, loggers=()) as writer:
         assert writer.truncate(7) == 0
 
 
 def test_a_kill_while_truncating_leaves_the_old_rows(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+    with MetricsWriter(tmp_path, loggers=()) as writer:
         writer.write(1, {"loss": 1.0})
         writer.write(2, {"loss": 2.0})
 
@@ -125,7 +124,7 @@ def test_a_kill_while_truncating_leaves_the_old_rows(tmp_path: pathlib.Path, mon
 
     with monkeypatch.context() as m:
         m.setattr(pathlib.Path, "replace", killed)
-        writer = MetricsWriter(tmp_path, tensorboard=False)
+        writer = MetricsWriter(tmp_path, loggers=())
         with pytest.raises(KeyboardInterrupt):
             writer.truncate(0)
     assert [row["step"] for row in metrics.read(tmp_path)] == [1, 2]
@@ -136,21 +135,6 @@ def test_a_broken_line_in_the_middle_is_an_error(bad: str, tmp_path: pathlib.Pat
     (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{bad}\n{{"step": 3}}\n')
     with pytest.raises(UserError, match="line 2 is not a metrics row"):
         metrics.read(tmp_path)
-
-
-def test_tensorboard_events(tmp_path: pathlib.Path) -> None:
-    with MetricsWriter(tmp_path) as writer:
-        writer.truncate(6)
-        writer.write(7, {"train/loss": 0.25, "bad": math.nan})
-    (events,) = (tmp_path / "tensorboard").glob("events.out.tfevents.*")
-    written = events.read_bytes()
-    assert b"train/loss" in written and b"bad" not in written
-
-
-def test_a_missing_tensorboardx_is_said(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    with pytest.raises(UserError, match="pip install"):
-        MetricsWriter(tmp_path)
 
 
 def test_only_process_0_writes(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +197,7 @@ def test_what_is_in_the_way_is_a_sentence(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize("there", [False, True])
 def test_a_log_that_is_taken_away_is_noticed_at_the_next_sync(tmp_path: pathlib.Path, there: bool) -> None:
     """Deleted, or replaced by another."""
-    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+    with MetricsWriter(tmp_path, loggers=()) as writer:
         writer.write(1, {"loss": 1.0})
         writer.sync()
         (tmp_path / "metrics.jsonl").rename(tmp_path / "moved")
@@ -224,10 +208,10 @@ def test_a_log_that_is_taken_away_is_noticed_at_the_next_sync(tmp_path: pathlib.
 
 
 def test_rows_are_counted(tmp_path: pathlib.Path) -> None:
-    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+    with MetricsWriter(tmp_path, loggers=()) as writer:
         assert writer.rows == 0
         for step in (1, 2, 2, 3):
             writer.write(step, {"loss": 1.0})
         assert writer.rows == 4
-    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+    with MetricsWriter(tmp_path, loggers=()) as writer:
         assert writer.rows == 4 and writer.truncate(2) == 1 and writer.rows == 3

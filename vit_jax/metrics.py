@@ -1,7 +1,7 @@
 """Metrics: means that add up over micro-batches, batches and devices, and the files they are written to.
 
-``metrics.jsonl`` in a workdir holds one JSON object a line, ``{"step": 100, "train/loss": 0.25}``; TensorBoard events
-with the same names lie in ``tensorboard/``.
+``metrics.jsonl`` in a workdir holds one JSON object a line, ``{"step": 100, "train/loss": 0.25}``; loggers
+(:mod:`vit_jax.loggers`) are given the same names.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import logging
 import math
 import os
 import pathlib
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from vit_jax.io import atomic, jsonfile
+from vit_jax.loggers import Logger, LoggerSpec, Run, TensorBoard
 from vit_jax.types import Array, UserError
 
-FILE, EVENTS = "metrics.jsonl", "tensorboard"
+FILE = "metrics.jsonl"
 Row = dict[str, float]
 """``{"step": int, name: float, ...}``; what is not finite reads as NaN."""
 
@@ -73,8 +73,12 @@ def compute(metrics: Mapping[str, Mean]) -> dict[str, float]:
 
 
 class MetricsWriter:
-    """Appends to ``metrics.jsonl`` and to TensorBoard; every row is with the system when :meth:`write` returns, and on
+    """Appends to ``metrics.jsonl`` and to loggers; every row is with the system when :meth:`write` returns, and on
     the disk when :meth:`sync` does.
+
+    Args:
+      workdir: the run's folder.
+      loggers: where the rows go besides; they are opened by :meth:`open`, or with the first row.
 
     Of a run on several hosts only process 0 writes; the others may call the same methods. A line that a kill cut short
     is dropped on opening, and logged.
@@ -83,22 +87,26 @@ class MetricsWriter:
       rows: number of rows in the file; 0 on processes that do not write.
 
     Raises:
-      UserError: tensorboardX is wanted and not installed; a line in the middle of an existing file is no JSON object.
+      UserError: a line in the middle of an existing file is no JSON object.
         From every method: the files cannot be written.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], *, tensorboard: bool = True) -> None:
+    def __init__(self, workdir: str | os.PathLike[str], loggers: Sequence[LoggerSpec] = (TensorBoard(),)) -> None:
         self._path = pathlib.Path(workdir) / FILE
         self._writes = jax.process_index() == 0
-        self._events_class = _events_writer() if tensorboard and self._writes else None
-        self._events: Any = None
-        self._purge_step: int | None = None
+        self._specs, self._loggers = loggers if self._writes else (), list[Logger]()
+        self._start: int | None = None
         self._file: Any = None
         self.rows = 0
         if self._writes:
-            self._open()
+            self._open_file()
 
-    def _open(self) -> None:
+    def open(self, config: Mapping[str, Any] | None = None) -> None:
+        """Opens the loggers, for a run of this plain configuration."""
+        specs, self._specs = self._specs, ()
+        self._loggers += [spec.open(Run(self._path.parent, self._start, config or {})) for spec in specs]
+
+    def _open_file(self) -> None:
         with atomic.writing(str(self._path)):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             rows = read(self._path.parent)
@@ -117,11 +125,9 @@ class MetricsWriter:
             while line:  # a disk that fills up takes a part, and says why at the rest
                 line = line[self._file.write(line) :]
         self.rows += 1
-        if self._events_class is not None:
-            with atomic.writing(str(self._path.parent / EVENTS)):
-                if self._events is None:  # opened late, because truncate() decides what TensorBoard shall forget
-                    self._events = self._events_class(self._path.parent / EVENTS, self._purge_step)
-                self._events.write({k: v for k, v in row.items() if math.isfinite(v)}, int(step))
+        self.open()
+        for logger in self._loggers:
+            logger.write(int(step), {k: v for k, v in row.items() if math.isfinite(v)})
 
     def sync(self) -> None:
         """Returns once all rows are on the disk, in the file that bears the name."""
@@ -140,23 +146,23 @@ class MetricsWriter:
         """
         if not self._writes:
             return 0
-        assert self._events is None, "truncate() comes before the first write()"
+        assert not self._loggers, "truncate() comes before the loggers are opened: they are to forget as much"
         rows = read(self._path.parent)
         kept = [row for row in rows if row["step"] <= after_step]
-        self._purge_step = after_step + 1
+        self._start = after_step
         if len(kept) < len(rows):
             self._file.close()
             with atomic.writing(str(self._path)):
                 atomic.write_text(self._path, "".join(map(_line, kept)))
-            self._open()
+            self._open_file()
         return len(rows) - len(kept)
 
     def close(self) -> None:
-        """Closes both files."""
-        with atomic.writing(str(self._path.parent)):
-            for file in (self._file, self._events):
-                if file is not None:
-                    file.close()
+        """Closes the file and the loggers."""
+        with atomic.writing(str(self._path.parent)), contextlib.ExitStack() as stack:
+            for opened in (*self._loggers, self._file):
+                if opened is not None:
+                    stack.callback(opened.close)
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -217,48 +223,3 @@ def _ends_clean(path: pathlib.Path) -> bool:
 
 def _no_link(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
-
-
-class _Events:
-    """A file of TensorBoard's events, written at once: tensorboardX's own writer leaves that to a thread, which would
-    die of a full disk by itself.
-    """
-
-    def __init__(self, folder: pathlib.Path, purge_step: int | None) -> None:
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import SessionLog
-
-        folder.mkdir(parents=True, exist_ok=True)
-        self._writer = EventsWriter(str(folder / "events"))
-        if purge_step is not None:  # what other files of the folder say of later steps is forgotten
-            self._event(purge_step, session_log=SessionLog(status=SessionLog.START))
-
-    def _event(self, step: int, **content: Any) -> None:
-        from tensorboardX.proto.event_pb2 import Event
-
-        self._writer.write_event(Event(wall_time=time.time(), step=step, **content))
-
-    def write(self, values: Mapping[str, float], step: int) -> None:
-        from tensorboardX.summary import scalar
-
-        for name, value in values.items():
-            self._event(step, summary=scalar(name, value))
-        self._writer.flush()
-
-    def close(self) -> None:
-        try:
-            self._writer.close()
-        except OSError:
-            with contextlib.suppress(OSError):
-                self._writer._py_recordio_writer.close()  # which it leaves open where the rest cannot be written
-            raise
-
-
-def _events_writer() -> type[_Events]:
-    try:
-        import tensorboardX  # noqa: F401
-    except ImportError as e:
-        raise UserError(
-            f"TensorBoard events need tensorboardX ({e}); pip install tensorboardX or turn them off."
-        ) from e
-    return _Events

@@ -1,12 +1,14 @@
 """``train``: what a run leaves, and the dry run that leaves nothing."""
 
 import json
+import sys
 
 import pytest
 
 from vit_jax import metrics
 from vit_jax.cli import main
 from vit_jax.config import load, parse
+from vit_jax.train import setup
 from vit_jax.train.config import TrainConfig
 from vit_jax.train.setup import build, describe
 
@@ -36,6 +38,15 @@ def test_a_dry_run_says_sizes_and_writes_nothing(run, tmp_path, capsys):
     assert rows["state bytes per device"].strip() == f"{expected['state bytes per device']:,}"
     assert float(rows["FLOPs per step"]) == pytest.approx(expected["FLOPs per step"], rel=1e-5)
     assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize("dry", [["--dry_run"], []])
+def test_a_logger_that_is_not_installed_is_said_before_anything(run, tmp_path, monkeypatch, capsys, dry):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setattr(setup, "build", None)
+    argv = ["train", "--config", str(run.config), "--workdir", str(tmp_path / "w"), "--config.loggers=wandb", *dry]
+    assert main(argv) == 1
+    assert "pip install 'vit_jax[wandb]'" in capsys.readouterr().err and not (tmp_path / "w").exists()
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         parsed = config.parse(TrainConfig, raw)
         start.look(parsed)
+        for logger in parsed.loggers:
+            logger.check()
         say(table(setup.describe(setup.build(parsed))))
         return 0
     try:

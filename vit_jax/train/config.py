@@ -10,6 +10,7 @@ from vit_jax.checks import Checked, Count, Range, Seed
 from vit_jax.config import Choice, Duration, resumable
 from vit_jax.data.loader import DataConfig
 from vit_jax.evals import EVALUATORS, Classify, Evaluator
+from vit_jax.loggers import LOGGERS, LoggerSpec, TensorBoard
 from vit_jax.models import NAMES, Model
 from vit_jax.objectives import OBJECTIVES, Objective
 from vit_jax.objectives import Classify as ClassifyObjective
@@ -47,6 +48,7 @@ class TrainConfig(Checked):
       checkpoint_every: how often a checkpoint is written besides those of evaluations.
       keep: number of newest checkpoints kept besides the best.
       best: metric that decides the best checkpoint.
+      loggers: rows of ``LOGGERS``: where the rows of ``metrics.jsonl`` go besides.
       plots: draw learning curves and the evaluators' figures at the end of the run.
     """
 
@@ -71,6 +73,7 @@ class TrainConfig(Checked):
     checkpoint_every: Duration = resumable(Duration(1, "epochs"))
     keep: Count = resumable(2)
     best: str = resumable("val/accuracy")
+    loggers: tuple[Annotated[LoggerSpec, Choice(LOGGERS, LoggerSpec)], ...] = resumable((TensorBoard(),))
     plots: bool = resumable(True)
 
     def __post_init__(self) -> None:

@@ -99,6 +99,8 @@ def run(raw: Mapping[str, Any], folder: str | os.PathLike[str], hooks: Sequence[
 def _run(raw: Mapping[str, Any], path: pathlib.Path, hooks: Sequence[Hook]) -> Result:
     config = parse(TrainConfig, raw)
     workdir.check(path, raw, tuple(resumable_keys(config)))
+    for logger in config.loggers if not jax.process_index() else ():
+        logger.check()
     setup = build(config)
     state, origin = start.start(setup, path)
     workdir.claim(path, raw)
@@ -129,8 +131,9 @@ def _train(
     with contextlib.ExitStack() as stack:
         stopped = stack.enter_context(_signals())
         checkpoints = stack.enter_context(Checkpoints(path, keep=c.keep, best=c.best))
-        writer = stack.enter_context(MetricsWriter(path))
+        writer = stack.enter_context(MetricsWriter(path, c.loggers))
         _resume_log(writer, path, first)
+        writer.open(about["config"])
         _show_inputs(setup, path, first)
         batches = stack.enter_context(contextlib.closing(setup.train_batches(first)))
         bar = stack.enter_context(contextlib.closing(Progress(first, total, len(setup.train) / c.batch_size)))

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 
 import vit_jax
-from vit_jax import checkpoint, metrics
+from vit_jax import checkpoint, loggers, metrics
 from vit_jax.config import difference, record
 from vit_jax.data.sources import Source
 from vit_jax.io import atomic, jsonfile, text
@@ -29,7 +29,7 @@ from vit_jax.types import UsageError, UserError
 log = logging.getLogger(__name__)
 
 FILE, LOCK = "config.json", "lock"
-FILES, FOLDERS = (FILE, LOCK, metrics.FILE, "results.json"), (checkpoint.FOLDER, metrics.EVENTS, "evaluation")
+FILES, FOLDERS = (FILE, LOCK, metrics.FILE, "results.json"), (checkpoint.FOLDER, loggers.EVENTS, "evaluation")
 """What lies in a workdir, as files and as folders."""
 
 
