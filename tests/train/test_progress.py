@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from vit_jax.train import progress
-from vit_jax.train.progress import Progress, say, table
+from vit_jax.train.progress import Progress, noted, say, table
 
 
 class Terminal(io.StringIO):
@@ -66,6 +66,11 @@ def test_only_the_first_host_speaks(monkeypatch, capsys):
 )
 def test_table(rows, text):
     assert table(rows) == text
+
+
+def test_notes_are_a_line_each():
+    assert noted("starts from x", []) == "starts from x: every parameter taken as it is"
+    assert noted("starts from x", ["a is new", "b; c"]) == "starts from x\n  a is new\n  b; c"
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EPIPE])

@@ -97,7 +97,8 @@ def relinear(pretrained: Stored, requests: Sequence[Request]) -> tuple[Stored, l
         done[f"from {name_of(old)} to {name_of(new)}"].append(change)
     want = shapes(changed, size)
     assert {k: t.shape for k, t in params.items()} == want, "specs and layers disagree"
-    notes = [_note(how, c) + _pruned(c) for how, c in done.items()] or ["its linear maps are such already"]
+    notes = [note for how, c in done.items() for note in _notes(how, c, _pruned(c))]
+    notes = notes or ["its linear maps are such already"]
     notes.append(f"parameters: {_bytes(pretrained.params):,} -> {_bytes(params):,} bytes")
     about = None
     if pretrained.config is not None:  # the run's own, but for its model
@@ -140,9 +141,11 @@ def restructure(
         out = {k: x for k, x in out.items() if k.removeprefix(f"{path}/") not in there or not k.startswith(f"{path}/")}
         out |= {f"{path}/{leaf}": x for leaf, x in params.items()}
         done[f"from {name_of(old)} to {name_of(new)}"].append(change)
-    return out, [_note(how, changes) for how, changes in done.items()]
+    return out, [note for how, changes in done.items() for note in _notes(how, changes)]
 
 
+LOST = 0.5
+"""Norm of what a map loses, as a share of its own, above which it is warned of."""
 COMPUTED = ("implementation", "bits", "lam")
 """Fields of specs that say how a map is computed or trained, not what its parameters are."""
 
@@ -205,10 +208,16 @@ def _integers(kernel: jax.Array, bits: int) -> Params:
     return {"kernel_values": steps, "kernel_index": index, "kernel_scale": scale}
 
 
-def _note(how: str, changes: Sequence[_Change]) -> str:
+def _notes(how: str, changes: Sequence[_Change], more: str = "") -> list[str]:
     errors = [c.error for c in changes]
     far = "exactly" if max(errors) < 1e-6 else f"off by {min(errors):.2g} to {max(errors):.2g} of their norm"
-    return f"{len(changes)} linear maps go {how}, {far}"
+    notes = [f"{len(changes)} linear maps go {how}, {far}{more}"]
+    if lost := sum(error > LOST for error in errors):
+        notes.append(
+            f"warning: {lost} of {len(changes)} linear maps lose most of their norm {how}, and with it what they have "
+            "learned; train the model on before you use it, or take a structure with more parameters"
+        )
+    return notes
 
 
 def _pruned(changes: Sequence[_Change]) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from vit_jax import checkpoint, interrupts, sharding
 from vit_jax.checkpoint import Checkpoints
@@ -137,6 +138,7 @@ def _train(
         _show_inputs(setup, path, first)
         batches = stack.enter_context(contextlib.closing(setup.train_batches(first)))
         bar = stack.enter_context(contextlib.closing(Progress(first, total, len(setup.train) / c.batch_size)))
+        stack.enter_context(logging_redirect_tqdm())  # what is said while the step is compiled stays above the bar
         stack.enter_context(jax.set_mesh(setup.mesh))
         meter = Meter(setup, path)
         for step in range(first + 1, total + 1):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 from tqdm import tqdm
@@ -29,6 +29,11 @@ def say(text: str) -> None:
         with contextlib.suppress(OSError):
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
+
+
+def noted(what: str, notes: Sequence[str]) -> str:
+    """Where parameters come from, and below it what was changed on the way, a line each."""
+    return what + ("".join(f"\n  {note}" for note in notes) or ": every parameter taken as it is")
 
 
 class Progress:

@@ -25,6 +25,7 @@ from vit_jax.io import hub
 from vit_jax.models import Variables, describe
 from vit_jax.train.adapt import adapt
 from vit_jax.train.config import TrainConfig
+from vit_jax.train.progress import noted
 from vit_jax.train.setup import Setup
 from vit_jax.train.state import TrainState
 from vit_jax.trees import fields, flat, nested, unflat
@@ -69,9 +70,7 @@ def start(setup: Setup, workdir: pathlib.Path) -> tuple[TrainState, str]:
         params, variables, name, notes = _initial(setup, c.init)
         place = lambda x, s: x if isinstance(x, jax.ShapeDtypeStruct) else jax.device_put(x, s)  # noqa: E731
         params = jax.tree.map(place, params, setup.shardings.params)
-        return setup.init(params, variables), f"starts from {name}: " + (
-            "; ".join(notes) or "every parameter taken as it is"
-        )
+        return setup.init(params, variables), noted(f"starts from {name}", notes)
     return setup.init(), "starts from scratch"
 
 

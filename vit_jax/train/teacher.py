@@ -19,7 +19,7 @@ from vit_jax.objectives import Teacher
 from vit_jax.objectives.distill import Distill, with_blocks
 from vit_jax.train.adapt import adapt
 from vit_jax.train.config import TrainConfig
-from vit_jax.train.progress import say
+from vit_jax.train.progress import noted, say
 from vit_jax.train.state import abstract_params
 from vit_jax.trees import flat
 from vit_jax.types import Params, UserError
@@ -55,7 +55,7 @@ def load(config: TrainConfig, model: nn.Module, class_names: Sequence[str], mesh
         raise type(e)(f"the teacher of objective='distill': {e}") from e
     if found.preprocess.size != size:
         notes.append(f"it knows images of {found.preprocess.size} px and sees {size} px")
-    say(f"the teacher is {found.source}: " + ("; ".join([*found.notes, *notes]) or "every parameter taken as it is"))
+    say(noted(f"the teacher is {found.source}", [*found.notes, *notes]))
     placed = jax.tree.map(jax.device_put, params, sharding.param_shardings(boxed, mesh))
     if not found.variables:
         return Teacher(placed, ModelFn(theirs))
