@@ -121,6 +121,7 @@ META: dict[str, Any] = {
     "resize": str | None,
     "data": dict[str, dict[str, Any]] | None,
     "rows": int | None,
+    "patience": dict[str, Any] | None,
 }
 """Keys of ``meta`` and their types; None stands for those that a checkpoint may lack."""
 MAX_META = 2**28

@@ -94,7 +94,8 @@ class MetricsWriter:
     def __init__(self, workdir: str | os.PathLike[str], loggers: Sequence[LoggerSpec] = (TensorBoard(),)) -> None:
         self._path = pathlib.Path(workdir) / FILE
         self._writes = jax.process_index() == 0
-        self._specs, self._loggers = loggers if self._writes else (), list[Logger]()
+        self._specs: Sequence[LoggerSpec] = loggers if self._writes else ()
+        self._loggers: list[Logger] = []
         self._start: int | None = None
         self._file: Any = None
         self.rows = 0

@@ -109,7 +109,9 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 
 def _scale(ax: Axes, panel: Panel) -> None:
-    ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    from matplotlib.ticker import MaxNLocator
+
+    ax.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     data = np.concatenate([np.asarray(line.get_ydata(), float) for line in ax.lines])
     data = data[np.isfinite(data)]

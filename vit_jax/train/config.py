@@ -49,6 +49,8 @@ class TrainConfig(Checked):
       keep: number of newest checkpoints kept besides the best.
       best: metric that decides the best checkpoint.
       loggers: rows of ``LOGGERS``: where the rows of ``metrics.jsonl`` go besides.
+      patience: evaluations without a better value of ``best`` after which training ends, wherever the schedule is; None
+        trains to the end.
       plots: draw learning curves and the evaluators' figures at the end of the run.
     """
 
@@ -73,6 +75,7 @@ class TrainConfig(Checked):
     checkpoint_every: Duration = resumable(Duration(1, "epochs"))
     keep: Count = resumable(2)
     best: str = resumable("val/accuracy")
+    patience: Count | None = resumable(None)
     loggers: tuple[Annotated[LoggerSpec, Choice(LOGGERS, LoggerSpec)], ...] = resumable((TensorBoard(),))
     plots: bool = resumable(True)
 

@@ -61,7 +61,8 @@ def preview(path: str, raw: Mapping[str, Any] | None = None) -> tuple[Source, Se
     Raises:
       UserError: nothing can be read.
     """
-    c, data = None, DataConfig(path)
+    c: TrainConfig | None = None
+    data = DataConfig(path)
     if raw is not None:
         c = parse(TrainConfig, change(raw, {"data.path": path, "data.val": path}.items()))  # nothing is held out
         data = c.data
@@ -131,7 +132,7 @@ def augmented(c: TrainConfig, info: Info, batch: Any, step: int = 0) -> Seen:
 
 def _plain(c: TrainConfig) -> TrainConfig:
     """Without normalisation: pixels stay in [0, 1]."""
-    return dataclasses.replace(c, augment=dataclasses.replace(c.augment, norm=Norm((0.0,) * 3, (1.0,) * 3)))
+    return dataclasses.replace(c, augment=dataclasses.replace(c.augment, norm=Norm((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))))
 
 
 def texts(info: Info, batch: Any) -> list[str]:
@@ -146,6 +147,6 @@ def _called(info: Info, label: np.ndarray) -> str:
     if not info.class_names:
         return ""
     if not label.ndim:
-        return info.class_names[label]
+        return info.class_names[int(label)]
     shares = {info.class_names[k]: label[k] for k in np.argsort(-label, kind="stable")[:2] if label[k] > 0.005}
     return ", ".join(name if share > 0.995 else f"{name} {share:.0%}" for name, share in shares.items())

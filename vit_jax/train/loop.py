@@ -21,6 +21,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from vit_jax import checkpoint, interrupts, sharding
 from vit_jax.checkpoint import Checkpoints
 from vit_jax.config import Duration, parse, resumable_keys
+from vit_jax.data.loader import Batches
 from vit_jax.evals import Report
 from vit_jax.io import atomic
 from vit_jax.metrics import FILE, MetricsWriter, read
@@ -28,6 +29,7 @@ from vit_jax.models import cost
 from vit_jax.report import plots
 from vit_jax.train import inputs, start, workdir
 from vit_jax.train.config import TrainConfig
+from vit_jax.train.patience import Patience
 from vit_jax.train.progress import Progress, say, table
 from vit_jax.train.setup import Setup, build
 from vit_jax.train.state import TrainState
@@ -118,7 +120,7 @@ def _run(raw: Mapping[str, Any], path: pathlib.Path, hooks: Sequence[Hook]) -> R
     state, report = _train(setup, path, state, about, hooks)
     if report is None:  # the run had ended before; its last checkpoint is evaluated again
         report = setup.evaluate(state.eval_params)
-    _finish(setup, path, report)
+    _finish(setup, path, int(state.step), report)
     return Result(setup, state, report, raw)
 
 
@@ -133,7 +135,7 @@ def _train(
         stopped = stack.enter_context(_signals())
         checkpoints = stack.enter_context(Checkpoints(path, keep=c.keep, best=c.best))
         writer = stack.enter_context(MetricsWriter(path, c.loggers))
-        _resume_log(writer, path, first)
+        patience = Patience.resumed(c.best, c.patience, _resume_log(writer, path, first))
         writer.open(about["config"])
         _show_inputs(setup, path, first)
         batches = stack.enter_context(contextlib.closing(setup.train_batches(first)))
@@ -141,7 +143,7 @@ def _train(
         stack.enter_context(logging_redirect_tqdm())  # what is said while the step is compiled stays above the bar
         stack.enter_context(jax.set_mesh(setup.mesh))
         meter = Meter(setup, path)
-        for step in range(first + 1, total + 1):
+        for step in range(first + 1, (first if patience.over else total) + 1):
             with meter.waiting():
                 batch = next(batches)
             state, metrics = setup.step(state, sharding.put(batch, setup.mesh))
@@ -161,34 +163,50 @@ def _train(
             if due["eval"]:
                 report = setup.evaluate(state.eval_params)
                 row = report.prefixed("val")
+                patience.see(step, row)
                 writer.write(step, row)
                 say(f"{bar.at(step)}: " + " ".join(f"{k} {v:.4g}" for k, v in row.items()))
             if due["checkpoint"]:
                 writer.sync()  # a checkpoint never has fewer rows than steps, whatever loses power
-                checkpoints.save(step, start.items(state), {**about, "rows": writer.rows}, row)
+                meta = {**about, "rows": writer.rows, "patience": patience.meta()}
+                checkpoints.save(step, start.items(state), meta, row)
                 meter.restart()
             if stop and step < total:
                 checkpoints.wait()
                 raise UserError(f"stopped at step {step} of {total}; the same command resumes there.")
-        if batches.skipped:
-            say(f"{batches.skipped} training examples are unreadable and were left out")
-        if batches.truncated and c.data.text:
-            room = c.data.text.length
-            say(f"{batches.truncated:,} captions are longer than data.text.length={room} tokens and were cut")
+            if patience.over:
+                break
+        if patience.over and (end := int(state.step)) < total:
+            say(f"stopped early at {bar.at(end)}: {patience}")
+        _say_left_out(batches, c)
     return state, report
 
 
-def _resume_log(writer: MetricsWriter, path: pathlib.Path, first: int) -> None:
-    """Prepares the log of a run that goes on from step ``first``; says what of it is dropped, and what is missing."""
+def _say_left_out(batches: Batches, c: TrainConfig) -> None:
+    if batches.skipped:
+        say(f"{batches.skipped} training examples are unreadable and were left out")
+    if batches.truncated and c.data.text:
+        room = c.data.text.length
+        say(f"{batches.truncated:,} captions are longer than data.text.length={room} tokens and were cut")
+
+
+def _resume_log(writer: MetricsWriter, path: pathlib.Path, first: int) -> Mapping[str, Any]:
+    """Prepares the log of a run that goes on from step ``first``; says what of it is dropped, and what is missing.
+
+    Returns:
+      What the checkpoint of that step says of itself; nothing where a run only starts.
+    """
     if dropped := writer.truncate(first):
         say(f"dropped {dropped} rows of metrics.jsonl that are computed again from step {first}")
     folder = path / checkpoint.FOLDER / str(first)  # of a run that only starts, there is none
-    logged = checkpoint.read_item(folder, "meta").get("rows", 1) if folder.exists() else 0
+    meta = checkpoint.read_item(folder, "meta") if folder.exists() else {}
+    logged = meta.get("rows", 1 if meta else 0)
     if writer.rows < logged and not jax.process_index():
         say(
             f"{path / FILE} has {writer.rows} of at least {logged} rows up to step {first}: curves and the best value "
             "come from what is left"
         )
+    return meta
 
 
 def _show_inputs(setup: Setup, path: pathlib.Path, first: int) -> None:
@@ -204,15 +222,15 @@ def _show_inputs(setup: Setup, path: pathlib.Path, first: int) -> None:
         say(f"{path / inputs.FILE} shows what the first step sees")
 
 
-def _finish(setup: Setup, path: pathlib.Path, report: Report) -> None:
+def _finish(setup: Setup, path: pathlib.Path, step: int, report: Report) -> None:
     if jax.process_index():
         return
     rows, name, found = read(path), setup.config.best, report.prefixed("val")
-    sign, last = checkpoint.sign(name), {"step": setup.total_steps, name: np.nan, **found}
+    sign, last = checkpoint.sign(name), {"step": step, name: np.nan, **found}
     known = [row for row in [*rows, last] if np.isfinite(row.get(name, np.nan))]  # the log may be lost
     best = max(known, key=lambda row: sign * row[name], default=last)
     drawn, summary = setup.config.plots, {"step": best["step"], name: best[name]}
-    report.save(path, setup.train.info.class_names, plots=drawn, step=setup.total_steps, best=summary)
+    report.save(path, setup.train.info.class_names, plots=drawn, step=step, best=summary)
     if drawn:
         with atomic.writing(str(path / "curves.png")):
             plots.curves(rows, path / "curves.png")
