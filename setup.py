@@ -1,5 +1,8 @@
-"""For tools that still ask for this file; the metadata is in ``pyproject.toml``."""
+"""The metadata is in ``pyproject.toml``; here is only that the recipes of ``configs/`` are part of the package."""
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
-setup()
+setup(
+    packages=[*find_packages(include=["vit_jax", "vit_jax.*"]), "vit_jax.configs"],
+    package_dir={"vit_jax.configs": "configs"},
+)

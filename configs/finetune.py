@@ -4,7 +4,8 @@
     vit_jax train --config configs/finetune.py:vit_ti16 --config.data.path=folder:/my/images --workdir runs/mine2 \
         --config.init=runs/pretrained
 
-``--config.init`` takes the parameters of another run; without it training starts from scratch.
+``--config.init`` takes parameters, of another run or of weights in any format; without it training starts from scratch.
+``finetune:init`` takes the model from them, too.
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +14,7 @@ ARGS = ("vit_ti16", "mixer_s16")
 
 
 def get_config(arg: str = "vit_ti16") -> ConfigDict:
-    """``arg``: a model of ``vit_jax models``."""
+    """``arg``: a model of ``vit_jax models``, or "init" for that of the weights."""
     config = ConfigDict()
     config.model = dict(name=arg, dtype="bfloat16")
     config.data = dict(canvas=256)

@@ -7,7 +7,6 @@ import dataclasses
 import inspect
 import pathlib
 import re
-import types
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,12 +14,8 @@ from typing import Any
 import griffe
 
 from vit_jax import cli, config
-from vit_jax.checks import INFINITE, Range
+from vit_jax.report import keys
 from vit_jax.train.config import TrainConfig
-
-ROLE = re.compile(r":(?:\w+:)?\w+:`[~.!]?([^`]+)`")
-"""A cross-reference of Sphinx, such as :func:`~vit_jax.config.load`."""
-
 
 HEADER = """\
 `configs/x.py` returns these keys; `--config.KEY=VALUE` on the command line changes one. A key without a default must be
@@ -58,7 +53,7 @@ class Roles(griffe.Extension):
 
 def plain(text: str) -> str:
     """Markdown of a docstring: cross-references of Sphinx become code, double backticks single ones."""
-    return ROLE.sub(r"`\1`", text).replace("``", "`")
+    return keys.plain(text).replace("``", "`")
 
 
 def command_line() -> str:
@@ -193,48 +188,19 @@ def _first(cls: Any) -> str:
     return plain(inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0])
 
 
-def descriptions(cls: Any) -> dict[str, str]:
-    """What the docstrings of a class and its bases say about each attribute."""
-    found: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        if base.__module__.startswith("vit_jax.") and base.__doc__:
-            for section in griffe.Docstring(inspect.cleandoc(base.__doc__)).parse("google", warnings=False):
-                if section.kind is griffe.DocstringSectionKind.attributes:
-                    found |= {a.name: a.description for a in section.value}
-    return found
-
-
 def _fields(cls: Any, anchors: Mapping[int, str]) -> list[str]:
-    said, hints = descriptions(cls), config.hints(cls)
+    said, hints = keys.descriptions(cls), config.hints(cls)
+
+    def linked(part: Any, text: str) -> str:
+        text = text if isinstance(part, type) else "a row"
+        return f"[{text}](#{anchors[id(part)]})" if id(part) in anchors else text
+
     lines = [
-        f"| `{f.name}` | {_type(hints[f.name], anchors)} | {_default(f)} | {_cell(said.get(f.name, ''))} |"
+        f"| `{f.name}` | {keys.kind(hints[f.name], linked)} | {_default(f)} | {_cell(said.get(f.name, ''))} |"
         for f in dataclasses.fields(cls)
         if f.name in hints
     ]
     return ["| key | type | default | what it is |", "|---|---|---|---|", *lines] if lines else ["It has no keys."]
-
-
-def _type(hint: Any, anchors: Mapping[int, str]) -> str:
-    """A type as a reader of the page writes it, with links to tables and sections."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Annotated:
-        for mark in args[1:]:
-            if isinstance(mark, config.Choice):
-                return f"[a row](#{anchors[id(mark.table)]})"
-            if isinstance(mark, Range) and mark.most != INFINITE:
-                return f"{_type(args[0], anchors)}{str(mark).removeprefix('a number').removesuffix(mark.hint)}"
-        return _type(args[0], anchors)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join("None" if a is type(None) else _type(a, anchors) for a in args)
-    if origin is typing.Literal:
-        return " or ".join(f"`{a!r}`" for a in args)
-    if origin is tuple:
-        one = _type(args[0], anchors)
-        return f"list of {one}" if args[-1] is Ellipsis else f"({', '.join(_type(a, anchors) for a in args)})"
-    name = getattr(hint, "__name__", str(hint))
-    if id(hint) in anchors:
-        return f"[{name}](#{anchors[id(hint)]})"
-    return {"str": "text", "bool": "True or False", "int": "integer", "float": "number"}.get(name, name)
 
 
 def _default(field: dataclasses.Field[Any]) -> str:

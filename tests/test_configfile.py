@@ -96,6 +96,39 @@ def test_no_such_file(tmp_path, monkeypatch, name):
         configfile.run(name)
 
 
+def test_recipes_by_name(tmp_path, monkeypatch):
+    """From anywhere; a file of that name comes first, a folder does not."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    assert {"digits", "clip", "finetune"} <= set(configfile.recipes())
+    assert configfile.run("digits") == configfile.run(str(configfile.RECIPES / "digits.py"))
+    assert configfile.run("clip:digits")["data"]["path"] == "digits_pairs"
+    assert configfile.run("finetune:vit_b16")["model"]["name"] == "vit_b16"
+    assert configfile.title("clip").startswith("CLIP: two towers")
+    (tmp_path / "clip").write_text(GOOD)
+    assert configfile.run("clip:x") == {"a": 1, "b": {"c": "x"}}
+    with pytest.raises(UsageError, match=r"^no recipe 'digit'; did you mean 'digits' .* The recipes are cifar, clip, "):
+        configfile.run("digit:sam")
+    with pytest.raises(UsageError, match=r"^no recipe 'nothing'; allowed: cifar, clip, "):
+        configfile.run("nothing")
+
+
+def test_what_a_run_keeps(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    (tmp_path / "runs" / "a" / "config.json").write_text('{"a": [1, null]}')
+    assert configfile.run("runs/a") == configfile.run("runs/a/config.json") == {"a": [1, None]}
+    with pytest.raises(UsageError, match="takes no argument such as 'x'"):
+        configfile.run("runs/a:x")
+    with pytest.raises(
+        UsageError, match=r"^no config file 'runs': it is a folder without config\.json, so it holds no"
+    ):
+        configfile.run("runs")
+    (tmp_path / "bad.json").write_text("[1]")
+    with pytest.raises(UserError, match=r"bad\.json holds a JSON list; name a recipe"):
+        configfile.run("bad.json")
+
+
 def test_a_colon_without_an_argument_and_a_file_that_is_none(tmp_path):
     with pytest.raises(UsageError, match="ends with a colon"):
         configfile.run("configs/digits.py:")

@@ -26,8 +26,9 @@ from sybil.parsers.markdown import CodeBlockParser
 
 import vit_jax
 from vit_jax import api, cli, config
+from vit_jax.report import keys
 from vit_jax.sharding import make_mesh
-from vit_jax.train import setup
+from vit_jax.train import setup, start
 from vit_jax.train.config import TrainConfig
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -92,14 +93,18 @@ def small(argv: list[str]) -> list[str]:
         return [*argv, *BENCH[args.kind].split()]
     if args.command != "train":
         return argv
-    changes = shrunk(config.parse(TrainConfig, config.load(args.config, [("data.path", "digits"), *args.overrides])))
+    raw = config.load(args.config or args.workdir, [("data.path", "digits"), *args.overrides])
+    changes = shrunk(config.parse(TrainConfig, start.with_model(raw)))
+    if args.config is None:  # it is short as it is
+        return argv
     return [*argv, *(f"--config.{key}={value}" for key, value in changes.items())]
 
 
 def shrunk(c: TrainConfig) -> dict[str, Any]:
     """Keys that make a run short and its model small."""
     side = min(32, c.augment.size)
-    out: dict[str, Any] = {"duration": "2 steps", "eval_every": "2 steps", "batch_size": 8, "plots": False}
+    duration = "4 steps" if c.resume_from else "2 steps"
+    out: dict[str, Any] = {"duration": duration, "eval_every": "2 steps", "batch_size": 8, "plots": False}
     out |= {"augment.size": side, "data.canvas": min(side, c.data.canvas), "eval_batch_size": 64, "optim.warmup": 0}
     towers = [f"model.{part}." for part in ("image_tower", "text_tower", "decoder") if hasattr(c.model, part)]
     for tower in towers or ["model."]:
@@ -123,8 +128,11 @@ def test_every_command_is_accepted(page, monkeypatch):
         assert words[0] in PROGRAMS, shlex.join(words)
         if words[0] == "vit_jax":
             args = cli.parse(words[1:])
-            if args.command == "train":
-                config.parse(TrainConfig, config.load(args.config, args.overrides))
+            if args.command in ("train", "config") and args.config:
+                stored = re.match(r"runs/|.+\.json$", args.config)
+                named = [pair for pair in args.overrides if pair != ("model", "init")]  # weights that are not here
+                raw = config.load("digits" if stored else args.config.replace(":init", ""), named)
+                config.parse(TrainConfig, {**raw, "data": {"path": "", **raw["data"]}})
 
 
 def test_the_front_page_is_short_and_its_links_lead_somewhere():
@@ -140,7 +148,7 @@ def test_every_key_of_a_configuration_is_explained():
     silent = set()
     for _, part in [("", TrainConfig), *pages.sections()]:
         for cls in [part] if isinstance(part, type) else map(pages._class, part.values()):
-            silent |= {f"{cls.__name__}.{key}" for key in config.hints(cls) if not pages.descriptions(cls).get(key)}
+            silent |= {f"{cls.__name__}.{key}" for key in config.hints(cls) if not keys.descriptions(cls).get(key)}
     assert silent == set()
 
 
@@ -148,7 +156,7 @@ def test_the_generated_pages_name_every_command_and_option():
     pages = module(ROOT / "docs" / "pages.py")
     text = pages.command_line()
     assert all(f"## vit_jax {name}\n" in text for name in cli.COMMANDS)
-    assert "### vit_jax bench kernels" in text and "| `--dry_run` |" in text and "| `--config FILE[:ARG]` |" in text
+    assert "### vit_jax bench kernels" in text and "| `--dry_run` |" in text and "| `--config RECIPE[:ARG]` |" in text
     text = pages.configuration()
     assert "| `batch_size` | integer from 1 to 1,048,576 | `128` | examples per optimizer step" in text
     assert "| `optimizer` | [a row](#optim-optimizer) | `AdamW()` |" in text and "### optim.optimizer: lion" in text
@@ -211,7 +219,7 @@ def shorten(patch: pytest.MonkeyPatch) -> None:
     def train(config_: Any, workdir: Any, hooks: Any = (), *, changes: Any = None) -> Any:
         raw = config.load(config_) if isinstance(config_, str) else config.plain(config_)
         raw = config.change(raw, (changes or {}).items())
-        return real(raw, workdir, hooks, changes=shrunk(config.parse(TrainConfig, raw)))
+        return real(raw, workdir, hooks, changes=shrunk(config.parse(TrainConfig, start.with_model(raw))))
 
     patch.setattr(vit_jax, "train", train)
 

@@ -169,7 +169,8 @@ def test_they_are_used(result):
 def test_what_the_folder_says_of_them(result, workdir):
     raw = json.loads((workdir / "config.json").read_text())
     assert raw["objective"] == {"python": f"{HERE}.Focal", "gamma": 1.0}
-    assert raw["evaluators"] == ["classify", {"python": f"{HERE}.Confidence", "data": None, "prefix": None}]
+    assert raw["evaluators"][0] == {"name": "classify", "data": None, "prefix": None, "bins": 15}
+    assert raw["evaluators"][1:] == [{"python": f"{HERE}.Confidence", "data": None, "prefix": None}]
     assert raw["optim"]["schedule"] == {"python": f"{HERE}.halving"}
     assert raw["model"]["mlp_linear"] == {"python": f"{HERE}.Unit"}
     shapes = {"python": f"{HERE}.Shapes", "num_examples": 24, "class_names": ["dark", "bright"]}

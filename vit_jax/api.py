@@ -217,8 +217,8 @@ def train(
     """Trains to the end, or goes on where the workdir's last checkpoint left off.
 
     Args:
-      config: ``"FILE"`` or ``"FILE:ARG"``, as on the command line; or a ``ConfigDict`` or mapping, which may hold an
-        object of one's own wherever a name is meant.
+      config: a recipe's name, ``"FILE"`` or a run, as on the command line; or a ``ConfigDict`` or mapping, which may
+        hold an object of one's own wherever a name is meant.
       workdir: folder of the run; created, or resumed.
       hooks: called after every step with a :class:`vit_jax.train.loop.StepEvent`; what they return is logged.
       changes: keys with other values.
@@ -230,7 +230,7 @@ def train(
       UserError: a mistake in the configuration, before the first step; values that are not finite; an interruption.
 
     Example:
-      >>> result = vj.train("configs/digits.py", "runs/digits", changes={"duration": "2 epochs"})
+      >>> result = vj.train("digits", "runs/digits", changes={"duration": "2 epochs"})
       >>> result.report.metrics["accuracy"]
       0.93
     """

@@ -307,8 +307,58 @@ def _literal(node: ast.expr) -> Any:
     return ast.unparse(node) if isinstance(node, ast.Name | ast.Call) else ast.literal_eval(node)
 
 
+def unparse(cls: Any, value: Any) -> Any:
+    """Inverse of :func:`parse`: plain data with every field of every object in ``value``, but for those of no table."""
+    origin, args = typing.get_origin(cls), typing.get_args(cls)
+    if origin is typing.Annotated:
+        choice = next((a for a in args[1:] if isinstance(a, Choice)), None)
+        if choice is None:
+            return unparse(args[0], value)
+        name = row_of(choice, value)
+        return value if name is None else {"name": name, **_unparsed(value)}
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return next(unparse(a, value) for a in args if a is not type(None) and _is(a, value))
+    if isinstance(value, tuple | list):
+        each = [args[0]] * len(value) if origin is list or args[-1:] == (Ellipsis,) else args
+        return [unparse(a, v) for a, v in zip(each, value, strict=True)]
+    if isinstance(value, Mapping):
+        return {k: unparse(args[1], v) for k, v in value.items()}
+    if not isinstance(cls, type) or not dataclasses.is_dataclass(cls):
+        return value
+    return str(value) if hasattr(cls, "parse") else _unparsed(value)
+
+
+def _unparsed(value: Any) -> dict[str, Any]:
+    return {name: unparse(hint, getattr(value, name)) for name, hint in hints(type(value)).items()}
+
+
+def _is(cls: Any, value: Any) -> bool:
+    try:
+        return parse(cls, value) is not None
+    except UsageError:
+        return False
+
+
+def row_of(choice: Choice, value: Any) -> str | None:
+    """The row of ``choice.table`` that says the most of ``value``, and nothing wrong; None where it is of no row."""
+    rows = {n: row for n, row in choice.table.items() if _class_of(row) is type(value)}
+    given = {n: row.fields if isinstance(row, Variant) else {} for n, row in rows.items()}
+    fields = _unparsed(value) if rows else {}
+    fits = [n for n in rows if _parse_row(choice, n, {k: v for k, v in fields.items() if k not in given[n]}) == value]
+    return max(fits or rows, key=lambda n: len(given[n]) if fits else -len(given[n]), default=None)
+
+
+def _parse_row(choice: Choice, name: str, fields: Mapping[str, Any]) -> Any:
+    try:
+        return _parse_choice(choice, {**fields, "name": name}, name)
+    except UsageError:
+        return None
+
+
 def load(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
-    """The configuration of ``"FILE"`` or ``"FILE:ARG"``, with ``(dotted key, text)`` overrides applied.
+    """The configuration of a recipe, a file or a run (``spec``), with ``(dotted key, text)`` overrides applied.
 
     Returns:
       Nested plain dictionaries, ready for :func:`parse`.
@@ -433,13 +483,11 @@ def resumable_keys(value: Any, path: str = "") -> Iterator[str]:
             yield from resumable_keys(inner, f"{path}{field.name}.")
 
 
-def difference(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
-    """What changed between two plain configurations, one ``key: old -> new`` each."""
-    lines = []
+def difference(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """What changed between two plain configurations: dotted key, old and new value, None for one that is not there."""
     for key in sorted(set(old) | set(new)):
         a, b = old.get(key), new.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
-            lines += difference(a, b, f"{path}{key}.")
+            yield from difference(a, b, f"{path}{key}.")
         elif a != b or (key in old) != (key in new):
-            lines.append(f"{path}{key}: {a!r} -> {b!r}")
-    return lines
+            yield f"{path}{key}", a, b

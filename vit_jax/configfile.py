@@ -1,10 +1,13 @@
-"""Configuration files: Python whose mistakes become sentences with file and line."""
+"""Configurations in files: Python whose mistakes become sentences with file and line, recipes by name, stored runs."""
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import inspect
 import os
+import pathlib
+import re
 import runpy
 import traceback
 from collections.abc import Iterator, Mapping
@@ -13,26 +16,51 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vit_jax.checks import shown, suggest
+from vit_jax.io import jsonfile
+from vit_jax.io import text as texts
 from vit_jax.types import UsageError, UserError
 
 MAX_BYTES = 2**20
 """A larger file is no configuration."""
+HERE = pathlib.Path(__file__).parent
+RECIPES = next(filter(pathlib.Path.is_dir, (HERE / "configs", HERE.with_name("configs"))), HERE)
+"""Folder of the recipes that come with the package: in it where it is installed, beside it in a checkout."""
+STORED = "config.json"
+"""Name of the file in which a run keeps its configuration."""
+
+
+def recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(name.removesuffix(".py") for name in os.listdir(RECIPES) if re.fullmatch(r"[a-z]\w*\.py", name))
+
+
+def title(name: str) -> str:
+    """The first line of what a recipe says of itself."""
+    docstring = ast.get_docstring(ast.parse(texts.read(RECIPES / f"{name}.py"))) or ""
+    return docstring.partition("\n")[0]
 
 
 def run(spec: str) -> Mapping[str, Any]:
-    """What ``get_config(arg)`` of ``"FILE"`` or ``"FILE:ARG"`` returns.
+    """A configuration by its place.
+
+    Args:
+      spec: ``"FILE.py"``, or the name of one of :func:`recipes`; with ``":ARG"``, an argument of its ``get_config``.
+        Or what keeps one as it is: a file ``"X.json"``, or the folder of a run.
+
+    Returns:
+      What ``get_config(arg)`` returns, or what is stored.
 
     Raises:
       UsageError: no such file, or one that fails (with the line), has no ``get_config`` or makes no configuration.
     """
-    file, colon, arg = spec.partition(":")
+    name, colon, arg = spec.partition(":")
     if colon and not arg:
         raise UsageError(f"{spec!r} ends with a colon; write FILE:ARG, or the file alone.")
-    if not os.path.isfile(file):
-        folder = os.path.dirname(file)
-        names = os.listdir(folder or ".") if os.path.isdir(folder or ".") else ()
-        there = [os.path.join(folder, name) for name in names if name.endswith(".py")]
-        raise UsageError(f"no config file {shown(file)}{suggest(file, there)}")
+    file = _found(name)
+    if file.endswith(".json"):
+        if arg:
+            raise UsageError(f"{name} is a stored configuration, which takes no argument such as {arg!r}.")
+        return jsonfile.read(pathlib.Path(file), "; name a recipe, a file FILE.py or a run")
     if os.path.getsize(file) > MAX_BYTES:
         raise UsageError(f"{file} has more than {MAX_BYTES:,} bytes, which is no configuration.")
     with _explained(file):
@@ -69,3 +97,24 @@ def _explained(file: str) -> Iterator[None]:
         where = f", line {place[1]}" if place[1] else ""
         reason = str(e.msg if isinstance(e, SyntaxError) else e).strip().splitlines()[:1]
         raise UsageError(f"{place[0]}{where}: {': '.join([type(e).__name__, *reason])[:200]}.") from e
+
+
+def _found(name: str) -> str:
+    """The file that ``name`` stands for: itself, a recipe, or what a run keeps."""
+    if os.path.isfile(name):
+        return name
+    known = recipes()
+    if name in known:
+        return str(RECIPES / f"{name}.py")
+    if os.path.isfile(stored := os.path.join(name, STORED)):
+        return stored
+    if os.path.isdir(name):
+        raise UsageError(f"no config file {shown(name)}: it is a folder without {STORED}, so it holds no run.")
+    if re.fullmatch(r"\w+", name):
+        near = suggest(name, known)
+        rest = f" The recipes are {', '.join(known)}." if near.endswith("?") else ""
+        raise UsageError(f"no recipe {name!r}{near}{rest}")
+    folder = os.path.dirname(name)
+    names = os.listdir(folder or ".") if os.path.isdir(folder or ".") else ()
+    there = [os.path.join(folder, found) for found in names if found.endswith((".py", ".json"))]
+    raise UsageError(f"no config file {shown(name)}{suggest(name, there)}")

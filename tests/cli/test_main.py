@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 
+import vit_jax
 from vit_jax import cli
 from vit_jax.cli import COMMANDS, main
 from vit_jax.types import UserError
@@ -33,7 +34,7 @@ def test_help(argv, capsys):
     [
         ([], "required: COMMAND"),
         (["trian"], "invalid choice: 'trian'"),
-        (["train"], "required: --config, --workdir"),
+        (["train"], "required: --workdir"),
         (["train", "--config", "a", "--workdir", "b", "--confg.seed=1"], "unrecognized argument '--confg.seed=1'"),
         (["train", "--config", "a", "--workdir", "b", "--config.seed"], "--config.seed needs a value"),
         (
@@ -75,6 +76,12 @@ def test_mistakes_are_one_sentence(argv, status, text, capsys):
     assert text in err and err.count("\n") == 1 and out == ""
     with pytest.raises(UserError):
         main([*argv[:1], "--verbose", *argv[1:]])
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as e:
+        main(["--version"])
+    assert e.value.code == 0 and capsys.readouterr().out == f"vit_jax {vit_jax.__version__}\n"
 
 
 def test_overrides_in_both_forms_keep_their_order(monkeypatch):

@@ -1,6 +1,7 @@
 """``train``: what a run leaves, and the dry run that leaves nothing."""
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -32,7 +33,9 @@ def test_a_dry_run_says_sizes_and_writes_nothing(run, tmp_path, capsys):
         "--config.model.width=32",
     ]
     assert main(argv) == 0
-    rows = dict(line.strip().split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    note, *lines = capsys.readouterr().out.splitlines()
+    rows = dict(line.strip().split("  ", 1) for line in lines)
+    assert note.startswith("data: of the 30 examples")
     expected = describe(build(parse(TrainConfig, load(str(run.config), [("model.width", "32")]))))
     assert rows["parameters"].strip() == f"{expected['parameters']:,}"
     assert rows["state bytes per device"].strip() == f"{expected['state bytes per device']:,}"
@@ -72,6 +75,30 @@ def test_another_configuration_in_the_same_workdir(run, capsys):
     assert main(["train", "--config", str(run.config), "--workdir", str(run.workdir), "--config.optim.lr=1.0"]) == 2
     assert "holds a run with another configuration (optim.lr: 0.003 -> 1.0)" in capsys.readouterr().err
     assert {p: p.stat().st_mtime_ns for p in run.workdir.rglob("*")} == before
+
+
+def test_a_workdir_alone_is_resumed(run, tmp_path, capsys):
+    """With its own configuration, in which what leaves the result as it is may be changed."""
+    place = shutil.copytree(run.workdir, tmp_path / "run")
+    assert main(["train", "--workdir", str(place), "--config.keep=5"]) == 0
+    assert "; resumed at step 3\n" in capsys.readouterr().out
+    assert json.loads((place / "config.json").read_text())["keep"] == 5
+    assert main(["train", "--workdir", str(place), "--config.optim.lr=1.0"]) == 2
+    assert f"vit_jax train --config {place} --config.optim.lr=1.0 --config.init={place} --w" in capsys.readouterr().err
+    assert main(["train", "--workdir", str(tmp_path / "no")]) == 2
+    assert "no' holds no run to resume (config.json is missing); name what to train with --config: a file, or one " in (
+        capsys.readouterr().err
+    )
+
+
+def test_what_is_to_be_known_of_the_data_is_said(run, tmp_path, capsys):
+    argv = ["train", "--config", str(run.config), "--workdir", str(tmp_path / "w"), "--dry_run"]
+    assert main([*argv, "--config.batch_size=32"]) == 0
+    out = capsys.readouterr().out
+    assert f"data: of the 30 examples of folder:{run.images}, 8 are held out (holdout=8); they alone are scored." in out
+    assert "a batch of 32 is more than the 22 training examples: every step sees each of them 1.45 times on" in out
+    assert main([*argv, f"--config.data.val=folder:{run.images}"]) == 0
+    assert capsys.readouterr().out.startswith("  parameters")
 
 
 @pytest.mark.parametrize(

@@ -233,7 +233,7 @@ SMALL = {
     "bench loss": "--batch 4 --dim 4 --chunk 2 --rounds 1",
     "bench kernels": "--inputs 16 --outputs 16 --rows 2 --rounds 1",
     "bench input": "--data fake:8x8x2 --batch 2 --canvas 8 --rounds 1", "models": "vit_ti16",
-    "data check": "fake:4x4x2",
+    "config": "digits", "data check": "fake:4x4x2",
     "data pack": "fake:4x4x2 s-{}.tar", "data tokenizer": "digits_pairs t.json --vocab_size 259",
     "predict": "--checkpoint m x.png", "embed": "--checkpoint m --output e.npy x.png", "evaluate": "--workdir m",
     "convert": "m n --to timm", "export": "--checkpoint m o --to stablehlo",

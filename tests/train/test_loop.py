@@ -112,7 +112,7 @@ def test_a_finished_run_is_evaluated_again(tiny, trained, workdir, capsys):
     """Under another configuration too, where that leaves the result as it is; any other is refused."""
     shutil.copytree(trained.folder, workdir)
     before = sorted(p.name for p in workdir.rglob("*"))
-    with pytest.raises(UserError, match=r"another configuration \(optim.lr: 0.003 -> 0.1; seed: None -> 1\)"):
+    with pytest.raises(UserError, match=r"another configuration \(optim.lr: 0.003 -> 0.1; seed: 0 -> 1\)"):
         loop.run(tiny(optim={"lr": 0.1}, seed=1), workdir)
     assert sorted(p.name for p in workdir.rglob("*")) == before
     again = loop.run(tiny(log_every=2, data={"workers": 2}), workdir)

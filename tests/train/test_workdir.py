@@ -15,7 +15,9 @@ import jax
 import pytest
 
 import vit_jax
+from vit_jax.config import parse
 from vit_jax.train import workdir
+from vit_jax.train.config import TrainConfig
 from vit_jax.types import UsageError, UserError
 
 RAW = {
@@ -42,20 +44,46 @@ def test_claim_then_load(tmp_path):
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"seed": 1}, "(seed: 0 -> 1)"),
-        ({"seed": 1, "keep": 9, "new": 2}, "(new: None -> 2; seed: 0 -> 1)"),
-        ({"model": {"name": "mixer", "scan": True}}, "(model.name: 'vit' -> 'mixer')"),
-        ({"data": {"path": "x", "workers": 9}}, "(data.path: 'digits' -> 'x')"),
+        ({"seed": 1}, "(seed: 0 -> 1) --config.seed=1"),
+        ({"seed": 1, "keep": 9, "new": 2}, "(new: None -> 2; seed: 0 -> 1) --config.new=2 --config.seed=1"),
+        ({"model": {"name": "mixer", "scan": True}}, "(model.name: 'vit' -> 'mixer') --config.model.name=mixer"),
+        ({"data": {"path": "a b", "workers": 9}}, "(data.path: 'digits' -> 'a b') '--config.data.path=a b'"),
+        ({"init": "x"}, "(init: None -> 'x') --config.init=x"),
     ],
 )
-def test_another_run_is_refused_with_the_difference(tmp_path, change, text):
+def test_another_run_is_refused_with_the_difference_and_the_command(tmp_path, change, text):
     workdir.claim(tmp_path, RAW)
     with pytest.raises(UsageError) as e:
         workdir.check(tmp_path, {**RAW, **change}, FREE)
+    what, _, words = text.partition(") ")
     assert str(e.value) == (
-        f"{tmp_path} holds a run with another configuration {text}; use the old values, or a new --workdir (where "
-        f"--config.resume_from={tmp_path} goes on from this one)."
+        f"{tmp_path} holds a run with another configuration {what}); use the old values, or train on in a new workdir: "
+        f"vit_jax train --config {tmp_path} {words} --config.init={tmp_path} --workdir NEW takes its parameters and "
+        f"starts the schedule anew, --config.resume_from={tmp_path} in place of --config.init keeps optimizer and "
+        "step, at which the new schedule goes on."
     )
+
+
+def test_many_changes_are_no_command(tmp_path):
+    workdir.claim(tmp_path, {**RAW, "init": "x"})
+    with pytest.raises(UsageError) as e:
+        workdir.check(tmp_path, {**RAW, "init": "x", **{f"key{i}": i for i in range(5)}}, FREE)
+    command = f"vit_jax train --config {tmp_path} --config.init=None --config.init={tmp_path} --workdir NEW with those"
+    assert command in str(e.value)
+
+
+def test_a_default_may_be_said_or_not(tiny, tmp_path):
+    """The difference is told the shorter way, and what is the same is none."""
+    raw = tiny()
+    whole = workdir.complete(parse(TrainConfig, raw))
+    assert parse(TrainConfig, whole) == parse(TrainConfig, raw) and whole["accumulate"] == 1
+    assert whole["model"]["name"] == "vit" and whole["duration"] == "10 steps"
+    workdir.claim(tmp_path, raw)
+    workdir.check(tmp_path, whole)
+    workdir.claim(tmp_path, whole)
+    workdir.check(tmp_path, raw)
+    with pytest.raises(UsageError, match=r"another configuration \(optim\.lr: 0\.003 -> 0\.1\); use"):
+        workdir.check(tmp_path, {**raw, "optim": {**raw["optim"], "lr": 0.1}})
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,11 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from vit_jax import interrupts
-from vit_jax.cli import bench, convert, data, embed, evaluate, export, models, predict, train
+from vit_jax import __version__, interrupts
+from vit_jax.cli import bench, config, convert, data, embed, evaluate, export, models, predict, train
 from vit_jax.launch import memory
 
-MODULES = (train, evaluate, predict, embed, convert, export, models, data, bench)
+MODULES = (train, evaluate, predict, embed, convert, export, config, models, data, bench)
 COMMANDS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 REPEATING = ("train", "evaluate", "embed", "bench")
 """Commands that run one program again and again."""
@@ -29,6 +29,7 @@ COMPUTING = ("train", "evaluate", "predict", "embed", "convert", "export")
 def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     """The parser of the whole command line, and those of its commands by name."""
     parser = argparse.ArgumentParser(prog="vit_jax", description="Vision Transformers in JAX, from images to results.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in COMMANDS.items():
         sub = commands.add_parser(name, help=module.HELP, description=module.HELP, allow_abbrev=False)

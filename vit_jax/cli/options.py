@@ -44,6 +44,12 @@ def number(least: int, most: int) -> Callable[[str], int]:
     return whole
 
 
+def config(parser: argparse.ArgumentParser, name: str, text: str = "", **more: Any) -> None:
+    """A configuration by its place; what else there is goes to ``add_argument``."""
+    what = "a recipe by its name (digits, finetune:vit_ti16), a file FILE.py[:ARG], or a run or config.json to repeat"
+    parser.add_argument(name, type=path, metavar="RECIPE[:ARG]", help=what + text, **more)
+
+
 def weights(parser: argparse.ArgumentParser) -> None:
     """The model of a command that applies one: of a run, or of weights in any format."""
     which = parser.add_mutually_exclusive_group(required=True)

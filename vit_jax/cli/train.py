@@ -14,9 +14,7 @@ HELP = "train a model, or go on where the workdir left off"
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.set_defaults(takes_overrides=True)
-    parser.add_argument(
-        "--config", type=options.path, required=True, metavar="FILE[:ARG]", help="configuration file and its argument"
-    )
+    options.config(parser, "--config", "; without it the run in --workdir is resumed")
     parser.add_argument(
         "--workdir", type=options.path, required=True, metavar="DIR", help="folder of the run; created, or resumed"
     )
@@ -32,13 +30,16 @@ def run(args: argparse.Namespace) -> int:
     from vit_jax.train.config import TrainConfig
     from vit_jax.train.progress import say, table
 
-    raw = config.load(args.config, args.overrides)
+    raw = config.load(args.config or _stored(args.workdir), args.overrides)
     if args.dry_run:
-        parsed = config.parse(TrainConfig, raw)
+        parsed = config.parse(TrainConfig, start.with_model(raw))
         start.look(parsed)
         for logger in parsed.loggers:
             logger.check()
-        say(table(setup.describe(setup.build(parsed))))
+        built = setup.build(parsed)
+        for note in built.notes:
+            say(note)
+        say(table(setup.describe(built)))
         return 0
     try:
         vj.train(raw, args.workdir)
@@ -46,3 +47,17 @@ def run(args: argparse.Namespace) -> int:
         print(f"vit_jax train: {e}", file=sys.stderr, flush=True)
         os._exit(1)  # without waiting for threads; nothing is left to be written
     return 0
+
+
+def _stored(workdir: str) -> str:
+    """The configuration of the run in ``workdir``."""
+    from vit_jax import configfile
+    from vit_jax.types import UsageError
+
+    file = os.path.join(workdir, configfile.STORED)
+    if not os.path.isfile(file):
+        raise UsageError(
+            f"{workdir!r} holds no run to resume ({configfile.STORED} is missing); name what to train with --config: a "
+            f"file, or one of the recipes {', '.join(configfile.recipes())}."
+        )
+    return file

@@ -10,7 +10,7 @@ import re
 import urllib.parse
 from collections.abc import Collection
 
-from vit_jax.config import suggest
+from vit_jax.checks import suggest
 from vit_jax.io import cache
 from vit_jax.io.sidecar import JSON, TOKENIZERS
 from vit_jax.types import UserError

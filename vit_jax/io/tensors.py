@@ -20,7 +20,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from vit_jax.config import suggest
+from vit_jax.checks import suggest
 from vit_jax.io import jsonfile, npz, pytorch
 from vit_jax.types import UserError
 

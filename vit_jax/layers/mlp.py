@@ -42,6 +42,9 @@ class TopK(Checked):
 
     k: Size
 
+    def __str__(self) -> str:
+        return f"topk({self.k})"
+
     @classmethod
     def parse(cls, value: Any, path: str) -> TopK:
         """From ``"topk(128)"`` or ``{"name": "topk", "k": 128}``, for :func:`vit_jax.config.parse`."""

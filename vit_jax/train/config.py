@@ -24,7 +24,7 @@ class TrainConfig(Checked):
     """A training run.
 
     Attributes:
-      model: name in ``models.NAMES``, with the fields to change.
+      model: name in ``models.NAMES``, with the fields to change; or ``init``, that of the weights which ``init`` names.
       data: which examples are read, and how the host prepares them.
       augment: what happens to images on the device.
       optim: how parameters are updated.

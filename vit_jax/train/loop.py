@@ -100,15 +100,17 @@ def run(raw: Mapping[str, Any], folder: str | os.PathLike[str], hooks: Sequence[
 
 
 def _run(raw: Mapping[str, Any], path: pathlib.Path, hooks: Sequence[Hook]) -> Result:
+    raw = start.with_model(raw)
     config = parse(TrainConfig, raw)
     workdir.check(path, raw, tuple(resumable_keys(config)))
+    stored = workdir.complete(config)  # what a default is may change from version to version
     for logger in config.loggers if not jax.process_index() else ():
         logger.check()
     setup = build(config)
     state, origin = start.start(setup, path)
-    workdir.claim(path, raw)
-    for note in setup.train.info.notes:
-        say(f"data: {note}")
+    workdir.claim(path, stored)
+    for note in setup.notes:
+        say(note)
     parameters = sum(x.size for x in jax.tree.leaves(setup.shapes.params))
     say(
         f"{parameters:,} parameters, {len(setup.train):,} training and {len(setup.val):,} validation examples, "
@@ -116,7 +118,7 @@ def _run(raw: Mapping[str, Any], path: pathlib.Path, hooks: Sequence[Hook]) -> R
     )
     if whole := sharding.replicated(setup.shapes, setup.shardings, setup.mesh):
         say(f"{len(whole)} arrays of 4 MiB or more divide by no mesh axis and are replicated, {whole[0]} for one")
-    about = start.meta(setup, workdir.plain(raw), workdir.provenance())
+    about = start.meta(setup, stored, workdir.provenance())
     state, report = _train(setup, path, state, about, hooks)
     if report is None:  # the run had ended before; its last checkpoint is evaluated again
         report = setup.evaluate(state.eval_params)

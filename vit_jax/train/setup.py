@@ -81,6 +81,18 @@ class Setup:
         return _steps(duration, self.config.batch_size, len(self.train), self.total_steps)
 
     @property
+    def notes(self) -> list[str]:
+        """What is to be known of data and batches before the first step, one sentence each."""
+        said = [f"data: {note}" for note in dict.fromkeys([*self.train.info.notes, *self.val.info.notes])]
+        size, n = self.config.batch_size, len(self.train)
+        if size > n:
+            said.append(
+                f"a batch of {size:,} is more than the {n:,} training examples: every step sees each of them "
+                f"{size / n:.3g} times on average; lower batch_size."
+            )
+        return said
+
+    @property
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of a global batch as the step takes it."""
         c = self.config

@@ -15,6 +15,7 @@ import numpy as np
 
 from vit_jax import checkpoint, models, sharding
 from vit_jax.compress.restructure import linear_maps, restructure, specs
+from vit_jax.config import spec_fields
 from vit_jax.convert import Stored, run_folder
 from vit_jax.convert.read import format_of, load
 from vit_jax.convert.zoo import place_of
@@ -29,7 +30,7 @@ from vit_jax.train.progress import noted
 from vit_jax.train.setup import Setup
 from vit_jax.train.state import TrainState
 from vit_jax.trees import fields, flat, nested, unflat
-from vit_jax.types import Params, UserError
+from vit_jax.types import Params, UsageError, UserError
 
 log = logging.getLogger(__name__)
 
@@ -64,14 +65,31 @@ def start(setup: Setup, workdir: pathlib.Path) -> tuple[TrainState, str]:
         folder = checkpoint.find(c.resume_from)[0]
         about = checkpoint.read_item(folder, "meta")
         _check_labels(setup, about, folder)
-        read = {k: checkpoint.read_item(folder, k, v) for k, v in items(like).items()}
-        return from_items(read, like), f"continues {folder}{_changed(setup, about)}"
+        state = from_items({k: checkpoint.read_item(folder, k, v) for k, v in items(like).items()}, like)
+        return state, f"continues {folder}{_changed(setup, about)}{_rate(setup, int(state.step))}"
     if c.init:
         params, variables, name, notes = _initial(setup, c.init)
         place = lambda x, s: x if isinstance(x, jax.ShapeDtypeStruct) else jax.device_put(x, s)  # noqa: E731
         params = jax.tree.map(place, params, setup.shardings.params)
         return setup.init(params, variables), noted(f"starts from {name}", notes)
     return setup.init(), "starts from scratch"
+
+
+def _rate(setup: Setup, step: int) -> str:
+    """Where in the schedule a run goes on.
+
+    Raises:
+      UserError: at its end.
+    """
+    c, total = setup.config, setup.total_steps
+    if step >= total:
+        raise UserError(
+            f"resume_from={c.resume_from!r} goes on at step {step:,}, and duration={str(c.duration)!r} ends at step "
+            f"{total:,}; lengthen --config.duration, or take the parameters alone with --config.init."
+        )
+    rate = float(setup.schedule(step))
+    tail = "; --config.init would start the schedule anew" if rate < TAIL * c.optim.lr else ""
+    return f", at step {step:,} with a learning rate of {rate:.2g}, {rate / c.optim.lr:.0%} of the peak{tail}"
 
 
 def _check_room(setup: Setup) -> None:
@@ -83,6 +101,37 @@ def _check_room(setup: Setup) -> None:
             f"parameters and optimizer state take {need / 2**30:,.1f} GiB of each device, which has "
             f"{have / 2**30:,.1f}; take a smaller model, or split it over more devices with mesh.fsdp."
         )
+
+
+def with_model(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``raw``, where it says ``model=init`` with the model of the weights that ``init`` names.
+
+    Fields beside the name come on top. Without ``data.text`` it is the image encoder of an image-text model.
+
+    Raises:
+      UserError: there is no ``init``, or it cannot be read, or is of a model of another kind than the data asks for.
+    """
+    given = raw.get("model")
+    if isinstance(given, str) and given.startswith(f"{INIT}("):
+        given = spec_fields(given, {INIT: models.NAMES["vit"]}, "config.model")
+    given = {"name": given} if isinstance(given, str) else given
+    if not isinstance(given, Mapping) or given.get("name") != INIT:
+        return raw
+    if not isinstance(raw.get("init"), str):
+        raise UsageError(
+            "model=init is the model of the weights that are named by --config.init=PLACE; give that, too."
+        )
+    with load(raw["init"]) as found:
+        model, data = found.model, raw.get("data")
+        texts = data.get("text") if isinstance(data, Mapping) else None
+        if texts and not model.ENCODER:
+            raise UserError(f"{found.source} is a model of images alone, and data.text asks for one of texts, too.")
+        if model.ENCODER and not texts:
+            model = getattr(model, model.ENCODER)
+        for note in dict.fromkeys(found.assumed.values()):
+            log.warning("%s: %s", found.source, note)
+    own = {k: v for k, v in describe.describe(model).items() if k != "num_classes"}
+    return {**raw, "model": describe.over(own, {k: v for k, v in given.items() if k != "name"}) | {"name": own["name"]}}
 
 
 def look(config: TrainConfig) -> None:
@@ -99,6 +148,10 @@ def look(config: TrainConfig) -> None:
         format_of(place)
 
 
+INIT = "init"
+"""In place of a model's name: as the weights of ``init`` are."""
+TAIL = 0.1
+"""Of the peak learning rate: a run that goes on with less hardly learns."""
 NUMERICS = ("activation", "norm_epsilon", "stem_numerics", "positions", "cls_mask", "heads")
 """Fields of a model that its parameters do not show."""
 

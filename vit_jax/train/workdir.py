@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fcntl
+import itertools
 import json
 import logging
 import os
 import pathlib
+import shlex
 import socket
 import subprocess
 import sys
@@ -20,15 +22,17 @@ import jax
 
 import vit_jax
 from vit_jax import checkpoint, loggers, metrics
-from vit_jax.config import difference, record
+from vit_jax.config import difference, parse, record, unparse
+from vit_jax.configfile import STORED
 from vit_jax.data.sources import Source
 from vit_jax.io import atomic, jsonfile, text
 from vit_jax.io.remote import public
+from vit_jax.train.config import TrainConfig
 from vit_jax.types import UsageError, UserError
 
 log = logging.getLogger(__name__)
 
-FILE, LOCK = "config.json", "lock"
+FILE, LOCK = STORED, "lock"
 FILES, FOLDERS = (FILE, LOCK, metrics.FILE, "results.json"), (checkpoint.FOLDER, loggers.EVENTS, "evaluation")
 """What lies in a workdir, as files and as folders."""
 
@@ -135,6 +139,11 @@ def plain(raw: Mapping[str, Any]) -> dict[str, Any]:
     return shown(json.loads(json.dumps(raw, default=default)))
 
 
+def complete(config: TrainConfig) -> dict[str, Any]:
+    """``config`` as :func:`plain` data with every key, those that are at their default too."""
+    return plain(unparse(TrainConfig, config))
+
+
 def check(workdir: pathlib.Path, raw: Mapping[str, Any], resumable: Collection[str] = ()) -> None:
     """Raises :class:`UsageError` where ``workdir`` holds a run whose result another configuration decides.
 
@@ -148,16 +157,50 @@ def check(workdir: pathlib.Path, raw: Mapping[str, Any], resumable: Collection[s
         if (workdir / "checkpoints").exists():
             raise UsageError(f"{workdir} holds checkpoints but no {FILE}; restore that file or use a new workdir.")
         return
-    changes = [
-        line if len(line) < 160 else f"{line[:159]}…"
-        for line in difference(load(workdir), plain(raw))
-        if not any(line.startswith((f"{key}:", f"{key}.")) for key in resumable)
-    ]
+    old = load(workdir)
+    changes = _changes(old, raw, resumable)
     if changes:
         raise UsageError(
-            f"{workdir} holds a run with another configuration ({'; '.join(changes)}); "
-            f"use the old values, or a new --workdir (where --config.resume_from={workdir} goes on from this one)."
+            f"{workdir} holds a run with another configuration ({'; '.join(map(_line, changes))}); use the old values, "
+            f"or train on in a new workdir: {_onward(workdir, old, changes)}."
         )
+
+
+Change = tuple[str, Any, Any]
+"""Dotted key, old and new value."""
+
+
+def _changes(old: Mapping[str, Any], raw: Mapping[str, Any], resumable: Collection[str]) -> list[Change]:
+    """How ``raw`` differs from ``old``, the shortest way of saying it: either may leave defaults out."""
+    ways = [(old, plain(raw))]
+    with contextlib.suppress(UserError):  # no configuration of this version
+        ways.append((old, complete(parse(TrainConfig, raw))))
+        ways.append((complete(parse(TrainConfig, old)), ways[-1][1]))  # but for one with objects of Python
+    counted = [
+        [c for c in way if not any(c[0] == key or c[0].startswith(f"{key}.") for key in resumable)]
+        for way in itertools.starmap(difference, ways)
+    ]
+    return min(counted, key=len)
+
+
+def _line(change: Change) -> str:
+    text = "{}: {!r} -> {!r}".format(*change)
+    return text if len(text) < 120 else f"{text[:119]}…"
+
+
+def _onward(workdir: pathlib.Path, old: Mapping[str, Any], changes: list[Change]) -> str:
+    """The command that goes on from a run with ``changes``, and what becomes of its schedule."""
+    words = [f"--config.{key}={value}" for key, _, value in changes]
+    short = len(words) <= 4 and sum(map(len, words)) < 160
+    command = ["vit_jax", "train", "--config", str(workdir), *(words if short else [])]
+    drop = [f"--config.{key}=None" for key in ("init", "resume_from") if old.get(key)]
+    more = "" if short else " with those changes"
+    init = shlex.join([*command, *drop, f"--config.init={workdir}"])
+    return (
+        f"{init} --workdir NEW{more} takes its parameters and starts the schedule anew, "
+        f"--config.resume_from={shlex.quote(str(workdir))} in place of --config.init keeps optimizer and step, at "
+        "which the new schedule goes on"
+    )
 
 
 def claim(workdir: pathlib.Path, raw: Mapping[str, Any]) -> None:

@@ -268,7 +268,12 @@ def take_split(source: Source, labels: np.ndarray, split: str, holdout: float | 
     """The ``train`` or ``val`` side of a seeded split; with ``holdout=0`` training has everything."""
     if holdout == 0 and split == "train":
         return source
-    return Subset(source, np.flatnonzero(split_mask(labels, holdout, seed, what) == (split == "val")))
+    held = split_mask(labels, holdout, seed, what)
+    if split == "train":
+        return Subset(source, np.flatnonzero(~held))
+    part = Subset(source, np.flatnonzero(held))
+    note = f"of the {len(held):,} examples of {what}, {len(part):,} are held out (holdout={holdout})"
+    return noted(part, (f"{note}; they alone are scored.",))
 
 
 class Strings(Sequence[str]):
