@@ -14,7 +14,7 @@ from vit_jax.models import ModelFn
 from vit_jax.train import loop, rng
 from vit_jax.train.config import TrainConfig
 from vit_jax.train.setup import build
-from vit_jax.train.step import _views
+from vit_jax.train.step import views_of
 
 OPTIONS = {
     "objective": SelfDistill(dim=8),
@@ -93,7 +93,7 @@ def built(raw):
 def reference(setup, state, batch, step):
     """Algorithm 1 in NumPy: only the model's logits come from the program."""
     o, c = setup.config.objective, setup.config
-    augmented = jax.jit(functools.partial(_views, c.augment.train_fn(4), 2))
+    augmented = jax.jit(functools.partial(views_of, c.augment.train_fn(4), 2))
     views = augmented(rng.stream(c.seed, "augment", step), batch)
     apply, head = jax.jit(ModelFn(setup.model), static_argnames="train"), jax.jit(o.head)
     logits = lambda p: [np.asarray(head(apply(p, v, train=False)), np.float64) for v in views["image"]]  # noqa: E731
