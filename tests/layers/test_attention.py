@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import types
 
 import flax.linen as nn
 import jax
@@ -238,3 +239,11 @@ def test_the_layout_of_a_gpu_changes_nothing(monkeypatch, rng, linear):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     got = jax.jit(lambda p, x: module.apply(p, x))(params, x)
     np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+@pytest.mark.parametrize(("capability", "fused"), [("8.0", True), ("12.0", True), ("7.5", False), ("gfx90a", False)])
+def test_gpus_without_fused_attention_are_left_to_xla(monkeypatch, capability, fused):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(compute_capability=capability)])
+    run = dispatch.choose("attention", A.IMPLEMENTATIONS, None, *spec(197, 64), None)
+    assert run is (A.attention_cudnn if fused else A.attention_xla)

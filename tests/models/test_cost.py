@@ -1,5 +1,7 @@
 """FLOPs of a model against arithmetic, and the speed of a device."""
 
+import math
+
 import jax
 import pytest
 
@@ -69,3 +71,11 @@ def test_they_are_the_same_for_a_gpu_whose_kernels_hide_their_products(monkeypat
     here = cost.flops(model, shape(32))
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert cost.flops(model, shape(32)) == here
+
+
+def test_without_a_cpu_nothing_is_counted_and_nothing_ends(monkeypatch):
+    def none(backend):
+        raise RuntimeError(f"Unknown backend {backend}")
+
+    monkeypatch.setattr(jax, "local_devices", none)
+    assert math.isnan(cost.flops(vit(), shape(16)))

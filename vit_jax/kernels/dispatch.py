@@ -43,6 +43,16 @@ def other_gpu(capability: str) -> str | None:
     return None if found == capability else f"this GPU has compute capability {found}, the kernel is for {capability}"
 
 
+def older_gpu(least: int) -> str | None:
+    """Why what needs an NVIDIA GPU of this generation (8 for an A100) or a later one stands back here, or None."""
+    if sharding.platform() != "gpu":
+        return None
+    found = str(getattr(jax.devices()[0], "compute_capability", least))
+    generation = found.partition(".")[0]  # of other makers a name, such as gfx90a
+    recent = generation.isdecimal() and int(generation) >= least
+    return None if recent else f"this GPU has compute capability {found}, not {least}.0 or more"
+
+
 def choose(op: str, table: Mapping[str, Implementation], name: str | None, *args: Any, **kwargs: Any) -> Any:
     """The ``run`` of the implementation ``name``, or of the first of this platform with neither reason against it.
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax import sharding
-from vit_jax.kernels.dispatch import Implementation, choose
+from vit_jax.kernels.dispatch import Implementation, choose, older_gpu
 from vit_jax.layers.hooks import Attended, LogitBias, Rotary
 from vit_jax.layers.linear import Dense, DType, LinearSpec, monarch, xavier_uniform_parts
 from vit_jax.types import UserError
@@ -132,7 +132,9 @@ def _unsupported_by_cudnn(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Ar
         return f"the compute type is {q.dtype}, not bfloat16 or float16"
     if mask is not None:
         return "there is a mask"
-    return f"heads have {q.shape[-1]} channels, not a multiple of 8 up to 128" if q.shape[-1] not in SIZES else None
+    if q.shape[-1] not in SIZES:
+        return f"heads have {q.shape[-1]} channels, not a multiple of 8 up to 128"
+    return older_gpu(8)
 
 
 def _slower_by_cudnn(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> str | None:
