@@ -1,0 +1,213 @@
+"""How the blocks of README and docs are read, made short and run. Fixtures and checks are in the tests beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import os
+import pathlib
+import re
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from sybil import Example, Region
+from sybil.document import Document
+from sybil.evaluators.python import PythonEvaluator
+from sybil.parsers.markdown import CodeBlockParser
+
+import vit_jax
+from vit_jax import api, cli, config
+from vit_jax.sharding import make_mesh
+from vit_jax.train import setup, start
+from vit_jax.train.config import TrainConfig
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+EXTEND = ROOT / "docs" / "extend.md"
+JOURNEYS = sorted((ROOT / "docs" / "journeys").glob("*.md"))
+NOT_RUN = re.compile(r"<!-- not run: (.+) -->\s*\Z")
+
+SIZES = {"width": 32, "depth": 3, "heads": 2, "mlp_dim": 32, "token_dim": 16}
+WHOLE = os.environ.get("VIT_JAX_DOCS") == "whole"
+"""Whether commands run as they are written, which takes hours, instead of short."""
+
+BENCH = {
+    "forward": "--model vit_ti16 --size 32 --batch 2 --rounds 1",
+    "train": "--model vit_ti16 --size 32 --batch 2 --rounds 1",
+    "loss": "--batch 32 --chunk 16 --dim 8 --rounds 1",
+    "kernels": "--inputs 32 --outputs 32 --rows 8,16 --rounds 1",
+    "input": "--rounds 2 --batch 4",
+}
+"""What makes a benchmark short."""
+
+
+class FileParser(CodeBlockParser):
+    """Blocks with a title, the name of the file that they are."""
+
+    language = "title"
+
+    def __call__(self, document: Document) -> Iterator[Region]:
+        for region in self.lexers(document):
+            if name := re.fullmatch(r'\w+ title="(.+)"', region.lexemes["arguments"]):
+                region.parsed, region.evaluator = (name[1], region.lexemes["source"]), self._evaluator
+                yield region
+
+
+def examples(page: pathlib.Path, evaluate: Any = None) -> Iterator[Example]:
+    """The blocks of a page in Python, for the shell, and of files that the reader writes."""
+    parsers = [*(CodeBlockParser(language, evaluate) for language in ("python", "bash")), FileParser(None, evaluate)]
+    yield from Document.parse(str(page), *parsers).examples()
+
+
+def module(path: pathlib.Path) -> Any:
+    """A Python file that is in no package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec and spec.loader
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+def reason(example: Example) -> str | None:
+    """Why a block is not run; None for all others."""
+    found = NOT_RUN.search(example.document.text[: example.start])
+    return found[1] if found else None
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """The words of every command of a shell block."""
+    for line in text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        while words:
+            end = words.index("&&") if "&&" in words else len(words)
+            yield words[:end]
+            words = words[end + 1 :]
+
+
+def wanted() -> list[list[str]]:
+    """The commands of README's table "I want to"."""
+    table = (ROOT / "README.md").read_text(encoding="utf-8").split("## I want to")[1].split("\n## ")[0]
+    return [shlex.split(command) for command in re.findall(r"\| `(vit_jax .+)` \|$", table, re.MULTILINE)]
+
+
+def small(argv: list[str]) -> list[str]:
+    """A ``vit_jax`` command line with the arguments that make it short."""
+    args = cli.parse(argv)
+    if WHOLE:
+        return argv
+    if args.command == "bench":
+        return [*argv, *BENCH[args.kind].split()]
+    if args.command != "train":
+        return argv
+    raw = config.load(args.config or args.workdir, [("data.path", "digits"), *args.overrides])
+    changes = shrunk(config.parse(TrainConfig, start.with_model(raw)))
+    if args.config is None:  # it is short as it is
+        return argv
+    return [*argv, *(f"--config.{key}={value}" for key, value in changes.items())]
+
+
+def shrunk(c: TrainConfig) -> dict[str, Any]:
+    """Keys that make a run short and its model small."""
+    side = min(32, c.augment.size)
+    duration = "4 steps" if c.resume_from else "2 steps"
+    out: dict[str, Any] = {"duration": duration, "eval_every": "2 steps", "batch_size": 8, "plots": False}
+    out |= {"augment.size": side, "data.canvas": min(side, c.data.canvas), "eval_batch_size": 64, "optim.warmup": 0}
+    towers = [f"model.{part}." for part in ("image_tower", "text_tower", "decoder") if hasattr(c.model, part)]
+    for tower in towers or ["model."]:
+        fields = config.hints(type(functools.reduce(getattr, tower.split(".")[1:-1], c.model)))
+        out |= {f"{tower}{name}": value for name, value in SIZES.items() if name in fields}
+    if towers:
+        out["model.embed_dim"] = SIZES["width"]
+    return out
+
+
+@contextlib.contextmanager
+def working(folder: pathlib.Path) -> Iterator[None]:
+    """In ``folder``, which holds what the pages take for granted, under JAX's usual promotion."""
+    fill(folder)
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        patch.chdir(folder)
+        shorten(patch)
+        yield
+
+
+def fill(folder: pathlib.Path) -> None:
+    """Writes what the pages take for granted."""
+    (folder / "configs").symlink_to(ROOT / "configs")
+    rng = np.random.default_rng(0)
+    for whose in ("my", "other"):
+        for label, name in enumerate(("ant", "bee", "cat")):
+            (folder / whose / "images" / name).mkdir(parents=True)
+            for i in range(10):
+                pixels = rng.integers(0, 128, (16, 16, 3)) + 60 * label
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / whose / "images" / name / f"{i}.png")
+    files = sorted((folder / "my" / "images").rglob("*.png"))
+    (folder / "my" / "pairs.csv").write_text("path,caption\n" + "".join(f"{p},a {p.parent.name}\n" for p in files))
+    for name, path in zip(("a.png", "b.png", "a.jpg"), files, strict=False):
+        Image.open(path).save(folder / name)
+
+
+def shorten(patch: pytest.MonkeyPatch) -> None:
+    """Runs take one device unless their mesh asks for more, and those started from Python are short, too."""
+
+    def few(mesh: Any, devices: Any = None) -> Any:
+        sizes = (mesh.replica, mesh.fsdp, mesh.tensor)
+        return make_mesh(mesh, devices or jax.devices()[: abs(int(np.prod(sizes)))])
+
+    patch.setattr(setup, "make_mesh", few)
+    real = api.train
+
+    def train(config_: Any, workdir: Any, hooks: Any = (), *, changes: Any = None) -> Any:
+        raw = config.load(config_) if isinstance(config_, str) else config.plain(config_)
+        raw = config.change(raw, (changes or {}).items())
+        if WHOLE:
+            return real(raw, workdir, hooks)
+        return real(raw, workdir, hooks, changes=shrunk(config.parse(TrainConfig, start.with_model(raw))))
+
+    patch.setattr(vit_jax, "train", train)
+
+
+def run(page: pathlib.Path, place: pathlib.Path, section: str | None = None) -> None:
+    """Runs the blocks of a page in ``place``, as a user does.
+
+    Args:
+      page: README or one of ``docs/``.
+      place: the working directory.
+      section: run those before the first heading and those below this one; None runs all.
+    """
+    python = PythonEvaluator()
+
+    def evaluate(example: Example) -> None:
+        if reason(example) or (section and heading(example) not in (None, section)):
+            return
+        if example.region.lexemes["arguments"] == "python":
+            python(example)
+            return
+        if example.region.lexemes["arguments"] != "bash":
+            name, text = example.parsed
+            (place / name).write_text(text, encoding="utf-8")
+            return
+        for words in commands(example.parsed):
+            if words[0] == "vit_jax":
+                assert cli.main(small(words[1:])) == 0, f"{page.name}, line {example.line}: {shlex.join(words)}"
+
+    there = place / page.name
+    there.write_text(re.sub(r"(?<![\w/])/(?=(my|other)/)", f"{place}/", page.read_text(encoding="utf-8")))
+    for example in examples(there, evaluate):
+        example.evaluate()
+
+
+def heading(example: Example) -> str | None:
+    """The section that a block is in."""
+    found = re.findall(r"^## (.+)$", example.document.text[: example.start], re.MULTILINE)
+    return found[-1] if found else None
