@@ -20,6 +20,7 @@ def test_recipes_of_an_installation(tmp_path):
     subprocess.run([sys.executable, *build], cwd=ROOT, check=True, capture_output=True)
     there = {path.relative_to(lib / "vit_jax" / "configs") for path in (lib / "vit_jax" / "configs").iterdir()}
     assert there == {path.relative_to(ROOT / "configs") for path in (ROOT / "configs").glob("*.*")}
+    assert {p.suffix for p in (lib / "vit_jax/data/tokenizer").glob("clip_merges.*")} == {".gz", ".LICENSE"}
     env = {k: v for k, v in os.environ.items() if not k.startswith("COV")} | {"PYTHONPATH": str(lib)}
     command = [sys.executable, "-m", "vit_jax", "config", "clip:digits", "--json", "-"]
     done = subprocess.run(command, cwd=empty, env=env, check=True, capture_output=True, text=True)

@@ -42,11 +42,7 @@ def read(about: About, said: Mapping[str, Any], length: int, vocab_size: int) ->
     if vocab_size != CLIP_SIZE:
         return None, [f"texts have to come as tokens: {vocab_size:,} are not CLIP's, and no tokenizer is named"]
     clean = f"?clean={given['clean']}" if "clean" in given else ""
-    found, notes = text.find(f"clip:{clean}", length)
-    for file in ("tokenizer.json", "merges.txt"):
-        if found is None and file in about:
-            found, _ = text.find(f"clip:{about[file]}{clean}", length)
-    return found, [] if found else notes
+    return text.find(f"clip:{clean}", length)
 
 
 def _named(

@@ -20,8 +20,8 @@ def open_tokenizer(spec: str) -> Tokenizer:
     """Opens ``kind`` or ``kind:PATH?option=value&option=value``.
 
     - ``"bytes"``: UTF-8, needs no file.
-    - ``"clip"``: CLIP's byte pairs, from an installed open_clip; ``"clip:PATH"`` from ``bpe_simple_vocab_16e6.txt.gz``,
-      ``merges.txt``, ``tokenizer.json`` or a folder with one of them.
+    - ``"clip"``: CLIP's byte pairs, which come with this package; ``"clip:PATH"`` others, from ``merges.txt``,
+      ``bpe_simple_vocab_16e6.txt.gz``, ``tokenizer.json`` or a folder with one of them.
     - ``"json:PATH"``: a file of the `tokenizers` library, see :class:`~vit_jax.data.tokenizer.hf_json.Json`.
     - ``"sentencepiece:PATH"``: a ``.model`` file.
 

@@ -7,7 +7,6 @@ Ids equal those of open_clip's ``SimpleTokenizer``, with one exception: a captio
 
 from __future__ import annotations
 
-import importlib.util
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,6 +23,9 @@ from vit_jax.types import UserError
 
 NUM_MERGES = 49_152 - 256 - 2
 """CLIP uses that many lines of its vocabulary file, which holds 262,144: 49,408 tokens in all."""
+
+MERGES = pathlib.Path(__file__).with_name("clip_merges.txt.gz")
+"""Those lines, which come with this package."""
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 _SUFFIX = "</w>"
@@ -52,9 +54,9 @@ class Clip(Stateful):
 
     @classmethod
     def open(cls, rest: str) -> Clip:
-        """Of ``"PATH?clean=canonicalize"``; an empty path means the file of an installed open_clip."""
+        """Of ``"PATH?clean=canonicalize"``; an empty path means CLIP's own vocabulary."""
         path, given = options(rest, ("clean",))
-        return cls(read_merges(pathlib.Path(path).expanduser() if path else installed()), **given)
+        return cls(read_merges(pathlib.Path(path).expanduser() if path else MERGES), **given)
 
     def ids(self, text: str) -> list[int]:
         return self._library.encode(well_formed(self._clean(text)), add_special_tokens=False).ids
@@ -103,23 +105,6 @@ def _library(vocabulary: dict[str, int], merges: str) -> tokenizers.Tokenizer:
     )
     library.decoder = decoders.ByteLevel()
     return library
-
-
-def installed() -> pathlib.Path:
-    """The vocabulary file of an installed open_clip, which is not imported.
-
-    Raises:
-      UserError: there is none.
-    """
-    spec = importlib.util.find_spec("open_clip")
-    for folder in spec.submodule_search_locations or () if spec else ():
-        if (path := pathlib.Path(folder) / "bpe_simple_vocab_16e6.txt.gz").is_file():
-            return path
-    raise UserError(
-        "the tokenizer 'clip' takes its vocabulary from open_clip, which is not installed; "
-        "pip install open_clip_torch, or write clip:PATH with bpe_simple_vocab_16e6.txt.gz, "
-        "or with a folder of Hugging Face's that holds merges.txt or tokenizer.json."
-    )
 
 
 def read_merges(path: pathlib.Path) -> str:
