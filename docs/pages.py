@@ -1,9 +1,13 @@
-"""Pages that mkdocs makes from the code when it builds the site: the command line and the configuration reference."""
+"""Pages that mkdocs makes from the code when it builds the site: the command line, all keys of a configuration and all
+sentences of errors.
+"""
 
 from __future__ import annotations
 
 import argparse
+import ast
 import dataclasses
+import functools
 import inspect
 import pathlib
 import re
@@ -25,11 +29,31 @@ an object of your own is accepted, too ([Extend](extend.md)). A Duration is writ
 """
 
 
+PACKAGE = pathlib.Path(config.__file__).parent
+ERRORS = (
+    "UserError", "UsageError", "Unreadable", "Unsuitable", "NothingHeldOut", "NewerSchema", "ArgumentTypeError",
+    "refused", "_unsupported",
+)  # fmt: skip
+"""Classes of errors, and functions that raise one, whose first argument is a sentence for the user."""
+TOPICS = {
+    "Configurations": "config configfile checks architectures models layers",
+    "Data": "data augment",
+    "Training": "train objectives losses optim sharding loggers checkpoint",
+    "Evaluation and prediction": "evals score predict decoding explain report metrics",
+    "Weights of others": "convert create compress",
+    "Files and downloads": "io",
+    "Export": "export",
+    "Kernels and benchmarks": "kernels bench",
+    "Commands and functions": "cli api launch",
+}
+"""Heading of :func:`sentences` -> units of the package."""
+
+
 def on_files(files: Any, config: Any) -> Any:
     """Called by mkdocs: adds the generated pages, and the tables and pictures of the experiments."""
     from mkdocs.structure.files import File  # not there where tests look at what the pages say
 
-    for name, text in {"cli.md": command_line(), "config.md": configuration()}.items():
+    for name, text in {"cli.md": command_line(), "config.md": configuration(), "sentences.md": sentences()}.items():
         files.append(File.generated(config, name, content=text))
     for path in sorted(pathlib.Path("experiments").rglob("*")):
         if path.suffix in (".md", ".png"):
@@ -224,3 +248,62 @@ def _short(value: Any) -> str:
     if isinstance(value, tuple):
         return f"({', '.join(map(_short, value))})"
     return value.__qualname__.partition(".")[0] if callable(value) else repr(value)
+
+
+def sentences() -> str:
+    """The page of all sentences that errors are made of, from the code; what varies is in braces."""
+    lines = ["# All sentences", "", "What varies stands in braces. [Troubleshooting](troubleshooting.md) has the rest."]
+    for topic, units in TOPICS.items():
+        found = {text for unit in units.split() for text in raised(unit)}
+        lines += ["", f"## {topic}", "", *(f"- {_literal(text)}" for text in sorted(found, key=str.lower))]
+    return "\n".join(lines) + "\n"
+
+
+def raised(unit: str) -> Iterator[str]:
+    """The sentences of a module or package directly below ``vit_jax``: ``"no such file or folder: {path}."``"""
+    for path, module in _modules().items():
+        if path.relative_to(PACKAGE).parts[0].removesuffix(".py") == unit:
+            for node in ast.walk(module):
+                match node:
+                    case ast.Call(func=ast.Name(id=name), args=[text, *_]) if name in ERRORS:
+                        yield from (t for t in _templates(text) if re.search("[a-z]{4}", re.sub("{.*?}", "", t)))
+
+
+@functools.cache
+def _modules() -> dict[pathlib.Path, ast.Module]:
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+@functools.cache
+def _returned() -> dict[str, list[ast.expr]]:
+    """What the functions of the package return, by their name."""
+    found: dict[str, list[ast.expr]] = {}
+    for module in _modules().values():
+        for function in (node for node in ast.walk(module) if isinstance(node, ast.FunctionDef)):
+            values = (node.value for node in ast.walk(function) if isinstance(node, ast.Return))
+            found.setdefault(function.name, []).extend(filter(None, values))
+    return found
+
+
+def _templates(node: ast.expr) -> Iterator[str]:
+    """The texts that an expression may be, with names in the place of values; nothing for what is no text."""
+    match node:
+        case ast.Constant(value=str(text)):
+            yield text
+        case ast.JoinedStr(values=parts):
+            yield "".join(p.value if isinstance(p, ast.Constant) else f"{{{_name(p.value)}}}" for p in parts)
+        case ast.IfExp(body=body, orelse=other):
+            yield from (*_templates(body), *_templates(other))
+        case ast.Call(func=ast.Name(id=name)):
+            for value in _returned().get(name, ()):
+                yield from () if isinstance(value, ast.Call) else _templates(value)
+
+
+def _name(node: ast.expr) -> str:
+    """What to call the value of an expression: its last name."""
+    match node:
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return name.strip("_").lower()
+        case ast.Call(args=[first, *_]) | ast.Subscript(value=first) | ast.BinOp(left=first):
+            return _name(first)
+    return "…"

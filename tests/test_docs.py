@@ -72,6 +72,44 @@ def test_the_generated_pages_name_every_command_and_option():
     assert pages.plain("see :func:`~vit_jax.config.load`, ``x``") == "see `vit_jax.config.load`, `x`"
 
 
+def templates(pages) -> list[re.Pattern[str]]:
+    """The sentences of the generated page, what stands in braces being anything."""
+    lines = [line[2:] for line in pages.sentences().splitlines() if line.startswith("- ")]
+    unescaped = [re.sub(r"\\(.)", r"\1", line) for line in lines]
+    return [re.compile(".*".join(map(re.escape, re.split(r"\{[^{}]*\}", line))), re.DOTALL) for line in unescaped]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train --config digit --workdir w",
+        "train --config digits --workdir w --config.optim.lrr=1",
+        "train --config digits --workdir w --config.duration=long",
+        "train --config digits --workdir w --config.data.path=folder:/nowhere",
+        "train --workdir nothing",
+        "models vit_b17",
+        "predict --checkpoint nowhere a.png",
+        "evaluate --checkpoint nowhere --data digits",
+        "data check csv:nowhere.csv",
+    ],
+)
+def test_the_page_of_sentences_has_what_a_mistake_is_told(command, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(command.split()) in (1, 2)
+    said = capsys.readouterr().err.strip().partition(": ")[2]
+    found = [p.pattern for p in templates(documentation.module(ROOT / "docs" / "pages.py")) if p.fullmatch(said)]
+    assert found and max(len(re.sub(r"\.\*", "", pattern)) for pattern in found) >= 8, said
+
+
+def test_every_sentence_has_a_topic():
+    pages = documentation.module(ROOT / "docs" / "pages.py")
+    placed = " ".join(pages.TOPICS.values()).split()
+    units = {path.stem for path in pages.PACKAGE.iterdir()}
+    assert len(placed) == len(set(placed))
+    assert {unit for unit in units - set(placed) if any(pages.raised(unit))} == set()
+    assert len(pages.sentences().splitlines()) > 400
+
+
 def test_few_blocks_are_not_run():
     reasons = [reason(example) for page in PAGES for example in examples(page)]
     assert len(reasons) > 40
