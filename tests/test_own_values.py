@@ -19,8 +19,7 @@ from vit_jax.config import Choice
 from vit_jax.data.sources import Info
 from vit_jax.decoding import DECODERS, Greedy, SearchStrategy
 from vit_jax.evals import Evaluator
-from vit_jax.layers.linear import Dense, Linear, Spec
-from vit_jax.layers.linear.monarch import Monarch
+from vit_jax.layers.linear import Dense, Linear
 from vit_jax.models import Features, ImageModel
 from vit_jax.objectives import PerExample
 
@@ -262,30 +261,3 @@ def test_the_protocol_decides():
         assert str(e.value) == text
     with pytest.raises(vj.UsageError, match="of type Letters"):
         config.parse(Annotated[Any, Choice(DECODERS)], own)  # without a base the rows' classes alone
-
-
-def test_a_class_of_a_row_comes_back_from_its_record():
-    field = Annotated[Any, Choice({"unit": Unit, "dense": Dense, "focal": config.Variant(Focal, {"gamma": 5.0})})]
-    record = json.loads(json.dumps({"x": Focal(3.0), "y": Unit()}, default=config.record))
-    assert config.parse(field, record["x"]) == Focal(3.0) and config.parse(field, record["y"]) == Unit()
-    moved = {
-        "python": "vit_jax.layers.monarch.Monarch",
-        "nblocks": 8,
-        "implementation": None,
-    }  # where it was once
-    assert config.parse(Spec, moved) == Monarch(8)
-
-
-def test_records_of_values():
-    values = {
-        "array": np.arange(6, dtype=np.int32).reshape(2, 3),
-        "number": np.float32(0.5),
-        "duration": config.Duration(3, "epochs"),
-        "class": Focal,
-    }
-    found = json.loads(json.dumps(values, default=config.record))
-    about = {"python": "numpy.ndarray", "shape": [2, 3], "dtype": "int32"}
-    assert found["array"] == {**about, "crc32": found["array"]["crc32"]}
-    assert found["number"] == 0.5 and found["duration"] == "3 epochs" and found["class"] == {"python": f"{HERE}.Focal"}
-    other = json.loads(json.dumps(values["array"][:, ::-1], default=config.record))
-    assert other["crc32"] != found["array"]["crc32"]
