@@ -1,10 +1,13 @@
 """Models are compared within one run."""
 
 import jax
+import numpy as np
 import pytest
 
 from vit_jax import models
+from vit_jax.bench import models as bench
 from vit_jax.bench.models import compare
+from vit_jax.bench.timing import Timing
 from vit_jax.config import Variant
 from vit_jax.layers.linear.low_rank import LowRank
 
@@ -24,7 +27,18 @@ def test_models_are_compared(tiny, kind):
     assert found["model"] == "tiny bfloat16, 2 images of 8 px"
     low, median, high = (found[f"times faster ({k})"] for k in ("10th percentile", "median", "90th percentile"))
     assert 0 < low <= median <= high
-    assert found["vit_jax images/s"] > 0 and 0 < found["share of one large product's speed"] < 1
+    assert all(found[f"{label} images/s"] > 0 for label in ("vit_jax", "plain flax bfloat16", "plain flax float32"))
+    assert 0 < found["share of one large product's speed"] < 1
+
+
+@pytest.mark.parametrize("seconds", [[1, 4, 2], [1, 2, 4]])
+def test_the_rival_is_plain_flax_in_its_faster_type(tiny, monkeypatch, seconds):
+    def alternate(candidates, rounds):
+        return {name: Timing(np.full(rounds, t)) for name, t in zip(candidates, seconds, strict=True)}
+
+    monkeypatch.setattr(bench, "alternate", alternate)
+    with jax.numpy_dtype_promotion("standard"):
+        assert compare("forward", *tiny, linear=None, rounds=3)["times faster (median)"] == 2
 
 
 @pytest.mark.parametrize("kind", ["forward", "train"])

@@ -37,3 +37,11 @@ def test_ratios_are_of_paired_rounds(rng):
     assert Timing(a).over(Timing(b)) == pytest.approx((ratios[5], ratios[1], ratios[9]))
     want = {"faster (median)": ratios[5], "faster (10th percentile)": ratios[1], "faster (90th percentile)": ratios[9]}
     assert Timing(a).compared("faster", Timing(b)) == pytest.approx(want)
+
+
+@pytest.mark.parametrize("text, name", [("x : 1\nmodel name\t: A B\nmodel name\t: A B\n", "A B"), ("", "Z")])
+def test_the_processor_is_named(monkeypatch, text, name):
+    monkeypatch.setattr(timing, "_read", lambda path: text)
+    monkeypatch.setattr(timing.platform, "processor", lambda: "Z")
+    found = timing.processor()
+    assert found.startswith(f"{name}, ") and found.endswith(" cores")

@@ -21,12 +21,13 @@ def test_models(monkeypatch, capsys):
         assert main([*run, "--json", "-"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert list(found) == [
-        "model", "vit_jax images/s", "plain flax images/s", "times faster (median)", "times faster (10th percentile)",
+        "processor", "model", "vit_jax images/s", "plain flax bfloat16 images/s", "plain flax float32 images/s",
+        "times faster (median)", "times faster (10th percentile)",
         "times faster (90th percentile)", "share of one large product's speed",
     ]  # fmt: skip
     assert main([*run, "--linear", "low_rank(2)"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"{'model':34s} tiny bfloat16, 2 images of 8 px" and lines[1].startswith("low_rank(2) images/s ")
+    assert lines[1] == f"{'model':34s} tiny bfloat16, 2 images of 8 px" and lines[2].startswith("low_rank(2) images/s ")
     assert lines[-1].startswith("share of the dense model's parameters ")
     assert main([*run, "--linear", "low_rnak(2)"]) == 2
     assert "--linear" in capsys.readouterr().err

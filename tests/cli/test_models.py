@@ -74,3 +74,13 @@ def test_with_other_linear_maps(table, capsys):
 def test_an_unknown_linear_map_is_a_sentence(capsys):
     assert main(["models", "vit_ti16", "--linear", "monarc(4)"]) == 2
     assert "unknown --linear 'monarc'; did you mean 'monarch'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype, width", [("float32", 4), ("bfloat16", 2)])
+def test_bytes_are_compared_in_one_type(capsys, dtype, width):
+    """A packed 2:4 map of 192 x 768: half of the values, and an index of 2 bits for each of those, in a byte four."""
+    assert main(["models", "vit_ti16", "--linear", "packed24", "--dtype", dtype, "--json", "-"]) == 0
+    dense, packed = json.loads(capsys.readouterr().out)
+    maps = 12 * (3 * 192 * 192 + 192 * 192 + 2 * 192 * 768)
+    assert dense["bytes"] == width * dense["parameters"]
+    assert dense["bytes"] - packed["bytes"] == width * maps / 2 - maps / 2 / 4

@@ -13,7 +13,7 @@ import optax
 
 from vit_jax import models
 from vit_jax.bench.plain import twin
-from vit_jax.bench.timing import alternate
+from vit_jax.bench.timing import alternate, processor
 from vit_jax.layers.linear import LinearSpec
 from vit_jax.layers.linear.specs import FIELDS
 from vit_jax.losses import softmax_cross_entropy
@@ -21,25 +21,26 @@ from vit_jax.models import cost
 from vit_jax.types import Params, UserError
 
 Kind = Literal["forward", "train"]
+DTYPES = ("bfloat16", "float32")
 
 
 def compare(
     kind: Kind, name: str, dtype: str, batch: int, size: int, *, linear: tuple[str, LinearSpec] | None, rounds: int
 ) -> dict[str, Any]:
-    """Times a ViT against one of Flax's own layers or, with ``linear``, against itself.
+    """Times a ViT against one of Flax's own layers in its faster type or, with ``linear``, against itself.
 
     Args:
       kind: "forward", images to logits; "train", forward, backward and AdamW.
       name: of the model.
-      dtype: of the computation.
+      dtype: of the computation; Flax's layers are timed in float32 and in bfloat16.
       batch: images a step.
       size: side of the image, in pixels.
       linear: a structured map for attention and MLPs, after the name that it has in the result; None for none.
       rounds: pairs of measurements.
 
     Returns:
-      Images per second of both, how many times faster the first is, and its share of the dense model's parameters or
-      of the speed of one large product.
+      The processor, images per second of each, how many times faster the first is than the fastest other one, and its
+      share of the dense model's parameters or of the speed of one large product.
 
     Raises:
       UserError: the model is no ViT.
@@ -48,7 +49,7 @@ def compare(
     if linear and {f.name for f in dataclasses.fields(model)}.issuperset(FIELDS):
         rivals = {linear[0]: model.clone(**dict.fromkeys(FIELDS, linear[1])), "dense": model}
     elif not linear and (plain := twin(model)):
-        rivals = {"vit_jax": model, "plain flax": plain}
+        rivals = {"vit_jax": model, **{f"plain flax {kind}": plain.clone(dtype=kind) for kind in DTYPES}}
     else:
         none = f"{name!r} is none, or no plain one"
         raise UserError(f"bench {kind} compares ViTs, and {none}; take vit_b16 for instance.")
@@ -57,8 +58,10 @@ def compare(
         candidates[label], parameters = candidate(kind, one, batch, size)
         sizes.append(parameters)
     times = alternate(candidates, rounds)
-    ours, theirs = times.values()
+    ours, *others = times.values()
+    theirs = min(others, key=lambda timing: timing.median)
     result = {
+        "processor": processor(),
         "model": f"{name} {dtype}, {batch} images of {size} px",
         **{f"{label} images/s": batch / t.median for label, t in times.items()},
         **ours.compared("times faster", theirs),

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import pathlib
+import platform
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -52,3 +56,20 @@ def alternate(candidates: Mapping[str, Callable[[], Any]], rounds: int, calls: i
             jax.block_until_ready(out)
             seconds[name].append((time.perf_counter() - start) / calls)
     return {name: Timing(np.asarray(s)) for name, s in seconds.items()}
+
+
+def processor() -> str:
+    """What computes: ``"NVIDIA H200"``, or the name of the CPU and how many of its cores this process may use."""
+    kind = jax.devices()[0].device_kind
+    if kind != "cpu":
+        return kind
+    names = re.findall(r"^model name\s*: (.+)$", _read("/proc/cpuinfo"), re.MULTILINE) or [platform.processor()]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{names[0] or platform.machine()}, {cores} cores"
+
+
+def _read(path: str) -> str:
+    try:
+        return pathlib.Path(path).read_text(encoding="utf-8")
+    except OSError:  # another system than Linux
+        return ""

@@ -17,8 +17,8 @@ MODEL = {
 }
 OPS = "monarch(nblocks), block_diagonal(nblocks), block_sparse(density, block), sparse24 or topk_mlp(k)"
 KINDS: dict[str, tuple[str, dict[str, tuple[Any, ...]]]] = {
-    "forward": ("images to logits, against the same ViT written with plain flax layers", MODEL),
-    "train": ("forward, backward and AdamW, against the same ViT written with plain flax layers", MODEL),
+    "forward": ("images to logits, against the same ViT of plain flax layers in its faster type", MODEL),
+    "train": ("forward, backward and AdamW, against the same ViT of plain flax layers in its faster type", MODEL),
     "loss": ("a contrastive loss and its gradient, chunked against dense: time and memory", {
         "loss": ("softmax", "softmax, sigmoid or cloob"),
         "batch": (16384, "pairs", 2**20),

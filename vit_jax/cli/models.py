@@ -23,6 +23,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     options.value(parser, "num_classes", 1000, "outputs of the head", least=0, metavar="C")
     text = "costs also with the maps of attention and MLPs as, for instance, monarch(4)"
     parser.add_argument("--linear", type=options.filled, metavar="SPEC", help=text)
+    text = "type in which parameters that are no integers are counted"
+    options.value(parser, "dtype", "float32", text, choices=("float32", "bfloat16"))
     options.json(parser, "table")
 
 
@@ -32,7 +34,7 @@ def at_once(args: argparse.Namespace) -> bool:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints names, and of one model or with ``--costs`` parameters, their bytes as they are trained, and FLOPs."""
+    """Prints names, and of one model or with ``--costs`` parameters, their bytes in one type, and FLOPs."""
     found = architectures.names(args.name) if _pattern(args.name) else [args.name]
     if not found:
         raise vj.UsageError(f"no model is called like {args.name!r}; vit_jax models lists all of them.")
@@ -81,7 +83,8 @@ def _costs(names: list[str], args: argparse.Namespace) -> int:
                 rows.append({"model": name + label, "error": str(e)})
             if args.json != "-":
                 if len(rows) == 1:
-                    print(f"{'model':{width}s} {'parameters':>15s} {'MB':>11s} {'GFLOPs/image':>13s} {'size':>5s}")
+                    counted = f"MB {args.dtype}"
+                    print(f"{'model':{width}s} {'parameters':>15s} {counted:>11s} {'GFLOPs/image':>13s} {'size':>5s}")
                 r = rows[-1]
                 values = r.get("error") or VALUES.format(**r, megabytes=r["bytes"] / 1e6)
                 print(f"{r['model']:{width}s} {values}", flush=True)
@@ -107,7 +110,14 @@ def _row(name: str, label: str, fields: dict[str, Any], args: argparse.Namespace
     return {
         "model": name + label,
         "parameters": sum(sizes),
-        "bytes": sum(n * x.dtype.itemsize for n, x in zip(sizes, leaves, strict=True)),
+        "bytes": sum(n * _itemsize(x.dtype, args.dtype) for n, x in zip(sizes, leaves, strict=True)),
         "gflops": round(cost.flops(model, inputs) / 1e9, 6),
         "size": args.size,
     }
+
+
+def _itemsize(stored: Any, counted: str) -> int:
+    """Bytes of an entry, floating-point numbers being of the type ``counted``."""
+    import jax.numpy as jnp
+
+    return jnp.dtype(counted if jnp.issubdtype(stored, jnp.floating) else stored).itemsize
