@@ -29,7 +29,7 @@ an object of your own is accepted, too ([Extend](extend.md)). A Duration is writ
 """
 
 
-PACKAGE = pathlib.Path(config.__file__).parent
+PACKAGE = pathlib.Path(cli.__file__).parents[1]
 ERRORS = (
     "UserError", "UsageError", "Unreadable", "Unsuitable", "NothingHeldOut", "NewerSchema", "ArgumentTypeError",
     "refused", "_unsupported",
