@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, Protocol
 
-from vit_jax.io import atomic, text
+from vit_jax.io import atomic, extras, text
 from vit_jax.types import UserError
 
 EVENTS = "tensorboard"
@@ -52,7 +52,7 @@ class LoggerSpec:
 
     Attributes:
       module: what it imports.
-      extra: of this package, which installs that.
+      extra: of this package, which installs that; ``""`` comes with the package itself.
     """
 
     module: ClassVar[str] = ""
@@ -62,15 +62,9 @@ class LoggerSpec:
         """Raises :class:`UserError` where its package is missing; asked before anything is computed."""
         if not self.module:
             return
-        try:
+        name = type(self).__name__.lower()
+        with extras.needed(f"the logger {name}", self.extra, f", or leave {name} out of loggers"):
             importlib.import_module(self.module)
-        except ImportError as e:
-            name = type(self).__name__.lower()
-            how = f"'vit_jax[{self.extra}]' (in a checkout '.[{self.extra}]')" if self.extra else self.module
-            raise UserError(
-                f"the logger {name} takes a package that cannot be imported ({e}): pip install {how}, or leave {name} "
-                "out of loggers."
-            ) from None
 
     def open(self, run: Run) -> Logger:
         """Begins, or goes on with what was begun for this workdir before."""

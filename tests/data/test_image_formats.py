@@ -50,7 +50,7 @@ def test_heic_says_which_package_reads_it(monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(Unreadable, match=r"x is unreadable .*HEIC needs the package pillow-heif; run: pip install"):
+    with pytest.raises(Unreadable, match=r"x is unreadable .*HEIC takes the extra 'heic' .*: pip install"):
         decode({"image": b"\0\0\0\x18ftypheic" + bytes(20), "label": 0, "name": "x"}, 4, CENTER)
 
 

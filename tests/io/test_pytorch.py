@@ -238,4 +238,4 @@ def test_damaged_files(tmp_path, torch):
 def test_without_torch(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "a.pth").write_bytes(b"PK")
-    refused(tmp_path / "a.pth", "takes PyTorch", "pip install torch")
+    refused(tmp_path / "a.pth", "takes the extra 'torch'", "[torch]")

@@ -219,9 +219,9 @@ def test_without_the_packages(monkeypatch, tmp_path):
 
     monkeypatch.setattr("fsspec.core.url_to_fs", url_to_fs)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    refused("gs://bucket/a.npz", "Please install gcsfs", "pip install 'fsspec[http]' gcsfs")
+    refused("gs://bucket/a.npz", "Please install gcsfs", "[remote]")
     monkeypatch.setitem(__import__("sys").modules, "fsspec.core", None)
-    refused("gs://bucket/a.npz", "pip install 'fsspec[http]' gcsfs")
+    refused("gs://bucket/a.npz", "takes the extra 'remote'")
     assert not left(tmp_path)
 
 

@@ -227,48 +227,9 @@ def test_places_that_cannot_be_locked(tmp_path):
     assert (tmp_path / "victim").read_text() == "mine"
 
 
-def test_provenance(monkeypatch):
+def test_provenance():
     found = workdir.provenance()
     assert found["vit_jax"] == vit_jax.__version__ and found["jax"] == jax.__version__
     assert found["devices"] == "8 x cpu" and found["command"] == sys.argv
     assert json.loads(json.dumps(found)) == found
-    monkeypatch.setenv("PATH", "")  # no git, no commit
-    assert workdir.provenance()["commit"] is None
-
-
-@pytest.fixture
-def checkout(tmp_path, monkeypatch):
-    """A function that makes a repository with a package in it, and the file that its settings would have made."""
-    for key in [key for key in os.environ if key.startswith("GIT_")]:
-        monkeypatch.delenv(key)
-    ran = tmp_path / "ran"
-    hook = tmp_path / "hook"
-    hook.write_text(f"#!/bin/sh\ntouch {ran}\n")
-    hook.chmod(0o755)
-
-    def make(name, package, project):
-        root = tmp_path / name
-        (root / package / "vit_jax").mkdir(parents=True)
-        (root / "pyproject.toml").write_text(f'[project]\nname = "{project}"\n')
-        run = ("git", "-C", str(root), "-c", "user.name=a", "-c", "user.email=a@b")
-        for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"], ["config", "core.fsmonitor", str(hook)]):
-            subprocess.run([*run, *command], check=True)
-        ran.unlink(missing_ok=True)
-        return root / package / "vit_jax", ran
-
-    return make
-
-
-def test_the_commit_is_that_of_our_own_repository(checkout, monkeypatch):
-    """A package in somebody's repository has no commit, and none of that repository's programs is run."""
-    package, ran = checkout("ours", ".", "vit_jax")
-    own = workdir.commit(package)
-    assert re.fullmatch(r"[0-9a-f]{7,}", own) and not ran.exists()
-    (package.parent / "pyproject.toml").write_text('name = "vit_jax"\n')
-    assert workdir.commit(package) == f"{own}-dirty" and not ran.exists()
-    others = [("installed", ".venv/lib/site-packages", "app"), ("vendored", ".", "app"), ("nested", "src", "vit_jax")]
-    for name, place, project in others:
-        package, ran = checkout(name, place, project)
-        assert workdir.commit(package) is None and not ran.exists()
-    monkeypatch.setenv("GIT_DIR", str(package.parents[1] / ".git"))  # as inside a hook of that repository
-    assert workdir.commit(checkout("again", ".venv", "app")[0]) is None and not ran.exists()
+    assert found.keys() > {"commit", "record"}

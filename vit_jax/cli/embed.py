@@ -34,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
     import numpy as np
 
     from vit_jax import api, config
+    from vit_jax.cli import output
 
     target = pathlib.Path(args.output)
     write = config.lookup(WRITERS, target.suffix, "kind of output file")
@@ -42,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
             raise vj.UserError(f"--output {str(path)!r} exists already; name a new file.")
     if not os.path.isdir(target.parent):
         raise vj.UserError(f"--output {args.output!r} cannot be written: there is no folder {str(target.parent)!r}.")
+    if write is _parquet:
+        output.parquet(".npy")
     if not (args.paths or args.text):
         raise vj.UsageError("there is nothing to embed; name images, folders of images, or texts by --text.")
     texts = _texts(args.text)
@@ -95,13 +98,10 @@ def _npy(target: pathlib.Path, embeddings: Any, rows: Sequence[dict[str, str]]) 
 
 def _parquet(target: pathlib.Path, embeddings: Any, rows: Sequence[dict[str, str]]) -> None:
     """Columns ``path``, ``label`` and ``text``, those that there are, and ``embedding``, a list of fixed size."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise vj.UserError("parquet files need pyarrow; run: pip install pyarrow, or write .npy") from None
+    from vit_jax.cli import output
     from vit_jax.io.text import escaped
 
+    pyarrow = output.parquet(".npy")
     vectors = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(embeddings.ravel()), embeddings.shape[1])
     names = [name for name in ("path", "label", "text") if any(name in row for row in rows)]
     texts = {name: [None if (text := row.get(name)) is None else escaped(text) for row in rows] for name in names}

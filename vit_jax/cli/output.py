@@ -10,6 +10,7 @@ from typing import Any
 
 from vit_jax.evals.base import finite
 from vit_jax.io import atomic, jsonfile
+from vit_jax.io.extras import needed
 from vit_jax.io.text import escaped
 from vit_jax.types import UsageError, UserError
 
@@ -38,6 +39,8 @@ def check_table(target: str) -> None:
         raise UsageError(f"--table {target!r} is neither .csv nor .parquet; name a file that ends so.")
     if not path.parent.is_dir():
         raise UserError(f"--table {target!r} cannot be written: there is no folder {str(path.parent)!r}.")
+    if path.suffix == ".parquet":
+        parquet(".csv")
 
 
 def table(target: str, rows: Sequence[dict[str, Any]]) -> None:
@@ -58,9 +61,14 @@ def table(target: str, rows: Sequence[dict[str, Any]]) -> None:
             writer.writeheader()
             writer.writerows(rows)
             return atomic.write_text(path, text.getvalue())
-        import pyarrow
-        import pyarrow.parquet
-
-        columns = pyarrow.table({name: [row.get(name) for row in rows] for name in names})
+        arrow = parquet(".csv")
+        columns = arrow.table({name: [row.get(name) for row in rows] for name in names})
         with atomic.new_file(path) as new:
-            pyarrow.parquet.write_table(columns, new)
+            arrow.parquet.write_table(columns, new)
+
+
+def parquet(instead: str) -> Any:
+    """The module pyarrow; raises :class:`UserError` where it is missing, which names another kind of file."""
+    with needed("writing parquet", "parquet", f", or write {instead}"):
+        import pyarrow.parquet
+    return pyarrow

@@ -2,32 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from PIL import Image
-
-from vit_jax.types import UserError
-
-
-@contextlib.contextmanager
-def packages(purpose: str) -> Iterator[None]:
-    """Imports within it that fail become a sentence: those of the extra ``torch`` are nobody's duty to have.
-
-    Raises:
-      UserError: a package is not there, or cannot be imported, as a torchvision that was built for another PyTorch.
-    """
-    try:
-        yield
-    except (ImportError, RuntimeError) as e:
-        reason = (str(e) or repr(e)).splitlines()[0]
-        raise UserError(
-            f"{purpose} takes packages that cannot be imported ({reason}): pip install torch timm transformers "
-            "open_clip_torch onnx onnxscript onnxruntime."
-        ) from e
 
 
 def torch_processor(process: Callable[[Any], Any]) -> Callable[[pathlib.Path], np.ndarray]:

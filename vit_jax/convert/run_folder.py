@@ -12,7 +12,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-import vit_jax
 from vit_jax import checkpoint, models
 from vit_jax.augment import Augment
 from vit_jax.checks import Pixels
@@ -21,7 +20,7 @@ from vit_jax.convert.preprocess import Preprocess
 from vit_jax.convert.pretrained import Described, Stored, leaves, numbered
 from vit_jax.data.framing import Framing
 from vit_jax.data.text import TextCodec, from_meta, section, to_meta
-from vit_jax.io import atomic
+from vit_jax.io import atomic, installation
 from vit_jax.io.tensors import Tensors
 from vit_jax.layers.embed import RESIZES
 from vit_jax.models.describe import classes, describe, shapes
@@ -146,7 +145,7 @@ def save(pretrained: Stored, folder: pathlib.Path) -> None:
     raw = run_config(pretrained)
     tree: dict[str, Any] = pretrained.tree(jnp.asarray)
     provenance: dict[str, Any] = {
-        "vit_jax": vit_jax.__version__,
+        **installation.provenance(),
         "converted": pretrained.source,
         "notes": list(pretrained.notes),
     }

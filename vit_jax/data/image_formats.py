@@ -20,6 +20,8 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from vit_jax.io.extras import needed
+
 JPEG = JpegImagePlugin.JpegImageFile
 Opener = Callable[[io.BytesIO], Image.Image]
 
@@ -33,10 +35,8 @@ def _avif(file: io.BytesIO) -> Image.Image:
 
 
 def _heic(file: io.BytesIO) -> Image.Image:
-    try:
+    with needed("HEIC", "heic"):
         import pillow_heif
-    except ImportError:
-        raise ValueError("HEIC needs the package pillow-heif; run: pip install pillow-heif") from None
     pillow_heif.register_heif_opener()
     return Image.open(file, formats=["HEIF"])
 

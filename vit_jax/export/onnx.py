@@ -13,12 +13,12 @@ import numpy as np
 
 from vit_jax.augment.geometry import center_box, resize_matrix
 from vit_jax.config import lookup
-from vit_jax.convert.peer import packages
 from vit_jax.convert.preprocess import Preprocess
 from vit_jax.convert.timm import FORMAT
 from vit_jax.convert.timm.image import build_peer
 from vit_jax.convert.write import save
 from vit_jax.export import base
+from vit_jax.io.extras import needed
 from vit_jax.predict import Predictor
 
 FILE = "model.onnx"
@@ -56,7 +56,7 @@ def write(predictor: Predictor, out: pathlib.Path) -> base.Exported:
 
 
 def _check_packages() -> None:
-    with packages("--to onnx"):
+    with needed("--to onnx", "torch"):
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401

@@ -12,6 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from vit_jax.io.extras import needed
 from vit_jax.io.npz import Leaf
 from vit_jax.types import UserError
 
@@ -113,10 +114,8 @@ def numpy_dtype(tensor: Any) -> np.dtype:
 
 
 def _load(path: pathlib.Path) -> Any:
-    try:
+    with needed(f"reading {path}, a file of PyTorch's,", "torch"):
         import torch
-    except ImportError:
-        raise UserError(f"reading {path} takes PyTorch, which is not installed: pip install torch.") from None
     with open(path, "rb") as f:
         zipped = f.read(4) == b"PK\x03\x04"  # the format before PyTorch 1.6 cannot be mapped
     try:

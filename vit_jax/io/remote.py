@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_jax.io import atomic, cache, hub
+from vit_jax.io.extras import needed
 from vit_jax.io.tensors import check_download, check_head, missing
 from vit_jax.types import UserError
 
@@ -181,14 +182,10 @@ def _verify(path: pathlib.Path, wanted: str, shown: str) -> None:
 
 def _open_remote(url: str, shown: str) -> tuple[Any, str]:
     """The file system of an address, and the file's name in it."""
-    try:
+    with needed(f"fetching {shown!r}", "remote"):
         from fsspec.core import url_to_fs
 
         return url_to_fs(url, **(_http(url) if url.startswith("http") else {}))
-    except ImportError as e:
-        raise UserError(
-            f"fetching {shown!r} takes packages that are not installed ({e}): pip install 'fsspec[http]' gcsfs."
-        ) from None
 
 
 def _http(url: str) -> Mapping[str, Any]:

@@ -12,7 +12,6 @@ import os
 import pathlib
 import shlex
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -20,12 +19,11 @@ from typing import Any
 
 import jax
 
-import vit_jax
 from vit_jax import checkpoint, loggers, metrics
 from vit_jax.config import difference, parse, record, unparse
 from vit_jax.configfile import STORED
 from vit_jax.data.sources import Source
-from vit_jax.io import atomic, jsonfile, text
+from vit_jax.io import atomic, installation, jsonfile
 from vit_jax.io.remote import public
 from vit_jax.train.config import TrainConfig
 from vit_jax.types import UsageError, UserError
@@ -228,41 +226,11 @@ def load(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, devices, command and (where the package is a checkout) commit: how a result came about."""
+    """Versions, commit or record of what is installed, devices and command: how a result came about."""
     return {
-        "vit_jax": vit_jax.__version__,
-        "commit": commit(pathlib.Path(vit_jax.__file__).parent),
+        **installation.provenance(),
         "jax": jax.__version__,
         "python": sys.version.split()[0],
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "command": [public(argument) for argument in sys.argv],
     }
-
-
-def commit(package: pathlib.Path) -> str | None:
-    """The commit of the checkout that ``package`` lies in; None where it lies in none of this project's.
-
-    git asks the settings of a repository for programs to run, and takes any repository above: of a package that is
-    installed in a stranger's, it would run theirs, and tell their commit.
-    """
-    root = package.parent
-    try:
-        project = root / "pyproject.toml"
-        if not (root / ".git").exists() or f'name = "{package.name}"' not in text.read(project):
-            return None
-        own = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")} | {
-            "GIT_CEILING_DIRECTORIES": str(root.parent)
-        }
-        options = [f"core.{key}" for key in ("fsmonitor=false", f"hooksPath={os.devnull}")]
-        command = ["git", "-C", str(root), *(word for option in options for word in ("-c", option))]
-        found = subprocess.run(
-            [*command, "describe", "--always", "--dirty"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-            env=own,
-        )
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return None
-    return found.stdout.strip()

@@ -147,5 +147,5 @@ def test_models_that_timm_has_not_are_sentences(tmp_path):
 @pytest.mark.parametrize("package", ["torch", "timm.layers"])
 def test_a_missing_timm_is_a_sentence(tmp_path, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=r"building timm's own model takes packages .* pip install torch"):
+    with pytest.raises(UserError, match=r"building timm's own model takes the extra 'torch' .* pip install '.*\[t"):
         peer(tmp_path / "model.npz", models.create("vit"))

@@ -82,5 +82,5 @@ def test_files_of_the_original_are_a_sentence(tmp_path):
 def test_a_missing_package_is_a_sentence(tmp_path, monkeypatch):
     ours = written(tmp_path / "model.npz")
     monkeypatch.setitem(__import__("sys").modules, "open_clip.convert", None)
-    with pytest.raises(UserError, match=r"pip install torch"):
+    with pytest.raises(UserError, match=r"pip install '.*\[torch\]'"):
         two_tower_peer.peer(tmp_path / "model.npz", ours.model)

@@ -67,5 +67,5 @@ def test_weights_that_do_not_fit_are_refused(transformers, tmp_path):
 def test_a_missing_package_is_a_sentence(tmp_path, monkeypatch):
     found, path = written(tmp_path, alone=True)
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
-    with pytest.raises(UserError, match=r"pip install torch"):
+    with pytest.raises(UserError, match=r"pip install '.*\[torch\]'"):
         clip_peer.build(path, found.model)

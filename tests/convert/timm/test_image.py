@@ -443,7 +443,7 @@ def test_peer_of_a_foreign_folder(timm, torch, tmp_path):
 
 def test_without_timm(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(UserError, match=r"timm.*: pip install torch"):
+    with pytest.raises(UserError, match=r"timm.*: pip install '.*\[torch\]'"):
         build_peer(tmp_path / "model.safetensors")
 
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from vit_jax.convert.flax import two_tower
 from vit_jax.convert.flax.image import SIDECAR, read
-from vit_jax.convert.peer import packages, torch_peer, torch_processor
+from vit_jax.convert.peer import torch_peer, torch_processor
+from vit_jax.io.extras import needed
 from vit_jax.io.sidecar import beside
 from vit_jax.io.tensors import open_tensors
 from vit_jax.models import ImageModel, ViT
@@ -30,7 +31,7 @@ def processor(path: pathlib.Path, model: Any) -> Callable[[pathlib.Path], np.nda
         return None
     with open_tensors(path) as theirs:
         found = (two_tower.read if two_tower.prefix_of(theirs.keys()) is not None else read)(theirs, {}).preprocess
-    with packages("preparing images"):
+    with needed("preparing images", "torch"):
         import torch
     side = found.size + found.frame.rest
 
@@ -62,7 +63,7 @@ def build_peer(path: pathlib.Path, model: ImageModel) -> Any:
     }.items():
         if has:
             raise UserError(f"timm's reader of these files does not know {what}, so it cannot verify this model.")
-    with packages("building timm's own model"):
+    with needed("building timm's own model", "torch"):
         import torch
         from timm.layers import HybridEmbed
         from timm.models.vision_transformer import VisionTransformer

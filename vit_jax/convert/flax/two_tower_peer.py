@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from vit_jax.convert.flax.two_tower import prefix_of, read
-from vit_jax.convert.peer import packages, torch_peer
+from vit_jax.convert.peer import torch_peer
+from vit_jax.io.extras import needed
 from vit_jax.io.tensors import open_tensors
 from vit_jax.models import TwoTower, ViT
 from vit_jax.types import UserError
@@ -45,7 +46,7 @@ def build(path: pathlib.Path, model: TwoTower) -> Any:
     with open_tensors(path) as theirs:
         images = read(theirs, {}).preprocess
         _check(model, theirs.keys())
-    with packages("building open_clip's own model"):
+    with needed("building open_clip's own model", "torch"):
         import torch
         from open_clip.convert import load_big_vision_weights
         from open_clip.transformer import TextTransformer

@@ -13,7 +13,8 @@ from vit_jax.convert.hf import clip_config
 from vit_jax.convert.hf.clip_rules import BUFFERS, family_of, image_size
 from vit_jax.convert.hf.vit_config import FILE
 from vit_jax.convert.hf.vit_peer import instantiate
-from vit_jax.convert.peer import packages, torch_peer
+from vit_jax.convert.peer import torch_peer
+from vit_jax.io.extras import needed
 from vit_jax.io.sidecar import beside
 from vit_jax.io.tensors import open_tensors
 from vit_jax.models import TwoTower
@@ -48,7 +49,7 @@ def build(path: pathlib.Path, model: TwoTower) -> Any:
             check_limits(model, clip_config.LIMITS)
             settings = clip_config.content(model, clip_config.nearest(model), size, None)
         arrays = {name: np.array(leaf.read(), np.float32) for name, leaf in theirs.items() if name not in BUFFERS}
-    with packages("comparing with transformers"):
+    with needed("comparing with transformers", "torch"):
         import transformers
 
         kind = getattr(transformers, f"{clip_config.FAMILIES[family].title}Model")

@@ -15,9 +15,10 @@ from vit_jax.convert.format import Codec, Reading, Writing
 from vit_jax.convert.hf import clip_config, clip_rules, processor
 from vit_jax.convert.hf.vit_config import FILE, rgb_patches
 from vit_jax.convert.hf.vit_peer import images, instantiate
-from vit_jax.convert.peer import packages, torch_peer
+from vit_jax.convert.peer import torch_peer
 from vit_jax.convert.pretrained import Stored
 from vit_jax.convert.rules import Rule
+from vit_jax.io.extras import needed
 from vit_jax.io.sidecar import About, beside
 from vit_jax.io.tensors import Tensors, open_tensors
 from vit_jax.models import ViT
@@ -78,7 +79,7 @@ def peer(path: pathlib.Path, model: ViT) -> Callable[[np.ndarray], np.ndarray]:
         size = clip_rules.image_size(theirs, family, model.patch, POSITIONS)
         settings = settings or clip_config.image_content(model, size)
         arrays = {name: np.array(leaf.read(), np.float32) for name, leaf in theirs.items() if name != BUFFER}
-    with packages("comparing with transformers"):
+    with needed("comparing with transformers", "torch"):
         import transformers
 
         kind = getattr(transformers, f"{clip_config.FAMILIES[family].title}VisionModel")

@@ -14,9 +14,10 @@ from vit_jax.convert.fields import shape, square
 from vit_jax.convert.format import check_limits
 from vit_jax.convert.hf import processor, vit_config
 from vit_jax.convert.hf.vit_rules import MASK, POOLER, POSITIONS, Layout, layout_of
-from vit_jax.convert.peer import packages, torch_peer, torch_processor
+from vit_jax.convert.peer import torch_peer, torch_processor
 from vit_jax.convert.pretrained import numbered
 from vit_jax.io import atomic
+from vit_jax.io.extras import needed
 from vit_jax.io.sidecar import beside
 from vit_jax.io.tensors import Tensors, open_tensors
 from vit_jax.models import ViT
@@ -53,7 +54,7 @@ def build(path: pathlib.Path, model: ViT) -> Any:
         layout = layout_of(theirs, settings)
         settings = settings or _of(model, theirs, layout)
         arrays = {name: np.array(leaf.read(), np.float32) for name, leaf in theirs.items()}
-    with packages("comparing with transformers"):
+    with needed("comparing with transformers", "torch"):
         import transformers
 
         kind = getattr(transformers, vit_config.class_of(layout))
@@ -69,7 +70,7 @@ def instantiate(
     Raises:
       UserError: it refuses the ``settings`` or the arrays, which are of the file at ``path``.
     """
-    with packages("comparing with transformers"):
+    with needed("comparing with transformers", "torch"):
         import torch
         import transformers
 
@@ -91,7 +92,7 @@ def images(path: pathlib.Path, model: Any) -> Callable[[pathlib.Path], np.ndarra
     about = beside(path)
     if processor.FILE not in about:
         return None
-    with packages("preparing images as transformers does"):
+    with needed("preparing images as transformers does", "torch"):
         import transformers
     with tempfile.TemporaryDirectory() as folder:
         for name in (processor.FILE, vit_config.FILE):

@@ -12,9 +12,10 @@ import numpy as np
 
 from vit_jax.convert.format import check_limits
 from vit_jax.convert.open_clip import config, write
-from vit_jax.convert.peer import packages, torch_peer, torch_processor
+from vit_jax.convert.peer import torch_peer, torch_processor
 from vit_jax.convert.preprocess import Preprocess
 from vit_jax.io import atomic
+from vit_jax.io.extras import needed
 from vit_jax.io.sidecar import beside
 from vit_jax.io.tensors import open_tensors
 from vit_jax.models import TwoTower
@@ -62,7 +63,7 @@ def build(path: pathlib.Path, model: TwoTower) -> Any:
     Raises:
       UserError: see :func:`peer`.
     """
-    with packages("building open_clip's own model"):
+    with needed("building open_clip's own model", "torch"):
         import open_clip
     about = beside(path)
     found = config.Config.of(about)

@@ -14,12 +14,13 @@ import numpy as np
 
 from vit_jax.convert.fields import shape, stride, unsupported
 from vit_jax.convert.format import Codec, Limit, Reading, Writing, check_limits
-from vit_jax.convert.peer import packages, torch_peer, torch_processor
+from vit_jax.convert.peer import torch_peer, torch_processor
 from vit_jax.convert.pretrained import Stored
 from vit_jax.convert.rules import Rule
 from vit_jax.convert.timm.config import CLIP_EPSILON, Config, preprocess, read_config
 from vit_jax.convert.timm.rules import LUMA
 from vit_jax.io import atomic
+from vit_jax.io.extras import needed
 from vit_jax.io.sidecar import About, beside
 from vit_jax.io.tensors import Tensors, open_tensors
 from vit_jax.models import ImageModel
@@ -107,7 +108,7 @@ def codec(
     def processor(path: pathlib.Path, model: Any) -> Callable[[pathlib.Path], np.ndarray] | None:
         if "architecture" not in beside(path).get("config.json", {}):
             return None
-        with packages("preparing images as timm does"):
+        with needed("preparing images as timm does", "torch"):
             from timm.data import create_transform, resolve_model_data_config
         return torch_processor(create_transform(**resolve_model_data_config(build_peer(path, made)), is_training=False))
 
@@ -174,7 +175,7 @@ def build_peer(
     Raises:
       UserError: timm is not installed, or cannot build a model of these tensors.
     """
-    with packages("building timm's own model"):
+    with needed("building timm's own model", "torch"):
         import timm
         import torch
     about = beside(path)

@@ -10,6 +10,7 @@ from vit_jax.config import suggest
 from vit_jax.data.sources import columns
 from vit_jax.data.sources.columns import Named
 from vit_jax.io import jsonfile, text
+from vit_jax.io.extras import needed
 from vit_jax.types import UserError
 
 MAX_ROWS = 2**24
@@ -36,10 +37,8 @@ def open_file(path: str) -> Any:
     Raises:
       UserError: it is no parquet file.
     """
-    try:
+    with needed("a parquet: source", "parquet"):
         import pyarrow.parquet
-    except ImportError:
-        raise UserError("parquet: sources need pyarrow; run: pip install pyarrow") from None
     try:
         return pyarrow.parquet.ParquetFile(path)
     except (OSError, ValueError, MemoryError) as e:  # pyarrow's errors are of these kinds

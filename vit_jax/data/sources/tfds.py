@@ -13,6 +13,7 @@ import numpy as np
 from vit_jax.config import suggest
 from vit_jax.data.sources import splits
 from vit_jax.data.sources.base import Info, Record, Source, as_captions, digest, take_split
+from vit_jax.io.extras import needed
 from vit_jax.types import UserError
 
 CAPTION_KEYS = ("captions", "caption", "text")
@@ -87,7 +88,9 @@ def open_tfds(rest: str, split: str, *, holdout: float | int, seed: int) -> Sour
 
 
 def _builder(place: str) -> Any:
-    import tensorflow_datasets as tfds  # more than half a second
+    with needed("a tfds: source", "tfds"):
+        import array_record.python  # noqa: F401, which tfds misses only once it reads
+        import tensorflow_datasets as tfds  # more than half a second
 
     try:
         with _only_known_features(tfds.features.FeatureConnector):

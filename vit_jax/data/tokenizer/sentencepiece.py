@@ -7,6 +7,7 @@ from typing import Any
 
 from vit_jax.config import lookup
 from vit_jax.data.tokenizer.base import FromFile, content, options, read, well_formed
+from vit_jax.io.extras import needed
 from vit_jax.types import UserError
 
 
@@ -44,10 +45,8 @@ class SentencePiece(FromFile):
 
 
 def _load(data: bytes, what: str = "a tokenizer's state") -> Any:
-    try:
+    with needed("a SentencePiece model", "sentencepiece"):
         import sentencepiece
-    except ModuleNotFoundError as e:
-        raise UserError("SentencePiece models need a package that is not installed; pip install sentencepiece.") from e
     try:
         if not data:
             raise ValueError("0 bytes")
