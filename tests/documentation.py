@@ -24,7 +24,7 @@ from sybil.parsers.markdown import CodeBlockParser
 import vit_jax
 from vit_jax import api, cli, config
 from vit_jax.sharding import make_mesh
-from vit_jax.train import setup, start
+from vit_jax.train import inherit, setup
 from vit_jax.train.config import TrainConfig
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -106,7 +106,7 @@ def small(argv: list[str]) -> list[str]:
     if args.command != "train":
         return argv
     raw = config.load(args.config or args.workdir, [("data.path", "digits"), *args.overrides])
-    changes = shrunk(config.parse(TrainConfig, start.with_model(raw)))
+    changes = shrunk(config.parse(TrainConfig, inherit.resolved(raw)))
     if args.config is None:  # it is short as it is
         return argv
     return [*argv, *(f"--config.{key}={value}" for key, value in changes.items())]
@@ -172,7 +172,7 @@ def shorten(patch: pytest.MonkeyPatch) -> None:
         raw = config.change(raw, (changes or {}).items())
         if WHOLE:
             return real(raw, workdir, hooks)
-        return real(raw, workdir, hooks, changes=shrunk(config.parse(TrainConfig, start.with_model(raw))))
+        return real(raw, workdir, hooks, changes=shrunk(config.parse(TrainConfig, inherit.resolved(raw))))
 
     patch.setattr(vit_jax, "train", train)
 

@@ -81,7 +81,7 @@ def shrink(raw):
 
 
 def test_they_are_found():
-    assert {"digits", "finetune", "clip", "siglip", "lit", "cloob", "coca"} <= {p.stem for p in FILES}
+    assert {"digits", "finetune", "finetune_clip", "clip", "siglip", "lit", "cloob", "coca"} <= {p.stem for p in FILES}
 
 
 @pytest.mark.parametrize(("path", "arg"), CASES, ids=lambda x: getattr(x, "stem", x) or "plain")

@@ -40,7 +40,8 @@ def test_every_command_is_accepted(page, monkeypatch):
             if args.command in ("train", "config") and args.config:
                 stored = re.match(r"runs/|.+\.json$", args.config)
                 named = [pair for pair in args.overrides if pair != ("model", "init")]  # weights that are not here
-                raw = config.load("digits" if stored else args.config.replace(":init", ""), named)
+                recipe = {"finetune_clip": "clip"}.get(args.config, args.config.replace(":init", ""))
+                raw = config.load("digits" if stored else recipe, named)
                 config.parse(TrainConfig, {**raw, "data": {"path": "", **raw["data"]}})
 
 

@@ -39,7 +39,7 @@ from vit_jax.models import describe
 from vit_jax.predict import BATCH, Images, ImageText, Predictor, Row, expand, of
 from vit_jax.predict import load as load_predictor
 from vit_jax.score import score, weights
-from vit_jax.train import loop, setup, start, workdir
+from vit_jax.train import inherit, loop, setup, start, workdir
 from vit_jax.train.config import TrainConfig
 from vit_jax.train.loop import Hook, Result
 from vit_jax.types import UsageError, UserError
@@ -286,10 +286,11 @@ def evaluate(
     if isinstance(run, Result):
         if checkpoint is not None:
             raise UsageError("a result holds its own state; to evaluate a checkpoint name the run's workdir.")
-        built = setup.build(_parsed(run.config, changes)) if changes else run.setup
+        built = setup.build(inherit.with_tokenizer(_parsed(run.config, changes))) if changes else run.setup
         return built.evaluate(run.state.eval_params)
     path = workdir.place(run)
-    config, place = _parsed(workdir.load(path), changes), os.fspath(checkpoint or path)
+    place = os.fspath(checkpoint or path)
+    config = inherit.with_tokenizer(_parsed(workdir.load(path), changes), place)
     built = setup.build(config, train=start.training_data(config, place))
     params, folder = start.eval_params(built, place)
     report = dataclasses.replace(built.evaluate(params), checkpoint=str(folder))

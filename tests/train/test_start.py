@@ -11,7 +11,6 @@ from PIL import Image
 
 from vit_jax import models, sharding
 from vit_jax.checkpoint import Checkpoints
-from vit_jax.config import parse
 from vit_jax.convert import write
 from vit_jax.convert.preprocess import Preprocess
 from vit_jax.convert.pretrained import Stored
@@ -20,9 +19,8 @@ from vit_jax.layers.embed import resize_patches, resize_positions
 from vit_jax.models import describe
 from vit_jax.train import loop, start
 from vit_jax.train.adapt import PATCHES
-from vit_jax.train.config import TrainConfig
 from vit_jax.trees import nested
-from vit_jax.types import UsageError, UserError
+from vit_jax.types import UserError
 
 
 def test_items_and_back(tiny, one_device):
@@ -167,43 +165,6 @@ def weights(tmp_path_factory):
         paths[to] = root / (f"{to}.npz" if "npz" in to or "vision" in to else to)
         write.save(pretrained, paths[to], to)
     return paths, params
-
-
-@pytest.mark.parametrize("fmt", ["timm", "vit_jax"])
-def test_the_model_of_the_weights(fmt, weights, tiny, one_device, workdir):
-    """It is named nowhere; the head fits the data, and fields that are given come on top."""
-    raw = tiny(model=None, augment={"size": 12}, data={"path": "fake:64x12x4", "canvas": 12}, init=str(weights[0][fmt]))
-    for name in ({"name": "init", "dtype": "bfloat16"}, "init(dtype='bfloat16')"):
-        found = start.with_model({**raw, "model": name})
-        model = parse(TrainConfig, found).model
-        assert model == MODEL.clone(activation="gelu_tanh", dtype="bfloat16", num_classes=model.num_classes)
-        assert start.with_model(found) is found
-    how = start.start(one_device(found), workdir)[1]
-    assert "head/kernel is new (64x5 there)" in how and "its model has" not in how
-
-
-def test_the_encoder_of_an_image_text_model(tmp_path, tiny):
-    tower = {"width": 16, "depth": 1, "heads": 2, "mlp_dim": 32}
-    image, text = {"name": "vit", "patch": 4, "num_classes": 0, **tower}, {"vocab_size": 259, "length": 8, **tower}
-    model = models.create("two_tower", image_tower=image, text_tower=text, embed_dim=16)
-    params = {p: Tensor.of(np.zeros(s, np.float32)) for p, s in describe.shapes(model, 8).items()}
-    write.save(Stored(model, params, Preprocess(8)), tmp_path / "clip", "vit_jax")
-    raw = tiny(model=None, init=str(tmp_path / "clip")) | {"model": "init"}
-    assert parse(TrainConfig, start.with_model(raw)).model.clone(num_classes=0) == model.image_tower
-    both = start.with_model({**raw, "data": {**raw["data"], "text": {"tokenizer": "bytes"}}})
-    assert parse(TrainConfig, both).model == model
-    fields = {"name": "init", "image_tower": {"dtype": "bfloat16"}}
-    half = parse(TrainConfig, start.with_model({**raw, "model": fields, "data": both["data"]})).model
-    assert half == model.clone(image_tower=model.image_tower.clone(dtype="bfloat16"))
-
-
-def test_no_model_of_weights(weights, tiny):
-    raw = tiny() | {"model": "init"}
-    with pytest.raises(UsageError, match=r"the weights that are named by --config\.init=PLACE; give that"):
-        start.with_model(raw)
-    texts = {**raw, "init": str(weights[0]["timm"]), "data": {**raw["data"], "text": {"tokenizer": "bytes"}}}
-    with pytest.raises(UserError, match=r"is a model of images alone, and data\.text asks for one of texts"):
-        start.with_model(texts)
 
 
 @pytest.mark.parametrize("fmt", [*FORMATS, "vit_jax"])

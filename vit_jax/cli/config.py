@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     from vit_jax import config, configfile
     from vit_jax.cli import output
     from vit_jax.report.keys import keys
-    from vit_jax.train import start, workdir
+    from vit_jax.train import inherit, workdir
     from vit_jax.train.config import TrainConfig
 
     if args.config is None:
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     raw = config.load(args.config, args.overrides)
     if isinstance(data := raw.get("data", {}), dict):
         raw["data"] = {"path": "", **data}  # which a recipe may leave to the command line
-    found = config.parse(TrainConfig, start.with_model(raw))
+    found = config.parse(TrainConfig, inherit.resolved(raw))
     if args.json != "-":
         rows = [(" *"[not k.default] + k.name, k.value, k.kind.replace("`", ""), k.about) for k in keys(found)]
         widths = [min(40, max(len(row[i]) for row in rows)) for i in range(3)]

@@ -26,13 +26,13 @@ def run(args: argparse.Namespace) -> int:
     """Trains."""
     import vit_jax as vj
     from vit_jax import config
-    from vit_jax.train import loop, setup, start
+    from vit_jax.train import inherit, loop, setup, start
     from vit_jax.train.config import TrainConfig
     from vit_jax.train.progress import say, table
 
     raw = config.load(args.config or _stored(args.workdir), args.overrides)
     if args.dry_run:
-        parsed = config.parse(TrainConfig, start.with_model(raw))
+        parsed = inherit.with_tokenizer(config.parse(TrainConfig, inherit.resolved(raw)), args.workdir)
         start.look(parsed)
         for logger in parsed.loggers:
             logger.check()

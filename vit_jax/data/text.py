@@ -70,14 +70,15 @@ class TextConfig(Checked):
 
     Attributes:
       tokenizer: ``"bytes"``, ``"clip"``, ``"clip:PATH"``, ``"json:PATH"`` or ``"sentencepiece:PATH"``, see
-        :func:`vit_jax.data.tokenizer.open_tokenizer`.
+        :func:`vit_jax.data.tokenizer.open_tokenizer`; ``"init"``, that of the weights which ``init`` names; or from
+        Python a tokenizer.
       length: context length: tokens of a caption, start and end included; longer captions are cut, keeping the end.
       choose: which of an image's captions trains: a ``"random"`` one each time (LaCLIP, Fan et al. 2023), or the
         ``"first"``.
       templates: makes captions of class names: a row of :data:`vit_jax.data.prompts.TEMPLATES`, or a file.
     """
 
-    tokenizer: str = "bytes"
+    tokenizer: str | Tokenizer = "bytes"
     length: Length = 77
     choose: Literal["random", "first"] = "random"
     templates: str | None = None
@@ -91,7 +92,8 @@ class TextConfig(Checked):
 
     def encoder(self) -> TextCodec:
         """Opens the tokenizer."""
-        return TextCodec(open_tokenizer(self.tokenizer), self.length)
+        t = self.tokenizer
+        return TextCodec(open_tokenizer(t) if isinstance(t, str) else t, self.length)
 
 
 def to_meta(encoder: TextCodec) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class TrainConfig(Checked):
       data: which examples are read, and how the host prepares them.
       augment: what happens to images on the device.
       optim: how parameters are updated.
-      objective: row of ``OBJECTIVES``: what is minimised.
+      objective: row of ``OBJECTIVES``: what is minimised; or ``init``, as the weights were trained.
       evaluators: rows of ``EVALUATORS``, run on the validation split.
       duration: length of training.
       batch_size: examples per optimizer step, over all devices and hosts.

@@ -27,7 +27,7 @@ from vit_jax.io import atomic
 from vit_jax.metrics import FILE, MetricsWriter, read
 from vit_jax.models import cost
 from vit_jax.report import plots
-from vit_jax.train import inputs, start, workdir
+from vit_jax.train import inherit, inputs, start, workdir
 from vit_jax.train.config import TrainConfig
 from vit_jax.train.patience import Patience
 from vit_jax.train.progress import Progress, say, table
@@ -100,13 +100,13 @@ def run(raw: Mapping[str, Any], folder: str | os.PathLike[str], hooks: Sequence[
 
 
 def _run(raw: Mapping[str, Any], path: pathlib.Path, hooks: Sequence[Hook]) -> Result:
-    raw = start.with_model(raw)
+    raw = inherit.resolved(raw)
     config = parse(TrainConfig, raw)
     workdir.check(path, raw, tuple(resumable_keys(config)))
     stored = workdir.complete(config)  # what a default is may change from version to version
     for logger in config.loggers if not jax.process_index() else ():
         logger.check()
-    setup = build(config)
+    setup = build(inherit.with_tokenizer(config, path))
     state, origin = start.start(setup, path)
     workdir.claim(path, stored)
     for note in setup.notes:

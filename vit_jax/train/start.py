@@ -15,7 +15,6 @@ import numpy as np
 
 from vit_jax import checkpoint, models, sharding
 from vit_jax.compress.restructure import linear_maps, restructure, specs
-from vit_jax.config import spec_fields
 from vit_jax.convert import Stored, run_folder
 from vit_jax.convert.read import format_of, load
 from vit_jax.convert.zoo import place_of
@@ -30,7 +29,7 @@ from vit_jax.train.progress import noted
 from vit_jax.train.setup import Setup
 from vit_jax.train.state import TrainState
 from vit_jax.trees import fields, flat, nested, unflat
-from vit_jax.types import Params, UsageError, UserError
+from vit_jax.types import Params, UserError
 
 log = logging.getLogger(__name__)
 
@@ -103,37 +102,6 @@ def _check_room(setup: Setup) -> None:
         )
 
 
-def with_model(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """``raw``, where it says ``model=init`` with the model of the weights that ``init`` names.
-
-    Fields beside the name come on top. Without ``data.text`` it is the image encoder of an image-text model.
-
-    Raises:
-      UserError: there is no ``init``, or it cannot be read, or is of a model of another kind than the data asks for.
-    """
-    given = raw.get("model")
-    if isinstance(given, str) and given.startswith(f"{INIT}("):
-        given = spec_fields(given, {INIT: models.NAMES["vit"]}, "config.model")
-    given = {"name": given} if isinstance(given, str) else given
-    if not isinstance(given, Mapping) or given.get("name") != INIT:
-        return raw
-    if not isinstance(raw.get("init"), str):
-        raise UsageError(
-            "model=init is the model of the weights that are named by --config.init=PLACE; give that, too."
-        )
-    with load(raw["init"]) as found:
-        model, data = found.model, raw.get("data")
-        texts = data.get("text") if isinstance(data, Mapping) else None
-        if texts and not model.ENCODER:
-            raise UserError(f"{found.source} is a model of images alone, and data.text asks for one of texts, too.")
-        if model.ENCODER and not texts:
-            model = getattr(model, model.ENCODER)
-        for note in dict.fromkeys(found.assumed.values()):
-            log.warning("%s: %s", found.source, note)
-    own = {k: v for k, v in describe.describe(model).items() if k != "num_classes"}
-    return {**raw, "model": describe.over(own, {k: v for k, v in given.items() if k != "name"}) | {"name": own["name"]}}
-
-
 def look(config: TrainConfig) -> None:
     """Looks whether what a run starts from is there: opened, not read in full; of the hub the name alone.
 
@@ -148,8 +116,6 @@ def look(config: TrainConfig) -> None:
         format_of(place)
 
 
-INIT = "init"
-"""In place of a model's name: as the weights of ``init`` are."""
 TAIL = 0.1
 """Of the peak learning rate: a run that goes on with less hardly learns."""
 NUMERICS = ("activation", "norm_epsilon", "stem_numerics", "positions", "cls_mask", "heads")

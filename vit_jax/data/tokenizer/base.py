@@ -9,7 +9,7 @@ import json
 import pathlib
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 from vit_jax.config import lookup
 from vit_jax.data.tokenizer.clean import CLEAN
@@ -22,6 +22,7 @@ MAX_BYTES = 2**26
 State = dict[str, Any]
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """Text to token ids and back. Immutable, thread-safe, picklable; equal if their fingerprints are.
 
