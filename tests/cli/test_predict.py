@@ -101,10 +101,14 @@ def test_a_table_with_labels(run, tmp_path, capsys):
     assert [row["path"] for row in rows] == sorted(str(p) for p in run.images.rglob("*.png"))
     assert {row["label"] for row in rows} == {"ant", "bee", "cat"} and len(rows) == 30
     assert all(f"/{row['label']}/" in row["path"] for row in rows)
-    assert f"{rows[0]['path']}: {rows[0]['class_1']} " in capsys.readouterr().out
+    right = sum(row["class_1"] == row["label"] for row in rows)
+    said = f"30 rows in {tmp_path / 't.csv'}; {right} of 30 name their label first\n"
+    assert capsys.readouterr().out == said  # a table is not printed, too
     (tmp_path / "torn.png").write_bytes(b"no image")
     paths = [str(tmp_path / "torn.png"), str(run.images / "ant/0.png")]
     assert main([*argv, *paths, "--table", str(tmp_path / "t.parquet")]) == 1
+    unreadable, counted = capsys.readouterr().out.splitlines()
+    assert unreadable.startswith(f"{paths[0]}: ") and counted == f"2 rows in {tmp_path / 't.parquet'}"
     torn, whole = pyarrow.parquet.read_table(tmp_path / "t.parquet").to_pylist()
     assert torn["class_1"] is None and "torn.png" in torn["error"] and whole["error"] is None
     assert [*whole] == ["path", "class_1", "probability_1", "class_2", "probability_2", "error"]

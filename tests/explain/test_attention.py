@@ -54,6 +54,24 @@ def test_heatmap_leaves_out_the_prefix(rng):
     np.testing.assert_allclose(picture[1], weights[1, 1:].reshape(2, 3) / weights[1, 1:].max(), rtol=1e-6)
 
 
+@pytest.mark.parametrize("pool", ["cls", "gap"])
+def test_a_picture_is_bright_where_the_output_comes_from(pool, tmp_path, monkeypatch):
+    """Attention that is uniform but for one patch, which all tokens look at in every layer."""
+    model, params, images = make(heads=2, pool=pool, registers=1)
+    prefix = 1 + (pool == "cls")
+    maps = np.full((3, 2, 2, 6 + prefix, 6 + prefix), 0.01, np.float32)
+    maps[..., prefix + 4] = 1 - 0.01 * (5 + prefix)  # the second of three in the second row
+    monkeypatch.setattr(explain.attention, "attention_maps", lambda *_: maps)
+    drawn = {}
+    monkeypatch.setattr(explain.attention.plots, "contact_sheet", lambda sections, path: drawn.update(sections))
+    explain.draw(model, params, images, tmp_path / "x.png", ["a", "b"])
+    (seen, names), (looked, _) = drawn.values()
+    assert names == ["a", "b"] and seen.shape == looked.shape == (2, 8, 12, 3)
+    light = looked.sum((0, 3)) / seen.sum((0, 3))
+    assert light.argmax() in {y * 12 + x for y in range(4, 8) for x in range(4, 8)}
+    assert light.max() > 4 * light[0, 0]
+
+
 def test_a_mixer_has_none():
     model, params, images = make("mixer", token_dim=8)
     with pytest.raises(UserError, match="Mixer has no attention"):

@@ -200,10 +200,10 @@ def test_contact_sheet(tmp_path: pathlib.Path, drawn: list[Any], rng: np.random.
 
 
 def test_pictures_of_one_colour_or_nan_can_be_shown() -> None:
-    assert (plots._displayable(np.full((2, 3, 3, 3), 7.0)) == 0).all()
+    assert (plots.displayable(np.full((2, 3, 3, 3), 7.0)) == 0).all()
     broken = np.full((1, 2, 2, 3), np.nan)
     broken[0, 0, 0] = 1
-    np.testing.assert_array_equal(plots._displayable(broken)[0, :, :, 0], [[1, 0], [0, 0]])
+    np.testing.assert_array_equal(plots.displayable(broken)[0, :, :, 0], [[1, 0], [0, 0]])
 
 
 def test_importing_costs_no_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,7 +68,7 @@ def test_many_changes_are_no_command(tmp_path):
     workdir.claim(tmp_path, {**RAW, "init": "x"})
     with pytest.raises(UsageError) as e:
         workdir.check(tmp_path, {**RAW, "init": "x", **{f"key{i}": i for i in range(5)}}, FREE)
-    command = f"vit_jax train --config {tmp_path} --config.init=None --config.init={tmp_path} --workdir NEW with those"
+    command = f"vit_jax train --config {tmp_path} --config.init={tmp_path} --workdir NEW with those"
     assert command in str(e.value)
 
 

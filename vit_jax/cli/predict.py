@@ -50,11 +50,23 @@ def run(args: argparse.Namespace) -> int:
     rows = vj.predict(options.place(args), args.paths, **asked)
     if args.json != "-":
         for row in rows:
-            print(f"{row['path']}: {_line(row)}")
+            if not args.table or "error" in row:
+                print(f"{row['path']}: {_line(row)}")
     output.write(args.json, rows)
     if args.table:
         output.table(args.table, [_columns(row) for row in rows])
+        if args.json != "-":
+            print(f"{len(rows):,} rows in {args.table}{_right(rows)}")
     return int(any("error" in row for row in rows))
+
+
+def _right(rows: list[dict[str, Any]]) -> str:
+    """How many of the rows with a label name that class first."""
+    best = [
+        (row["predictions"][0].get("class"), row["label"]) for row in rows if row.keys() >= {"label", "predictions"}
+    ]
+    right = [name == label for name, label in best if name is not None]
+    return f"; {sum(right):,} of {len(right):,} name their label first" if right else ""
 
 
 def _columns(row: dict[str, Any]) -> dict[str, Any]:

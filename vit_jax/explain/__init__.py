@@ -1,5 +1,5 @@
 """What a model looks at."""
 
-from vit_jax.explain.attention import attention_maps, by_block, heatmap, rollout
+from vit_jax.explain.attention import attention_maps, by_block, draw, heatmap, rollout
 
-__all__ = ["attention_maps", "by_block", "heatmap", "rollout"]
+__all__ = ["attention_maps", "by_block", "draw", "heatmap", "rollout"]

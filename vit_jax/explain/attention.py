@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict
 
 from vit_jax.models.roles import LAYER
+from vit_jax.report import plots
 from vit_jax.types import Array, Params, UserError
+
+DARK = 0.12
+"""Brightness of what a model does not look at."""
 
 
 def by_block(collection: dict[str, Any]) -> list[Any]:
@@ -64,3 +71,33 @@ def heatmap(weights: Array, grid: tuple[int, int], prefix: int = 0) -> jax.Array
     """Token weights as a picture: float[B,N] -> float32[B,h,w], the ``prefix`` tokens left out, the largest value 1."""
     picture = jnp.asarray(weights, jnp.float32)[:, prefix : prefix + grid[0] * grid[1]].reshape(-1, *grid)
     return picture / jnp.max(picture, axis=(1, 2), keepdims=True)
+
+
+def draw(
+    model: Any, params: Params, images: Array, path: str | os.PathLike[str], texts: Sequence[object] | None = None
+) -> None:
+    """Writes a picture of images, and below it of what reaches the output by attention: the brighter, the more.
+
+    Brightness rises with the share of a patch, from :data:`DARK` to that of the image for the largest 2 %.
+
+    Args:
+      model: a ViT.
+      params: its parameters.
+      images: float32[B,H,W,3], normalised as in training.
+      path: the file to write.
+      texts: what each image is called.
+
+    Raises:
+      UserError: see :func:`attention_maps`.
+    """
+    maps = attention_maps(model, params, images)
+    _, grid = model.apply({"params": params}, images, False, method="embed")
+    reach = rollout(maps)
+    reach = reach[:, 0] if model.pool == "cls" else reach.mean(1)
+    heat = heatmap(reach, grid, maps.shape[-1] - grid[0] * grid[1])
+    seen = plots.displayable(np.asarray(images))
+    bright = jnp.minimum(heat / jnp.percentile(heat, 98, axis=(1, 2), keepdims=True), 1)
+    light = np.asarray(jax.image.resize(DARK + (1 - DARK) * bright, seen.shape[:3], "bilinear"))[..., None]
+    called = [str(text) for text in texts or [""] * len(seen)]
+    sections = {"what the model sees": (seen, called), "what it looks at": (seen * light, called)}
+    plots.contact_sheet(sections, path)

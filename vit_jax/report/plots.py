@@ -233,7 +233,7 @@ def retrieval(rows: Sequence[tuple[str, float, np.ndarray, Sequence[tuple[np.nda
     """
     columns = max(len(found) for *_, found in rows)
     pictures = np.stack([x for *_, own, found in rows for x in (own, *(image for image, _ in found))])
-    shown = iter(_displayable(pictures))
+    shown = iter(displayable(pictures))
     figure = _figure(3.0 + 1.25 * (columns + 1), 0.6 + 1.35 * len(rows))
     axes = figure.subplots(len(rows), columns + 2, squeeze=False, width_ratios=(2.2, *[1] * (columns + 1)))
     heads = ("caption", "its image", *(f"found {i}" for i in range(1, columns + 1)))
@@ -258,8 +258,9 @@ def contact_sheet(sections: Mapping[str, tuple[np.ndarray, Sequence[str]]], path
     Args:
       sections: title -> images float[N,H,W,3] in [0, 1] or uint8, and a text for each; N > 0.
       path: the file to write.
-      columns: images side by side.
+      columns: images side by side, where there are as many.
     """
+    columns = min(columns, max([4, *(len(texts) for _, texts in sections.values())]))  # a title takes four
     wide, high = 1.12, 1.42  # a cell around an image of side 1
     rows = [-(-len(texts) // columns) for _, texts in sections.values()]
     figure = _figure(1.25 * wide * columns, 1.25 * high * sum(rows) + 0.45 * len(rows))
@@ -316,10 +317,10 @@ def activity(shares: Mapping[str, float], path: Path) -> None:
 
 def mistakes(images: np.ndarray, texts: Sequence[str], path: Path) -> None:
     """Contact sheet of images float[N,H,W,3], normalised in any way, with what each was taken for."""
-    contact_sheet({"The most confident mistakes": (_displayable(images), texts)}, path)
+    contact_sheet({"The most confident mistakes": (displayable(images), texts)}, path)
 
 
-def _displayable(images: np.ndarray) -> np.ndarray:
+def displayable(images: np.ndarray) -> np.ndarray:
     """float[N,H,W,3] -> float32 in [0, 1], each channel scaled by its range over all images; NaN is black."""
     images = np.nan_to_num(np.asarray(images, np.float32))
     low, high = images.min((0, 1, 2)), images.max((0, 1, 2))

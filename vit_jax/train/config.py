@@ -82,4 +82,7 @@ class TrainConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.init and self.resume_from:
-            raise UserError("init and resume_from exclude each other; init takes parameters, resume_from a whole run.")
+            raise UserError(
+                "init and resume_from exclude each other; init takes parameters, resume_from a whole run: take out one "
+                "with --config.init=None or --config.resume_from=None."
+            )

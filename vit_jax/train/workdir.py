@@ -193,11 +193,11 @@ def _onward(workdir: pathlib.Path, old: Mapping[str, Any], changes: list[Change]
     command = ["vit_jax", "train", "--config", str(workdir), *(words if short else [])]
     drop = [f"--config.{key}=None" for key in ("init", "resume_from") if old.get(key)]
     more = "" if short else " with those changes"
-    init = shlex.join([*command, *drop, f"--config.init={workdir}"])
+    init = shlex.join([*command, *(d for d in drop if "init" not in d), f"--config.init={workdir}"])
+    resume = shlex.join([*(d for d in drop if "init" in d), f"--config.resume_from={workdir}"])
     return (
-        f"{init} --workdir NEW{more} takes its parameters and starts the schedule anew, "
-        f"--config.resume_from={shlex.quote(str(workdir))} in place of --config.init keeps optimizer and step, at "
-        "which the new schedule goes on"
+        f"{init} --workdir NEW{more} takes its parameters and starts the schedule anew, {resume} in place of "
+        "--config.init keeps optimizer and step, at which the new schedule goes on"
     )
 
 
