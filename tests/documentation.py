@@ -47,6 +47,10 @@ BENCH = {
 """What makes a benchmark short."""
 
 
+STEPS = {ROOT / "docs" / "journeys" / "images.md": 16}
+"""Page -> steps of its runs, of which it shows curves; those of other pages take two and draw nothing."""
+
+
 class FileParser(CodeBlockParser):
     """Blocks with a title, the name of the file that they are."""
 
@@ -96,8 +100,8 @@ def wanted() -> list[list[str]]:
     return [shlex.split(command) for command in re.findall(r"\| `(vit_jax .+)` \|$", table, re.MULTILINE)]
 
 
-def small(argv: list[str]) -> list[str]:
-    """A ``vit_jax`` command line with the arguments that make it short."""
+def small(argv: list[str], page: pathlib.Path | None = None) -> list[str]:
+    """A ``vit_jax`` command line of a page with the arguments that make it short."""
     args = cli.parse(argv)
     if WHOLE:
         return argv
@@ -106,17 +110,17 @@ def small(argv: list[str]) -> list[str]:
     if args.command != "train":
         return argv
     raw = config.load(args.config or args.workdir, [("data.path", "digits"), *args.overrides])
-    changes = shrunk(config.parse(TrainConfig, inherit.resolved(raw)))
+    changes = shrunk(config.parse(TrainConfig, inherit.resolved(raw)), page)
     if args.config is None:  # it is short as it is
         return argv
     return [*argv, *(f"--config.{key}={value}" for key, value in changes.items())]
 
 
-def shrunk(c: TrainConfig) -> dict[str, Any]:
-    """Keys that make a run short and its model small."""
-    side = min(32, c.augment.size)
-    duration = "4 steps" if c.resume_from else "2 steps"
-    out: dict[str, Any] = {"duration": duration, "eval_every": "2 steps", "batch_size": 8, "plots": False}
+def shrunk(c: TrainConfig, page: pathlib.Path | None = None) -> dict[str, Any]:
+    """Keys that make a run of a page short and its model small."""
+    side, steps = min(32, c.augment.size), STEPS.get(page or ROOT, 2)
+    length, every = f"{steps + 2 * bool(c.resume_from)} steps", f"{max(2, steps // 4)} steps"
+    out: dict[str, Any] = {"duration": length, "eval_every": every, "batch_size": 8, "plots": page in STEPS}
     out |= {"augment.size": side, "data.canvas": min(side, c.data.canvas), "eval_batch_size": 64, "optim.warmup": 0}
     towers = [f"model.{part}." for part in ("image_tower", "text_tower", "decoder") if hasattr(c.model, part)]
     for tower in towers or ["model."]:
@@ -128,8 +132,8 @@ def shrunk(c: TrainConfig) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def working(folder: pathlib.Path) -> Iterator[None]:
-    """In ``folder``, which holds what the pages take for granted, under JAX's usual promotion."""
+def working(folder: pathlib.Path, page: pathlib.Path | None = None) -> Iterator[None]:
+    """For a page in ``folder``, which holds what the pages take for granted, under JAX's usual promotion."""
     fill(folder)
     with (
         pytest.MonkeyPatch.context() as patch,
@@ -137,7 +141,7 @@ def working(folder: pathlib.Path) -> Iterator[None]:
         jax.numpy_rank_promotion("allow"),
     ):
         patch.chdir(folder)
-        shorten(patch)
+        shorten(patch, page)
         yield
 
 
@@ -157,7 +161,7 @@ def fill(folder: pathlib.Path) -> None:
         Image.open(path).save(folder / name)
 
 
-def shorten(patch: pytest.MonkeyPatch) -> None:
+def shorten(patch: pytest.MonkeyPatch, page: pathlib.Path | None = None) -> None:
     """Runs take one device unless their mesh asks for more, and those started from Python are short, too."""
 
     def few(mesh: Any, devices: Any = None) -> Any:
@@ -172,7 +176,7 @@ def shorten(patch: pytest.MonkeyPatch) -> None:
         raw = config.change(raw, (changes or {}).items())
         if WHOLE:
             return real(raw, workdir, hooks)
-        return real(raw, workdir, hooks, changes=shrunk(config.parse(TrainConfig, inherit.resolved(raw))))
+        return real(raw, workdir, hooks, changes=shrunk(config.parse(TrainConfig, inherit.resolved(raw)), page))
 
     patch.setattr(vit_jax, "train", train)
 
@@ -199,7 +203,7 @@ def run(page: pathlib.Path, place: pathlib.Path, section: str | None = None) -> 
             return
         for words in commands(example.parsed):
             if words[0] == "vit_jax":
-                assert cli.main(small(words[1:])) == 0, f"{page.name}, line {example.line}: {shlex.join(words)}"
+                assert cli.main(small(words[1:], page)) == 0, f"{page.name}, line {example.line}: {shlex.join(words)}"
 
     there = place / page.name
     there.write_text(re.sub(r"(?<![\w/])/(?=(my|other)/)", f"{place}/", page.read_text(encoding="utf-8")))

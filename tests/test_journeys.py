@@ -5,11 +5,16 @@ A page of ``docs/journeys`` has a function here, which looks at the folder that 
 
 from __future__ import annotations
 
+import csv
+import json
+import math
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+import vit_jax as vj
 from tests import documentation
 
 
@@ -17,7 +22,8 @@ from tests import documentation
 def journey(request, tmp_path_factory) -> tuple[str, pathlib.Path]:
     """A page's name and the folder in which all of it was run."""
     place = tmp_path_factory.mktemp(request.param.stem)
-    with documentation.working(place):
+    with documentation.working(place, request.param):
+        BEFORE.get(request.param.stem, lambda _: None)(place)
         documentation.run(request.param, place)
     return request.param.stem, place
 
@@ -27,7 +33,41 @@ def test_a_journey_ends_where_it_says(journey):
     CHECKS[page](place)
 
 
-CHECKS: dict[str, Callable[[pathlib.Path], None]] = {}
+def timm_file(place: pathlib.Path) -> None:
+    """``vit_tiny.safetensors``, as timm saves the weights of a ViT, small as the runs of the pages are."""
+    fields = {k: v for k, v in documentation.SIZES.items() if k != "token_dim"}
+    vj.convert(vj.create("vit_ti16", size=32, num_classes=7, **fields), place / "vit_tiny.safetensors", to="timm")
+
+
+def images(place: pathlib.Path) -> None:
+    mine = place / "runs" / "mine"
+    for run in ("mine", "slower", "longer"):
+        assert {f"{name}.png" for name in ("inputs", "curves", "confusion", "mistakes", "reliability")} <= {
+            p.name for p in (place / "runs" / run).iterdir()
+        }
+    rows = metrics(mine)
+    assert len([row for row in rows if "train/loss" in row]) >= 15 and "val/accuracy" in rows[-1]
+    with open(place / "predictions.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    files = sorted((place / "my" / "images").rglob("*.png"))
+    assert [(row["path"], row["label"]) for row in table] == [(str(p), p.parent.name) for p in files]
+    slower, longer = metrics(place / "runs" / "slower"), metrics(place / "runs" / "longer")
+    assert [row["step"] for row in slower] == [row["step"] for row in rows]  # from the beginning, at the new rate
+    assert max(row.get("train/lr", 0) for row in slower) == pytest.approx(1e-4)
+    first = longer[0]
+    assert (first["step"], first["train/lr"]) == (17, pytest.approx(1e-4 * (1 + math.cos(math.pi * 16 / 18)) / 2))
+    assert {p.name for p in place.glob("*.png")} >= {"preview.png", "attention.png"}
+
+
+def metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """The rows of a run's log."""
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+BEFORE: dict[str, Callable[[pathlib.Path], None]] = {"images": timm_file}
+"""Page -> what its reader has besides."""
+
+CHECKS: dict[str, Callable[[pathlib.Path], None]] = {"images": images}
 """Page -> what has to be there afterwards."""
 
 

@@ -267,6 +267,7 @@ def contact_sheet(sections: Mapping[str, tuple[np.ndarray, Sequence[str]]], path
     axes = figure.subplots(len(rows), 1, squeeze=False, height_ratios=rows)[:, 0]
     for ax, (title, (images, texts)), n in zip(axes, sections.items(), rows, strict=True):
         ax.set_title(title, loc="left", fontsize=11.5, color=INK, fontweight="bold", parse_math=False)
+        images = images if images.dtype == np.uint8 else np.clip(images, 0, 1)  # resampling overshoots by a rounding
         for i, (image, text) in enumerate(zip(images, texts, strict=True)):
             top, left = high * (i // columns), wide * (i % columns)
             how = "antialiased" if len(image) > 64 else "nearest"  # of a small image every pixel is to be seen
