@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from vit_jax.data.sources import open_source as open_source
     from vit_jax.evals.base import Report as Report
     from vit_jax.export.base import Exported as Exported
+    from vit_jax.publish.push import Pushed as Pushed
+    from vit_jax.publish.push import push as push
     from vit_jax.train.loop import Result as Result
     from vit_jax.types import UsageError as UsageError
     from vit_jax.types import UserError as UserError
@@ -48,6 +50,7 @@ HOMES = {
     "data.sources": "Source open_source",
     "evals.base": "Report",
     "export.base": "Exported",
+    "publish.push": "push Pushed",
     "train.loop": "Result",
     "types": "UsageError UserError",
 }

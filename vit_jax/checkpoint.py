@@ -405,7 +405,7 @@ def best(path: str | pathlib.Path) -> pathlib.Path:
     """
     there = find(path)
     metric = str((read_item(there[0], "meta").get("config") or {}).get("best", BEST))
-    found = {folder: _metrics(folder).get(metric) for folder in there}
+    found = {folder: metrics_of(folder).get(metric) for folder in there}
     values = {k: v for k, v in found.items() if isinstance(v, int | float) and math.isfinite(v)}
     if not values:
         raise UserError(
@@ -415,7 +415,7 @@ def best(path: str | pathlib.Path) -> pathlib.Path:
     return max(values, key=lambda folder: sign(metric) * values[folder])
 
 
-def _metrics(folder: pathlib.Path) -> Mapping[str, Any]:
+def metrics_of(folder: pathlib.Path) -> Mapping[str, Any]:
     """What a checkpoint was evaluated with; {} where it was not, or where that is damaged."""
     try:
         found = jsonfile.read(folder / "metrics" / "metrics")

@@ -2,15 +2,14 @@
 
 import contextlib
 import hashlib
-import http.server
 import json
 import pathlib
 import threading
-import urllib.parse
 
 import numpy as np
 import pytest
 
+from tests.hub_server import commit_of, serving
 from vit_jax.io import hub as hub_module
 from vit_jax.io.hub import choose
 from vit_jax.io.remote import fetch
@@ -18,131 +17,12 @@ from vit_jax.io.tensors import Tensor, open_tensors, write_safetensors
 from vit_jax.types import UserError
 
 REPO = "org/vit"
-LARGE = (".safetensors", ".npz", ".bin")
-
-
-class Hub:
-    """Repositories as ``{repo: {revision: {file: content}}}``, and what is wrong with them."""
-
-    def __init__(self):
-        self.repos = {}
-        self.requests = []
-        self.status = {}  # part of a path -> HTTP status of every answer
-        self.headers = {}  # part of a path -> headers that replace the true ones
-        self.wrong = set()  # names of files that are not what they should be
-        self.drops = {}  # name -> how many answers break off halfway
-        self.url = self.cdn = ""
-
-    def answer(self, method, path):
-        """(status, headers, body, name of the file) of a request."""
-        self.requests.append((method, path))
-        path = path.partition("?")[0]
-        for part, status in self.status.items():
-            if part in path:
-                code = {"X-Error-Code": "GatedRepo"} if status == 403 else {}
-                return status, code, b"broken", ""
-        if path.startswith("/cdn/"):
-            files = [f for revisions in self.repos.values() for r in revisions.values() for f in r.items()]
-            name, content = next((n, c) for n, c in files if hashlib.sha256(c).hexdigest() == path[5:])
-            return 200, {"ETag": '"of the server"'}, content, name
-        repo, revision, name = (part and urllib.parse.unquote(part) for part in self.parse(path))
-        if repo not in self.repos:
-            return 404, {"X-Error-Code": "RepoNotFound"}, b"", ""
-        revisions = self.repos[repo] | {commit_of(files): files for files in self.repos[repo].values()}
-        if revision not in revisions:
-            return 404, {"X-Error-Code": "RevisionNotFound"}, b"", ""
-        files = revisions[revision]
-        commit = commit_of(files)
-        if name is None:
-            siblings = [{"rfilename": name} for name in files]
-            return 200, {}, json.dumps({"id": repo, "sha": commit, "siblings": siblings}).encode(), ""
-        if name not in files:
-            return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit}, b"", ""
-        content = files[name]
-        if name.endswith(LARGE):
-            digest = hashlib.sha256(content).hexdigest()
-            link = {
-                "X-Linked-Etag": f'"{digest}"',
-                "X-Linked-Size": str(len(content)),
-                "Location": f"{self.cdn}/cdn/{digest}",
-            }
-            return 302, {"X-Repo-Commit": commit, **link}, b"", ""
-        digest = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-        return 200, {"X-Repo-Commit": commit, "ETag": f'"{digest}"'}, content, name
-
-    @staticmethod
-    def parse(path):
-        if path.startswith("/api/models/"):
-            repo, _, revision = path.removeprefix("/api/models/").partition("/revision/")
-            return repo, revision or "main", None
-        repo, _, rest = path[1:].partition("/resolve/")
-        revision, _, name = rest.partition("/")
-        return repo, revision, name
-
-
-def commit_of(files):
-    return hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        hub = self.server.hub
-        status, headers, body, name = hub.answer(self.command, self.path)
-        for part, others in hub.headers.items():
-            if part in self.path:
-                headers = headers | others
-        if name in hub.wrong:
-            body = body[:-1] + b"!"
-        start = 0
-        if status == 200 and (ranged := self.headers.get("Range")):
-            start = int(ranged.removeprefix("bytes=").rstrip("-"))
-            headers = headers | {"Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"}
-            status = 206
-        self.send_response(status)
-        for key, value in {"Content-Length": str(len(body) - start), **headers}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command == "GET":
-            body = body[start:]
-            if hub.drops.get(name, 0):
-                hub.drops[name] -= 1
-                body = body[: len(body) // 2]
-            self.wfile.write(body)
-
-    do_HEAD = do_GET
-
-    def log_message(self, *args):
-        pass
 
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A hub with an empty cache; the library's connections are closed afterwards."""
-    import huggingface_hub
-
-    for name in ("HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = False  # so that closing the server waits for them
-    server.hub = Hub()
-    server.hub.url = f"http://127.0.0.1:{server.server_address[1]}"
-    server.hub.cdn = server.hub.url.replace("127.0.0.1", "localhost")  # large files come from another host
-    server.hub.server = server
-    monkeypatch.setenv("HF_ENDPOINT", server.hub.url)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("time.sleep", lambda _: None)  # between the library's attempts
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    huggingface_hub.close_session()
-    before = set(threading.enumerate())
-    try:
-        yield server.hub
-    finally:
-        huggingface_hub.close_session()
-        server.shutdown()
-        server.server_close()
-        thread.join()
-    assert not [t for t in set(threading.enumerate()) - before if not t.daemon]
+    with serving(tmp_path / "home", monkeypatch) as found:
+        yield found
 
 
 def weights(folder, value=1.0):

@@ -8,7 +8,7 @@ import os
 import pathlib
 import re
 import urllib.parse
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from vit_jax.checks import suggest
 from vit_jax.io import cache
@@ -108,6 +108,8 @@ def _wanted(names: Collection[str], file: str | None, source: str) -> list[str]:
     if file and file not in names:
         near = suggest(file, names) if names else "."
         raise UserError(f"{source!r} does not exist: the repository has no file {file!r}{near}")
+    if not file and (ours := _run_files(names)):
+        return _checked([*ours, *(name for name in ("config.json",) if name in names)], source)
     weights = file or choose(names, repr(source))
     folder = weights.rpartition("/")[0]
     shards = []
@@ -115,7 +117,18 @@ def _wanted(names: Collection[str], file: str | None, source: str) -> list[str]:
         shard = rf"{re.escape(index['stem'])}-\d+-of-\d+\.{index['kind']}"
         shards = sorted(name for name in names if re.fullmatch(shard, name))
     beside = [name for f in (f"{folder}/", "") for b in BESIDE if (name := f.lstrip("/") + b) in names]
-    wanted = list(dict.fromkeys([weights, *shards, *beside]))
+    return _checked(dict.fromkeys([weights, *shards, *beside]), source)
+
+
+def _run_files(names: Collection[str]) -> list[str]:
+    """Those of the newest checkpoint where there are folders of our own format, which has no file of weights."""
+    steps = {name: int(found[1]) for name in names if (found := re.match(r"checkpoints/(\d{1,18})/", name))}
+    newest = max(steps.values(), default=None)
+    return sorted(name for name, step in steps.items() if step == newest)
+
+
+def _checked(names: Iterable[str], source: str) -> list[str]:
+    wanted = list(names)
     for name in wanted:
         _check_name(name, source)
     return wanted
@@ -133,7 +146,7 @@ def _list(repo: str, revision: str, source: str) -> list[str]:
     from huggingface_hub import HfApi, constants
 
     try:
-        info = HfApi(endpoint=_endpoint()).model_info(repo, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        info = HfApi(endpoint=endpoint()).model_info(repo, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     except Exception as e:
         raise _explain(e, source) from e
     return [sibling.rfilename for sibling in info.siblings or ()]
@@ -144,13 +157,13 @@ def _download(repo: str, revision: str, name: str, source: str) -> pathlib.Path:
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     try:
-        url = hf_hub_url(repo, name, revision=revision, endpoint=_endpoint())
-        about = get_hf_file_metadata(url, endpoint=_endpoint())
+        url = hf_hub_url(repo, name, revision=revision, endpoint=endpoint())
+        about = get_hf_file_metadata(url, endpoint=endpoint())
         for part in (about.etag, about.commit_hash):  # both become names of files in the cache
             if not re.fullmatch(r"\w[\w.-]*", part or ""):
                 raise UserError(f"{source!r}: the hub answers with {part!r} for a checksum; it was not fetched.")
         cache.check_size(source, about.size or 0)
-        found = hf_hub_download(repo, name, revision=revision, endpoint=_endpoint(), cache_dir=_cache())
+        found = hf_hub_download(repo, name, revision=revision, endpoint=endpoint(), cache_dir=_cache())
     except UserError:
         raise
     except Exception as e:
@@ -166,7 +179,7 @@ def _explain(error: Exception, source: str) -> Exception:
     if isinstance(error, OSError) and error.strerror:
         return UserError(f"{source!r} cannot be kept in the cache, {_cache()}: {error.strerror}.")
     status = getattr(getattr(error, "response", None), "status_code", None)
-    where = _endpoint()
+    where = endpoint()
     if isinstance(error, errors.HFValidationError):
         return UserError(f"{source!r} cannot be the name of a repository; write hf://ORG/NAME.")
     if isinstance(error, errors.GatedRepoError) or status == 403:
@@ -236,7 +249,8 @@ def _targets(path: pathlib.Path) -> list[pathlib.Path]:
     return [p for p in found if p.is_relative_to(_cache())]
 
 
-def _endpoint() -> str:
+def endpoint() -> str:
+    """Where the hub is."""
     from huggingface_hub import constants
 
     return os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
