@@ -1,6 +1,6 @@
 """A small ViT on CIFAR-10 kept as files: a folder with one sub-folder a class, or tar shards.
 
-vit_jax train --config configs/cifar.py --config.data.path=folder:/data/cifar10/train --workdir runs/cifar
+vit_jax train --config cifar --config.data.path=folder:/data/cifar10/train --workdir runs/cifar
 """
 
 from ml_collections import ConfigDict

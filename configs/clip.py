@@ -1,7 +1,7 @@
 """CLIP: two towers, softmax over all pairs of the batch (Radford et al. 2021, arXiv:2103.00020).
 
-    vit_jax train --config configs/clip.py:digits --workdir runs/clip
-    vit_jax train --config configs/clip.py:clip_vit_b32 --workdir runs/b32 --config.data.path='tar:/data/{000..999}.tar'
+    vit_jax train --config clip:digits --workdir runs/clip
+    vit_jax train --config clip:clip_vit_b32 --workdir runs/b32 --config.data.path='tar:/data/{000..999}.tar'
 
 ``digits`` needs no data: pairs of handwritten digits in colours with captions that say where which one is, held out by
 composition, wording and scan. Its tokenizer, nearly a token a word, is what ``vit_jax data tokenizer digits_pairs FILE

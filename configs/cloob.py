@@ -1,7 +1,7 @@
 """CLOOB: Hopfield retrieval from the batch, and InfoLOOB instead of InfoNCE (Fürst et al. 2022, arXiv:2110.11316).
 
-    vit_jax train --config configs/cloob.py:digits --workdir runs/cloob
-    vit_jax train --config configs/cloob.py:clip_vit_b32 --workdir runs/b32 \
+    vit_jax train --config cloob:digits --workdir runs/cloob
+    vit_jax train --config cloob:clip_vit_b32 --workdir runs/b32 \
         --config.data.path='tar:/data/{000..999}.tar'
 
 The recipe of clip.py but for the loss and the learning rate of ``digits``. The inverse temperature is 30 and, as in the

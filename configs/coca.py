@@ -1,7 +1,7 @@
 """CoCa: contrast and captions in one pass (Yu et al. 2022, arXiv:2205.01917).
 
-    vit_jax train --config configs/coca.py:digits --workdir runs/coca
-    vit_jax train --config configs/coca.py:coca_vit_b32 --workdir runs/b32 --config.data.path='tar:/data/{000..999}.tar'
+    vit_jax train --config coca:digits --workdir runs/coca
+    vit_jax train --config coca:coca_vit_b32 --workdir runs/b32 --config.data.path='tar:/data/{000..999}.tar'
 
 The recipe of clip.py with a decoder; the loss is that of the pairs plus twice that of the captions (equation 4).
 """

@@ -1,7 +1,7 @@
 """A small ViT on scikit-learn's bundled handwritten digits: 1,437 scans to train on, 360 held out.
 
-vit_jax train --config configs/digits.py --workdir runs/digits
-vit_jax train --config configs/digits.py:sam --workdir runs/digits_sam
+vit_jax train --config digits --workdir runs/digits
+vit_jax train --config digits:sam --workdir runs/digits_sam
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """Weights of CLIP, SigLIP, CoCa and their kind on your own images and captions.
 
-    vit_jax train --config configs/finetune_clip.py --config.init=FILE --config.data.path=csv:/my/pairs.csv \
+    vit_jax train --config finetune_clip --config.init=FILE --config.data.path=csv:/my/pairs.csv \
         --workdir runs/mine
 
 ``FILE`` is of open_clip, Hugging Face, a run or whatever ``vit_jax convert`` reads. What is ``init`` below is as the

@@ -1,7 +1,7 @@
 """ViT and MLP-Mixer on ImageNet-1k from scratch, the plain recipe of arXiv:2106.01548.
 
-vit_jax train --config configs/imagenet.py:vit_s16 --workdir runs/s16 --config.data.path=tfds:imagenet2012
-vit_jax train --config configs/imagenet.py:mixer_b16,sam --workdir runs/mixer \
+vit_jax train --config imagenet:vit_s16 --workdir runs/s16 --config.data.path=tfds:imagenet2012
+vit_jax train --config imagenet:mixer_b16,sam --workdir runs/mixer \
     --config.data.path='tar:/data/train-{0000..1023}.tar'
 
 Published top-1 after 300 epochs, AdamW -> SAM:

@@ -1,8 +1,8 @@
 """LiT: a text tower learns the space of a pretrained image tower, which stays as it is (Zhai et al. 2022, 2111.07991).
 
-    vit_jax train --config configs/digits.py --workdir runs/digits
-    vit_jax train --config configs/lit.py:digits --workdir runs/lit --config.init=runs/digits
-    vit_jax train --config configs/lit.py:lit_vit_b16 --workdir runs/b16 --config.data.path='tar:/data/{000..999}.tar' \
+    vit_jax train --config digits --workdir runs/digits
+    vit_jax train --config lit:digits --workdir runs/lit --config.init=runs/digits
+    vit_jax train --config lit:lit_vit_b16 --workdir runs/b16 --config.data.path='tar:/data/{000..999}.tar' \
         --config.init=hf://timm/vit_base_patch16_224.augreg_in21k
 
 ``--config.init`` takes the image tower from a run or from weights of any format.

@@ -1,7 +1,7 @@
 """SigLIP: every pair of the batch is a question of its own, no softmax (Zhai et al. 2023, arXiv:2303.15343).
 
-    vit_jax train --config configs/siglip.py:digits --workdir runs/siglip
-    vit_jax train --config configs/siglip.py:siglip_vit_b16 --workdir runs/b16 \
+    vit_jax train --config siglip:digits --workdir runs/siglip
+    vit_jax train --config siglip:siglip_vit_b16 --workdir runs/b16 \
         --config.data.path='tar:/data/{000..999}.tar' --config.data.text.tokenizer=sentencepiece:/data/c4_en.model
 
 The recipe of clip.py but for the loss, the initial temperature and bias, the learning rates of ``digits`` and, of the

@@ -115,6 +115,6 @@ def test_clip_decays_all_but_gains_and_biases():
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_the_header_gives_a_command_that_works(path):
     text, found = module(path).__doc__, module(path)
-    commands = re.findall(rf"--config configs/{path.stem}\.py(?::(\S+))?", text)
+    commands = re.findall(rf"--config {path.stem}(?::(\S+))?(?=\s)", text)
     assert commands and "vit_jax train" in text and "--workdir" in text
     assert set(commands) <= {*found.ARGS, ""}, "ARGS lists the arguments that the header shows"

@@ -131,7 +131,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         documentation.shorten(patch)
-        assert cli.main(small(["train", "--config", "configs/digits.py", "--workdir", str(folder)])) == 0
+        assert cli.main(small(["train", "--config", "digits", "--workdir", str(folder)])) == 0
     return folder
 
 
