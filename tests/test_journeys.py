@@ -13,7 +13,10 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 
 import vit_jax as vj
 from tests import documentation
@@ -66,10 +69,35 @@ def metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+def ship(place: pathlib.Path) -> None:
+    mine = vj.best_checkpoint(place / "runs" / "mine")
+    files = ["a.jpg", "b.png"]
+    ours = vj.predict(vj.load(mine), [place / f for f in files])
+    for folder in ("mine-timm", "mine-hf"):
+        found = vj.load(place / folder)
+        assert found.class_names == ("ant", "bee", "cat")
+        rows = vj.predict(found, [place / f for f in files])
+        assert [r["predictions"][0]["class"] for r in rows] == [r["predictions"][0]["class"] for r in ours]
+    texts = ["an ant", "a bee"]
+    clip = vj.load(place / "runs" / "clip")
+    for folder in ("clip-open", "clip-hf"):
+        found = vj.load(place / folder)
+        jax.tree.map(np.testing.assert_array_equal, found.params, clip.params)
+        np.testing.assert_array_equal(found.encoder(texts), clip.encoder(texts))
+    about = json.loads((place / "mine-program" / "model.json").read_text())
+    assert about["class_names"] == ["ant", "bee", "cat"]
+    card = ModelCard((place / "card" / "README.md").read_text())
+    assert (card.data.library_name, card.data.license, card.data.model_name) == ("timm", "mit", "mine")
+    results = {r.metric_type: r.metric_value for r in card.data.eval_results}
+    best = json.loads((mine / "metrics" / "metrics").read_text())
+    assert results["accuracy"] == pytest.approx(best["val/accuracy"], abs=1e-6)
+    assert str(place) not in card.content
+
+
 BEFORE: dict[str, Callable[[pathlib.Path], None]] = {"images": timm_file}
 """Page -> what its reader has besides."""
 
-CHECKS: dict[str, Callable[[pathlib.Path], None]] = {"images": images}
+CHECKS: dict[str, Callable[[pathlib.Path], None]] = {"images": images, "ship": ship}
 """Page -> what has to be there afterwards."""
 
 

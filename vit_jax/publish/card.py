@@ -96,6 +96,11 @@ class About:
         return "image-classification" if classes(self.model.model) else "image-feature-extraction"
 
 
+def _counts(metric: str) -> bool:
+    """Whether it says how much was evaluated, and not how well."""
+    return metric.rpartition("/")[2] in ("examples", "images", "captions")
+
+
 def license_name(text: str) -> str:
     """An identifier of the hub's; raises :class:`UserError` for what can be none."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", text):
@@ -135,7 +140,7 @@ def metadata(about: About) -> Any:
             metric_type=name, metric_name=name, metric_value=round(value, 6),
         )
         for name, value in about.metrics.items()
-        if not name.endswith("examples")
+        if not _counts(name)
     ]  # fmt: skip
     kind = re.sub(r"[^a-z0-9]+", "-", str(describe(about.model.model).get("name", "")).lower()).strip("-")
     base = base_model(config.get("init")) or base_model(about.model.source)
@@ -225,17 +230,21 @@ def _training(about: About) -> list[str]:
 def _spelled(value: Any) -> str:
     """``{"name": "adamw", "b1": 0.9}`` as ``adamw(b1=0.9)``."""
     if isinstance(value, Mapping):
-        fields = ", ".join(f"{k}={_spelled(v)}" for k, v in value.items() if k != "name")
+        fields = ", ".join(f"{k}={_field(v)}" for k, v in value.items() if k != "name")
         return f"{value.get('name', '')}({fields})" if fields else str(value.get("name", ""))
     if isinstance(value, list | tuple):
         return ", ".join(map(_spelled, value))
     return str(value)
 
 
+def _field(value: Any) -> str:
+    return f"({_spelled(value)})" if isinstance(value, list | tuple) else _spelled(value)
+
+
 def _evaluation(about: About) -> str:
     if not about.metrics:
         return "These weights were not evaluated in the run that they are of."
-    rows = [(f"`{k}`", f"{v:,.0f}" if k.endswith("examples") else f"{v:.4g}") for k, v in about.metrics.items()]
+    rows = [(f"`{k}`", f"{v:,.0f}" if _counts(k) else f"{v:.4g}") for k, v in about.metrics.items()]
     return f"On the validation part of the data, at step {about.step}:\n\n" + _table(("metric", "value"), rows)
 
 
