@@ -1,13 +1,17 @@
 """Weights on labelled images without a run: what is scored, what probes are fitted to, which classes count."""
 
 import dataclasses
+import json
 import re
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 import vit_jax as vj
+from vit_jax import score
+from vit_jax.data.loader import eval_batches
 from vit_jax.evals import KNN
 from vit_jax.score import FOLDS
 
@@ -53,7 +57,7 @@ def test_any_weights_on_all_images(model, weights, data, tmp_path):
     assert own.metrics["knn/accuracy"] == report.metrics["knn/accuracy"] == 1  # colours are told apart by any features
     assert own.metrics["knn/mean_class_accuracy"] == 1
     wrong = report.metrics["accuracy"] < 1
-    pictures = {"confusion.png", "reliability.png", *(["mistakes.png"] if wrong else [])}
+    pictures = {"confusion.png", "reliability.png", "knn_confusion.png", "mistakes.png"}
     assert {p.name for p in tmp_path.iterdir()} == {"results.json", *pictures} and wrong
 
 
@@ -64,6 +68,23 @@ def test_accuracy_is_that_of_predictions(model, data):
     truth = {"blue": "0", "green": "1", "red": "2"}
     right = [row["predictions"][0]["class"] == truth[row["label"]] for row in rows]
     assert vj.evaluate(model, data=data).metrics["accuracy"] == pytest.approx(np.mean(right))
+
+
+def test_probes_share_features_and_show_mistakes(model, tmp_path, monkeypatch):
+    """One pass over the images for both; those that were mistaken are read once more. Devices do not matter."""
+    data, out = draw(tmp_path / "images", ("red", "green", "blue", "also red"), 7), tmp_path / "out"
+    passes = []
+    monkeypatch.setattr(score, "eval_batches", lambda s, **kw: passes.append(len(s)) or eval_batches(s, **kw))
+    probes = ("linear_probe", "knn")
+    report = vj.evaluate(model, data=data, evaluators=probes, output=out)
+    wrong = [round(28 * (1 - report.metrics[f"{probe}/accuracy"])) for probe in probes]
+    assert min(wrong) > 0 and passes == [28, *wrong]
+    pictures = {f"{probe}_{what}.png" for probe in probes for what in ("confusion", "mistakes")}
+    assert {p.name for p in out.iterdir()} == {"results.json", *pictures}
+    per_class = json.loads((out / "results.json").read_text())["knn"]["per_class"]
+    assert [row["class"] for row in per_class] == ["also red", "blue", "green", "red"]
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+    assert vj.evaluate(model, data=data, evaluators=probes).metrics == pytest.approx(report.metrics, abs=1e-6)
 
 
 def test_a_part_of_its_own_is_scored_and_the_other_fitted_to(model, tmp_path):

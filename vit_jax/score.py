@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import logging
 import os
@@ -10,16 +11,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vit_jax import config
+from vit_jax import config, sharding
 from vit_jax.augment import Augment
 from vit_jax.convert import Pretrained, read, run_folder
+from vit_jax.convert.preprocess import Preprocess
 from vit_jax.create import resized
 from vit_jax.data.classes import mismatch
 from vit_jax.data.image import MAX_PIXELS
 from vit_jax.data.loader import eval_batches
 from vit_jax.data.sources import Source, open_parts
-from vit_jax.data.sources.base import align
+from vit_jax.data.sources.base import Subset, align
 from vit_jax.data.sources.captioned import WithTokenizer
 from vit_jax.evals import EVALUATORS, Classify, EvalContext, Evaluator, Report, ZeroShot, combine
 from vit_jax.evals.base import Split, Transform, prefixed, reported
@@ -27,6 +31,7 @@ from vit_jax.evals.probes import Probe
 from vit_jax.io.text import normal
 from vit_jax.models import ImageTextModel, ModelFn
 from vit_jax.objectives import OBJECTIVES, Objective
+from vit_jax.sharding import MeshConfig, make_mesh
 from vit_jax.types import Batch, UsageError, UserError
 
 log = logging.getLogger(__name__)
@@ -71,7 +76,7 @@ def score(
       data: a source with classes, or with captions for the evaluators that read them.
       evaluators: rows of ``EVALUATORS``, as in a configuration; by default ``zero_shot`` of an image-text model,
         ``classify`` of a classifier.
-      batch_size: images at a time.
+      batch_size: images at a time, over all devices.
       max_pixels: an image with more is unreadable, but for a JPEG. What cannot be read is left out and counted in the
         metric ``unreadable``; where it is more than a hundredth, that is an error.
       output: folder for ``results.json`` and pictures; None for none.
@@ -86,7 +91,10 @@ def score(
     parts = _parts(found, data)
     trained_with = run_folder.run_config(found).get("objective", "classify")
     objective = config.parse(Annotated[Any, config.Choice(OBJECTIVES, Objective)], trained_with, "objective")
-    apply, programs = ModelFn(found.model, found.variables), dict[Any, Any]()
+    mesh, programs = make_mesh(MeshConfig(), jax.local_devices()), dict[Any, Any]()
+    whole = NamedSharding(mesh, PartitionSpec())
+    params, apply = jax.device_put(found.params, whole), ModelFn(found.model, jax.device_put(found.variables, whole))
+    kept = collections.defaultdict[str | None, dict[Any, Any]](dict)
     reports: list[Report] = []
     classes: tuple[str, ...] = ()
     for row in rows:
@@ -95,9 +103,10 @@ def score(
         if isinstance(row, Classify):
             sources = {split: _in_classes_of(found, source) for split, source in sources.items()}
         info = dataclasses.replace(sources["val"].info, encoder=found.encoder)
-        reader = _Reader(found, sources, batch_size, max_pixels)
-        context = EvalContext(found.model, apply, found.params, objective, info, found.class_names, reader, programs)
-        report = row(context)
+        reader = _Reader(found.preprocess, mesh, sources, batch_size, max_pixels)
+        given = (found.model, apply, params, objective, info, found.class_names, reader, programs, kept[row.data])
+        with jax.set_mesh(mesh):
+            report = row(EvalContext(*given))
         if reader.skipped:
             report.metrics["unreadable"] = float(reader.skipped)
         reports.append(prefixed(report, row.prefix))
@@ -138,23 +147,32 @@ def _in_classes_of(found: Pretrained, source: Source) -> Source:
 
 
 class _Reader:
-    """``(split, transform) -> batches`` ready for the model, on its device; counts what was left out."""
+    """``(split, transform, rows) -> batches`` ready for the model, spread over ``mesh``; counts what was left out."""
 
-    def __init__(self, found: Pretrained, sources: Mapping[str, Source], batch_size: int, max_pixels: int) -> None:
-        self._found, self._sources, self._batch_size, self._max_pixels = found, sources, batch_size, max_pixels
-        self._prepare = jax.jit(config.parse(Augment, found.preprocess.augment()).eval_fn())
+    def __init__(
+        self, p: Preprocess, mesh: Mesh, sources: Mapping[str, Source], batch_size: int, max_pixels: int
+    ) -> None:
+        self._p, self._mesh, self._sources, self._batch_size, self._max_pixels = (
+            p,
+            mesh,
+            sources,
+            batch_size,
+            max_pixels,
+        )
+        self._prepare = jax.jit(config.parse(Augment, p.augment()).eval_fn())
         self.skipped = 0
 
-    def __call__(self, split: Split, transform: Transform | None) -> Iterator[Batch]:
-        source, p = self._sources[split], self._found.preprocess
+    def __call__(self, split: Split, transform: Transform | None, rows: np.ndarray | None = None) -> Iterator[Batch]:
+        source, p = self._sources[split], self._p
         transform = transform and jax.jit(transform)
+        size = -(-min(self._batch_size, len(source)) // self._mesh.size) * self._mesh.size
         batches = eval_batches(
-            source, batch_size=min(self._batch_size, len(source)), canvas=p.host_canvas, frame=p.host_frame,
-            on_error="skip", max_pixels=self._max_pixels,
+            source if rows is None else Subset(source, rows), batch_size=size, canvas=p.host_canvas,
+            frame=p.host_frame, on_error="skip", max_pixels=self._max_pixels,
         )  # fmt: skip
         try:
-            for batch in batches:
-                batch = jax.device_put(batch)
+            for read_ in batches:
+                batch = sharding.put(read_, self._mesh)
                 yield self._prepare(batch if transform is None else {**batch, "image": transform(batch["image"])})
         finally:
             batches.close()

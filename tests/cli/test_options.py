@@ -2,9 +2,11 @@
 
 import argparse
 
+import numpy as np
 import pytest
 
-from vit_jax.cli import options
+from vit_jax.cli import main, options
+from vit_jax.predict import load
 
 
 def test_weights_are_of_a_run_or_a_checkpoint_and_a_value_has_the_type_of_its_default(capsys):
@@ -56,3 +58,25 @@ def test_paths_and_addresses_may_be_long():
     for text in ("é" * 127, "/".join(["a" * 200] * 9), "https://x.y/a?token=" + "a" * 400, "-", ".", "a b", "\udcff"):
         assert options.path(text) == text
     assert options.number(0, 3)("0") == 0 and options.number(0, 3)(" 3 ") == 3
+
+
+def test_what_the_model_is(run, tmp_path, capsys):
+    """Of weights whose shapes do not say: other heads compute otherwise."""
+    assert main(["convert", str(run.workdir), str(tmp_path / "w.safetensors"), "--to", "timm"]) == 0
+    found = []
+    for i, heads in enumerate((2, 4)):
+        argv = ["embed", "--checkpoint", str(tmp_path / "w.safetensors"), "--model", f"vit(heads={heads})"]
+        assert main([*argv, str(run.images / "ant/0.png"), "--output", str(tmp_path / f"{i}.npy")]) == 0
+        found.append(np.load(tmp_path / f"{i}.npy"))
+    assert not np.allclose(*found, atol=1e-5)
+    np.testing.assert_allclose(
+        found[0], load(run.workdir).embed(load(run.workdir).image(run.images / "ant/0.png")[None]), atol=1e-5
+    )
+    capsys.readouterr()
+    where = ["--checkpoint", str(tmp_path / "w.safetensors"), "--model", "vit_b61"]
+    for command in (["predict", "a.png"], ["evaluate", "--data", "digits"]):
+        assert main([command[0], *where, *command[1:]]) == 2 and "did you mean 'vit_b16'" in capsys.readouterr().err
+    for other in (["--workdir", str(run.workdir)], ["--workdir", str(run.workdir), "--data", "digits"]):
+        assert (
+            main(["evaluate", *other, "--model", "vit_b16"]) == 2 and "knows its own model" in capsys.readouterr().err
+        )

@@ -49,6 +49,7 @@ def batches(x: np.ndarray, y: np.ndarray, size: int) -> Iterator[dict[str, np.nd
             "image": image,
             "label": np.pad(y[start : start + size], (0, pad)),
             "mask": np.arange(size) < size - pad,
+            "index": np.arange(start, start + size, dtype=np.uint32),
         }
 
 

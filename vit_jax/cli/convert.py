@@ -18,8 +18,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     options.best(parser)
     parser.add_argument("--to", required=True, metavar="FORMAT", help="vit_jax, timm, open_clip, hf, npz or big_vision")
-    text = "what the model is, where shapes do not say: 'vit_b16(heads=12)'"
-    parser.add_argument("--model", type=options.filled, metavar="NAME", help=text)
+    options.model(parser)
     parser.add_argument(
         "--linear", action="append", default=[], metavar="[FIELD=]SPEC",
         help="change linear maps on the way: 'packed24(int8)' packs what was trained as sparse24, 'dense' multiplies "

@@ -16,6 +16,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     text = "another checkpoint: WORKDIR/checkpoints/STEP; with --data weights of any format: a path, hf://ORG/NAME"
     parser.add_argument("--checkpoint", type=options.path, metavar="X", help=text)
     options.best(parser)
+    options.model(parser)
     text = "source to score the weights on, such as folder:/my/images: its own validation part, or all of it"
     parser.add_argument("--data", type=options.filled, metavar="SOURCE", help=text)
     parser.add_argument(
@@ -44,7 +45,9 @@ def run(args: argparse.Namespace) -> int:
         raise vj.UsageError("name the --workdir of a run, or weights: --checkpoint X --data folder:/my/images.")
     if args.best and args.workdir and args.checkpoint:
         raise vj.UsageError("--best and --checkpoint name two checkpoints; give one of them.")
-    checkpoint = options.place(args) if args.best else args.checkpoint
+    if args.model and not args.data:
+        raise vj.UsageError("--model goes with --data; a run knows its own model.")
+    checkpoint = options.opened(args) if args.best or args.model else args.checkpoint
     changes = {key: config.literal(text) for key, text in args.overrides}
     if args.data:
         where = args.output or (args.workdir and pathlib.Path(args.workdir, "evaluation"))

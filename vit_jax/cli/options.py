@@ -57,6 +57,7 @@ def weights(parser: argparse.ArgumentParser) -> None:
     text = "one checkpoint: WORKDIR/checkpoints/STEP, or weights of any format: a path, hf://ORG/NAME"
     which.add_argument("--checkpoint", type=path, metavar="X", help=text)
     best(parser)
+    model(parser)
 
 
 def best(parser: argparse.ArgumentParser) -> None:
@@ -64,11 +65,32 @@ def best(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--best", action="store_true", help="the best checkpoint of the run instead of the newest")
 
 
+def model(parser: argparse.ArgumentParser) -> None:
+    """What the weights of another project are, for :func:`opened`."""
+    text = "what the model is, where the weights of another project do not say: 'vit_b16(heads=12)'"
+    parser.add_argument("--model", type=filled, metavar="NAME", help=text)
+
+
+def opened(args: argparse.Namespace) -> Any:
+    """What is at :func:`place`: the model itself where ``--model`` says what it is, else the place."""
+    import logging
+
+    import vit_jax as vj
+
+    where = place(args)
+    if args.model is None:
+        return where
+    found = vj.load(where, args.model)
+    for note in found.notes:
+        logging.getLogger("vit_jax").warning("%s: %s", found.source, note)
+    return found
+
+
 def place(args: argparse.Namespace) -> str:
     """Where the weights are that ``--workdir``, ``--checkpoint`` and ``--best`` name."""
     import vit_jax as vj
 
-    where = args.workdir or args.checkpoint
+    where = args.checkpoint or args.workdir
     return str(vj.best_checkpoint(where)) if args.best else where
 
 

@@ -143,8 +143,9 @@ class EvalContext:
       objective: what the model was trained with; it says what logits mean.
       info: of the data that is scored, with the run's encoder of texts.
       class_names: the classes that the model was trained on.
-      read: ``(split, transform) -> batches``, see :meth:`batches`.
+      read: ``(split, transform, rows) -> batches``, see :meth:`batches`.
       programs: what :meth:`program` has made; whoever shares it shares what was compiled.
+      found: what evaluators of the same parameters on the same data keep for one another, such as features.
       transform: pure function of the canvas uint8[B,S,S,3] before it is prepared for the model, a corruption for
         instance; None for none.
     """
@@ -155,16 +156,18 @@ class EvalContext:
     objective: Objective
     info: DataInfo
     class_names: tuple[str, ...]
-    read: Callable[[Split, Transform | None], Iterable[Batch]]
+    read: Callable[[Split, Transform | None, np.ndarray | None], Iterable[Batch]]
     programs: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    found: dict[Any, Any] = dataclasses.field(default_factory=dict)
     transform: Transform | None = None
 
-    def batches(self, split: Split = "val") -> Iterable[Batch]:
+    def batches(self, split: Split = "val", rows: np.ndarray | None = None) -> Iterable[Batch]:
         """Every example of one of the evaluator's ``splits``, once: prepared batches on the device, all of one shape.
 
-        The last batch is filled up with rows whose ``mask`` is False.
+        The last batch is filled up with rows whose ``mask`` is False. ``rows`` int[N] asks for some of the examples,
+        as ``index`` counts them, in that order; there ``index`` counts ``rows``.
         """
-        return self.read(split, self.transform)
+        return self.read(split, self.transform, rows)
 
     def program(self, make: Callable[..., Any], *static: Any) -> Any:
         """``make(apply, *static)``, a jitted function, made once for equal ``static``, which must be hashable."""

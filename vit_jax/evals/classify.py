@@ -194,5 +194,48 @@ class ClassificationReport(Report):
             plots.confusion(self.arrays["confusion"], class_names, folder / "confusion.png")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NamedReport(Report):
+    """Metrics ``NAME/accuracy``, ``top5`` (top min(5, C)), ``mean_class_accuracy`` and ``examples`` without a head.
+
+    ``NAME/nonfinite`` (images) appears where there are any.
+
+    Attributes:
+      name: of the evaluator, in front of metrics, tables and pictures.
+      table: all of it per class; its loss and bins are of a softmax over scores that are none of logits.
+      class_names: of the classes of the data that was classified, which need not be those of training.
+      examples: the :func:`scores` of each example, where they are kept.
+    """
+
+    name: str
+    table: ClassificationReport
+    class_names: tuple[str, ...] = ()
+    examples: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        table: ClassificationReport,
+        extra: Mapping[str, float],
+        arrays: dict[str, np.ndarray],
+        **more: Any,
+    ) -> NamedReport:
+        """Of ``table`` and ``extra`` metrics, without those that mean nothing; ``more`` are further attributes."""
+        metrics = {k: v for k, v in table.metrics.items() if k not in ("loss", "ece")} | dict(extra)
+        return cls({f"{name}/{k}": v for k, v in metrics.items()}, arrays, name=name, table=table, **more)
+
+    def results(self, class_names: tuple[str, ...]) -> dict[str, Any]:
+        """Metrics, and under the name the per-class table and the most frequent confusions."""
+        found = self.table.results(self.class_names)
+        return {**super().results(class_names), self.name: {k: found[k] for k in ("per_class", "confusions")}}
+
+    def draw(self, folder: pathlib.Path, class_names: tuple[str, ...]) -> None:
+        """Writes ``NAME_confusion.png``, where there is a matrix, and ``NAME_mistakes.png``, if any."""
+        self.table.mistakes.draw(self.class_names, folder / f"{self.name}_mistakes.png", confidence=False)
+        if "confusion" in self.table.arrays:
+            plots.confusion(self.table.arrays["confusion"], self.class_names, folder / f"{self.name}_confusion.png")
+
+
 def _records(keys: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> list[dict[str, Any]]:
     return [dict(zip(keys, row, strict=True)) for row in rows]

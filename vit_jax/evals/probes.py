@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import jax
@@ -12,11 +13,12 @@ import numpy as np
 
 from vit_jax.checks import Count, Positive, Range, Seed
 from vit_jax.evals import linear
-from vit_jax.evals.base import EvalContext, Evaluator, Report, Split
-from vit_jax.evals.classify import scores, summarise
+from vit_jax.evals.base import EvalContext, Evaluator, Split
+from vit_jax.evals.classify import NamedReport, scores, summarise
 from vit_jax.evals.gather import concatenate, gather
 from vit_jax.evals.ranking import CHUNK, similarities, unit
 from vit_jax.objectives.base import Apply
+from vit_jax.report.contact_sheet import MISTAKES, Mistakes
 from vit_jax.types import Batch, Params, UserError
 
 Method = Literal["features", "embed_image"]
@@ -89,8 +91,8 @@ class Probe(Evaluator):
         """The parts of the data that it reads."""
         return ("train", "val") if self.folds is None else ("val",)
 
-    def __call__(self, context: EvalContext) -> Report:
-        """Reads ``image``, ``label`` and ``mask``.
+    def __call__(self, context: EvalContext) -> NamedReport:
+        """Reads ``image``, ``label``, ``index`` and ``mask``.
 
         Raises:
           UserError: the data has no classes; too few examples for ``shots``; nothing to fit to or to evaluate.
@@ -101,21 +103,41 @@ class Probe(Evaluator):
                 f"the evaluator {self.kind!r} needs data with classes; set its field data, or leave it out."
             )
         if self.folds is not None:
-            held = concatenate(found for _, found in gather(context, _extractor, self.method))
-            return self.cross_validate(held["features"], held["label"], classes, self.folds)
-        fitting = gather(context, _extractor, self.method, batches=context.batches("train"))
-        train = concatenate((found for _, found in fitting), "fit to")
-        held = concatenate(found for _, found in gather(context, _extractor, self.method))
-        return self.fit_and_score(
-            *self._chosen(train["features"], train["label"]), held["features"], held["label"], classes
-        )
+            held = self._extracted(context, "val")
+            report = self.cross_validate(held["features"], held["label"], classes, self.folds)
+        else:
+            train, held = self._extracted(context, "train"), self._extracted(context, "val")
+            fitted = self._chosen(train["features"], train["label"])
+            report = self.fit_and_score(*fitted, held["features"], held["label"], classes)
+        mistakes = self._mistakes(context, report.examples, held["index"])
+        table = dataclasses.replace(report.table, mistakes=mistakes)
+        return dataclasses.replace(report, table=table, class_names=tuple(context.info.class_names))
+
+    def _extracted(self, context: EvalContext, split: Split) -> dict[str, np.ndarray]:
+        """``features`` float32[N, D], ``label`` and ``index`` of a part of the data; other probes may have them."""
+        key = (split, self.method, context.transform)
+        if key not in context.found:
+            parts = gather(context, _extractor, self.method, batches=context.batches(split))
+            what = "fit to" if split == "train" else "evaluate"
+            context.found[key] = concatenate((found for _, found in parts), what)
+        return context.found[key]
+
+    def _mistakes(self, context: EvalContext, examples: Mapping[str, np.ndarray], index: np.ndarray) -> Mistakes:
+        """The most confident ones, whose images are read once more."""
+        wrong = np.flatnonzero(examples["prediction"] != examples["label"])
+        chosen = wrong[np.argsort(-examples["confidence"][wrong], kind="stable")][:MISTAKES]
+        worst, mistakes = {k: v[chosen] for k, v in examples.items()}, Mistakes()
+        for i, batch in enumerate(context.batches("val", index[chosen]) if len(chosen) else ()):
+            part = {k: v[i * (size := len(batch["mask"])) :][:size] for k, v in worst.items()}
+            mistakes.update(batch, {**part, "row": np.arange(len(part["label"]))})
+        return mistakes
 
     def _chosen(self, features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Those that are fitted to."""
         chosen = slice(None) if self.shots is None else linear.few_shot(labels, self.shots, self.seed)
         return features[chosen], labels[chosen]
 
-    def cross_validate(self, features: np.ndarray, labels: np.ndarray, num_classes: int, folds: int) -> Report:
+    def cross_validate(self, features: np.ndarray, labels: np.ndarray, num_classes: int, folds: int) -> NamedReport:
         """Scores each fold by a probe that was fitted to the others; a pure function, otherwise as
         :meth:`fit_and_score`. Further metrics, such as the penalty, are means over the folds."""
         place, _ = linear.places(labels, self.seed)
@@ -135,7 +157,7 @@ class Probe(Evaluator):
     def fit_and_score(
         self, train_features: np.ndarray, train_labels: np.ndarray, features: np.ndarray, labels: np.ndarray,
         num_classes: int,
-    ) -> Report:  # fmt: skip
+    ) -> NamedReport:  # fmt: skip
         """Fits to one set of features and scores another; a pure function.
 
         Args:
@@ -146,20 +168,19 @@ class Probe(Evaluator):
           num_classes: C.
 
         Returns:
-          Metrics, and the arrays of :class:`~vit_jax.evals.classify.ClassificationReport` without its bins, all with
-          the probe's name in front. Of equal scores the lower class is taken.
+          Metrics, and the arrays of the table without its bins, all with the probe's name in front; classes have no
+          names yet. Of equal scores the lower class is taken.
         """
         whole = np.isfinite(features).all(axis=1, keepdims=True)
         found, extra = self.predict(train_features, train_labels, np.where(whole, features, 0), num_classes)
         return self._report(np.where(whole, found, np.nan), labels, num_classes, extra)
 
-    def _report(self, found: np.ndarray, labels: np.ndarray, num_classes: int, extra: dict[str, float]) -> Report:
+    def _report(self, found: np.ndarray, labels: np.ndarray, num_classes: int, extra: dict[str, float]) -> NamedReport:
         assert found.shape == (len(labels), num_classes), (found.shape, len(labels), num_classes)
-        examples = scores(found.astype(np.float32), labels.astype(np.int32), "softmax")
-        table = summarise(jax.device_get(examples), num_classes, "softmax")
-        metrics = {k: v for k, v in table.metrics.items() if k not in ("loss", "ece")} | extra
+        examples = jax.device_get(scores(found.astype(np.float32), labels.astype(np.int32), "softmax"))
+        table = summarise(examples, num_classes, "softmax")
         arrays = {f"{self.kind}/{k}": v for k, v in table.arrays.items() if not k.startswith("bin_")}
-        return Report({f"{self.kind}/{k}": v for k, v in metrics.items()}, arrays)
+        return NamedReport.of(self.kind, table, extra, arrays, examples=examples)
 
     def predict(
         self, train_features: np.ndarray, train_labels: np.ndarray, features: np.ndarray, num_classes: int
@@ -169,12 +190,12 @@ class Probe(Evaluator):
 
 
 def _extractor(apply: Apply, method: Method) -> Any:
-    """(params, batch) -> features float32[B, D] and label."""
+    """(params, batch) -> features float32[B, D], label and index."""
 
     def run(params: Params, batch: Batch) -> dict[str, jax.Array]:
         found = apply(params, batch["image"], train=False, method=method)
         features = found if method == "embed_image" else found.pooled
-        return {"features": features.astype(jnp.float32), "label": batch["label"]}
+        return {"features": features.astype(jnp.float32), "label": batch["label"], "index": batch["index"]}
 
     return run
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import pathlib
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -16,12 +15,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from vit_jax import sharding
 from vit_jax.data.prompts import ensemble, read_class_names, read_templates
-from vit_jax.evals.base import DataInfo, EvalContext, Evaluator, Report
-from vit_jax.evals.classify import ClassificationReport, scored, scores, summarise
+from vit_jax.evals.base import DataInfo, EvalContext, Evaluator
+from vit_jax.evals.classify import NamedReport, scored, scores, summarise
 from vit_jax.evals.gather import encoder_of, gather
 from vit_jax.evals.ranking import unit
 from vit_jax.objectives.base import Apply
-from vit_jax.report import plots
 from vit_jax.types import Array, Batch, Params, UserError
 
 PROMPTS_AT_ONCE = 256
@@ -52,8 +50,11 @@ class ZeroShot(Evaluator):
         "zero_shot/accuracy", "zero_shot/top5", "zero_shot/mean_class_accuracy", "zero_shot/examples",
     )  # fmt: skip
 
-    def __call__(self, context: EvalContext) -> ZeroShotReport:
+    def __call__(self, context: EvalContext) -> NamedReport:
         """Reads ``image``, ``label`` and ``mask``; the model is one of images and texts.
+
+        ``zero_shot/truncated_prompts`` appears where there are any; ``arrays`` holds ``zero_shot/classifier``
+        float32[C, E].
 
         Raises:
           UserError: no class names, not as many as the data has classes, no encoder, or nothing to evaluate.
@@ -67,9 +68,8 @@ class ZeroShot(Evaluator):
         each = gather(context, _scorer, batches=itertools.chain(first, batches), inputs=(classifier,))
         whole, mistakes = scored(each)
         table = dataclasses.replace(summarise(whole, len(names), "softmax"), mistakes=mistakes)
-        metrics = {f"zero_shot/{k}": v for k, v in table.metrics.items() if k not in ("loss", "ece")}
-        metrics |= {"zero_shot/truncated_prompts": float(truncated)} if truncated else {}
-        return ZeroShotReport(metrics, {"zero_shot/classifier": classifier}, table=table, class_names=names)
+        extra = {"truncated_prompts": float(truncated)} if truncated else {}
+        return NamedReport.of("zero_shot", table, extra, {"zero_shot/classifier": classifier}, class_names=names)
 
     def class_names(self, info: DataInfo) -> tuple[str, ...]:
         """The names, one per label of the data.
@@ -150,30 +150,3 @@ def _scorer(apply: Apply) -> Any:
         return scores(cosines, batch["label"], "softmax")
 
     return run
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ZeroShotReport(Report):
-    """Metrics ``zero_shot/accuracy``, ``top5`` (top min(5, C)), ``mean_class_accuracy`` and ``examples``.
-
-    ``zero_shot/nonfinite`` (images) and ``zero_shot/truncated_prompts`` appear where there are any. ``arrays`` holds
-    ``zero_shot/classifier`` float32[C, E].
-
-    Attributes:
-      table: all of it per class; its loss and bins are of a softmax over cosines, and mean nothing.
-      class_names: names of the classes of the data that was classified, which need not be that of training.
-    """
-
-    table: ClassificationReport
-    class_names: tuple[str, ...]
-
-    def results(self, class_names: tuple[str, ...]) -> dict[str, Any]:
-        """Metrics, and under ``zero_shot`` the per-class table and the most frequent confusions."""
-        found = self.table.results(self.class_names)
-        return {**super().results(class_names), "zero_shot": {k: found[k] for k in ("per_class", "confusions")}}
-
-    def draw(self, folder: pathlib.Path, class_names: tuple[str, ...]) -> None:
-        """Writes ``zero_shot_confusion.png``, where there is a matrix, and ``zero_shot_mistakes.png``, if any."""
-        self.table.mistakes.draw(self.class_names, folder / "zero_shot_mistakes.png", confidence=False)
-        if "confusion" in self.table.arrays:
-            plots.confusion(self.table.arrays["confusion"], self.class_names, folder / "zero_shot_confusion.png")

@@ -20,6 +20,7 @@ from vit_jax.config import Duration, suggest
 from vit_jax.data.framing import TRAINING
 from vit_jax.data.loader import Batches, Reader, eval_batches, train_batches
 from vit_jax.data.sources import Source
+from vit_jax.data.sources.base import Subset
 from vit_jax.evals import EvalContext, Evaluator, Report, combine
 from vit_jax.evals.base import Split, Transform, prefixed, reported
 from vit_jax.models import ModelFn, Variables, cost
@@ -122,9 +123,12 @@ class Setup:
 
     def evaluate(self, params: Params | Variables, source: Source | None = None) -> Report:
         """All evaluators over ``source`` (by default the validation split), their metrics in one report."""
-        return combine([self._report(evaluator, params, source) for evaluator in self.config.evaluators])
+        found: dict[Any, dict[Any, Any]] = {evaluator.data: {} for evaluator in self.config.evaluators}
+        return combine([self._report(e, params, source, found[e.data]) for e in self.config.evaluators])
 
-    def _report(self, evaluator: Evaluator, params: Params | Variables, source: Source | None) -> Report:
+    def _report(
+        self, evaluator: Evaluator, params: Params | Variables, source: Source | None, found: dict[Any, Any]
+    ) -> Report:
         """What ``evaluator`` finds on its own data, or else on ``source`` or the validation split."""
         c, info = self.config, self.train.info
         sources: Mapping[str, Source] = {"train": self.train, "val": source or self.val}
@@ -135,23 +139,25 @@ class Setup:
         with contextlib.ExitStack() as stack:
             stack.enter_context(jax.set_mesh(self.mesh))
 
-            def read(split: Split, transform: Transform | None) -> Iterator[Batch]:
-                opened.append(stack.enter_context(contextlib.closing(self._eval_batches(sources[split]))))
+            def read(split: Split, transform: Transform | None, rows: np.ndarray | None = None) -> Iterator[Batch]:
+                opened.append(stack.enter_context(contextlib.closing(self._eval_batches(sources[split], rows))))
                 for batch in opened[-1]:
                     yield self._prepared(batch, transform)
 
             names = self.train.info.class_names
-            context = EvalContext(self.model, self.apply, params, c.objective, info, names, read, self.programs)
+            given = (self.model, self.apply, params, c.objective, info, names, read, self.programs, found)
+            context = EvalContext(*given)
             report = evaluator(context)
             if skipped := sum(b.skipped for b in opened):
                 report.metrics["unreadable"] = float(skipped)
             return prefixed(report, evaluator.prefix)
 
-    def _eval_batches(self, source: Source) -> Batches:
-        """This host's batches of ``source``, every example once."""
+    def _eval_batches(self, source: Source, rows: np.ndarray | None) -> Batches:
+        """This host's batches of ``source``, every example once, or its ``rows``."""
         c = self.config
-        rows = min(c.eval_batch_size or c.batch_size, len(source))  # what is more would be padding
-        size = _round_up(rows, self.mesh.shape["replica"] * self.mesh.shape["fsdp"])
+        most = min(c.eval_batch_size or c.batch_size, len(source))  # what is more would be padding
+        size = _round_up(most, self.mesh.shape["replica"] * self.mesh.shape["fsdp"])
+        source = source if rows is None else Subset(source, rows)
         return eval_batches(source, batch_size=size, canvas=c.data.canvas, frame=c.data.frame, **_reading(c))
 
     def _prepared(self, batch: Batch, transform: Transform | None) -> Batch:
