@@ -19,7 +19,7 @@ from vit_jax.augment import Augment
 from vit_jax.convert import Pretrained, read, run_folder
 from vit_jax.convert.preprocess import Preprocess
 from vit_jax.create import resized
-from vit_jax.data.classes import mismatch
+from vit_jax.data.classes import mismatch, spelled
 from vit_jax.data.image import MAX_PIXELS
 from vit_jax.data.loader import eval_batches
 from vit_jax.data.sources import Source, open_parts
@@ -28,7 +28,6 @@ from vit_jax.data.sources.captioned import WithTokenizer
 from vit_jax.evals import EVALUATORS, Classify, EvalContext, Evaluator, Report, ZeroShot, combine
 from vit_jax.evals.base import Split, Transform, prefixed, reported
 from vit_jax.evals.probes import Probe
-from vit_jax.io.text import normal
 from vit_jax.models import ImageTextModel, ModelFn
 from vit_jax.objectives import OBJECTIVES, Objective
 from vit_jax.sharding import MeshConfig, make_mesh
@@ -140,8 +139,8 @@ def _suited(row: Evaluator, found: Pretrained, sources: Mapping[str, Source]) ->
 
 def _in_classes_of(found: Pretrained, source: Source) -> Source:
     """``source`` with its labels counted in the model's classes, where it has no others; else as it is."""
-    names, known = source.info.class_names, {normal(name) for name in found.class_names}
-    if mismatch(found.class_names, names) and names and {normal(name) for name in names} <= known:
+    names = source.info.class_names
+    if mismatch(found.class_names, names) and names and set(spelled(names)) <= set(spelled(found.class_names)):
         return align(source, found.class_names, "the data")
     return source
 

@@ -16,6 +16,7 @@ from vit_jax import models
 from vit_jax.convert import formats, read, write
 from vit_jax.convert.preprocess import Preprocess
 from vit_jax.convert.pretrained import Stored
+from vit_jax.data import imagenet
 from vit_jax.data.text import TextCodec
 from vit_jax.data.tokenizer.clip import Clip
 from vit_jax.io.tensors import Tensor
@@ -309,3 +310,39 @@ def test_a_download_that_is_of_no_use(tmp_path, monkeypatch):
             (kept / "a.safetensors").write_bytes(content)
         with pytest.raises(UserError, match=rf"{words}.* \(VIT_JAX_REFRESH=1 fetches it again\)\.$"):
             read.load(kept / "a.safetensors").__enter__()
+
+
+@pytest.mark.parametrize(
+    ("tag", "architecture", "classes", "told"),
+    [
+        ("augreg_in21k_ft_in1k", "", 1000, True),
+        (None, ".fb_in1k", 1000, True),
+        ("augreg_in21k", "", 1000, False),  # a thousand classes alone say nothing
+        (None, "", 1000, False),
+        ("fb_in1k", "", 999, False),
+    ],
+)
+def test_classes_of_imagenet_are_named_where_the_description_says_so(tag, architecture, classes, told, rng, tmp_path):
+    tiny = models.create("vit", patch=4, width=8, depth=1, heads=2, mlp_dim=8, num_classes=classes)
+    write.save(dataclasses.replace(pretrained(tiny, rng), class_names=()), tmp_path / "out", "timm")
+    about = json.loads((tmp_path / "out" / "config.json").read_text())
+    about["architecture"] += architecture
+    about["pretrained_cfg"]["tag"] = tag
+    (tmp_path / "out" / "config.json").write_text(json.dumps(about))
+    with read.load(tmp_path / "out") as found:
+        names = tuple(imagenet.classes().values()) if told else tuple(map(str, range(classes)))
+        assert found.class_names == names
+        (note,) = (note for note in found.notes if "classes are" in note)
+        assert note.startswith(
+            f"its {classes} classes are named as ImageNet-1k's" if told else f"its {classes} classes are nu"
+        )
+    about["label_names"] = [f"c{i}" for i in range(classes)]
+    (tmp_path / "out" / "config.json").write_text(json.dumps(about))
+    with read.load(tmp_path / "out") as found:
+        assert found.class_names == tuple(about["label_names"])
+
+
+def test_a_tag_of_ours_names_the_classes():
+    assert read._said_imagenet({}, "vit_ti16.augreg_in21k_ft_in1k") == "the tag 'augreg_in21k_ft_in1k'"
+    assert read._said_imagenet({}, "hf://timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k") != ""
+    assert read._said_imagenet({}, "vit_b16.augreg_in21k") == read._said_imagenet({}, "in1k.npz") == ""

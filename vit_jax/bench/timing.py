@@ -70,6 +70,6 @@ def processor() -> str:
 
 def _read(path: str) -> str:
     try:
-        return pathlib.Path(path).read_text(encoding="utf-8")
+        return pathlib.Path(path).read_bytes().decode("utf-8", "replace")
     except OSError:  # another system than Linux
         return ""

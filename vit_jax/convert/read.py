@@ -16,7 +16,7 @@ from vit_jax.convert.formats import FORMATS
 from vit_jax.convert.locate import locate
 from vit_jax.convert.pretrained import Stored
 from vit_jax.convert.rules import into
-from vit_jax.data import text
+from vit_jax.data import imagenet, text
 from vit_jax.io import atomic
 from vit_jax.io.hub import choose
 from vit_jax.io.remote import fetch, public, remedy
@@ -88,7 +88,10 @@ def _foreign(
     rules = fmt.reader(theirs).rules(module, found.layout)
     params, notes = into(rules, theirs, shapes, source=source, unused=found.unused)
     names, classes = found.class_names, describe.classes(module)
-    if classes != len(names):
+    if not names and classes == imagenet.CLASSES and (told := _said_imagenet(beside(file), source)):
+        names = tuple(imagenet.classes().values())
+        notes.append(f"its {classes} classes are named as ImageNet-1k's, as {told} says")
+    elif classes != len(names):
         notes.append(f"its {classes} classes are numbered, as no names come with it")
     names = pretrained.numbered(names, classes)
     guesses = dict.fromkeys(assumed.values())
@@ -109,6 +112,16 @@ def _foreign(
         assumed=assumed,
         native=found.native,
     )
+
+
+def _said_imagenet(about: About, source: str) -> str:
+    """What says that ImageNet-1k was trained on last: timm's tag, or one of ours; "" where nothing does."""
+    described = about.get("config.json", {})
+    images = described.get("pretrained_cfg")
+    tag = images.get("tag") if isinstance(images, Mapping) else None
+    published = next((row.tag for row in zoo.tags().values() if source in (row.tag, row.place)), "")
+    named = (tag, str(described.get("architecture", "")).partition(".")[2], published.partition(".")[2])
+    return next((f"the tag {found!r}" for found in named if found and imagenet.is_told(str(found))), "")
 
 
 def _decided(

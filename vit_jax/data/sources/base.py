@@ -11,6 +11,7 @@ import numpy as np
 
 from vit_jax.checks import Range
 from vit_jax.config import suggest
+from vit_jax.data.classes import spelled
 from vit_jax.data.permute import hash64, make_key
 from vit_jax.data.text import TextCodec
 from vit_jax.io import files
@@ -184,11 +185,12 @@ def align(source: Source, class_names: tuple[str, ...], what: str) -> Source:
         return Relabelled(source, np.zeros(source.info.num_classes), ())
     if not source.info.class_names:
         raise UserError(f"{what} has captions and no classes, but the training data has classes.")
-    position = {texts.normal(name): i for i, name in enumerate(class_names)}
-    for name in source.info.class_names:
-        if texts.normal(name) not in position:
+    position = {name: i for i, name in enumerate(spelled(class_names))}
+    own = spelled(source.info.class_names)
+    for name in own:
+        if name not in position:
             raise UserError(f"{what} holds class {name!r}, unknown in training{suggest(name, class_names)}")
-    return Relabelled(source, np.array([position[texts.normal(n)] for n in source.info.class_names]), class_names)
+    return Relabelled(source, np.array([position[name] for name in own]), class_names)
 
 
 def as_captions(value: Any) -> tuple[str, ...]:
