@@ -15,10 +15,10 @@ import warnings
 from collections.abc import Sequence
 
 from vit_jax import __version__, interrupts
-from vit_jax.cli import bench, config, convert, data, embed, evaluate, export, models, predict, push, train
+from vit_jax.cli import bench, completion, config, convert, data, embed, evaluate, export, models, predict, push, train
 from vit_jax.launch import memory
 
-MODULES = (train, evaluate, predict, embed, convert, export, push, config, models, data, bench)
+MODULES = (train, evaluate, predict, embed, convert, export, push, config, models, data, bench, completion)
 COMMANDS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 REPEATING = ("train", "evaluate", "embed", "bench")
 """Commands that run one program again and again."""

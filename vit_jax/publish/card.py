@@ -144,7 +144,9 @@ def metadata(about: About) -> Any:
     ]  # fmt: skip
     kind = re.sub(r"[^a-z0-9]+", "-", str(describe(about.model.model).get("name", "")).lower()).strip("-")
     base = base_model(config.get("init")) or base_model(about.model.source)
-    parts = {"model_name": about.repo.split("/")[1], "eval_results": results} if results and data else {}
+    parts: dict[str, Any] = (
+        {"model_name": about.repo.split("/")[1], "eval_results": results} if results and data else {}
+    )
     return ModelCardData(
         library_name=LIBRARIES[about.to], license=about.license, pipeline_tag=about.task, base_model=base,
         datasets=list(about.datasets) or None,
