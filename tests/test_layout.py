@@ -20,7 +20,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "vit_jax"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 TIERS = (
-    ("types", "trees", "interrupts", "architectures"), ("checks",), ("io",), ("configfile",), ("config",), ("loggers",),
+    ("types", "trees", "interrupts", "architectures"), ("checks",), ("io",), ("imports",), ("configfile",), ("config",),
+    ("loggers",),
     ("sharding", "metrics"), ("data", "augment", "kernels"), ("layers",), ("models",),
     ("losses",), ("objectives",), ("optim",), ("checkpoint", "report", "decoding"), ("evals", "convert"), ("compress",),
     ("train",),

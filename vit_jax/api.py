@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import math
 import os
 import pathlib
@@ -35,6 +36,7 @@ from vit_jax.evals import Evaluator, Report
 from vit_jax.export import Exported
 from vit_jax.export import check as check_export
 from vit_jax.export import export as write_program
+from vit_jax.imports import changed, texts
 from vit_jax.models import describe
 from vit_jax.predict import BATCH, Images, ImageText, Predictor, Row, expand, of
 from vit_jax.predict import load as load_predictor
@@ -43,6 +45,8 @@ from vit_jax.train import inherit, loop, setup, start, workdir
 from vit_jax.train.config import TrainConfig
 from vit_jax.train.loop import Hook, Result
 from vit_jax.types import UsageError, UserError
+
+log = logging.getLogger(__name__)
 
 Place = str | os.PathLike[str]
 Changes = Mapping[str, Any]
@@ -84,7 +88,8 @@ def load(place: Place, model: str | None = None, *, changes: Changes | None = No
     Args:
       place: see the module.
       model: what the weights of another project are, where their shapes do not say: ``"vit_b16(heads=6)"``.
-      changes: of the configuration of a run, such as values of one's own that it cannot hold.
+      changes: of the configuration of a run, such as values of one's own that it cannot hold, or ``imports``, the files
+        and modules whose classes it names.
 
     Returns:
       The model with its parameters as a tree of arrays, moving averages where the run kept them.
@@ -255,7 +260,8 @@ def evaluate(
       run: a workdir, whose folder ``evaluation`` gets pictures and ``results.json``; or what :func:`train` returned.
         With ``data`` any place, or what :func:`load` or :func:`create` gave.
       checkpoint: another than the newest, ``WORKDIR/checkpoints/STEP``.
-      changes: keys of the run's configuration with other values, such as ``data.val`` or ``evaluators``.
+      changes: keys of the run's configuration with other values, such as ``data.val`` or ``evaluators``; with ``data``
+        ``imports`` alone, files and modules by whose classes evaluators are named.
       data: a source to score the weights on, ``"folder:/my/images"``: its own validation part, or all of it. The run's
         configuration says nothing then, and no data of training is needed.
       evaluators: with ``data``: ``"classify"``, ``"linear_probe"``, ``"knn(k=5)"``, ``"zero_shot"``, ...; by default
@@ -277,10 +283,11 @@ def evaluate(
       0.93
     """
     if data is not None:
-        if changes is not None or isinstance(run, Result):
+        if set(changes or ()) - {"imports"} or isinstance(run, Result):
             raise UsageError("data scores weights without the configuration of a run; give a place, and no changes.")
-        found = weights(run if checkpoint is None else checkpoint, size)
-        return score(found, data, evaluators, output=None if output is None else pathlib.Path(output))
+        imports = configs.parse(configs.Imports, (changes or {}).get("imports", ()), "imports")
+        found = weights(run if checkpoint is None else checkpoint, size, imports)
+        return score(found, data, evaluators, output=None if output is None else pathlib.Path(output), imports=imports)
     if evaluators or size or output or isinstance(run, Pretrained):
         raise UsageError("weights, evaluators, size and output take data; of a run change its configuration instead.")
     if isinstance(run, Result):
@@ -315,7 +322,10 @@ def best_checkpoint(run: Place) -> pathlib.Path:
 
 
 def _parsed(raw: Changes, changes: Changes | None) -> TrainConfig:
-    return configs.parse(TrainConfig, configs.change(raw, (changes or {}).items()))
+    config = configs.parse(TrainConfig, configs.change(raw, (changes or {}).items()))
+    for note in changed(config.imports, texts(raw)):
+        log.warning(note)
+    return config
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import inspect
 import os
 import pathlib
 import re
-import runpy
-import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from vit_jax import imports
 from vit_jax.checks import shown, suggest
 from vit_jax.io import jsonfile
 from vit_jax.io import text as texts
-from vit_jax.types import UsageError, UserError
+from vit_jax.types import UsageError
 
 MAX_BYTES = 2**20
 """A larger file is no configuration."""
@@ -48,7 +46,8 @@ def run(spec: str) -> Mapping[str, Any]:
         Or what keeps one as it is: a file ``"X.json"``, or the folder of a run.
 
     Returns:
-      What ``get_config(arg)`` returns, or what is stored.
+      What ``get_config(arg)`` returns, or what is stored. A file whose classes a configuration may name is one of its
+      imports.
 
     Raises:
       UsageError: no such file, or one that fails (with the line), has no ``get_config`` or makes no configuration.
@@ -60,11 +59,12 @@ def run(spec: str) -> Mapping[str, Any]:
     if file.endswith(".json"):
         if arg:
             raise UsageError(f"{name} is a stored configuration, which takes no argument such as {arg!r}.")
-        return jsonfile.read(pathlib.Path(file), "; name a recipe, a file FILE.py or a run")
+        stored = jsonfile.read(pathlib.Path(file), "; name a recipe, a file FILE.py or a run")
+        return imports.recorded(stored, os.path.dirname(file) or ".")
     if os.path.getsize(file) > MAX_BYTES:
         raise UsageError(f"{file} has more than {MAX_BYTES:,} bytes, which is no configuration.")
-    with _explained(file):
-        get_config = runpy.run_path(file).get("get_config")
+    module = imports.run(file)
+    get_config = getattr(module, "get_config", None)
     if not callable(get_config):
         raise UsageError(f"{file} does not define get_config(arg='').")
     args = (arg,) if arg else ()
@@ -75,28 +75,13 @@ def run(spec: str) -> Mapping[str, Any]:
     except TypeError:
         takes = f"takes no argument such as {arg!r}; write {file}" if arg else f"needs an argument; write {file}:ARG"
         raise UsageError(f"get_config of {file} {takes}.") from None
-    with _explained(file):
+    with imports.explained(file), imports.beside(module):
         config = get_config(*args)
         if not isinstance(config, Mapping | ConfigDict):
             raise UsageError(f"get_config of {file} returns {shown(config)}; let it return a ConfigDict.")
-        return config.to_dict() if isinstance(config, ConfigDict) else config
-
-
-@contextlib.contextmanager
-def _explained(file: str) -> Iterator[None]:
-    """Makes a sentence of what goes wrong in a configuration file."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (Exception, SystemExit) as e:
-        frames = [(f.filename, f.lineno) for f in traceback.extract_tb(e.__traceback__)]
-        place = next((frame for frame in reversed(frames) if frame[0] == file), (file, None))
-        if isinstance(e, SyntaxError) and e.filename:
-            place = e.filename, e.lineno
-        where = f", line {place[1]}" if place[1] else ""
-        reason = str(e.msg if isinstance(e, SyntaxError) else e).strip().splitlines()[:1]
-        raise UsageError(f"{place[0]}{where}: {': '.join([type(e).__name__, *reason])[:200]}.") from e
+        config = config.to_dict() if isinstance(config, ConfigDict) else config
+    own = imports.defined_in(module)
+    return {**config, "imports": (*imports.texts(config), *own)} if own else config
 
 
 def _found(name: str) -> str:

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vit_jax import config, sharding
 from vit_jax.augment import Augment
+from vit_jax.config import Imports
 from vit_jax.convert import Pretrained, read, run_folder
 from vit_jax.convert.preprocess import Preprocess
 from vit_jax.create import resized
@@ -39,8 +40,10 @@ FOLDS = 5
 """Of a probe on data that has no training part of its own."""
 
 
-def weights(place: Pretrained | str | os.PathLike[str], size: int | None = None) -> Pretrained:
+def weights(place: Pretrained | str | os.PathLike[str], size: int | None = None, imports: Imports = ()) -> Pretrained:
     """What lies at ``place``, or the model itself, for images of ``size`` pixels; notes are warnings.
+
+    ``imports`` are for a run whose own ones are not to be had or not to be trusted.
 
     Raises:
       UserError: it cannot be read; the model takes no images of that size.
@@ -49,7 +52,7 @@ def weights(place: Pretrained | str | os.PathLike[str], size: int | None = None)
         raise UsageError(f"size={size} is no side of an image; give a number of pixels such as 224.")
     if isinstance(place, Pretrained):
         return place if size in (None, place.preprocess.size) else resized(place.stored(), size)
-    with read.load(os.fspath(place)) as stored:
+    with config.known(imports), read.load(os.fspath(place)) as stored:
         found = resized(stored, size)
     for note in found.notes:
         log.warning("%s: %s", found.source, note)
@@ -64,6 +67,7 @@ def score(
     batch_size: int = 32,
     max_pixels: int = MAX_PIXELS,
     output: pathlib.Path | None = None,
+    imports: Imports = (),
 ) -> Report:
     """What evaluators find of a model on the validation part of ``data``, or on all of it where it has no such part.
 
@@ -79,10 +83,22 @@ def score(
       max_pixels: an image with more is unreadable, but for a JPEG. What cannot be read is left out and counted in the
         metric ``unreadable``; where it is more than a hundredth, that is an error.
       output: folder for ``results.json`` and pictures; None for none.
+      imports: by whose classes evaluators and sources may be named besides those that the run itself imports.
 
     Raises:
       UserError: an unknown evaluator; one that does not suit the model or the data; no such data.
     """
+    with config.known((*imports, *found.imports)):
+        report, classes = _scored(found, data, evaluators, batch_size, max_pixels)
+    if output is not None:
+        report.save(output, classes)
+    return report
+
+
+def _scored(
+    found: Pretrained, data: Source | str, evaluators: Sequence[Evaluator | str], batch_size: int, max_pixels: int
+) -> tuple[Report, tuple[str, ...]]:
+    """The report, and the classes that it tells of."""
     default = (ZeroShot() if isinstance(found.model, ImageTextModel) else Classify(),)
     kind = Annotated[Any, config.Choice(EVALUATORS, Evaluator)]
     rows = tuple(config.parse(kind, evaluator, "evaluators") for evaluator in evaluators) or default
@@ -110,10 +126,7 @@ def score(
             report.metrics["unreadable"] = float(reader.skipped)
         reports.append(prefixed(report, row.prefix))
         classes = info.class_names if isinstance(row, Classify) or not classes else classes
-    report = dataclasses.replace(combine(reports), checkpoint=found.source)
-    if output is not None:
-        report.save(output, classes)
-    return report
+    return dataclasses.replace(combine(reports), checkpoint=found.source), classes
 
 
 def _parts(found: Pretrained, data: Source | str) -> dict[str, Source]:

@@ -34,7 +34,8 @@ def run(args: argparse.Namespace) -> int:
         raw["data"] = {"path": "", **data}  # which a recipe may leave to the command line
     found = config.parse(TrainConfig, inherit.resolved(raw))
     if args.json != "-":
-        rows = [(" *"[not k.default] + k.name, k.value, k.kind.replace("`", ""), k.about) for k in keys(found)]
+        with config.known(found.imports):
+            rows = [(" *"[not k.default] + k.name, k.value, k.kind.replace("`", ""), k.about) for k in keys(found)]
         widths = [min(40, max(len(row[i]) for row in rows)) for i in range(3)]
         for row in rows:
             print("  ".join([*(text.ljust(w) for text, w in zip(row, widths, strict=False)), row[3]]))

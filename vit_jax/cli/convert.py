@@ -17,6 +17,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "target", type=options.path, metavar="DST", help="a new folder, or a new file (.safetensors, .npz)"
     )
     options.best(parser)
+    options.imports(parser)
     parser.add_argument("--to", required=True, metavar="FORMAT", help="vit_jax, timm, open_clip, hf, npz or big_vision")
     options.model(parser)
     parser.add_argument(
@@ -37,9 +38,11 @@ def run(args: argparse.Namespace) -> int:
     from vit_jax.convert.verify import TOLERANCE
     from vit_jax.io.remote import public
 
-    source = str(vj.best_checkpoint(args.source)) if args.best else args.source
+    where = str(vj.best_checkpoint(args.source)) if args.best else args.source
+    changes = options.changes(args)
+    source = vj.load(where, args.model, changes=changes) if changes else where
     done = vj.convert(source, args.target, to=args.to, model=args.model, linear=args.linear, verify=args.verify)
-    print(f"{public(source)}: {done.summary}")
+    print(f"{public(where)}: {done.summary}")
     for note in done.notes:
         print(f"  {note}")
     print(f"written to {args.target} as {args.to}")

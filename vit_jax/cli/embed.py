@@ -48,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
     if not (args.paths or args.text):
         raise vj.UsageError("there is nothing to embed; name images, folders of images, or texts by --text.")
     texts = _texts(args.text)
-    rows = api.embedded(options.opened(args), args.paths, texts, max_pixels=args.max_pixels)
+    model = options.opened(args, options.changes(args))
+    rows = api.embedded(model, args.paths, texts, max_pixels=args.max_pixels)
     errors = [row["error"] for row in rows if "error" in row]
     rows = [row for row in rows if "error" not in row]
     for error in errors:

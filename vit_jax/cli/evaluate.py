@@ -17,6 +17,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=options.path, metavar="X", help=text)
     options.best(parser)
     options.model(parser)
+    options.imports(parser)
     text = "source to score the weights on, such as folder:/my/images: its own validation part, or all of it"
     parser.add_argument("--data", type=options.filled, metavar="SOURCE", help=text)
     parser.add_argument(
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     if args.model and not args.data:
         raise vj.UsageError("--model goes with --data; a run knows its own model.")
     checkpoint = options.opened(args) if args.best or args.model else args.checkpoint
-    changes = {key: config.literal(text) for key, text in args.overrides}
+    changes = {key: config.literal(text) for key, text in args.overrides} | options.changes(args)
     if args.data:
         where = args.output or (args.workdir and pathlib.Path(args.workdir, "evaluation"))
         scored = {"data": args.data, "evaluators": args.evaluators, "size": args.size, "output": where}

@@ -17,6 +17,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint", type=options.path, metavar="DIR", help="one checkpoint: WORKDIR/checkpoints/STEP"
     )
     options.best(parser)
+    options.imports(parser)
     text = "stablehlo: a program for JAX; onnx: a program for ONNX runtimes; safetensors: weights that timm loads"
     parser.add_argument("--to", required=True, metavar="FORMAT", help=text)
     parser.add_argument("out", type=options.path, metavar="OUT", help="a new folder")
@@ -26,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints what was written, its inputs and outputs, how far it is from the checkpoint and how to load it."""
     import vit_jax as vj
 
-    written = vj.export(options.place(args), args.out, to=args.to)
+    written = vj.export(options.opened(args, options.changes(args)), args.out, to=args.to)
     for path in sorted(written.folder.iterdir()):
         print(f"{path}  {path.stat().st_size / 2**20:,.2f} MiB")
     print("input   " + written.signature[0])

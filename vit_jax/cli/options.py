@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 NAME = 255
@@ -58,6 +58,7 @@ def weights(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--checkpoint", type=path, metavar="X", help=text)
     best(parser)
     model(parser)
+    imports(parser)
 
 
 def best(parser: argparse.ArgumentParser) -> None:
@@ -71,16 +72,27 @@ def model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=filled, metavar="NAME", help=text)
 
 
-def opened(args: argparse.Namespace) -> Any:
-    """What is at :func:`place`: the model itself where ``--model`` says what it is, else the place."""
+def imports(parser: argparse.ArgumentParser) -> None:
+    """Where classes of one's own are, for :func:`changes`."""
+    text = "a file or module whose classes a run names, where the one it recorded is gone or came with it; may be repeated"
+    parser.add_argument("--imports", type=filled, action="append", default=[], metavar="FILE.py", help=text)
+
+
+def changes(args: argparse.Namespace) -> dict[str, Any]:
+    """Keys of a run's configuration to which options of the command give other values."""
+    return {"imports": tuple(args.imports)} if args.imports else {}
+
+
+def opened(args: argparse.Namespace, changes: Mapping[str, Any] | None = None) -> Any:
+    """What is at :func:`place`: the model itself where ``--model`` says what it is or a run changes, else the place."""
     import logging
 
     import vit_jax as vj
 
-    where = place(args)
-    if args.model is None:
+    where, kind = place(args), vars(args).get("model")
+    if kind is None and not changes:
         return where
-    found = vj.load(where, args.model)
+    found = vj.load(where, kind, changes=changes)
     for note in found.notes:
         logging.getLogger("vit_jax").warning("%s: %s", found.source, note)
     return found

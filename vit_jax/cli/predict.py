@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     choice = Annotated[Any, config.Choice(DECODERS)]
     decoder = config.parse(choice, args.decoder or "greedy", "--decoder") if args.captions else None
     asked = {"texts": args.text, "captions": decoder, "top": args.top, "max_pixels": args.max_pixels}
-    rows = vj.predict(options.opened(args), args.paths, **asked)
+    rows = vj.predict(options.opened(args, options.changes(args)), args.paths, **asked)
     if args.json != "-":
         for row in rows:
             if not args.table or "error" in row:

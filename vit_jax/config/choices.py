@@ -71,18 +71,10 @@ def spec_fields(text: str, table: Mapping[str, Any], path: str) -> dict[str, Any
     """``"name(1, b=2)"`` -> ``{"name": "name", first field: 1, "b": 2}``; arguments are literals, nothing is run."""
     if text in table:  # names may hold characters that an expression may not
         return {"name": text}
-    try:
-        call = ast.parse(text.strip(), mode="eval").body
-        if not isinstance(call, ast.Call):
-            return {"name": text.strip()}
-        name = ast.unparse(call.func)
-        args = [_literal(arg) for arg in call.args]
-        keywords = [(str(k.arg), _literal(k.value)) for k in call.keywords]
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
-        raise UsageError(
-            f"{path}={shown(text)} cannot be read; write a name or name(key=value), paths in quotes"
-            f"{suggest(text, table)}"
-        ) from None
+    found = call(text, path, suggest(text, table))
+    if found is None:
+        return {"name": text.strip()}
+    name, args, keywords = found
     row = class_of(lookup(table, name, path))
     order = [f.name for f in dataclasses.fields(row) if f.name in hints(row) and not f.kw_only]
     if len(args) > len(order):
@@ -91,6 +83,24 @@ def spec_fields(text: str, table: Mapping[str, Any], path: str) -> dict[str, Any
     if twice := {"name", *given}.intersection(key for key, _ in keywords):
         raise UsageError(f"{path}={shown(text)} sets {min(twice)!r} twice; leave one of them out.")
     return {"name": name, **given, **dict(keywords)}
+
+
+def call(text: str, path: str, hint: str = ".") -> tuple[str, list[Any], list[tuple[str, Any]]] | None:
+    """``"name(1, b=2)"`` -> the name, the arguments and those with a name; None for text that is no call.
+
+    Raises:
+      UsageError: an argument is no literal; ``hint`` ends the sentence.
+    """
+    try:
+        found = ast.parse(text.strip(), mode="eval").body
+        if not isinstance(found, ast.Call):
+            return None
+        keywords = [(str(k.arg), _literal(k.value)) for k in found.keywords]
+        return ast.unparse(found.func), [_literal(arg) for arg in found.args], keywords
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        raise UsageError(
+            f"{path}={shown(text)} cannot be read; write a name or name(key=value), paths in quotes{hint}"
+        ) from None
 
 
 def _literal(node: ast.expr) -> Any:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, overload
 from ml_collections import ConfigDict
 
 from vit_jax.checks import Range, shown, suggest
+from vit_jax.config import own
 from vit_jax.config.choices import Choice, Variant, class_of, hints, lookup, spec_fields
 from vit_jax.config.records import PYTHON, gone, is_record_of, named
 from vit_jax.types import UsageError, UserError
@@ -135,19 +136,25 @@ def _parse_dataclass(cls: type, value: Any, path: str) -> Any:
         if key not in allowed and key not in renamed:
             raise UsageError(f"unknown key {shown(f'{path}.{key}')}{suggest(key, allowed)}")
     value = {renamed.get(k, k): v for k, v in value.items()}
-    kwargs = {k: parse(allowed[k], v, f"{path}.{k}") for k, v in value.items()}
+    imports: own.Imports = ()
+    if allowed.get("imports") == own.Imports:
+        imports = value["imports"] = parse(own.Imports, value.get("imports", ()), f"{path}.imports")
+    with own.known(imports):
+        kwargs = {k: parse(allowed[k], v, f"{path}.{k}") for k, v in value.items()}
     for field in dataclasses.fields(cls):
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and field.name in allowed and field.name not in kwargs:
             raise UsageError(f"missing key '{path}.{field.name}'; set it with --{path}.{field.name}=...")
     try:
-        return cls(**kwargs)
+        with own.running(cls):
+            return cls(**kwargs)
     except UserError as e:
         raise type(e)(f"{path}: {e}") from None
 
 
 def _parse_choice(choice: Choice, value: Any, path: str) -> Any:
-    table, classes = choice.table, {class_of(row) for row in choice.table.values()}
+    table = own.rows(choice)
+    classes = {class_of(row) for row in table.values()}
     if not isinstance(value, str | Mapping):
         if not isinstance(value, type) and isinstance(value, (*classes, *filter(None, [choice.base]))):
             return value
@@ -155,8 +162,11 @@ def _parse_choice(choice: Choice, value: Any, path: str) -> Any:
             raise UsageError(f"{path} is the class {value.__name__}, not one of its objects; write {value.__name__}().")
         what = f" and no {named(choice.base)}" if choice.base else ""
         raise UsageError(f"{path}={shown(value)} is of type {type(value).__name__}{what}{suggest('', table)}")
+    own.check(choice, value.get("name") if isinstance(value, Mapping) else value.partition("(")[0].strip(), path)
     fields = dict(value) if isinstance(value, Mapping) else spec_fields(value, table, path)
     if PYTHON in fields:
+        if cls := own.of_record(choice, fields[PYTHON]):
+            return _parse_dataclass(cls, {k: v for k, v in fields.items() if k != PYTHON}, path)
         return _parse_dataclass(next((c for c in classes if is_record_of(c, fields[PYTHON])), object), fields, path)
     if "name" not in fields:
         raise UsageError(f"{path} lacks the key 'name'{suggest('', table)}")
@@ -197,7 +207,9 @@ def unparse(cls: Any, value: Any) -> Any:
 
 
 def _unparsed(value: Any) -> dict[str, Any]:
-    return {name: unparse(hint, getattr(value, name)) for name, hint in hints(type(value)).items()}
+    found = hints(type(value))
+    with own.known(value.imports if found.get("imports") == own.Imports else ()):
+        return {name: unparse(hint, getattr(value, name)) for name, hint in found.items()}
 
 
 def _is(cls: Any, value: Any) -> bool:
@@ -208,8 +220,8 @@ def _is(cls: Any, value: Any) -> bool:
 
 
 def row_of(choice: Choice, value: Any) -> str | None:
-    """The row of ``choice.table`` that says the most of ``value``, and nothing wrong; None where it is of no row."""
-    rows = {n: row for n, row in choice.table.items() if class_of(row) is type(value)}
+    """The row of ``choice.table`` that says the most of ``value``, and nothing wrong; or its known class. Else None."""
+    rows = {n: row for n, row in own.rows(choice).items() if class_of(row) is type(value)}
     given = {n: row.fields if isinstance(row, Variant) else {} for n, row in rows.items()}
     fields = _unparsed(value) if rows else {}
     fits = [n for n in rows if _parse_row(choice, n, {k: v for k, v in fields.items() if k not in given[n]}) == value]

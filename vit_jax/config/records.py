@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.config.durations import Duration
+from vit_jax.imports import Import
 from vit_jax.types import Array, UsageError
 
 PYTHON = "python"
@@ -33,7 +34,7 @@ def record(value: Any) -> Any:
         data = np.ascontiguousarray(value)
         about = {"shape": list(data.shape), "dtype": str(data.dtype), "crc32": zlib.crc32(data.tobytes())}
         return {PYTHON: "numpy.ndarray", **about}
-    if isinstance(value, Duration | pathlib.PurePath):
+    if isinstance(value, Duration | Import | pathlib.PurePath):
         return str(value)
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return {PYTHON: qualified(value if isinstance(value, type | types.FunctionType) else type(value))}
@@ -63,6 +64,7 @@ def gone(value: Mapping[str, Any], path: str) -> UsageError:
     key = re.sub(r"\[\d+\].*", "", path.removeprefix("config."))
     fields = ", ".join(f"{k}={v!r}" for k, v in value.items() if k != PYTHON)
     return UsageError(
-        f"{path} was the Python object {value[PYTHON]}({fields}), which no file can hold; hand it in again from "
-        f"Python: changes={{{key!r}: ...}} of vit_jax.train, evaluate or load."
+        f"{path} was the Python object {value[PYTHON]}({fields}), which no file can hold; name the file of its "
+        f"class, --imports FILE or --config.imports=FILE, or hand it in again from Python: changes={{{key!r}: ...}} of "
+        "vit_jax.train, evaluate or load."
     )

@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax.config import Imports
 from vit_jax.convert.preprocess import Preprocess
 from vit_jax.data.text import TextCodec
 from vit_jax.io.tensors import Tensor, Tensors
@@ -42,6 +43,7 @@ class Described(Generic[P]):
       assumed: fields of the model that no file told, a dot between those of towers -> the note that says so.
       native: side of the images that the stored positions are for, where the origin resizes them to that of
         ``preprocess``, as DINOv2's does; None where they fit.
+      imports: files and modules that define classes which ``config`` names.
     """
 
     model: Any
@@ -58,6 +60,7 @@ class Described(Generic[P]):
     variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     assumed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     native: int | None = None
+    imports: Imports = ()
 
     def _others(self) -> dict[str, Any]:
         """Every field but ``params``."""

@@ -47,11 +47,12 @@ def load(
     Raises:
       UserError: it does not exist, is damaged, unknown or of another model.
     """
-    path, source = fetch(zoo.place_of(str(source))), public(str(source))
+    place, source = zoo.place_of(str(source)), public(str(source))
+    path, address = fetch(place), public(place) if "://" in place else ""
     if run_folder.matches(path):
         if model is not None:
             raise UsageError(f"{source} knows its own model; leave --model {model} out.")
-        yield run_folder.load(path, changes or {})
+        yield run_folder.load(path, changes or {}, address)
         return
     if changes:
         raise UsageError(f"{source} is no run, so it has no configuration to change; leave {min(changes)!r} out.")

@@ -12,10 +12,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax import checkpoint, models
+from vit_jax import checkpoint, imports, models
 from vit_jax.augment import Augment
 from vit_jax.checks import Pixels
-from vit_jax.config import Choice, change, parse, record, record_of
+from vit_jax.config import Choice, Imports, change, known, named, parse, record, record_of
 from vit_jax.convert.preprocess import Preprocess
 from vit_jax.convert.pretrained import Described, Stored, leaves, numbered
 from vit_jax.data.framing import Framing
@@ -41,22 +41,27 @@ def matches(path: pathlib.Path) -> bool:
     )
 
 
-def load(path: pathlib.Path, changes: Mapping[str, Any] | None = None) -> Stored:
+def load(path: pathlib.Path, changes: Mapping[str, Any] | None = None, address: str = "") -> Stored:
     """The newest readable checkpoint at ``path``: its moving average where there is one.
 
     Args:
       path: a run, or one checkpoint.
       changes: keys of the run's configuration with other values.
+      address: where it was fetched from; what it imports is then code of others.
 
     Raises:
-      UserError: none can be read.
+      UserError: none can be read; its imports are gone, or came with it and are not among ``changes``.
     """
     tree, meta, folder = checkpoint.load_params(path)
     meta = record_of(meta, META, f"the meta of {folder}")
-    raw = record_of(change(meta["config"], (changes or {}).items()), CONFIG, f"the configuration of {folder}")
-    model = parse(Annotated[Any, Choice(models.NAMES, nn.Module)], raw["model"], "model")
+    home = folder.parents[folder.parent.name == checkpoint.FOLDER]
+    stored = imports.recorded(meta["config"], address or home)
+    raw = record_of(change(stored, (changes or {}).items()), CONFIG, f"the configuration of {folder}")
+    own = _imports(raw)
+    with known(own):
+        model = parse(Annotated[Any, Choice(models.NAMES, nn.Module)], raw["model"], "model")
+        objective = parse(Annotated[Any, Choice(OBJECTIVES, Objective)], raw.get("objective", "classify"), "objective")
     augment = parse(Augment, {**raw["augment"], "train": ()}, "augment")  # what training did to images matters no more
-    objective = parse(Annotated[Any, Choice(OBJECTIVES, Objective)], raw.get("objective", "classify"), "objective")
     canvas = record_of(raw["data"], {"canvas": Pixels | None}, "data").get("canvas", 256)
     frame = parse(Framing, raw["data"].get("frame", {}), "data.frame")
     names = tuple(meta["class_names"])
@@ -82,13 +87,22 @@ def load(path: pathlib.Path, changes: Mapping[str, Any] | None = None) -> Stored
         objective.output_activation or "softmax",
         meta.get("resize", "bilinear"),
         str(folder),
-        tuple(dict.fromkeys(assumed.values())),
-        config=raw,
+        (*dict.fromkeys(assumed.values()), *imports.changed(own, imports.texts(stored))),
+        config={**raw, "imports": [str(i) for i in own]} if own else raw,
+        imports=own,
         provenance=meta.get("provenance", {}),
         encoder=encoder,
         variables=variables,
         assumed=assumed,
     )
+
+
+def _imports(raw: Mapping[str, Any]) -> Imports:
+    """Those of a run, run; where the user named some for what is being built, those of others are left out."""
+    found = raw.get("imports", ())
+    if named() and isinstance(found, tuple):
+        found = [i for i in found if not (isinstance(i, imports.Recorded) and i.refused)]
+    return parse(Imports, found, "imports")
 
 
 def assumed_of(meta: Mapping[str, Any]) -> dict[str, str]:

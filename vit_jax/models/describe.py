@@ -26,12 +26,15 @@ def classes(model: nn.Module) -> int:
 def describe(model: nn.Module) -> dict[str, Any]:
     """A model as plain data: its row of ``models.MODELS``, all of whose fields it has, and what it has besides.
 
+    A class of one's own is a row where it is known (:func:`vit_jax.config.known`).
+
     Towers and decoders are described likewise, by what they have besides the row's. ``config.parse`` gives the model
     back.
     """
     rows = {n: row.fields for n, row in models.MODELS.items() if row.cls is type(model)}
     if not rows:
-        return config.record(model)
+        own = config.name_of(model)
+        return {"name": own, **_besides(model, {})} if own else config.record(model)
     name = max((n for n, fields in rows.items() if _has(model, fields)), key=lambda n: len(rows[n]))
     return {"name": name, **_besides(model, rows[name])}
 
@@ -74,7 +77,7 @@ def _plain(value: Any, hint: Any) -> Any:
     if not dataclasses.is_dataclass(value):
         return value
     table = next((a.table for a in typing.get_args(hint) if isinstance(a, config.Choice)), TOPK)
-    name = next((name for name, row in table.items() if row is type(value)), None)
+    name = next((name for name, row in table.items() if row is type(value)), config.name_of(value))
     if name is None:
         return config.record(value)
     return {"name": name, **{f.name: getattr(value, f.name) for f in dataclasses.fields(value)}}

@@ -74,7 +74,7 @@ def written(hint: Any, value: Any) -> str:
         return f"({', '.join(written(hint, v) for v in value)}{',' * (len(value) == 1)})"
     choice = choice_in(hint)
     if choice and dataclasses.is_dataclass(value) and (name := config.row_of(choice, value)):
-        types_, row = config.hints(type(value)), choice.table[name]
+        types_, row = config.hints(type(value)), choice.table.get(name)
         known = {f.name: f.default for f in dataclasses.fields(value)} | dict(getattr(row, "fields", {}))
         changed = {k: getattr(value, k) for k in types_ if getattr(value, k) != known[k]}
         inside = ", ".join(f"{k}={written(types_[k], v)}" for k, v in changed.items())
@@ -100,7 +100,8 @@ def kind(hint: Any, linked: Callable[[Any, str], str] = lambda part, text: text)
         one = kind(args[0], linked)
         return f"list of {one}" if args[-1] is Ellipsis else f"({', '.join(kind(a, linked) for a in args)})"
     name = getattr(hint, "__name__", str(hint))
-    return {"str": "text", "bool": "True or False", "int": "integer", "float": "number"}.get(name, linked(hint, name))
+    known = {"str": "text", "bool": "True or False", "int": "integer", "float": "number", "Import": "file or module"}
+    return known.get(name, linked(hint, name))
 
 
 def _rows(table: Mapping[str, Any]) -> str:

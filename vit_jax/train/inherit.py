@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vit_jax import checkpoint, models
-from vit_jax.config import change, spec_fields
+from vit_jax.config import Imports, change, known, parse, spec_fields
 from vit_jax.convert import Stored, run_folder
 from vit_jax.convert.read import load
 from vit_jax.data import text
@@ -48,14 +48,17 @@ def resolved(raw: Mapping[str, Any]) -> Mapping[str, Any]:
         raise UsageError(
             f"{min(asked, key=len)}=init is that of the weights that are named by --config.init=PLACE; give that, too."
         )
-    with load(place) as found:
+    imports = parse(Imports, raw.get("imports", ()), "config.imports")
+    with known(imports), load(place) as found, known(found.imports):
         theirs = _of_weights(found, raw)
+        imports = (*imports, *(i for i in found.imports if i not in imports))
         for note in dict.fromkeys(found.assumed.values()):
             log.warning("%s: %s", found.source, note)
     if silent := sorted(asked.keys() - theirs.keys()):
         raise UserError(f"{silent[0]}=init is asked of {found.source}, which does not say that; give a value.")
     more = {k: {n: v for n, v in value.items() if n != "name"} for k, value in asked.items() if value != INIT}
-    return change(raw, {k: describe.over(theirs[k], more[k]) if k in more else theirs[k] for k in asked}.items())
+    taken = {k: describe.over(theirs[k], more[k]) if k in more else theirs[k] for k in asked}
+    return change(raw, (taken | ({"imports": imports} if imports else {})).items())
 
 
 def with_tokenizer(config: TrainConfig, workdir: pathlib.Path | str | None = None) -> TrainConfig:
@@ -77,7 +80,7 @@ def with_tokenizer(config: TrainConfig, workdir: pathlib.Path | str | None = Non
     if encoder is None:
         if not (place := config.resume_from or config.init):
             raise UsageError(f"{TOKENIZER}=init is that of the weights that --config.init=PLACE names; give that, too.")
-        with load(place) as found:
+        with known(config.imports), load(place) as found:
             encoder = _encoder(found)
     own = dataclasses.replace(c, tokenizer=encoder.tokenizer)
     return dataclasses.replace(config, data=dataclasses.replace(config.data, text=own))

@@ -23,6 +23,7 @@ from vit_jax.checkpoint import Checkpoints
 from vit_jax.config import Duration, parse, resumable_keys
 from vit_jax.data.loader import Batches
 from vit_jax.evals import Report
+from vit_jax.imports import changed, texts
 from vit_jax.io import atomic
 from vit_jax.metrics import FILE, MetricsWriter, read
 from vit_jax.models import cost
@@ -102,6 +103,8 @@ def run(raw: Mapping[str, Any], folder: str | os.PathLike[str], hooks: Sequence[
 def _run(raw: Mapping[str, Any], path: pathlib.Path, hooks: Sequence[Hook]) -> Result:
     raw = inherit.resolved(raw)
     config = parse(TrainConfig, raw)
+    recorded = [*texts(raw), *workdir.imported(path)]
+    raw = {**raw, "imports": config.imports} if config.imports else raw
     workdir.check(path, raw, tuple(resumable_keys(config)))
     stored = workdir.complete(config)  # what a default is may change from version to version
     for logger in config.loggers if not jax.process_index() else ():
@@ -109,7 +112,7 @@ def _run(raw: Mapping[str, Any], path: pathlib.Path, hooks: Sequence[Hook]) -> R
     setup = build(inherit.with_tokenizer(config, path))
     state, origin = start.start(setup, path)
     workdir.claim(path, stored)
-    for note in setup.notes:
+    for note in [*changed(config.imports, recorded), *setup.notes]:
         say(note)
     parameters = sum(x.size for x in jax.tree.leaves(setup.shapes.params))
     say(

@@ -16,7 +16,7 @@ import optax
 from jax.sharding import Mesh
 
 from vit_jax import sharding
-from vit_jax.config import Duration, suggest
+from vit_jax.config import Duration, known, suggest
 from vit_jax.data.framing import TRAINING
 from vit_jax.data.loader import Batches, Reader, eval_batches, train_batches
 from vit_jax.data.sources import Source
@@ -196,7 +196,11 @@ def build(config: TrainConfig, devices: Any = None, train: Source | None = None)
     Raises:
       UserError: whatever the user got wrong, in a sentence.
     """
-    c = config
+    with known(config.imports):  # sources of one's own are opened by the names of their classes
+        return _build(config, devices, train)
+
+
+def _build(c: TrainConfig, devices: Any, train: Source | None) -> Setup:
     mesh = make_mesh(c.mesh, devices)
     c.augment.check(c.data.canvas)
     _check_metrics(c)

@@ -15,6 +15,7 @@ import numpy as np
 
 from vit_jax import checkpoint, models, sharding
 from vit_jax.compress.restructure import linear_maps, restructure, specs
+from vit_jax.config import known
 from vit_jax.convert import Stored, run_folder
 from vit_jax.convert.read import format_of, load
 from vit_jax.convert.zoo import place_of
@@ -130,7 +131,7 @@ def _initial(setup: Setup, source: str) -> tuple[Params, Any, str, list[str]]:
     Raises:
       UserError: they cannot be read or do not fit, or are of a model with other heads or another tokenizer.
     """
-    with load(source, like=describe.fields(setup.model)) as found:
+    with known(setup.config.imports), load(source, like=describe.fields(setup.model)) as found:
         if isinstance(found.model, models.ImageTextModel) == isinstance(setup.model, models.ImageTextModel):
             text.check_same(found.encoder, setup.train.info.encoder, found.source)
         new_head = found.class_names != setup.train.info.class_names

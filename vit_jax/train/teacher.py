@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vit_jax import models, sharding
 from vit_jax.augment import Norm
+from vit_jax.config import known
 from vit_jax.convert import Stored, read
 from vit_jax.data.classes import mismatch
 from vit_jax.models import ModelFn, Variables
@@ -43,7 +44,7 @@ def load(config: TrainConfig, model: nn.Module, class_names: Sequence[str], mesh
     size = config.augment.size
     here = Mesh(np.asarray(jax.local_devices()[:1]), "x")  # to be read on, whatever mesh the caller computes on
     try:
-        with jax.set_mesh(here), read.load(objective.teacher) as found:
+        with jax.set_mesh(here), known(config.imports), read.load(objective.teacher) as found:
             _check(found, objective, config.augment.norm, class_names)
             theirs = found.model
             boxed = abstract_params(theirs, theirs.inputs(size))

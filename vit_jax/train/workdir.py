@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 
-from vit_jax import checkpoint, loggers, metrics
+from vit_jax import checkpoint, imports, loggers, metrics
 from vit_jax.config import difference, parse, record, unparse
 from vit_jax.configfile import STORED
 from vit_jax.data.sources import Source
@@ -156,6 +156,8 @@ def check(workdir: pathlib.Path, raw: Mapping[str, Any], resumable: Collection[s
             raise UsageError(f"{workdir} holds checkpoints but no {FILE}; restore that file or use a new workdir.")
         return
     old = load(workdir)
+    if "imports" in raw:
+        old["imports"] = raw["imports"]  # what it imported itself may be gone
     changes = _changes(old, raw, resumable)
     if changes:
         raise UsageError(
@@ -222,7 +224,12 @@ def load(workdir: pathlib.Path) -> dict[str, Any]:
     """
     if not (workdir / FILE).exists():
         raise UserError(f"{str(workdir)!r} holds no run: {FILE} is missing; give the --workdir of a training.")
-    return jsonfile.read(workdir / FILE, "; restore it or train in a new workdir")
+    return imports.recorded(jsonfile.read(workdir / FILE, "; restore it or train in a new workdir"), workdir)
+
+
+def imported(workdir: pathlib.Path) -> tuple[str, ...]:
+    """What the run in ``workdir`` imports, as it recorded it; nothing where there is none."""
+    return imports.texts(load(workdir)) if (workdir / FILE).is_file() else ()
 
 
 def provenance() -> dict[str, Any]:

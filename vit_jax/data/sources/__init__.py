@@ -15,6 +15,7 @@ from vit_jax.data.sources.digits_pairs import open_digits_pairs
 from vit_jax.data.sources.fake import open_fake
 from vit_jax.data.sources.folder import open_folder
 from vit_jax.data.sources.mixture import open_mixture
+from vit_jax.data.sources.own import kinds, open_own
 from vit_jax.data.sources.pairs_file import open_csv, open_jsonl
 from vit_jax.data.sources.parquet import open_parquet
 from vit_jax.data.sources.tar import open_tar, write_tar
@@ -46,7 +47,8 @@ def open_source(
     """Opens ``kind:rest``, for example ``"folder:/my/images"`` or ``"digits"``.
 
     Args:
-      path: kind and place, see the module of each kind; or a source of one's own, whose seeded split is not stratified.
+      path: kind and place, see the module of each kind; or a source of one's own, whose seeded split is not stratified,
+        from Python or as ``"Class:ARGUMENT"`` of a class that the configuration imports.
       split: ``"train"`` or ``"val"``; where the data has no split of its own, a seeded stratified one is made.
       holdout: fraction (below 1) or number of examples for ``"val"``; 0 trains on everything.
       seed: names the seeded split. It is not the seed of training.
@@ -56,10 +58,12 @@ def open_source(
       UserError: unknown kind, missing path or no examples.
     """
     assert split in ("train", "val"), split
-    if isinstance(path, Source):
-        labels = np.zeros(len(path), np.int32)  # what they are would take reading every example
-        source = take_split(path, labels, split, holdout, seed, named(path))
+    own = path if isinstance(path, Source) else open_own(path, path.partition(":")[0] in SOURCES)
+    if own is not None:
+        labels = np.zeros(len(own), np.int32)  # what they are would take reading every example
+        source = take_split(own, labels, split, holdout, seed, named(path))
     else:
+        assert isinstance(path, str)
         source = _opened(path, split, holdout, seed, templates)
     return Captioned(source, templates) if templates and not source.info.captions else source
 
@@ -83,7 +87,7 @@ def _opened(path: str, split: str, holdout: float | int, seed: int, templates: t
     kind, _, rest = path.partition(":")
     if kind not in SOURCES and kind.startswith(("/", ".", "~")):
         raise UserError(f"the path {path!r} does not say what it holds; write for example 'folder:{path}'.")
-    opener = lookup(SOURCES, kind, "source")
+    opener = lookup({**kinds(), **SOURCES}, kind, "source")
     if kind == "mix" and templates:
         opener = functools.partial(opener, templates=templates)
     return opener(rest, split, holdout=holdout, seed=seed)
