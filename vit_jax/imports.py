@@ -53,6 +53,7 @@ class Import:
         Raises:
           UsageError: it does not exist, or fails (with file and line); a run names it that may be of others.
         """
+        value = os.fspath(value) if isinstance(value, os.PathLike) else value
         if not isinstance(value, str):
             raise UsageError(f"{path}={shown(value)} is no import; give a file such as 'parts.py', or a module.")
         if isinstance(value, Recorded):
