@@ -146,8 +146,6 @@ def test_a_file_that_is_gone(here, place, capsys):
         assert f"{named}=" in said.replace(" PLACE", "=PLACE")
         more = ["--dry_run"] if words[0] == "train" else []
         assert run(*words, f"{named}={place}/parts.py", *more) == 0
-    with pytest.raises(vj.UsageError, match="this model is loaded; give them to load"):
-        vj.predict(vj.load("run", changes={"imports": place / "parts.py"}), "x.png", changes={"imports": "x"})
 
 
 COMMANDS = (
@@ -187,7 +185,7 @@ def test_nor_is_what_a_fetched_run_names(here, place, monkeypatch):
             vj.UsageError, match=f"the run {address} imports '{place}/parts.py' and was fetched: code of"
         ):
             vj.load(address)
-    assert vj.predict("hf://org/run", "x.png", changes={"imports": str(place / "parts.py")})[0]["predictions"]
+    assert run("predict", "--checkpoint", "hf://org/run", "x.png", "--imports", place / "parts.py") == 0
     report = vj.evaluate(
         "hf://org/run", data="digits", evaluators=["Confidence"], changes={"imports": place / "parts.py"}
     )

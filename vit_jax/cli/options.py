@@ -74,7 +74,9 @@ def model(parser: argparse.ArgumentParser) -> None:
 
 def imports(parser: argparse.ArgumentParser) -> None:
     """Where classes of one's own are, for :func:`changes`."""
-    text = "a file or module whose classes a run names, where the one it recorded is gone or came with it; may be repeated"
+    text = (
+        "file or module whose classes a run names, where the one it recorded is gone or came with it; may be repeated"
+    )
     parser.add_argument("--imports", type=filled, action="append", default=[], metavar="FILE.py", help=text)
 
 
