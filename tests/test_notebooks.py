@@ -1,8 +1,12 @@
 """Every notebook runs from top to bottom, small, and defines nothing."""
 
 import ast
+import importlib.metadata
 import os
 import pathlib
+import runpy
+import subprocess
+import sys
 
 import nbformat
 import pytest
@@ -10,6 +14,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
 
 FOLDER = pathlib.Path(__file__).parent.parent / "notebooks"
+requirements = runpy.run_path(str(FOLDER / "colab.py"))["requirements"]
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 SAYS = {
     "quickstart": ("360 held-out digits are right", "expected calibration error after", "outputs differ by 0"),
@@ -55,4 +60,30 @@ def test_is_clean_and_opens_in_colab(path):
     assert not any(cell.get("outputs") for cell in cells), "clear the outputs before committing"
     assert f"/blob/main/notebooks/{path.name})" in cells[0].source
     install = code(path)[0]
-    assert "google.colab" in install and "--constraint" in install  # the jax that is there stays
+    assert "google.colab" in install and "python colab.py > /tmp/wanted.txt" in install
+    assert "pip" in install and "--requirement /tmp/wanted.txt" in install
+
+
+COLAB = {"jax": "0.11.0", "jaxlib": "0.11.0", "jax-cuda12-plugin": "0.11.0", "numpy": "2.1.0", "torch": "2.9.0+cu126"}
+NEEDED = ["jax>=0.10.2", "numpy>=2", "tqdm>=4"]
+
+
+def test_in_colab_jax_stays_as_it_is():
+    lines, sentences = requirements(NEEDED, COLAB)
+    assert lines == ["..", "jax==0.11.0", "jax-cuda12-plugin==0.11.0", "jaxlib==0.11.0", "numpy==2.1.0"]
+    assert sentences == []
+
+
+def test_a_jax_that_is_too_old_is_replaced_and_that_is_said():
+    lines, (sentence,) = requirements(NEEDED, {**COLAB, "jax": "0.7.2"})
+    assert lines == ["..", "jax[cuda12]", "numpy==2.1.0"]
+    assert sentence.startswith("jax 0.7.2 is older than vit_jax needs (jax>=0.10.2)") and "Restart session" in sentence
+    lines, sentences = requirements(NEEDED, {"numpy": "1.26"})
+    assert lines == [".."] and "numpy 1.26 is older" in sentences[0]
+
+
+def test_what_is_here_is_kept():
+    """The script as the notebooks run it: what it prints is installed already, but for the project itself."""
+    done = subprocess.run([sys.executable, "colab.py"], cwd=FOLDER, capture_output=True, text=True, check=True)
+    here, *pins = done.stdout.split()
+    assert here == ".." and f"jax=={importlib.metadata.version('jax')}" in pins and done.stderr == ""
