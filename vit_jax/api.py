@@ -129,9 +129,9 @@ def predict(
       max_pixels: an image with more is unreadable, but for a JPEG, which is decoded at a fraction of its size.
 
     Returns:
-      A row for every image: ``"path"`` of a file, else ``"image"``, its place in the list, and ``"label"``, the name of
-      its class, of an example of a source that has any; with ``"predictions"``, a
-      list of ``{"class" or "text": str, "probability": float}``, the best first; or ``"caption"`` and its ``"log_p"``;
+      A row for every image: ``"path"`` of a file, else ``"image"``, its place in the list, and of an example of a
+      source that has any ``"label"``, the name of its class, and ``"captions"``; with ``"predictions"``, a list of
+      ``{"class" or "text": str, "probability": float}``, the best first; or ``"caption"`` and its ``"log_p"``;
       or ``"error"`` where the image cannot be read.
 
     Raises:
@@ -163,13 +163,13 @@ def embed(
 
     Args:
       model: see :func:`predict`.
-      images: see :func:`predict`.
+      images: see :func:`predict`; of a source with captions, such as ``"csv:/my/pairs.csv"``, these too.
       texts: of an image-text model.
       batch_size: images that go through the model together.
 
     Returns:
-      float32[N, E], images first, then texts: of unit length from an image-text model, the pooled features as they are
-      from a model of images alone.
+      float32[N, E], images first, then their captions, then texts: of unit length from an image-text model, the pooled
+      features as they are from a model of images alone.
 
     Raises:
       UserError: an image cannot be read; texts, and a model of images alone; nothing to embed.
@@ -196,8 +196,8 @@ def embedded(
     """As :func:`embed`, a row each that says whose it is.
 
     Returns:
-      ``{"path" or "image", "embedding": float32[E]}`` of images, ``"error"`` where one is unreadable, then ``{"text",
-      "embedding"}`` of texts.
+      ``{"path" or "image", "embedding": float32[E]}`` of images, ``"error"`` where one is unreadable, then ``{"path",
+      "text", "embedding"}`` of their captions and ``{"text", "embedding"}`` of texts.
     """
     listed = expand(images)
     if not listed and not texts:
@@ -206,9 +206,15 @@ def embedded(
     if texts and not isinstance(loaded, ImageText):
         raise UserError("a model of images alone embeds no texts; leave out --text, or take an image-text model.")
     rows = list(loaded.rows(listed, lambda x, _: ({"embedding": e} for e in loaded.embed(x)), batch_size))
-    if texts and isinstance(loaded, ImageText):
-        rows += [{"text": t, "embedding": e} for t, e in zip(texts, loaded.embed_texts(texts), strict=True)]
-    return rows
+    named = [{"path": row["path"], "text": text} for row in rows for text in row.pop("captions", ())]
+    if not isinstance(loaded, ImageText):
+        return rows
+    if named and loaded.pretrained.encoder is None:
+        log.warning("captions are left out: %s came without a tokenizer", loaded.pretrained.source)
+        named = []
+    named += [{"text": text} for text in texts]
+    vectors = loaded.embed_texts([row["text"] for row in named])
+    return [*rows, *({**row, "embedding": e} for row, e in zip(named, vectors, strict=True))]
 
 
 def _predictor(model: Pretrained | Place, max_pixels: int = MAX_PIXELS) -> Predictor | ImageText:

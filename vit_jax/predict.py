@@ -46,9 +46,11 @@ class Example:
     index: int
 
     def read(self) -> tuple[Row, Record]:
-        """Its name and, where it has one, the name of its class; and the record."""
+        """Its name and, where it has them, the name of its class and its captions; and the record."""
         record, names = self.source[self.index], self.source.info.class_names
-        return {"path": record["name"]} | ({"label": names[record["label"]]} if names else {}), record
+        row: Row = {"path": record["name"]} | ({"label": names[record["label"]]} if names else {})
+        captions = [text for text in record.get("captions", ()) if text.strip()]
+        return row | ({"captions": captions} if captions else {}), record
 
 
 Listed = Image | Example
@@ -128,7 +130,7 @@ class Trained:
         """A row for every image with what ``run`` finds, or ``"error"`` where it is unreadable.
 
         It says which: ``"path"`` of a file, else ``"image"``, the place among ``images``; of an example of a source its
-        name and ``"label"``.
+        name, ``"label"`` and ``"captions"``.
 
         Args:
           images: files, encoded bytes, uint8[H,W,C] or examples.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 
 import numpy as np
 import pyarrow
@@ -21,7 +22,7 @@ def test_images_and_texts_as_npy(run, coca, tmp_path, capsys):
     (tmp_path / "texts.txt").write_text("one\n\n  two words \n", encoding="utf-8")
     argv = ("--workdir", coca, run.images / "ant" / "0.png", run.images / "bee", "--output", tmp_path / "x.npy")
     status, out, err = embed(capsys, *argv, "--text", "a cat", tmp_path / "texts.txt", "über")
-    assert (status, out) == (0, f"{tmp_path / 'x.npy'}: float32[15, 16], 0 images left out\n")
+    assert (status, out) == (0, f"{tmp_path / 'x.npy'}: float32[15, 16], 11 images and 4 texts, 0 images left out\n")
     got, rows = np.load(tmp_path / "x.npy"), json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
     files = [str(run.images / "ant" / "0.png"), *(str(run.images / "bee" / f"{i}.png") for i in range(10))]
     texts = ["a cat", "one", "two words", "über"]
@@ -54,12 +55,31 @@ def test_parquet(run, coca, tmp_path, capsys):
     np.testing.assert_allclose(vectors[10:], load(coca).embed_texts(["a cat", "a dog"]), atol=1e-6)
 
 
+def test_images_and_captions_of_a_source(run, coca, tmp_path, capsys):
+    """Images first, then what is written about them; a model of images alone leaves captions out."""
+    files = [run.images / "ant" / "0.png", run.images / "bee" / "1.png"]
+    lines = [f"{files[0]},an ant", f"{files[1]},a bee", f"{files[1]},another bee"]
+    (tmp_path / "pairs.csv").write_text("\n".join(["path,caption", *lines]) + "\n")
+    source = f"csv:{tmp_path}/pairs.csv"
+    assert embed(capsys, "--workdir", coca, source, "--output", tmp_path / "x.parquet")[0] == 0
+    table = pyarrow.parquet.read_table(tmp_path / "x.parquet")
+    paths, texts = table["path"].to_pylist(), table["text"].to_pylist()
+    assert [pathlib.Path(p).name for p in paths] == ["0.png", "1.png", "0.png", "1.png", "1.png"]
+    assert texts == [None, None, "an ant", "a bee", "another bee"]
+    model, vectors = load(coca), np.array(table["embedding"].to_pylist(), np.float32)
+    np.testing.assert_allclose(vectors[2:], model.embed_texts(texts[2:]), atol=1e-5)
+    np.testing.assert_allclose(vectors[:2], model.embed(np.stack([model.image(f) for f in files])), atol=1e-5)
+    status, out, _ = embed(capsys, "--workdir", run.workdir, source, "--output", tmp_path / "y.npy")
+    assert status == 0 and "2 images and 0 texts" in out
+    assert {tuple(row) for row in json.loads((tmp_path / "y.json").read_text())} == {("path",)}
+
+
 def test_a_classifier_gives_pooled_features_and_torn_images_are_named(run, tmp_path, capsys):
     (tmp_path / "torn.png").write_bytes(b"no image")
     good = run.images / "cat" / "3.png"
     argv = ("--workdir", run.workdir, tmp_path / "torn.png", good, "--output")
     status, out, err = embed(capsys, *argv, tmp_path / "x.npy")
-    assert status == 1 and out.endswith("float32[1, 16], 1 images left out\n")
+    assert status == 1 and out.endswith("float32[1, 16], 1 images and 0 texts, 1 images left out\n")
     assert "torn.png is unreadable" in err and err.count("\n") == 1
     model = load(run.workdir)
     np.testing.assert_allclose(np.load(tmp_path / "x.npy"), model.embed(model.image(good)[None]), atol=1e-5)

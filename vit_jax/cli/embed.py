@@ -23,12 +23,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--text", type=options.filled, nargs="+", default=[], metavar="T", help="texts, or .txt files with one a line"
     )
     options.max_pixels(parser)
-    parser.add_argument("paths", type=options.path, nargs="*", metavar="PATH", help="images, or folders of images")
+    text = "images, folders of images, or a source such as csv:/my/pairs.csv, whose captions are embedded too"
+    parser.add_argument("paths", type=options.path, nargs="*", metavar="PATH", help=text)
     parser.epilog = "Unit length for image-text models; the pooled features, as they are, for models of images alone."
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes images, then texts. Exit status 1 if an image could not be read; the others are written."""
+    """Writes images, then their captions, then texts. Exit status 1 if an image could not be read and was left out."""
     import sys
 
     import numpy as np
@@ -58,7 +59,9 @@ def run(args: argparse.Namespace) -> int:
         raise vj.UserError(f"none of the {len(errors)} images could be read, and nothing was written.")
     embeddings = np.stack([row.pop("embedding") for row in rows]).astype(np.float32)
     write(target, embeddings, rows)
-    print(f"{target}: float32[{', '.join(map(str, embeddings.shape))}], {len(errors)} images left out")
+    written = sum("text" in row for row in rows)
+    counts = f"{len(rows) - written:,} images and {written:,} texts, {len(errors)} images left out"
+    print(f"{target}: float32[{', '.join(map(str, embeddings.shape))}], {counts}")
     return int(bool(errors))
 
 
@@ -84,7 +87,7 @@ def _texts(given: Sequence[str]) -> list[str]:
 
 
 def _npy(target: pathlib.Path, embeddings: Any, rows: Sequence[dict[str, str]]) -> None:
-    """The array, and ``"path"`` or ``"text"`` of each row in a JSON list beside it."""
+    """The array, and ``"path"``, ``"label"`` and ``"text"`` of each row in a JSON list beside it."""
     import numpy as np
 
     from vit_jax.io import jsonfile

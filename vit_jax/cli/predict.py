@@ -71,7 +71,7 @@ def _right(rows: list[dict[str, Any]]) -> str:
 
 def _columns(row: dict[str, Any]) -> dict[str, Any]:
     """One row of ``--table``: ``class_1`` (or ``text_1``), ``probability_1`` and so on instead of a list."""
-    out = {key: value for key, value in row.items() if key not in ("predictions", "error")}
+    out = {key: value for key, value in row.items() if key not in ("predictions", "captions", "error")}
     for i, prediction in enumerate(row.get("predictions", ()), 1):
         out |= {f"{key}_{i}": value for key, value in prediction.items()}
     return out | ({"error": row["error"]} if "error" in row else {})
