@@ -36,13 +36,13 @@ ERRORS = (
 )  # fmt: skip
 """Classes of errors, and functions that raise one, whose first argument is a sentence for the user."""
 TOPICS = {
-    "Configurations": "config configfile checks architectures models layers",
+    "Configurations": "config configfile imports checks architectures models layers",
     "Data": "data augment",
     "Training": "train objectives losses optim sharding loggers checkpoint",
     "Evaluation and prediction": "evals score predict decoding explain report metrics",
     "Weights of others": "convert create compress",
     "Files and downloads": "io",
-    "Export": "export",
+    "Export": "export publish",
     "Kernels and benchmarks": "kernels bench",
     "Commands and functions": "cli api launch",
 }
