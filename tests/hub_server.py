@@ -5,8 +5,11 @@ import contextlib
 import hashlib
 import http.server
 import json
+import re
 import threading
 import urllib.parse
+
+import yaml
 
 LARGE = (".safetensors", ".npz", ".bin")
 TOKEN = "hf_of_this_test"
@@ -73,7 +76,8 @@ class Hub:
         given = [json.loads(line) for line in body.splitlines()]
         if path == "/api/validate-yaml":
             self.validated.append(given[0])
-            return (400, {}, self.refuses.encode()) if self.refuses else (200, {}, b"{}")
+            wrong = self.refuses or problem(given[0]["content"])
+            return (400, {}, wrong.encode()) if wrong else (200, {}, b"{}")
         if headers.get("Authorization") != f"Bearer {TOKEN}":
             return 401, {}, b"who are you?"
         if path == "/api/repos/create":
@@ -103,6 +107,31 @@ class Hub:
         repo, _, rest = path[1:].partition("/resolve/")
         revision, _, name = rest.partition("/")
         return repo, revision, name
+
+
+def problem(card):
+    """What the hub would say of a card's metadata, "" for nothing: of what these cards have, the rules that it states.
+
+    They are those of https://github.com/huggingface/hub-docs/blob/main/modelcard.md and of the messages that it gives.
+    """
+    found = yaml.safe_load(card.split("---\n")[1])
+    repo, words = r"[\w-]+/[\w.-]+", {}
+    words["license"] = [(found.get("license"), r"apache-2\.0|mit|cc-by-4\.0|other|unknown")]
+    words["library_name"] = [(found.get("library_name"), r"[\w.-]+")]
+    words["pipeline_tag"] = [(found.get("pipeline_tag"), "(zero-shot-)?image-classification|image-feature-extraction")]
+    words["tags"] = [(tag, r".+") for tag in found.get("tags", ["x"])]
+    words["datasets"] = [(name, repo) for name in found.get("datasets", ["a/b"])]
+    words["base_model"] = [(found.get("base_model", "a/b"), repo)]
+    for model in found.get("model-index", ()):
+        words["model-index.name"] = [(model["name"], r"[\w.-]+")]
+        for row in model["results"]:
+            words["task.type"] = [(row["task"]["type"], r"[a-z-]+")]
+            words["dataset.type"] = [(row["dataset"]["type"], r"(?:[\w-]+/)?[\w.-]+")]
+            words["dataset.name"] = [(row["dataset"]["name"], ".+")]
+            words["metrics"] = [(m["type"], r"[\w.-]+") for m in row["metrics"]]
+            words["value"] = [(str(m["value"]), r"-?[\d.]+") for m in row["metrics"]]
+    wrong = [(k, v) for k, pairs in words.items() for v, pattern in pairs if not re.fullmatch(pattern, str(v or ""))]
+    return "".join(f'"{key}" with value "{value}" fails to match the required pattern\n' for key, value in wrong)
 
 
 def commit_of(files):

@@ -7,6 +7,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.repocard import metadata_eval_result
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
+from tests.hub_server import problem
 from vit_jax.convert import load
 from vit_jax.publish import card, public
 from vit_jax.types import UserError
@@ -32,7 +33,7 @@ def test_the_metadata_are_what_the_hub_takes(about):
     index = found.to_dict()["model-index"]
     theirs = metadata_eval_result(
         model_pretty_name="pets", task_pretty_name=None, task_id="image-classification", metrics_pretty_name="accuracy",
-        metrics_id="accuracy", metrics_value=0.75, dataset_pretty_name=data, dataset_id=data,
+        metrics_id="accuracy", metrics_value=0.75, dataset_pretty_name=data, dataset_id="me/pets-images",
         dataset_split="validation",
     )["model-index"]  # fmt: skip
     assert index[0]["results"][0]["metrics"][0] == {"type": "accuracy", "value": 0.75, "name": "accuracy"}
@@ -42,6 +43,17 @@ def test_the_metadata_are_what_the_hub_takes(about):
         "accuracy",
         "loss",
     ]  # neither NaN nor counts
+
+
+def test_data_and_metrics_have_names_that_the_hub_takes(about):
+    unnamed = dataclasses.replace(about, datasets=(), metrics={"zero_shot/accuracy": 0.5})
+    (result,) = card.metadata(unnamed).eval_results
+    assert (result.dataset_type, result.metric_type) == ("mix-1-folder-a-2-csv-b.csv", "zero_shot-accuracy")
+    assert (result.dataset_name, result.metric_name) == ("mix:1*folder:a+2*csv:b.csv", "zero_shot/accuracy")
+    assert problem(card.text(unnamed)) == problem(card.text(about)) == ""
+    assert '"dataset.type" with value "a b" fails' in problem(
+        card.text(unnamed).replace("mix-1-folder-a-2-csv-b.csv", "a b")
+    )
 
 
 def test_the_text_tells_the_model(about):

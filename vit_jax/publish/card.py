@@ -134,24 +134,29 @@ def metadata(about: About) -> Any:
 
     config = about.model.config or {}
     data = str(config.get("data", {}).get("val") or config.get("data", {}).get("path") or "")
+    identifier = about.datasets[0] if len(about.datasets) == 1 else _identifier(data)
     results = [
         EvalResult(
-            task_type=about.task, dataset_type=data, dataset_name=data, dataset_split="validation",
-            metric_type=name, metric_name=name, metric_value=round(value, 6),
+            task_type=about.task, dataset_type=identifier, dataset_name=data, dataset_split="validation",
+            metric_type=_identifier(name), metric_name=name, metric_value=round(value, 6),
         )
         for name, value in about.metrics.items()
         if not _counts(name)
     ]  # fmt: skip
     kind = re.sub(r"[^a-z0-9]+", "-", str(describe(about.model.model).get("name", "")).lower()).strip("-")
     base = base_model(config.get("init")) or base_model(about.model.source)
-    parts: dict[str, Any] = (
-        {"model_name": about.repo.split("/")[1], "eval_results": results} if results and data else {}
-    )
+    measured = {"model_name": about.repo.split("/")[1], "eval_results": results}
+    parts: dict[str, Any] = measured if results and identifier else {}
     return ModelCardData(
         library_name=LIBRARIES[about.to], license=about.license, pipeline_tag=about.task, base_model=base,
         datasets=list(about.datasets) or None,
         tags=[tag for tag in (about.task, LIBRARIES[about.to], "vit_jax", "jax", kind) if tag], **parts,
     )  # fmt: skip
+
+
+def _identifier(name: str) -> str:
+    """A name as the hub takes it for that of data or of a metric: letters, digits, ``_``, ``-`` and ``.``."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-")
 
 
 def text(about: About) -> str:
