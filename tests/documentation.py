@@ -159,6 +159,15 @@ def fill(folder: pathlib.Path) -> None:
     (folder / "my" / "pairs.csv").write_text("path,caption\n" + "".join(f"{p},a {p.parent.name}\n" for p in files))
     for name, path in zip(("a.png", "b.png", "a.jpg"), files, strict=False):
         Image.open(path).save(folder / name)
+    written(EXTEND, folder)  # parts.py, which other pages name
+
+
+def written(page: pathlib.Path, folder: pathlib.Path) -> None:
+    """Writes the files of a page."""
+    for example in examples(page):
+        if example.region.lexemes["arguments"] not in ("python", "bash"):
+            name, text = example.parsed
+            (folder / name).write_text(text, encoding="utf-8")
 
 
 def shorten(patch: pytest.MonkeyPatch, page: pathlib.Path | None = None) -> None:

@@ -6,6 +6,7 @@ A block below ``<!-- not run: reason -->`` is only read.
 
 from __future__ import annotations
 
+import ast
 import pathlib
 import re
 import shlex
@@ -25,9 +26,11 @@ PROGRAMS = ("vit_jax", "pip", "pytest", "python", "pre-commit", "ruff", "mypy", 
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
-def test_every_command_is_accepted(page, monkeypatch):
+def test_every_command_is_accepted(page, monkeypatch, tmp_path):
     """Also those that are not run: the parser takes them, and every key of a configuration exists."""
-    monkeypatch.chdir(ROOT)
+    documentation.fill(tmp_path)
+    documentation.written(page, tmp_path)
+    monkeypatch.chdir(tmp_path)
     shell = [e for e in examples(page) if e.region.lexemes["arguments"] == "bash"]
     found = [words for example in shell for words in documentation.commands(example.parsed)]
     if page.stem == "README":
@@ -150,6 +153,23 @@ def test_own_parts_run(section, place, digits, monkeypatch):
     monkeypatch.setitem(SIZES, "depth", 1)
     shutil.copytree(digits, place / "runs" / "digits")
     run(EXTEND, place, section)
+
+
+@pytest.mark.slow
+def test_own_parts_run_by_name(place, monkeypatch):
+    """The classes of all sections in one file, named as the page's table says."""
+    monkeypatch.setitem(SIZES, "depth", 1)
+    code = [example.parsed for example in examples(EXTEND) if example.region.lexemes["arguments"] == "python"]
+    kept = (ast.ImportFrom, ast.Import, ast.FunctionDef, ast.ClassDef)
+    nodes = [node for text in code for node in ast.parse(text).body if isinstance(node, kept)]
+    (place / "parts.py").write_text("\n\n".join(map(ast.unparse, nodes)))
+    table = EXTEND.read_text(encoding="utf-8").partition("| part |")[2].partition("\n\n")[0]
+    words = [word for text in re.findall("`(--config.+?)`", table) for word in shlex.split(text)]
+    words = [word for word in words if "MyModel" not in word]
+    assert len(words) == 8 and words[0] == "--config.imports=parts.py"
+    train = ["train", "--config", "digits", "--workdir", "runs/all", *words]
+    assert cli.main(small(train)) == 0
+    assert cli.main(["predict", "--workdir", "runs/all", "a.png"]) == 0
 
 
 @pytest.mark.slow
