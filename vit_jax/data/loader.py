@@ -28,6 +28,7 @@ from vit_jax.data.reader import MAX_SKIPPED, OnError, Reader
 from vit_jax.data.sources import Source, named, open_source
 from vit_jax.data.sources.base import HOLDOUT, align
 from vit_jax.data.sources.captioned import WithTokenizer
+from vit_jax.data.sources.mixture import Mixture
 from vit_jax.data.text import TextConfig
 from vit_jax.types import UserError
 
@@ -95,9 +96,10 @@ class DataConfig(Checked):
         if text is None or not (source.info.captions or required):
             return source
         if not source.info.captions:
+            where = f" (in {', '.join(source.silent)})" if isinstance(source, Mixture) else ""
             raise UserError(
-                f"{named(path)} has images without captions; set data.text.templates, such as 'photo', to caption them "
-                "by class, or take data that has captions, such as 'csv:', 'jsonl:' or 'digits_pairs'."
+                f"{named(path)} has images without captions{where}; set data.text.templates, such as 'photo', to "
+                "caption them by class, or take data that has captions, such as 'csv:', 'jsonl:' or 'digits_pairs'."
             )
         return WithTokenizer(source, text.encoder(), first=use == "train" and text.choose == "first")
 

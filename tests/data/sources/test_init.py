@@ -17,6 +17,15 @@ def test_unknown_kind_names_the_nearest():
         open_source("/my/images")
 
 
+def test_a_file_without_its_kind(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pairs.csv").touch()
+    (tmp_path / "images").mkdir()
+    for name, kind in (("pairs.csv", "csv"), ("images", "folder")):
+        with pytest.raises(UserError, match=f"does not say what it holds; write for example '{kind}:{name}'"):
+            open_source(name)
+
+
 def test_table():
     assert set(SOURCES) == {
         "csv",

@@ -5,9 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vit_jax.data.loader import DataConfig
 from vit_jax.data.sources import open_source
 from vit_jax.data.sources.fake import Fake
 from vit_jax.data.sources.mixture import Mixture
+from vit_jax.data.text import TextConfig
 from vit_jax.types import UserError
 
 
@@ -43,6 +45,30 @@ def test_plus_in_a_path(folder):
     source = open_source(f"mix:1*folder:{folder.parent}/a+b+1e0*fake:50x4x2", holdout=0)
     assert source.info.class_names == ("ant", "cat", "dog", "0", "1") and len(source) == 100
     assert source[50]["label"] == 3
+
+
+def test_a_part_in_quotes(folder):
+    """What would start a part elsewhere does not there."""
+    folder.rename(folder.parent / "a+2*b")
+    for mark in "'\"":
+        source = open_source(f"mix:1*{mark}folder:{folder.parent}/a+2*b{mark}+1*fake:50x4x2", holdout=0)
+        assert source.info.class_names == ("ant", "cat", "dog", "0", "1")
+
+
+def test_notes_tell_how_parts_differ(folder):
+    notes = open_source("mix:0.5*fake:30x4x3+0.5*fake:10x4x2", holdout=0).info.notes
+    assert notes == (
+        "an epoch sees the 30 of fake:30x4x3 1 times, the 10 of fake:10x4x2 3 times",
+        "1 of the 3 classes of fake:30x4x3 are in no other part (2)",
+    )
+    assert open_source("mix:1*fake:30x4x3+1*fake:30x4x3", holdout=0).info.notes == ()
+    notes = " ".join(open_source("mix:0.5*digits_pairs+0.5*digits").info.notes)
+    assert "digits_pairs has no classes, so the mixture has none" in notes
+    assert "digits has no captions, so the mixture has none" in notes
+    notes = " ".join(open_source("mix:0.5*digits_pairs+0.5*digits", templates=("a {}",)).info.notes)
+    assert "no classes" in notes and "no captions" not in notes
+    with pytest.raises(UserError, match=r"has images without captions \(in digits\); set data.text.templates"):
+        DataConfig("mix:0.5*digits_pairs+0.5*digits", text=TextConfig()).open("train")
 
 
 def test_captions_and_templates():

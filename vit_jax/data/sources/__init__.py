@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -34,6 +35,10 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "tar": open_tar,
     "tfds": open_tfds,
 }
+
+
+KINDS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".parquet": "parquet", ".tar": "tar"}
+"""Ending of a file -> the kind of source that it most likely is."""
 
 
 def open_source(
@@ -85,8 +90,9 @@ def _opened(path: str, split: str, holdout: float | int, seed: int, templates: t
     if not path:
         raise UserError("data.path is empty; name the images, for example --config.data.path=folder:/my/images")
     kind, _, rest = path.partition(":")
-    if kind not in SOURCES and kind.startswith(("/", ".", "~")):
-        raise UserError(f"the path {path!r} does not say what it holds; write for example 'folder:{path}'.")
+    if kind not in SOURCES and (kind.startswith(("/", ".", "~")) or os.path.exists(path)):
+        of = KINDS.get(os.path.splitext(path)[1].lower(), "folder")
+        raise UserError(f"the path {path!r} does not say what it holds; write for example '{of}:{path}'.")
     opener = lookup({**kinds(), **SOURCES}, kind, "source")
     if kind == "mix" and templates:
         opener = functools.partial(opener, templates=templates)
