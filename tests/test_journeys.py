@@ -62,6 +62,21 @@ def images(place: pathlib.Path) -> None:
     first = longer[0]
     assert (first["step"], first["train/lr"]) == (17, pytest.approx(1e-4 * (1 + math.cos(math.pi * 16 / 18)) / 2))
     assert {p.name for p in place.glob("*.png")} >= {"preview.png", "attention.png"}
+    own_parts(place)
+
+
+def own_parts(place: pathlib.Path) -> None:
+    """A run with an own loss and metric is what all commands take."""
+    run = place / "runs" / "focal"
+    raw = json.loads((run / "config.json").read_text())
+    assert raw["objective"] == {"name": "Focal", "gamma": 1.0} and raw["imports"][0].startswith(f"{place}/own.py#")
+    found = json.loads((place / "focal.json").read_text())
+    assert 1 / 3 < found["val/confidence"] <= 1 and "val/accuracy" in found
+    (row,) = json.loads((place / "focal-rows.json").read_text())
+    again = vj.predict(vj.load(place / "focal-timm"), place / "a.jpg")[0]["predictions"]
+    assert [p["class"] for p in again] == [p["class"] for p in row["predictions"]]
+    np.testing.assert_allclose(again[0]["probability"], row["predictions"][0]["probability"], rtol=1e-4)
+    assert (place / "focal-program" / "model.stablehlo").exists()
 
 
 def metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
