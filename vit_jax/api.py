@@ -419,13 +419,17 @@ def _summary(stored: Stored) -> str:
     return f"{name}, {parameters:,} parameters, {what}, {stored.preprocess.size} px"
 
 
-def export(model: Pretrained | Place, out: Place, *, to: str) -> Exported:
-    """Writes a classifier as a program or weights that run without this package.
+def export(model: Pretrained | Place, out: Place, *, to: str, int8: bool = False) -> Exported:
+    """Writes a model as programs or weights that run without this package.
+
+    A classifier is one program, an image-text model one for each tower.
 
     Args:
       model: see :func:`predict`.
       out: a new folder.
-      to: ``"stablehlo"``, a program for JAX; ``"onnx"``, one for ONNX runtimes; ``"safetensors"``, weights for timm.
+      to: ``"stablehlo"``, a program for JAX; ``"onnx"``, one for ONNX runtimes; ``"safetensors"``, a classifier's
+        weights for timm.
+      int8: of ``"onnx"``, weights in int8 and products computed so.
 
     Returns:
       Where it is, its inputs and outputs, how far its outputs are from the checkpoint's, and how to run it.
@@ -438,11 +442,8 @@ def export(model: Pretrained | Place, out: Place, *, to: str) -> Exported:
       session = onnxruntime.InferenceSession('model.onnx')
       print(session.run(None, {'images': images})[0])
     """
-    check_export(to, out)
-    loaded = _predictor(model)
-    if not isinstance(loaded, Predictor):
-        raise UserError(f"{loaded.source['checkpoint']} is an image-text model, but a classifier is needed.")
-    return write_program(loaded, to, out)
+    check_export(to, out, int8)
+    return write_program(_predictor(model), to, out, int8)
 
 
 def list_models(pattern: str = "*") -> list[str]:

@@ -17,7 +17,7 @@ def test_a_run_becomes_a_program(run, tmp_path, capsys):
     assert lines[0].startswith(f"{out / 'model.json'}  0.00 MiB") and "model.stablehlo  0." in lines[1]
     assert lines[2].startswith("input   images uint8[batch, 8, 8, 3]: RGB")
     assert lines[3] == "output  probabilities float32[batch, 3]: softmax over class_names"
-    assert lines[4].startswith("checked on two images: outputs differ from the checkpoint's by ")
+    assert lines[4].startswith("checked on two inputs: outputs differ from the checkpoint's by ")
     assert lines[5] == "in Python, inside that folder:" and len(lines) == 8
     about = json.loads((out / "model.json").read_text())
     assert about["class_names"] == ["ant", "bee", "cat"]

@@ -17,7 +17,10 @@ from vit_jax.config import parse
 from vit_jax.convert import Pretrained
 from vit_jax.convert.preprocess import Preprocess
 from vit_jax.data.sources.base import Info
-from vit_jax.predict import Predictor
+from vit_jax.data.text import TextCodec
+from vit_jax.data.tokenizer import open_tokenizer
+from vit_jax.models import create
+from vit_jax.predict import ImageText, Predictor
 from vit_jax.train.config import TrainConfig
 
 NAMES = ("ant", "bee", "cäsar", "dog", "elk", "fox", "gnu")
@@ -33,18 +36,45 @@ def predictor() -> Callable[..., Predictor]:
     """``predictor(names, model={"pool": "gap"}, ...)``: random parameters, large enough to tell classes apart."""
 
     def make(names: tuple[str, ...] = NAMES, **changes: Any) -> Predictor:
-        raw = {key: {**RAW.get(key, {}), **changes.get(key, {})} for key in {**RAW, **changes}}
+        usual = RAW if "name" not in changes.get("model", {}) else {**RAW, "model": {"patch": 4, "width": 32}}
+        raw = {key: {**usual.get(key, {}), **changes.get(key, {})} for key in {**usual, **changes}}
         config = parse(TrainConfig, raw)
         model = config.objective.fit_model(config.model, Info(names, 0))
         image = jnp.zeros((1, config.augment.size, config.augment.size, 3))
-        shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), image)["params"])
-        rng = np.random.default_rng(0)
-        params = jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape, scale=0.5), s.dtype), shapes)
+        params = _params(model, image)
         found = Pretrained(
             model, params, Preprocess.of(config.augment, config.data.canvas), names,
             config.objective.output_activation or "softmax", source="run/checkpoints/7", provenance={"commit": "abc"},
         )  # fmt: skip
         return Predictor(found)
+
+    return make
+
+
+def _params(model: nn.Module, *inputs: Any) -> Any:
+    shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"])
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape, scale=0.5), s.dtype), shapes)
+
+
+TOWER = {"width": 16, "depth": 1, "heads": 2, "mlp_dim": 32}
+
+
+@pytest.fixture(scope="session")
+def image_text() -> Callable[..., ImageText]:
+    """``image_text("coca", text={"pool": "cls"}, queries=2)``: as ``predictor``, with a tokenizer of bytes."""
+
+    def make(name: str = "two_tower", text: Any = None, image: Any = None, tokenizer: Any = "bytes", **fields: Any):
+        codec = TextCodec(open_tokenizer(tokenizer), 12) if tokenizer else None
+        towers = {
+            "image_tower": {"name": "vit", "patch": 4, **TOWER, **(image or {})},
+            "text_tower": {**TOWER, "vocab_size": 259, "length": 12, "end_id": 2, **(text or {})},
+        }
+        model = create(name, **towers, embed_dim=16, **fields)
+        params = _params(model, *(jnp.zeros(x.shape, x.dtype) for x in model.inputs(8)))
+        params = {**params, "logit_scale": jnp.float32(1.5)}
+        found = Pretrained(model, params, Preprocess(8, 0.8), encoder=codec, output_activation=model.output_activation)
+        return ImageText(found)
 
     return make
 

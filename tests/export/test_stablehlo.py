@@ -6,11 +6,12 @@ import subprocess
 import sys
 
 import jax
+import jax.export
 import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax.export import stablehlo
+from vit_jax.export import base, stablehlo
 from vit_jax.types import UserError
 
 CONSUMER = """
@@ -84,11 +85,39 @@ def test_what_it_says_of_itself(predictor, tmp_path):
 def test_kernels_are_stored_in_the_compute_type(predictor):
     """Half the bytes, and the numbers are the same bit for bit: the model rounds them anyway."""
     wide, narrow = (
-        stablehlo.program(predictor(model={"dtype": dtype, "width": 64, "mlp_dim": 256, "pool": "gap"}))
+        _program(predictor(model={"dtype": dtype, "width": 64, "mlp_dim": 256, "pool": "gap"}))
         for dtype in ("float32", "bfloat16")
     )
     sizes = [len(p.mlir_module_serialized) for p in (wide, narrow)]
     assert sizes[0] > 400_000 and sizes[1] < 0.6 * sizes[0]
+
+
+def _program(ours):
+    (of,) = base.programs(ours)
+    return stablehlo.program(of, stablehlo._cast(ours.model, ours.params))
+
+
+@pytest.mark.parametrize("linear", ["monarch(2)", "block_sparse(0.5, block=8)", "packed24"])
+def test_structured_maps_lower_for_every_platform(predictor, tmp_path, linear):
+    """monarch(2), whose factors have the weights of the dense map, would ask how many images there are."""
+    ours = predictor(model={"depth": 1, "mlp_dim": 64, "mlp_linear": linear})
+    assert stablehlo.write(ours, tmp_path / "out").difference < 1e-6
+    about = json.loads((tmp_path / "out" / "model.json").read_text(encoding="utf-8"))
+    assert about["platforms"] == ["cpu", "tpu", "cuda"]
+
+
+def test_towers_are_two_programs(image_text, tmp_path):
+    ours = image_text(text={"dtype": "bfloat16"})
+    written = stablehlo.write(ours, tmp_path / "out")
+    names = ["image.stablehlo", "model.json", "text.stablehlo", "tokenizer.json"]
+    assert sorted(os.listdir(written.folder)) == names and written.difference < 1e-6
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
+    image, text = (
+        jax.export.deserialize(bytearray((written.folder / f"{name}.stablehlo").read_bytes())).call
+        for name in ("image", "text")
+    )
+    np.testing.assert_allclose(image(images), ours.embed(images), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(text(ours.codec(["a", "bc"])), ours.embed_texts(["a", "bc"]), rtol=0, atol=1e-6)
 
 
 def test_without_a_head_the_features_come_out(predictor, canvases, tmp_path):

@@ -47,6 +47,11 @@ def test_a_model_that_timm_has_not(predictor, tmp_path):
     assert os.listdir(tmp_path) == ["there"]
 
 
+def test_towers_are_refused(image_text, tmp_path):
+    with pytest.raises(UserError, match=r"is an image-text model, and timm has classifiers alone: .*--to open_clip"):
+        weights.write(image_text(), tmp_path / "out")
+
+
 def _png(image, folder):
     Image.fromarray(image).save(folder / "image.png")
     return folder / "image.png"

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 import vit_jax
+from vit_jax.convert import verify
 from vit_jax.data.framing import Framing
+from vit_jax.export import texts
 from vit_jax.io import atomic, jsonfile
-from vit_jax.predict import Predictor
-from vit_jax.types import UsageError, UserError
+from vit_jax.models import Captioner
+from vit_jax.predict import ImageText, Predictor
+from vit_jax.types import Params, UsageError, UserError
 
 ABOUT = "model.json"
 FILE_SUFFIXES = (".onnx", ".stablehlo", ".mlir", ".safetensors", ".json")
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05}
 """Largest difference to the checkpoint that rounding explains, by compute type."""
-KNOWN = 0.01
-"""Largest difference where the program is known to compute something slightly else, and its user is told."""
+SCORES = {"softmax": "numpy.exp(logits) / numpy.exp(logits).sum(1)", "sigmoid": "1 / (1 + numpy.exp(-logits))"}
+"""Expressions of Python for the probabilities of texts, by the model's activation."""
+Loaded = Predictor | ImageText
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,44 +38,119 @@ class Exported:
     Attributes:
       folder: where.
       signature: of the program, a line each.
-      usage: how to load and run it, two lines of Python.
+      usage: how to load and run it, lines of Python.
       difference: largest difference to the checkpoint's outputs that was measured, None where nothing ran.
       notes: one human-readable note per difference from the checkpoint.
     """
 
     folder: pathlib.Path
     signature: tuple[str, str]
-    usage: tuple[str, str]
+    usage: tuple[str, ...]
     difference: float | None = None
     notes: tuple[str, ...] = ()
 
 
-def describe(predictor: Predictor) -> dict[str, Any]:
-    """Plain data that a program travels with: class names, input, output, where it comes from."""
-    side = predictor.pretrained.preprocess.host_canvas
-    image = jax.ShapeDtypeStruct((1, side, side, 3), "uint8")
-    width = jax.eval_shape(predictor.forward, predictor.params, image).shape[1]
-    meaning = {"softmax": "softmax over class_names", "sigmoid": "sigmoid of each of class_names"}
-    output = {"name": "probabilities", "meaning": meaning[predictor.pretrained.output_activation]}
-    if not predictor.model.num_classes:
-        output = {"name": "features", "meaning": "pooled features of a model without a head"}
-    square = f"RGB, {_words(predictor.pretrained.preprocess.host_frame, side)}; all else is inside"
+class Runtime(NamedTuple):
+    """How Python runs a program.
+
+    Attributes:
+      imports: package.
+      load: line of Python that opens the program of the file ``{name}``.
+      call: expression of Python that is its output for the array ``{input}``.
+    """
+
+    imports: str
+    load: str
+    call: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One function that a model is exported as.
+
+    Attributes:
+      name: of its file, without suffix: "model", or "image" and "text".
+      run: ``(params, x) -> y``, preprocessing included: pure, traceable, for a batch of any size.
+      dtype: compute type of what it runs.
+      input: plain data: name, meaning, dtype and shape of x, "batch" first.
+      output: the same of y.
+      examples: so many of x that tell outputs apart.
+    """
+
+    name: str
+    run: Callable[[Params, Any], jax.Array]
+    dtype: str
+    input: dict[str, Any]
+    output: dict[str, Any]
+    examples: Callable[[int], np.ndarray]
+
+
+def programs(loaded: Loaded) -> tuple[Program, ...]:
+    """A classifier as one program, an image-text model as one for each tower."""
+    side, model = loaded.pretrained.preprocess.host_canvas, loaded.model
+    meaning = f"RGB, {_words(loaded.pretrained.preprocess.host_frame, side)}; all else is inside"
+    images: dict[str, Any] = {"name": "images", "meaning": meaning, "dtype": "uint8", "shape": ["batch", side, side, 3]}
+
+    def squares(count: int) -> np.ndarray:
+        coarse = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), np.uint8)
+        return coarse.repeat(-(-side // 8), 1).repeat(-(-side // 8), 2)[:, :side, :side]
+
+    if isinstance(loaded, Predictor):
+        kinds = {"softmax": "softmax over class_names", "sigmoid": "sigmoid of each of class_names"}
+        output: dict[str, Any] = {"name": "probabilities", "meaning": kinds[loaded.pretrained.output_activation]}
+        if not model.num_classes:
+            output = {"name": "features", "meaning": "pooled features of a model without a head"}
+        image = jax.ShapeDtypeStruct((1, *images["shape"][1:]), "uint8")
+        width = jax.eval_shape(loaded.forward, loaded.params, image).shape[1]
+        output |= {"dtype": "float32", "shape": ["batch", width]}
+        return (Program("model", loaded.forward, model.dtype, images, output, squares),)
+    length = model.text_tower.length
+    tokens = {"name": "tokens", "meaning": "a text", "dtype": "int32", "shape": ["batch", length]}
+    output = {
+        "name": "embeddings",
+        "meaning": "of unit length",
+        "dtype": "float32",
+        "shape": ["batch", model.embed_dim],
+    }
+
+    def embed_image(params: Params, images: Any) -> jax.Array:
+        return loaded.apply(params, loaded.prepared(images), method="embed_image")
+
+    def embed_text(params: Params, tokens: Any) -> jax.Array:
+        return loaded.apply(params, tokens, method="embed_text")
+
+    some = functools.partial(verify.texts, loaded.pretrained.stored())
+    return (
+        Program("image", embed_image, model.image_tower.dtype, images, output, squares),
+        Program("text", embed_text, model.text_tower.dtype, tokens, output, some),
+    )
+
+
+def describe(loaded: Loaded, programs: Sequence[Program]) -> dict[str, Any]:
+    """Plain data that programs travel with: class names or temperature, inputs, outputs, where they come from."""
+    shared = {"source": dict(loaded.source), "vit_jax": vit_jax.__version__}
+    if isinstance(loaded, Predictor):
+        (program,) = programs
+        return {
+            "class_names": list(loaded.class_names), "input": program.input, "output": program.output, **shared,
+        }  # fmt: skip
+    scale, bias = (float(x) for x in loaded.apply(loaded.params, method="scalars"))
     return {
-        "class_names": list(predictor.class_names),
-        "input": {"name": "images", "meaning": square, "dtype": "uint8", "shape": ["batch", side, side, 3]},
-        "output": {**output, "dtype": "float32", "shape": ["batch", width]},
-        "source": dict(predictor.source),
-        "vit_jax": vit_jax.__version__,
+        **{program.name: {"input": program.input, "output": program.output} for program in programs},
+        "logit_scale": scale,
+        "logit_bias": bias,
+        "output_activation": loaded.pretrained.output_activation,
+        **shared,
     }
 
 
-def signature(about: dict[str, Any]) -> tuple[str, str]:
-    """Input and output as a line each: ``"images uint8[batch, 224, 224, 3]: RGB, ..."``."""
+def signature(programs: Sequence[Program]) -> tuple[str, str]:
+    """Inputs and outputs as a line each: ``"images uint8[batch, 224, 224, 3]: RGB, ..."``."""
     lines = [
-        f"{a['name']} {a['dtype']}[{', '.join(map(str, a['shape']))}]: {a['meaning']}"
-        for a in (about["input"], about["output"])
+        [f"{a['name']} {a['dtype']}[{', '.join(map(str, a['shape']))}]: {a['meaning']}" for a in ends]
+        for ends in ([p.input for p in programs], [p.output for p in programs])
     ]
-    return lines[0], lines[1]
+    return "; ".join(lines[0]), "; ".join(dict.fromkeys(lines[1]))
 
 
 def _words(frame: Framing, side: int) -> str:
@@ -85,11 +165,39 @@ def _words(frame: Framing, side: int) -> str:
     return resized + cut + (f", of those the first {side}" if frame.rest else "")
 
 
-def script(imports: str, about: dict[str, Any], usage: tuple[str, str], frame: Framing) -> str:
-    """A few lines of Python, from an image file to the output; to be run inside the folder."""
-    side = about["input"]["shape"][1]
-    cut = side + frame.rest
-    lines = [f"import {imports}, numpy", "from PIL import Image", "image = Image.open('image.jpg').convert('RGB')"]
+def write_about(
+    loaded: Loaded, programs: Sequence[Program], folder: pathlib.Path, runtime: Runtime
+) -> tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]:
+    """Writes the tokenizer's file where there is one, and says what ``model.json`` is to hold.
+
+    Returns:
+      Plain data with a script under "usage": from an image file (and texts) to the output, to be run inside the
+      folder; the last lines of that script, which load and run; notes.
+    """
+    about, frame = describe(loaded, programs), loaded.pretrained.preprocess.host_frame
+    imports, notes = [runtime.imports, "numpy"], tuple[str, ...]()
+    lines = ["from PIL import Image", "image = Image.open('image.jpg').convert('RGB')"]
+    lines += _framed(frame, programs[0].input["shape"][1])
+    calls = [(p, runtime.load.format(name=p.name), runtime.call.format(input=p.input["name"])) for p in programs]
+    if isinstance(loaded, Predictor):
+        usage = [line for _, load, call in calls for line in (load, f"print({call})")]
+    else:
+        written = texts.write(loaded.pretrained.encoder, loaded.model.text_tower.length, folder)
+        about["tokenizer"], notes = written.about, written.notes
+        imports += written.imports
+        lines += ["texts = ['a photo of a cat', 'a photo of a dog']", *written.script]
+        usage = [line for p, load, call in calls for line in (load, f"{p.name} = numpy.asarray({call})")]
+        usage += [f"logits = {about['logit_scale']!r} * image @ text.T + {about['logit_bias']!r}"]
+        usage += [f"print({SCORES[loaded.pretrained.output_activation]})"]
+        if isinstance(loaded.model, Captioner):
+            notes += ("the two towers: the decoder, which writes captions, is left out",)
+    about["usage"] = "\n".join((f"import {', '.join(imports)}", *lines, *usage)) + "\n"
+    return about, tuple(usage), notes
+
+
+def _framed(frame: Framing, side: int) -> list[str]:
+    """Lines of Python from ``image``, of Pillow's, to ``images``, uint8[1, side, side, 3]."""
+    cut, lines = side + frame.rest, []
     edge, floors = frame.edge or cut, frame.rounding != "vit_jax"
     limit = "max" if frame.mode == "pad" else "min"
     whole = (
@@ -116,7 +224,7 @@ def script(imports: str, about: dict[str, Any], usage: tuple[str, str], frame: F
             f"left, top = ({half} for side in image.size)",
             f"images = numpy.asarray(image.crop((left, top, left + {side}, top + {side})))[None]",
         ]
-    return "\n".join((*lines, *usage)) + "\n"
+    return lines
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -124,30 +232,27 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     jsonfile.write(path, value, str)
 
 
-def compare(run: Callable[[np.ndarray], np.ndarray], predictor: Predictor, notes: Sequence[str] = ()) -> float:
-    """Runs the reloaded program and the checkpoint on two images of coloured squares.
-
-    Args:
-      run: uint8[B,S,S,3] -> float32[B,C].
-      predictor: what it was made of.
-      notes: one human-readable note per difference in the program.
+def compare(theirs: np.ndarray, ours: np.ndarray, dtype: str) -> float:
+    """How far the outputs of a reloaded program, float32[B,C], are from the checkpoint's, computed in ``dtype``.
 
     Returns:
       The largest difference (relative to the largest output where that is above 1, as features may be).
 
     Raises:
-      UserError: it is more than rounding (or, with ``notes``, what they tell) explains.
+      UserError: it is more than rounding explains.
     """
-    side, model = predictor.pretrained.preprocess.host_canvas, predictor.model
-    coarse = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
-    images = coarse.repeat(-(-side // 8), 1).repeat(-(-side // 8), 2)[:, :side, :side]
-    theirs, ours = run(images), predictor.probabilities(images)
     difference = float(np.max(np.abs(theirs - ours)) / max(1, np.max(np.abs(ours))))
-    allowed = TOLERANCE[model.dtype]
-    if not difference <= (max(allowed, KNOWN) if notes else allowed):  # NaN is refused
-        why = "; ".join(notes) or "rounding does not explain it, which is a fault of ours or of a package"
-        raise UserError(f"nothing was written: the program differs from the checkpoint by {difference:.2g} ({why}).")
+    if not difference <= TOLERANCE[dtype]:  # NaN is refused
+        raise UserError(
+            f"nothing was written: the program differs from the checkpoint by {difference:.2g}, which rounding does "
+            "not explain: that is a fault of ours or of a package."
+        )
     return difference
+
+
+def with_model(loaded: Loaded, model: Any) -> Loaded:
+    """The same weights in another module with the same parameters."""
+    return dataclasses.replace(loaded, pretrained=dataclasses.replace(loaded.pretrained, model=model))
 
 
 def destination(out: str | os.PathLike[str]) -> pathlib.Path:

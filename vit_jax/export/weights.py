@@ -6,19 +6,25 @@ import pathlib
 
 from vit_jax.convert.write import save
 from vit_jax.export import base
-from vit_jax.predict import Predictor
+from vit_jax.predict import ImageText
+from vit_jax.types import UserError
 
 
-def write(predictor: Predictor, out: pathlib.Path) -> base.Exported:
+def write(predictor: base.Loaded, out: pathlib.Path) -> base.Exported:
     """Writes ``out/model.safetensors`` and ``out/config.json``, a folder that timm loads.
 
     Raises:
       UserError: ``out`` exists or cannot be written; timm has no such model.
     """
+    if isinstance(predictor, ImageText):
+        raise UserError(
+            f"{predictor.source['checkpoint']} is an image-text model, and timm has classifiers alone: write it with"
+            " vit_jax convert --to open_clip, or export its towers with --to onnx or stablehlo."
+        )
     notes = save(predictor.pretrained.stored(), base.destination(out), "timm")
-    about, images = base.describe(predictor), predictor.pretrained.preprocess
+    (program,), images = base.programs(predictor), predictor.pretrained.preprocess
     size = images.size + images.frame.rest
-    _, width = about["output"]["shape"]
+    _, width = program.output["shape"]
     meaning = "features" if not predictor.model.num_classes else f"logits ({predictor.pretrained.output_activation})"
     signature = (
         f"images float32[batch, 3, {size}, {size}]: cropped, resized and normalised as config.json says",

@@ -81,7 +81,7 @@ def _times(a: Any, b: Any) -> tuple[jax.Array, jax.Array]:
 def _spectrum(x: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
     """The transform of real ``x [B, R Q, D]``, R <= P rows: (real, imaginary) ``[B, P, Q, D]``, not put in order."""
     rows, columns, phase = _factors(n)
-    x = x.reshape(len(x), -1, columns.shape[-1], x.shape[-1])
+    x = x.reshape(x.shape[0], -1, columns.shape[-1], x.shape[-1])
     a = jnp.einsum("zkr,brqd->zbkqd", rows[:, :, : x.shape[1]], x, preferred_element_type=jnp.float32)
     real, imaginary = _times(a, phase[:, None, :, :, None])
     pair = jnp.stack([real, imaginary])

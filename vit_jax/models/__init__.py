@@ -15,6 +15,7 @@ from vit_jax.models.base import (
     ModelFn,
     Variables,
     cast_kernels,
+    portable,
     replace_in_towers,
 )
 from vit_jax.models.coca import CoCa
@@ -29,7 +30,7 @@ from vit_jax.models.vit import ViT
 __all__ = [
     "ALIASES", "FAMILIES", "IMAGES", "MODELS", "NAMES", "Captioner", "CoCa", "Embedded", "Features", "ImageModel",
     "ImageTextModel", "Mixer", "Model", "ModelFn", "MonarchMixer", "Role", "TextTransformer", "TwoTower", "Variables",
-    "ViT", "cast_kernels", "create", "names", "replace_in_towers",
+    "ViT", "cast_kernels", "create", "names", "portable", "replace_in_towers",
 ]  # fmt: skip
 
 MODELS: dict[str, Variant] = {

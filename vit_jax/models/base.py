@@ -182,6 +182,24 @@ def replace_in_towers(model: nn.Module, **fields: Any) -> nn.Module:
     return model.clone(**changes)
 
 
+PLAIN = {"scan": False, "remat": "none", "attention": "xla", "implementation": "xla"}
+"""Fields of models and of their linear maps that change who computes and not what, as they are for any platform."""
+
+
+def portable(value: Any) -> Any:
+    """A model, or a part of one, that computes the same without kernels of a platform, block by block."""
+    if not dataclasses.is_dataclass(value):
+        return value
+    values = trees.fields(value)
+    changes: dict[str, Any] = {k: portable(v) for k, v in values.items()} | {
+        k: v for k, v in PLAIN.items() if k in values
+    }
+    changes = {k: v for k, v in changes.items() if v is not values[k]}
+    if not changes:
+        return value
+    return value.clone(**changes) if isinstance(value, nn.Module) else dataclasses.replace(value, **changes)
+
+
 def cast_kernels(model: Model, params: Params) -> Params:
     """Parameters for inference: the kernels of blocks in the compute type, once, instead of in every forward pass.
 

@@ -71,7 +71,7 @@ class TextTransformer(TransformerStack, Model):
         """int32 ``[B, L]`` -> tokens ``[B, L, D]``, normed unless there is a cls, and pooled float32 ``[B, D]``."""
         x, mask = self.token(text), None
         if self._has_cls:
-            cls = jnp.broadcast_to(self.cls.astype(x.dtype), (len(x), 1, self.width))
+            cls = jnp.broadcast_to(self.cls.astype(x.dtype), (x.shape[0], 1, self.width))
             x, mask = jnp.concatenate([x, cls], axis=1), self._cls_mask(text)
         x = self.position(x)
         if train and self.dropout:

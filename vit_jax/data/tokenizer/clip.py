@@ -50,7 +50,7 @@ class Clip(Stateful):
         vocabulary = build_vocabulary(merges)
         self.vocab_size = len(vocabulary) + 2
         self.start_id, self.end_id = self.vocab_size - 2, self.vocab_size - 1
-        self._library = _library(vocabulary, merges)
+        self.library = _library(vocabulary, merges)
 
     @classmethod
     def open(cls, rest: str) -> Clip:
@@ -59,12 +59,12 @@ class Clip(Stateful):
         return cls(read_merges(pathlib.Path(path).expanduser() if path else MERGES), **given)
 
     def ids(self, text: str) -> list[int]:
-        return self._library.encode(well_formed(self._clean(text)), add_special_tokens=False).ids
+        return self.library.encode(well_formed(self._clean(text)), add_special_tokens=False).ids
 
     def text(self, ids: Sequence[int]) -> str:
         """Words apart by one blank, punctuation too: what was cleaned away does not come back."""
         known = [i for i in content(self, ids) if 0 <= i < self.start_id]
-        return self._library.decode(known, skip_special_tokens=False).replace(_SUFFIX, " ").rstrip()
+        return self.library.decode(known, skip_special_tokens=False).replace(_SUFFIX, " ").rstrip()
 
     def state(self) -> State:
         return {"kind": "clip", "data": pack(self.merges.encode()), "clean": self.clean}

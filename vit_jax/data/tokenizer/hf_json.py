@@ -32,10 +32,10 @@ class Json(FromFile):
     kind = "json"
 
     def _load(self) -> None:
-        self._library, self.data = _load(self.data)
-        self.vocab_size = _vocab_size(self._library)
+        self.library, self.data = _load(self.data)
+        self.vocab_size = _vocab_size(self.library)
         try:
-            self._library.encode(_PROBE, add_special_tokens=False)
+            self.library.encode(_PROBE, add_special_tokens=False)
         except Exception as e:
             raise UserError(f"the tokenizers file cannot tokenize {_PROBE!a} ({e}); give it an unknown token.") from e
 
@@ -55,10 +55,10 @@ class Json(FromFile):
         return cls(data, **{f"{k}_id": v for k, v in ids.items()}, clean=given.get("clean", "none"))  # type: ignore[arg-type]
 
     def ids(self, text: str) -> list[int]:
-        return self._library.encode(well_formed(self._clean(text)), add_special_tokens=False).ids
+        return self.library.encode(well_formed(self._clean(text)), add_special_tokens=False).ids
 
     def text(self, ids: Sequence[int]) -> str:
-        return self._library.decode([i for i in content(self, ids) if 0 <= i < self.vocab_size])
+        return self.library.decode([i for i in content(self, ids) if 0 <= i < self.vocab_size])
 
 
 def _load(data: bytes, what: str = "a tokenizer's state") -> tuple[tokenizers.Tokenizer, bytes]:
