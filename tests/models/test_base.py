@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
 
-from vit_jax.models.base import Features, ImageModel, cast_kernels
+from vit_jax.models import create
+from vit_jax.models.base import Features, ImageModel, cast_kernels, portable
 
 
 class Mean(ImageModel):
@@ -35,3 +38,14 @@ def test_cast_touches_the_kernels_of_blocks_only():
     types = jax.tree.map(lambda x: str(x.dtype), cast_kernels(Mean(dtype="bfloat16"), tree))
     low = {"kernel": "bfloat16", "kernel_1": "bfloat16", "kernel_scale": "float32", "bias": "float32"}
     assert types == {"encoder": {"block_0": low}, "head": {"kernel": "float32"}}
+
+
+def test_a_portable_model_has_no_kernel_of_a_platform_and_the_same_parameters():
+    fields = {"scan": True, "remat": "full", "mlp_linear": "monarch(2)", "attention": "cudnn"}
+    tower = {"name": "vit", "width": 32, "depth": 1, "heads": 2, "mlp_dim": 32, **fields}
+    plain = portable(create("two_tower", image_tower=tower, text_tower={})).image_tower
+    assert (plain.scan, plain.remat, plain.attention) == (False, "none", "xla")
+    assert plain.mlp_linear == dataclasses.replace(
+        create("vit", mlp_linear="monarch(2)").mlp_linear, implementation="xla"
+    )
+    assert portable(plain) is plain
