@@ -13,9 +13,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--workdir", type=options.path, metavar="DIR", help="folder of a run; its newest checkpoint")
-    which.add_argument(
-        "--checkpoint", type=options.path, metavar="DIR", help="one checkpoint: WORKDIR/checkpoints/STEP"
-    )
+    text = "one checkpoint, WORKDIR/checkpoints/STEP, or weights of any format and place"
+    which.add_argument("--checkpoint", type=options.path, metavar="PLACE", help=text)
     options.best(parser)
     options.imports(parser)
     text = "stablehlo: a program for JAX; onnx: a program for ONNX runtimes; safetensors: weights that timm loads"
