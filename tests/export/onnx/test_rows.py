@@ -86,7 +86,7 @@ def test_it_computes_the_same(tmp_path, name):
         (lambda x: lax.scan(lambda c, _: (c * 2, None), x, None, 3)[0], "knows no 'scan'"),
         (lambda x: lax.pad(x, 0.0, ((0, 0, 0), (0, 0, 1))), r"cannot say holes between elements \('pad'\)"),
         (lambda x: x + jnp.float32(x.shape[0]), "knows no 'dim_as_value'"),
-        (lambda x: jnp.asarray(MATRIX)[jnp.argmax(x, 1), jnp.argmax(x, 1)], r"cannot say this way of indexing \('gather'\)"),
+        (lambda x: jnp.asarray(MATRIX)[jnp.argmax(x, 1), jnp.argmax(x, 1)], r"this way of indexing \('gather'\)"),
         (lambda x: x + lax.broadcasted_iota(jnp.float32, x.shape, 0), r"cannot say counting over the batch \('iota'\)"),
     ],
 )
