@@ -38,7 +38,7 @@ ERRORS = (
 TOPICS = {
     "Configurations": "config configfile imports checks architectures models layers",
     "Data": "data augment",
-    "Training": "train objectives losses optim sharding loggers checkpoint",
+    "Training": "train find objectives losses optim sharding loggers checkpoint",
     "Evaluation and prediction": "evals score predict decoding explain report metrics",
     "Weights of others": "convert create compress",
     "Files and downloads": "io",

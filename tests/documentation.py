@@ -46,6 +46,9 @@ BENCH = {
 }
 """What makes a benchmark short."""
 
+FIND = {"lr": "--steps 10", "batch": "--most 16"}
+"""What makes a search short."""
+
 
 STEPS = {ROOT / "docs" / "journeys" / "images.md": 16}
 """Page -> steps of its runs, of which it shows curves; those of other pages take two and draw nothing."""
@@ -107,12 +110,14 @@ def small(argv: list[str], page: pathlib.Path | None = None) -> list[str]:
         return argv
     if args.command == "bench":
         return [*argv, *BENCH[args.kind].split()]
-    if args.command != "train":
+    if args.command not in ("train", "find"):
         return argv
     raw = config.load(args.config or args.workdir, [("data.path", "digits"), *args.overrides])
     changes = shrunk(config.parse(TrainConfig, inherit.resolved(raw)), page)
     if args.config is None:  # it is short as it is
         return argv
+    if args.command == "find":
+        argv = [*argv, *FIND[args.action].split()]
     return [*argv, *(f"--config.{key}={value}" for key, value in changes.items())]
 
 

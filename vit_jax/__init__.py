@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from vit_jax.data.sources import open_source as open_source
     from vit_jax.evals.base import Report as Report
     from vit_jax.export.base import Exported as Exported
+    from vit_jax.find import BatchSearch as BatchSearch
+    from vit_jax.find import RateSweep as RateSweep
+    from vit_jax.find import find_batch as find_batch
+    from vit_jax.find import find_lr as find_lr
     from vit_jax.publish.push import Pushed as Pushed
     from vit_jax.publish.push import push as push
     from vit_jax.train.loop import Result as Result
@@ -50,6 +54,7 @@ HOMES = {
     "data.sources": "Source open_source",
     "evals.base": "Report",
     "export.base": "Exported",
+    "find": "find_lr find_batch RateSweep BatchSearch",
     "publish.push": "push Pushed",
     "train.loop": "Result",
     "types": "UsageError UserError",

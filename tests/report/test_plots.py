@@ -85,12 +85,12 @@ def test_curves_of_nothing_but_nan(tmp_path: pathlib.Path) -> None:
 
 def test_smooth_is_a_mean_without_lag(rng: np.random.Generator) -> None:
     line = np.linspace(3, 1, 600)
-    smooth = plots._smooth(line + rng.normal(0, 0.1, 600))
+    smooth = plots.smooth(line + rng.normal(0, 0.1, 600))
     assert np.abs(smooth - line)[30:-30].max() < 0.1
-    np.testing.assert_allclose(plots._smooth(np.full(600, 2.5)), 2.5)
+    np.testing.assert_allclose(plots.smooth(np.full(600, 2.5)), 2.5)
     holes = np.where(np.arange(600) % 7 == 0, np.nan, 2.5)
-    np.testing.assert_allclose(plots._smooth(holes), holes)
-    np.testing.assert_array_equal(plots._smooth(line[:5]), line[:5])
+    np.testing.assert_allclose(plots.smooth(holes), holes)
+    np.testing.assert_array_equal(plots.smooth(line[:5]), line[:5])
 
 
 @pytest.mark.parametrize("c", [2, 10, 26])

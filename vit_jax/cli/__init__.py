@@ -15,14 +15,28 @@ import warnings
 from collections.abc import Sequence
 
 from vit_jax import __version__, interrupts
-from vit_jax.cli import bench, completion, config, convert, data, embed, evaluate, export, models, predict, push, train
+from vit_jax.cli import (
+    bench,
+    completion,
+    config,
+    convert,
+    data,
+    embed,
+    evaluate,
+    export,
+    find,
+    models,
+    predict,
+    push,
+    train,
+)
 from vit_jax.launch import memory
 
-MODULES = (train, evaluate, predict, embed, convert, export, push, config, models, data, bench, completion)
+MODULES = (train, find, evaluate, predict, embed, convert, export, push, config, models, data, bench, completion)
 COMMANDS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
-REPEATING = ("train", "evaluate", "embed", "bench")
+REPEATING = ("train", "find", "evaluate", "embed", "bench")
 """Commands that run one program again and again."""
-COMPUTING = ("train", "evaluate", "predict", "embed", "convert", "export", "push")
+COMPUTING = ("train", "find", "evaluate", "predict", "embed", "convert", "export", "push")
 """Commands that may run on several hosts, and whose compiled programs are worth keeping."""
 
 

@@ -79,10 +79,10 @@ def curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
 def _curve(ax: Axes, steps: np.ndarray, values: np.ndarray, key: str) -> None:
     split, _, name = key.rpartition("/")
     if split in ("", "train"):
-        smooth = values if name == "lr" else _smooth(values)
-        if smooth is not values:
+        mean = values if name == "lr" else smooth(values)
+        if mean is not values:
             ax.plot(steps, values, color=TRAIN, alpha=0.22, lw=0.9)
-        ax.plot(steps, smooth, color=TRAIN, lw=1.8, label=split, marker="." if len(values) == 1 else None)
+        ax.plot(steps, mean, color=TRAIN, lw=1.8, label=split, marker="." if len(values) == 1 else None)
         return
     label = f"{split.removeprefix('val').lstrip('/')} {DIRECTIONS[name]}".strip() if name in DIRECTIONS else split
     color = {"val": VAL, "val/zero_shot": VAL}.get(split)
@@ -95,9 +95,9 @@ def _curve(ax: Axes, steps: np.ndarray, values: np.ndarray, key: str) -> None:
     ax.set_title(f"best {label} {values[best]:.2f} % at step {steps[best]:,.0f}", loc="right", fontsize=9, color=INK)
 
 
-def _smooth(values: np.ndarray) -> np.ndarray:
-    """Gaussian mean over neighbouring points, width 1/60 of the curve; NaN stays out of it and stays NaN."""
-    sigma = len(values) / 60
+def smooth(values: np.ndarray, width: float = 1 / 60) -> np.ndarray:
+    """Gaussian mean over neighbouring points, ``width`` of the curve; NaN stays out of it and stays NaN."""
+    sigma = len(values) * width
     if sigma < 0.5:
         return values
     reach = int(3 * sigma)
@@ -298,6 +298,23 @@ def crossover(
     ax.set_ylim(bottom=0)
     ax.legend(frameon=False, fontsize=9)
     _dress(ax, title, f"times faster than {against}", per)
+    _save(figure, path)
+
+
+def rates(rate: np.ndarray, losses: np.ndarray, smoothed: np.ndarray, marks: Mapping[str, float], path: Path) -> None:
+    """Loss over a learning rate that rises from step to step; ``marks`` are rates to point out, by name."""
+    figure = _figure(6.4, 4.0)
+    ax = figure.add_subplot()
+    ax.plot(rate, losses, color=TRAIN, alpha=0.3, lw=0.9, label="loss of a step")
+    ax.plot(rate, smoothed, color=TRAIN, lw=1.8, label="smoothed")
+    for color, (name, at) in zip((GREY, UNDER, VAL), marks.items(), strict=False):
+        ax.axvline(at, color=color, lw=1.4, ls="--", label=f"{name}: {at:.2g}")
+    low, first = float(smoothed.min()), float(smoothed[0])
+    if first > low:  # where the loss has diverged is not of interest
+        ax.set_ylim(low - 0.3 * (first - low), first + 1.5 * (first - low))
+    ax.set_xscale("log")
+    ax.legend(frameon=False, fontsize=9, loc="best")
+    _dress(ax, "Learning-rate range test", "loss", "learning rate")
     _save(figure, path)
 
 
