@@ -118,6 +118,13 @@ def mlflow(monkeypatch):
         def log_param(self, run_id, key, value):
             module.runs[run_id].params[key] = value
 
+        def get_run(self, run_id):
+            metrics = {key: value for _, key, value in module.runs[run_id].rows}
+            return types.SimpleNamespace(data=types.SimpleNamespace(metrics=metrics))
+
+        def get_metric_history(self, run_id, key):
+            return [Metric(k, value, 0, step) for step, k, value in module.runs[run_id].rows if k == key]
+
         def update_run(self, run_id, status):
             module.runs[run_id].status = status
 
@@ -140,8 +147,7 @@ def test_mlflow_is_one_run_however_often_it_is_resumed(tmp_path, mlflow):
     ((_, run),) = mlflow.runs.items()
     assert (run.name, run.status, run.uri) == ("mine", "FINISHED", "file:there") and mlflow.names == {"vit_jax": "7"}
     assert run.params == {"optim.lr": "0.1", "evaluators": "['classify']"}
-    assert [step for step, _, _ in run.rows] == [1, 2, 3, 4, 5, 6, 5, 6, 7, 8]  # again the same values
-    assert set(run.rows) == {(step, "train/loss", 1 / step) for step in range(1, 9)}
+    assert run.rows == [(step, "train/loss", 1 / step) for step in range(1, 9)]  # none of them twice
 
 
 def test_a_server_that_fails_ends_no_training(tmp_path, mlflow, caplog):
@@ -180,8 +186,11 @@ def test_loggers_are_chosen_by_name_and_own_ones_taken(tmp_path):
         TensorBoard(),
         WandB(project="mine", mode="offline"),
     )
-    with pytest.raises(UserError, match="did you mean 'wandb'"):
-        parse(hint, ["wandbb"])
+    listed = (TensorBoard(), WandB(mode="offline"))
+    assert parse(hint, "tensorboard, wandb(mode='offline')") == parse(hint, listed) == listed
+    for wrong in (["wandbb"], "tensorboard,wandbb"):
+        with pytest.raises(UserError, match="did you mean 'wandb'"):
+            parse(hint, wrong)
 
     class Own(LoggerSpec):
         rows: Any = []  # noqa: RUF012

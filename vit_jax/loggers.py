@@ -113,7 +113,7 @@ class WandB(LoggerSpec):
         except Exception as e:  # of its own kinds, for want of a key or of a network
             raise UserError(
                 f"Weights & Biases cannot be opened ({atomic.reason(e)}); run wandb login, or set "
-                "--config.loggers=\"wandb(mode='offline')\"."
+                "--config.loggers=\"tensorboard, wandb(mode='offline')\"."
             ) from e
         return _WandB(opened)
 
@@ -151,12 +151,13 @@ class MLflow(LoggerSpec):
 
             known = _kept(run.workdir / "mlflow.id", begin)
             client.update_run(known, status="RUNNING")
+            logged = {key: client.get_metric_history(known, key) for key in client.get_run(known).data.metrics}
         except Exception as e:
             raise UserError(
                 f"MLflow cannot be opened ({atomic.reason(e)}); look at MLFLOW_TRACKING_URI, or set "
                 "--config.loggers=\"mlflow(uri='...')\"."
             ) from e
-        return _MLflow(client, known)
+        return _MLflow(client, known, {key: max(m.step for m in rows) for key, rows in logged.items()})
 
 
 LOGGERS: dict[str, type[LoggerSpec]] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
@@ -213,17 +214,22 @@ class _WandB:
 
 
 class _MLflow:
-    """A run of MLflow. A server that fails ends no training: the rest is in ``metrics.jsonl`` alone, which is said."""
+    """A run of MLflow; what a resumed run computes again it does not take twice.
 
-    def __init__(self, client: Any, run: str) -> None:
-        self._client, self._run, self._lost = client, run, False
+    A server that fails ends no training: the rest is in ``metrics.jsonl`` alone, which is said.
+    """
+
+    def __init__(self, client: Any, run: str, last: Mapping[str, int]) -> None:
+        self._client, self._run, self._last, self._lost = client, run, last, False
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
         from mlflow.entities import Metric
 
         now = int(1000 * time.time())
-        values = [Metric(re.sub(r"[^\w\-./ ]", "_", name), value, now, step) for name, value in row.items()]
-        self._try(lambda: self._client.log_batch(self._run, metrics=values))
+        named = {re.sub(r"[^\w\-./ ]", "_", name): value for name, value in row.items()}
+        new = [Metric(name, value, now, step) for name, value in named.items() if step > self._last.get(name, -1)]
+        if new:
+            self._try(lambda: self._client.log_batch(self._run, metrics=new))
 
     def close(self) -> None:
         self._try(lambda: self._client.set_terminated(self._run))

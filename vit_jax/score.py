@@ -100,8 +100,8 @@ def _scored(
 ) -> tuple[Report, tuple[str, ...]]:
     """The report, and the classes that it tells of."""
     default = (ZeroShot() if isinstance(found.model, ImageTextModel) else Classify(),)
-    kind = Annotated[Any, config.Choice(EVALUATORS, Evaluator)]
-    rows = tuple(config.parse(kind, evaluator, "evaluators") for evaluator in evaluators) or default
+    kind = tuple[Annotated[Any, config.Choice(EVALUATORS, Evaluator)], ...]
+    rows = tuple(row for given in evaluators for row in config.parse(kind, given, "evaluators")) or default
     reported(rows)
     parts = _parts(found, data)
     trained_with = run_folder.run_config(found).get("objective", "classify")

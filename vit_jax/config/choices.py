@@ -85,6 +85,18 @@ def spec_fields(text: str, table: Mapping[str, Any], path: str) -> dict[str, Any
     return {"name": name, **given, **dict(keywords)}
 
 
+def several(text: str) -> tuple[str, ...]:
+    """``"name, other(a=1)"`` -> ``("name", "other(a=1)")``; a text that is no such list is the only one."""
+    try:
+        found = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return (text,)
+    items = found.elts if isinstance(found, ast.Tuple) else ()
+    if not items or not all(isinstance(item, ast.Name | ast.Call) for item in items):
+        return (text,)
+    return tuple(map(ast.unparse, items))
+
+
 def call(text: str, path: str, hint: str = ".") -> tuple[str, list[Any], list[tuple[str, Any]]] | None:
     """``"name(1, b=2)"`` -> the name, the arguments and those with a name; None for text that is no call.
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.checks import Range, shown, suggest
 from vit_jax.config import own
-from vit_jax.config.choices import Choice, Variant, class_of, hints, lookup, spec_fields
+from vit_jax.config.choices import Choice, Variant, class_of, hints, lookup, several, spec_fields
 from vit_jax.config.records import PYTHON, gone, is_record_of, named
 from vit_jax.types import UsageError, UserError
 
@@ -110,6 +110,8 @@ def _parse_union(args: tuple, value: Any, path: str) -> Any:
 
 
 def _parse_tuple(args: tuple, value: Any, path: str) -> tuple:
+    if isinstance(value, str) and any(isinstance(mark, Choice) for mark in typing.get_args(args[0])[1:]):
+        value = several(value)
     if isinstance(value, str) or not isinstance(value, Sequence):
         value = (value,)
     if len(args) == 2 and args[1] is Ellipsis:
