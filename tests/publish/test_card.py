@@ -58,7 +58,12 @@ def test_data_and_metrics_have_names_that_the_hub_takes(about):
 
 def test_the_text_tells_the_model(about):
     text = card.text(about)
-    assert "# pets\n" in text and "a classifier of 3 classes" in text and 'timm.create_model("hf-hub:me/pets"' in text
+    assert (
+        "# pets\n" in text
+        and "a classifier of 3 classes" in text
+        and "`vit(num_classes=3, " in text
+        and 'timm.create_model("hf-hub:me/pets"' in text
+    )
     assert 'vj.load("hf://me/pets")' in text and "0. ant \\| \\*x\\*\n1. bee\n2. cät" in text
     assert "| data | `folder:pets` |" in text and "| started from | `vit_b16.augreg_in21k` |" in text
     assert "at step 7:" in text and "| `accuracy` | 0.75 |" in text and "| `examples` | 8 |" in text

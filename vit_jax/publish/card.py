@@ -180,7 +180,7 @@ def _what(about: About) -> str:
     return (
         f"{kind}, {parameters:,} parameters{f', {maps}' if maps else ''}: "
         f"{what.get(about.task, 'an image-text model')}. Trained or converted with vit_jax; weights for "
-        f"{LIBRARIES[about.to]}.{licence}"
+        f"{LIBRARIES[about.to]}.{licence}\n\n`{_spelled(describe(model))}`"
     )
 
 
