@@ -80,7 +80,7 @@ def edit(folder, imports):
     about = json.loads(meta.read_text())
     about.pop("checksum")
     about["config"]["imports"] = imports
-    meta.write_text(json.dumps(about | {"checksum": checkpoint._text_sum(about)}))
+    meta.write_text(json.dumps(about | {"checksum": checkpoint.text_sum(about)}))
 
 
 def test_what_the_run_records(place, monkeypatch):

@@ -177,7 +177,7 @@ def test_metadata_that_were_changed(pretrained, tmp_path, change, says):
     meta = tmp_path / "run/checkpoints/0/meta/metadata"
     changed = change({k: v for k, v in json.loads(meta.read_text()).items() if k != "checksum"})
     if isinstance(changed, dict):  # by somebody who knows how they are summed
-        changed["checksum"] = checkpoint._text_sum(changed)
+        changed["checksum"] = checkpoint.text_sum(changed)
     meta.write_text(json.dumps(changed))
     with pytest.raises(UserError, match=says) as e:
         run_folder.load(tmp_path / "run")

@@ -210,7 +210,7 @@ def signed(meta: Any) -> Any:
     if not (isinstance(meta, dict) and "checksum" in meta):
         return meta
     rest = {k: v for k, v in meta.items() if k != "checksum"}
-    return {**rest, "checksum": checkpoint._text_sum(rest)}
+    return {**rest, "checksum": checkpoint.text_sum(rest)}
 
 
 def metadata(files: dict[str, bytes], commands: tuple[tuple[str, ...], ...]) -> st.SearchStrategy[Case]:

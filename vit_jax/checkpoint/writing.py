@@ -1,0 +1,155 @@
+"""Writing checkpoints in the background, and keeping the newest and the best."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import pathlib
+import re
+import sys
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from vit_jax.checkpoint import schema
+from vit_jax.checkpoint.places import BEST, FOLDER, kept, sign, steps
+from vit_jax.checkpoint.sums import checksums, text_sum
+from vit_jax.io import atomic, jsonfile
+from vit_jax.types import UserError
+
+log = logging.getLogger(__name__)
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs tracebacks of what it also raises
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+      workdir: the run's folder.
+      keep: how many of the newest to keep.
+      best: name of the metric whose best checkpoint (see :func:`sign`) is kept besides.
+      buffer: bytes of ``params`` that may be on their way to the disk at a time, more than its largest array has; None
+        sets no limit: the fastest, at the price of another copy.
+    """
+
+    def __init__(self, workdir: pathlib.Path, *, keep: int = 2, best: str = BEST, buffer: int | None = None) -> None:
+        self.folder = workdir.absolute() / FOLDER
+
+        def score(metrics: Mapping[str, float]) -> float:
+            value = metrics.get(best)
+            return sign(best) * value if isinstance(value, int | float) and not math.isnan(value) else -math.inf
+
+        policies = ocp.checkpoint_managers
+        keep_best = policies.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
+        options = ocp.CheckpointManagerOptions(
+            best_fn=score,  # without it orbax does not write metrics, and a resumed run forgets which was best
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), keep_best]),
+            cleanup_tmp_directories=True,
+        )
+        handlers: Any = None
+        if buffer is not None:
+            gigabytes: Any = buffer / 1e9  # orbax multiplies; a fraction is as good
+            handlers = {
+                "params": ocp.StandardCheckpointHandler(save_concurrent_gb=gigabytes),
+                "variables": ocp.StandardCheckpointHandler(),
+                "meta": ocp.JsonCheckpointHandler(),
+            }
+        _hush()
+        for step in steps(self.folder) if jax.process_index() == 0 else ():
+            _check_metrics(step / "metrics" / "metrics")
+        with _writing(self.folder):
+            self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+
+    def save(self, step: int, items: Mapping[str, Any], meta: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Starts writing ``items`` (pytrees of arrays) and ``meta`` (JSON); returns once they left the device.
+
+        Raises:
+          UserError: this save or the one before it failed, for want of space for instance; earlier ones stay.
+        """
+        args = {k: ocp.args.StandardSave(v) for k, v in items.items()}
+        about = {"schema": schema.SCHEMA, **meta, "checksums": {k: checksums(v) for k, v in items.items()}}
+        args["meta"] = ocp.args.JsonSave(about | {"checksum": text_sum(about)})
+        with _writing(self.folder):
+            if not self.folder.is_dir():  # the storage would make it anew, and nothing else of the run be there
+                raise FileNotFoundError("the folder was deleted or moved while the run went on")
+            self._manager.save(step, args=ocp.args.Composite(**args), metrics=dict(metrics) or None, force=True)
+
+    def wait(self) -> None:
+        """Returns once everything is on disk.
+
+        Raises:
+          UserError: the last save failed.
+        """
+        with _writing(self.folder):
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """As :meth:`wait`; nothing can be saved thereafter."""
+        try:
+            self.wait()
+        finally:
+            with _writing(self.folder):
+                self._manager.close()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
+        with atomic.unsaid_under(error):
+            self.close()
+
+
+class _writing:
+    """Turns what orbax raises on a full disk or a lost folder into a sentence."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self._folder = folder
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
+        if error is None or not isinstance(error, Exception) or isinstance(error, UserError):
+            return
+        if not isinstance(error, OSError | ValueError | RuntimeError):
+            return
+        reason = atomic.reason(error)
+        raise UserError(f"cannot save to {self._folder}: {reason}; {kept(self._folder)}.") from error
+
+
+def _check_metrics(path: pathlib.Path) -> None:
+    """Moves damaged metrics of a checkpoint aside: it is sound without, and only counts no more for the best."""
+    try:
+        jsonfile.read(path)
+    except UserError as e:
+        if path.is_file():
+            log.warning("%s The checkpoint is not affected, but is no longer considered for the best.", e)
+            path.rename(path.with_name("damaged"))
+
+
+@functools.cache
+def _hush() -> None:
+    """Keeps off the terminal, once for the process, what the storage prints of writes that it gave up.
+
+    It abandons an event loop when a write fails, and each of the others, as it ends, finds that the loop is closed; and
+    asyncio logs the errors that nobody fetched. The first error is raised, and is all that matters.
+    """
+    shown = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
+            shown(unraisable)
+
+    def heard(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if "exception was never retrieved" not in record.getMessage() or not isinstance(error, Exception):
+            return True
+        files = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
+        return not (atomic.is_full(error) or any(re.search(r"\b(orbax|tensorstore)\b", file) for file in files))
+
+    sys.unraisablehook = hook
+    logging.getLogger("asyncio").addFilter(heard)
