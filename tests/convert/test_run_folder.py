@@ -75,7 +75,7 @@ def test_evaluation_and_prediction_see_the_same_pixels(pretrained, tmp_path, rng
     raw = run_folder.run_config(dataclasses.replace(pretrained, preprocess=preprocess))
     raw["data"] |= {"path": f"folder:{tmp_path / 'images'}", "val": f"folder:{tmp_path / 'images'}"}
     setup = build(config.parse(TrainConfig, {**raw, "batch_size": 8}))
-    with contextlib.closing(setup._eval_batches(setup.val)) as batches:
+    with contextlib.closing(setup._eval_batches(setup.val, None)) as batches:
         batch = next(batches)
     assert batch["image"].shape[1:] == (16, 16, 3)
     assert np.array_equal(batch["image"][0], preprocess.read(tmp_path / "images/ant/a.png"))

@@ -118,6 +118,6 @@ def test_the_step_lowers_for_accelerators(tiny, one_device):
 def test_a_batch_of_evaluation_is_no_larger_than_the_data(tiny, one_device):
     """What is more would be padding: a number mistyped fills no memory."""
     setup = one_device(tiny(eval_batch_size=10**6))
-    with contextlib.closing(setup._eval_batches(setup.val)) as batches:
+    with contextlib.closing(setup._eval_batches(setup.val, None)) as batches:
         (batch,) = batches
     assert batch["mask"].shape == (len(setup.val),) and batch["mask"].all()
