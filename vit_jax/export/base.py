@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-import vit_jax
 from vit_jax.convert import verify
 from vit_jax.data.framing import Framing
 from vit_jax.export import texts
-from vit_jax.io import atomic, jsonfile
+from vit_jax.io import atomic, installation, jsonfile
 from vit_jax.models import Captioner
 from vit_jax.predict import ImageText, Predictor
 from vit_jax.types import Params, UsageError, UserError
@@ -128,7 +127,7 @@ def programs(loaded: Loaded) -> tuple[Program, ...]:
 
 def describe(loaded: Loaded, programs: Sequence[Program]) -> dict[str, Any]:
     """Plain data that programs travel with: class names or temperature, inputs, outputs, where they come from."""
-    shared = {"source": dict(loaded.source), "vit_jax": vit_jax.__version__}
+    shared = {"source": dict(loaded.source), **installation.provenance()}
     if isinstance(loaded, Predictor):
         (program,) = programs
         return {

@@ -188,7 +188,7 @@ PLAIN = {"scan": False, "remat": "none", "attention": "xla", "implementation": "
 
 def portable(value: Any) -> Any:
     """A model, or a part of one, that computes the same without kernels of a platform, block by block."""
-    if not dataclasses.is_dataclass(value):
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value
     values = trees.fields(value)
     changes: dict[str, Any] = {k: portable(v) for k, v in values.items()} | {
