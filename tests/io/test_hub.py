@@ -69,6 +69,17 @@ def cached(tmp_path):
     return sorted(p.name for p in (tmp_path / "home" / "hub").glob("*/blobs/*"))
 
 
+def test_a_repository_in_our_own_format(hub, monkeypatch):
+    """Its newest checkpoint and the configuration, and nothing of older ones."""
+    files = {f"checkpoints/{step}/params/{name}": b"%d" % step for step in (9, 12) for name in ("_METADATA", "d/x")}
+    hub.repos[REPO] = {"main": {**files, "config.json": b"{}", "README.md": b"# ViT", "curves.png": b"x"}}
+    folder = fetch(f"hf://{REPO}")
+    wanted = ["checkpoints/12/params/_METADATA", "checkpoints/12/params/d/x", "config.json"]
+    assert names(folder) == wanted and (folder / wanted[1]).read_bytes() == b"12"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert fetch(f"hf://{REPO}") == folder
+
+
 def test_a_repository(hub, repo, tmp_path):
     folder = fetch(f"hf://{REPO}")
     assert names(folder) == ["config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json"]
