@@ -15,7 +15,7 @@ from vit_jax.data.tokenizer import open_tokenizer
 from vit_jax.data.tokenizer.train import train
 from vit_jax.io.tensors import Tensor
 from vit_jax.models import describe
-from vit_jax.train import inherit, workdir
+from vit_jax.train import inherit, inputs, workdir
 from vit_jax.train.config import TrainConfig
 from vit_jax.train.setup import build
 from vit_jax.types import UsageError, UserError
@@ -108,6 +108,12 @@ def test_the_recipe_needs_the_weights_alone(places):
     assert coca.objective == objectives.CoCa(caption_weight=1.0)
     larger = parse(TrainConfig, tuned(places / "sigmoid", ("augment.size", "24")))
     assert (larger.augment.size, larger.data.canvas, larger.data.frame.edge) == (24, 24, 32)
+
+
+def test_a_preview_is_as_the_weights_have_it(places):
+    raw = config.load("finetune_clip", [*RECIPE, ("init", str(places / "words"))])
+    _, sections, _ = inputs.preview("digits_pairs", raw)
+    assert {images.shape[1:] for images, _ in sections.values()} == {(12, 12, 3)}
 
 
 def test_a_tokenizer_without_a_name_goes_along(places, words, tmp_path):

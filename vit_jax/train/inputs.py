@@ -20,7 +20,7 @@ from vit_jax.data.reader import Filled, Mode, Reader
 from vit_jax.data.sources import Source
 from vit_jax.data.sources.base import Info, Unreadable, known_labels
 from vit_jax.report import plots
-from vit_jax.train import rng
+from vit_jax.train import inherit, rng
 from vit_jax.train.config import TrainConfig
 from vit_jax.train.setup import Setup
 from vit_jax.train.step import views_of
@@ -64,7 +64,8 @@ def preview(path: str, raw: Mapping[str, Any] | None = None) -> tuple[Source, Se
     c: TrainConfig | None = None
     data = DataConfig(path)
     if raw is not None:
-        c = parse(TrainConfig, change(raw, {"data.path": path, "data.val": path}.items()))  # nothing is held out
+        whole = change(raw, {"data.path": path, "data.val": path}.items())  # nothing is held out
+        c = inherit.with_tokenizer(parse(TrainConfig, inherit.resolved(whole)))
         data = c.data
     data = dataclasses.replace(data, val=path, on_error="skip")
     with known(c.imports if c else ()):
