@@ -22,7 +22,7 @@ from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser
 
 import vit_jax
-from vit_jax import api, cli, config, score
+from vit_jax import api, cli, config
 from vit_jax.sharding import make_mesh
 from vit_jax.train import inherit, setup
 from vit_jax.train.config import TrainConfig
@@ -50,8 +50,12 @@ FIND = {"lr": "--steps 10", "batch": "--most 16"}
 """What makes a search short."""
 
 
-STEPS = {ROOT / "docs" / "journeys" / "images.md": 16}
-"""Page -> steps of its runs, of which it shows curves; those of other pages take two and draw nothing."""
+STEPS = {ROOT / "docs" / "journeys" / name: 16 for name in ("images.md", "devices.md")}
+"""Page -> steps of its runs, of which it shows curves; those of other pages take two."""
+DRAWN = (ROOT / "docs" / "journeys" / "images.md",)
+"""Pages whose runs draw pictures."""
+KILLED = 6
+"""Step at which a run ends that is killed on a page."""
 
 
 class FileParser(CodeBlockParser):
@@ -125,7 +129,7 @@ def shrunk(c: TrainConfig, page: pathlib.Path | None = None) -> dict[str, Any]:
     """Keys that make a run of a page short and its model small."""
     side, steps = min(32, c.augment.size), STEPS.get(page or ROOT, 2)
     length, every = f"{steps + 2 * bool(c.resume_from)} steps", f"{max(2, steps // 4)} steps"
-    out: dict[str, Any] = {"duration": length, "eval_every": every, "batch_size": 8, "plots": page in STEPS}
+    out: dict[str, Any] = {"duration": length, "eval_every": every, "batch_size": 8, "plots": page in DRAWN}
     out |= {"augment.size": side, "data.canvas": min(side, c.data.canvas), "eval_batch_size": 64, "optim.warmup": 0}
     towers = [f"model.{part}." for part in ("image_tower", "text_tower", "decoder") if hasattr(c.model, part)]
     for tower in towers or ["model."]:
@@ -183,7 +187,6 @@ def shorten(patch: pytest.MonkeyPatch, page: pathlib.Path | None = None) -> None
         return make_mesh(mesh, devices or jax.devices()[: abs(int(np.prod(sizes)))])
 
     patch.setattr(setup, "make_mesh", few)
-    patch.setattr(score, "make_mesh", lambda mesh, devices: make_mesh(mesh, devices[:1]))
     real = api.train
 
     def train(config_: Any, workdir: Any, hooks: Any = (), *, changes: Any = None) -> Any:
@@ -217,13 +220,32 @@ def run(page: pathlib.Path, place: pathlib.Path, section: str | None = None) -> 
             (place / name).write_text(text, encoding="utf-8")
             return
         for words in commands(example.parsed):
-            if words[0] == "vit_jax":
+            if words[0] == "timeout":
+                killed(small(words[words.index("vit_jax") + 1 :], page))
+            elif words[0] == "vit_jax":
                 assert cli.main(small(words[1:], page)) == 0, f"{page.name}, line {example.line}: {shlex.join(words)}"
 
     there = place / page.name
     there.write_text(re.sub(r"(?<![\w/])/(?=(my|other)/)", f"{place}/", page.read_text(encoding="utf-8")))
     for example in examples(there, evaluate):
         example.evaluate()
+
+
+class Killed(BaseException):
+    """The end of a process, as far as a test can play it."""
+
+
+def killed(argv: list[str]) -> None:
+    """Runs a training that ends at step :data:`KILLED`."""
+    train = vit_jax.train
+
+    def end(event: Any) -> None:
+        if event.step == KILLED:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(vit_jax, "train", lambda raw, workdir: train(raw, workdir, [end]))
+        cli.main(argv)
 
 
 def heading(example: Example) -> str | None:

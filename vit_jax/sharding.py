@@ -59,8 +59,11 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         sizes[sizes.index(-1)] = len(devices) // known
     if math.prod(sizes) != len(devices) or min(sizes) < 1:
         shape = "x".join(map(str, (config.replica, config.fsdp, config.tensor)))
+        n, wanted = len(devices), abs(math.prod(sizes))
+        cpus = f" (JAX_NUM_CPU_DEVICES={wanted} splits a CPU)" if devices[0].platform == "cpu" and wanted > n else ""
         raise UsageError(
-            f"mesh replica x fsdp x tensor = {shape} does not fill the {len(devices)} devices; set one axis to -1."
+            f"mesh replica x fsdp x tensor = {shape} does not fill the {n} devices; set one axis to -1, the others to "
+            f"numbers whose product divides {n}{cpus}."
         )
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 

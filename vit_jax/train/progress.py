@@ -48,7 +48,7 @@ class Progress:
     def __init__(self, start: int, total: int, epoch: float) -> None:
         self._live = sys.stderr.isatty() and jax.process_index() == 0
         self._epoch = epoch
-        self._total, self._last, self._started, self._first = total, 0.0, time.perf_counter(), start
+        self._total, self._last, self._started, self._first = total, 0.0, 0.0, start + 1
         self._bar = tqdm(
             total=total,
             initial=start,
@@ -61,6 +61,7 @@ class Progress:
 
     def step(self) -> None:
         """One optimizer step was started."""
+        self._started = self._started or time.perf_counter()  # compiling is over
         self._bar.update()
 
     def at(self, step: int) -> str:
@@ -79,7 +80,7 @@ class Progress:
         if now - self._last >= 10 or step == self._total:
             self._last = now
             left = (now - self._started) / max(1, step - self._first) * (self._total - step)
-            say(f"{self.at(step)}: {text}, {left:.0f} s left")
+            say(f"{self.at(step)}: {text}" + (f", {left:.0f} s left" if step > self._first else ""))
 
     def close(self) -> None:
         self._bar.close()
