@@ -206,6 +206,10 @@ def test_a_configuration_file_is_an_import_by_itself(here, capsys):
     raw = json.loads(pathlib.Path("all.json").read_text())
     assert raw["objective"] == {"name": "Sharper", "gamma": 3.0, "by": 0.5}
     assert [text.partition("#")[0] for text in raw["imports"]] == [f"{here}/{name}.py" for name in ("beside", "mine")]
+    pathlib.Path("more.py").write_text("from beside import Signum")  # of one's own, and not in place of the file's
+    more = ["--config.imports=more.py", "--config.optim.optimizer=Signum", "--json", "all.json"]
+    assert run("config", "mine.py", *more) == 0
+    assert len(json.loads(pathlib.Path("all.json").read_text())["imports"]) == 3
 
 
 def test_a_run_of_python_is_found_again_by_its_class(here, place, capsys):

@@ -46,8 +46,7 @@ def run(spec: str) -> Mapping[str, Any]:
         Or what keeps one as it is: a file ``"X.json"``, or the folder of a run.
 
     Returns:
-      What ``get_config(arg)`` returns, or what is stored. A file whose classes a configuration may name is one of its
-      imports.
+      What ``get_config(arg)`` returns, or what is stored.
 
     Raises:
       UsageError: no such file, or one that fails (with the line), has no ``get_config`` or makes no configuration.
@@ -79,9 +78,13 @@ def run(spec: str) -> Mapping[str, Any]:
         config = get_config(*args)
         if not isinstance(config, Mapping | ConfigDict):
             raise UsageError(f"get_config of {file} returns {shown(config)}; let it return a ConfigDict.")
-        config = config.to_dict() if isinstance(config, ConfigDict) else config
-    own = imports.defined_in(module)
-    return {**config, "imports": (*imports.texts(config), *own)} if own else config
+        return config.to_dict() if isinstance(config, ConfigDict) else config
+
+
+def defining(spec: str) -> list[str]:
+    """The files that define the classes which a configuration file defines or imports from beside it."""
+    file = _found(spec.partition(":")[0])
+    return [] if file.endswith(".json") else imports.defined_in(imports.opened(file))
 
 
 def _found(name: str) -> str:

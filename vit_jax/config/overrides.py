@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vit_jax import configfile
+from vit_jax import configfile, imports
 from vit_jax.types import UsageError
 
 
@@ -16,12 +16,14 @@ def load(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> dict[str, Any]
     """The configuration of a recipe, a file or a run (``spec``), with ``(dotted key, text)`` overrides applied.
 
     Returns:
-      Nested plain dictionaries, ready for :func:`parse`.
+      Nested plain dictionaries, ready for :func:`parse`; what the file itself defines is among the imports.
 
     Raises:
       UsageError: see :func:`vit_jax.configfile.run`.
     """
-    return override(plain(configfile.run(spec)), overrides)
+    found = override(plain(configfile.run(spec)), overrides)
+    own = configfile.defining(spec)
+    return found | {"imports": (*imports.texts(found), *own)} if own else found
 
 
 def plain(config: Any) -> dict[str, Any]:
