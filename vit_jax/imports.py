@@ -1,8 +1,8 @@
 """Python files and modules of one's own, by whose classes a configuration names what no table has.
 
-A file is run under a name of its own, which follows from its path and content; modules beside it that it imports are
-run with it, and are nobody else's. A file that has not changed is not run again, so that a class is the same whoever
-asks for it.
+A file is run under a name that follows from its path and content, and so is each that it imports from beside it: two
+files ``parts.py`` are two modules. A file that has not changed is not run again, so that a class is the same whoever
+asks.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import importlib.abc
 import importlib.machinery
 import importlib.util
 import os
@@ -26,6 +27,8 @@ from vit_jax.types import UsageError, UserError
 
 MAX_BYTES = 2**20
 """A larger file is none that somebody wrote."""
+MARK = "@"
+"""In the name that a file is run under, which no import statement can hold."""
 DIGEST = "#sha256="
 """Stands between the path of a file and the checksum of its content."""
 NAMED = "--config.imports=PLACE, --imports PLACE where a command has it, changes={'imports': ...} in Python"
@@ -162,13 +165,13 @@ def opened(file: str) -> types.ModuleType:
 
 
 def run(file: str) -> types.ModuleType:
-    """Runs a Python file; modules beside it can be imported.
+    """Runs a Python file, which may import files beside it.
 
     Raises:
       UsageError: it cannot be read, or fails (with the line).
     """
     path, source = os.path.abspath(file), _read(file)
-    name = f"{os.path.basename(path).removesuffix('.py')}@{_digest(path.encode() + source)[:12]}"
+    name = f"{os.path.basename(path).removesuffix('.py')}{MARK}{_digest(path.encode() + source)[:12]}"
     spec = importlib.util.spec_from_loader(name, _Source(name, file, source), origin=path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -177,14 +180,7 @@ def run(file: str) -> types.ModuleType:
     _RUNS[path] = _Run(module, {path: _digest(source)})
     try:
         with explained(file), beside(module):
-            try:
-                spec.loader.exec_module(module)
-            except ImportError as e:
-                if e.name != name:
-                    raise
-                raise UsageError(
-                    f"{file} and a file beside it import each other; put what both need into a third."
-                ) from e
+            spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name], _RUNS[path]
         raise
@@ -202,43 +198,46 @@ class _Source(importlib.machinery.SourceFileLoader):
         return self.source_to_code(self._source, self.path)
 
 
+class _Beside(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds the files of a folder by name, each under a name of its own."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder, self.names, self.files = folder, set[str](), dict[str, str]()
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        file = os.path.join(self.folder, f"{fullname}.py")
+        return None if path or not os.path.isfile(file) else importlib.machinery.ModuleSpec(fullname, self, origin=file)
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+        module = opened(str(spec.origin))
+        self.names.add(spec.name)
+        self.files |= _RUNS[str(spec.origin)].files
+        return module
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        """It was run before; what importing made of it is undone."""
+        module.__spec__ = importlib.util.spec_from_loader(module.__name__, module.__loader__, origin=module.__file__)
+
+
 @contextlib.contextmanager
 def beside(module: types.ModuleType) -> Iterator[None]:
-    """Lets the block import what lies beside the file of ``module``; it then belongs to that module alone.
+    """Lets the block import what lies beside the file of ``module``; nobody else finds it by that name.
 
-    Whatever is imported already stays what it is, and so do packages.
+    Whatever is imported already stays what it is, and packages are imported as ever.
     """
-    file, bytecode = str(module.__file__), sys.dont_write_bytecode
-    folder, stem = os.path.dirname(file), os.path.basename(file).removesuffix(".py")
-    own = sys.modules.setdefault(stem, module) is module  # for those beside that import it in turn
-    before = set(sys.modules)
-    sys.path.insert(0, folder)
-    sys.dont_write_bytecode = True  # a file that changes twice a second would be taken for the one compiled
-    importlib.invalidate_caches()
+    file = str(module.__file__)
+    finder = _Beside(os.path.dirname(file))
+    sys.meta_path.insert(0, finder)
+    sys.path.insert(0, finder.folder)
     try:
         yield
     finally:
-        sys.dont_write_bytecode = bytecode
+        sys.meta_path.remove(finder)
         with contextlib.suppress(ValueError):
-            sys.path.remove(folder)
-        if own:
-            sys.modules.pop(stem, None)
-        for name in set(sys.modules) - before:
-            there = str(getattr(sys.modules[name], "__file__", None))
-            if os.path.split(there) == (folder, f"{name}.py"):
-                digest = _digest(_read(there))
-                _RUNS[there] = _Run(_moved(name, f"{module.__name__}.{name}"), {there: digest})
-                _RUNS[file] = _Run(module, {**_RUNS[file].files, there: digest})
-
-
-def _moved(name: str, to: str) -> types.ModuleType:
-    """Gives a module another name, and its classes with it."""
-    module = sys.modules[to] = sys.modules.pop(name)
-    for value in vars(module).values():
-        if isinstance(value, type) and value.__module__ == name:
-            value.__module__ = to
-    module.__name__ = to
-    return module
+            sys.path.remove(finder.folder)
+        for name in finder.names:
+            sys.modules.pop(name, None)
+        _RUNS[file] = _Run(module, {**_RUNS[file].files, **finder.files})
 
 
 @contextlib.contextmanager
@@ -255,6 +254,9 @@ def explained(*places: str) -> Iterator[None]:
         if isinstance(e, SyntaxError) and e.filename:
             place = e.filename, e.lineno
         where = f", line {place[1]}" if place[1] else ""
+        if isinstance(e, ImportError) and MARK in (e.name or ""):
+            other = str(e.name).partition(MARK)[0]
+            raise UsageError(f"{place[0]}{where}: it and {other}.py import each other; move what both need.") from e
         reason = str(e.msg if isinstance(e, SyntaxError) else e).strip().splitlines()[:1]
         raise UsageError(f"{place[0]}{where}: {': '.join([type(e).__name__, *reason])[:200]}.") from e
 
@@ -276,9 +278,13 @@ def _digest(data: bytes) -> str:
 
 
 def _classes(module: types.ModuleType) -> dict[str, type]:
-    top = module.__name__.partition(".")[0]
+    """The public classes of a module, without those from elsewhere: another folder, or another package."""
+
+    def home(name: str) -> str:
+        return os.path.dirname(str(sys.modules[name].__file__)) if MARK in name else name.partition(".")[0]
+
     public = (v for n, v in vars(module).items() if isinstance(v, type) and not n.startswith("_"))
-    return {cls.__name__: cls for cls in public if cls.__module__.partition(".")[0] == top}
+    return {cls.__name__: cls for cls in public if home(cls.__module__) == home(module.__name__)}
 
 
 def defined_in(module: types.ModuleType) -> list[str]:
