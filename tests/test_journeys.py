@@ -112,14 +112,32 @@ def ship(place: pathlib.Path) -> None:
         found = vj.load(place / folder)
         jax.tree.map(np.testing.assert_array_equal, found.params, clip.params)
         np.testing.assert_array_equal(found.encoder(texts), clip.encoder(texts))
-    about = json.loads((place / "mine-program" / "model.json").read_text())
-    assert about["class_names"] == ["ant", "bee", "cat"]
+    for folder in ("mine-program", "mine-onnx", "mine-int8"):
+        about = json.loads((place / folder / "model.json").read_text())
+        assert about["class_names"] == ["ant", "bee", "cat"]
+    sizes = [(place / folder / "model.onnx").stat().st_size for folder in ("mine-int8", "mine-onnx")]
+    assert sizes[0] < 0.7 * sizes[1]
+    canvases = np.stack([vj.load(mine).preprocess.read(place / f) for f in files])
+    found = session(place / "mine-onnx" / "model.onnx").run(None, {"images": canvases})[0]
+    np.testing.assert_allclose(found.max(axis=1), [r["predictions"][0]["probability"] for r in ours], atol=1e-5)
+    tokens = clip.encoder(texts)
+    embedded = session(place / "clip-onnx" / "text.onnx").run(None, {"tokens": tokens})[0]
+    np.testing.assert_allclose(embedded, vj.embed(clip, texts=texts), atol=1e-5)
+    names = ["image.onnx", "model.json", "text.onnx", "tokenizer.json"]
+    assert sorted(p.name for p in (place / "clip-onnx").iterdir()) == names
+    assert (place / "clip-program" / "text.stablehlo").exists()
     card = ModelCard((place / "card" / "README.md").read_text())
     assert (card.data.library_name, card.data.license, card.data.model_name) == ("timm", "mit", "mine")
     results = {r.metric_type: r.metric_value for r in card.data.eval_results}
     best = json.loads((mine / "metrics" / "metrics").read_text())
     assert results["accuracy"] == pytest.approx(best["val/accuracy"], abs=1e-6)
     assert str(place) not in card.content
+
+
+def session(path: pathlib.Path) -> Any:
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(path)
 
 
 BEFORE: dict[str, Callable[[pathlib.Path], None]] = {"images": timm_file}

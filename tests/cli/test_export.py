@@ -28,6 +28,15 @@ def test_a_run_becomes_a_program(run, tmp_path, capsys):
     np.testing.assert_allclose(np.asarray(program.call(images)), expected, rtol=0, atol=1e-6)
 
 
+def test_a_run_becomes_a_small_onnx_program(run, tmp_path, capsys):
+    out = tmp_path / "small"
+    assert main(["export", "--workdir", str(run.workdir), "--to", "onnx", "--int8", str(out)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith(f"{out / 'model.onnx'}  0.0")
+    assert lines[5].startswith("note: model.onnx in int8: 0.") and "probabilities differ by" in lines[5]
+    assert lines[7] == "  session = onnxruntime.InferenceSession('model.onnx')"
+
+
 def test_a_run_becomes_weights(run, tmp_path, capsys):
     checkpoint = str(run.workdir / "checkpoints" / "3")
     assert main(["export", "--checkpoint", checkpoint, "--to", "safetensors", str(tmp_path / "weights")]) == 0
@@ -45,10 +54,16 @@ def test_a_run_becomes_weights(run, tmp_path, capsys):
         ("stablehl", "new", 2, "unknown format 'stablehl'; did you mean 'stablehlo'?"),
         ("onnx", "model.onnx", 2, "model.onnx' names a file, but what is written is a folder; write 'model' instead."),
         ("onnx", ".", 1, "exists already; name a new folder."),
+        (
+            "stablehlo --int8",
+            "new",
+            2,
+            "--int8 is for --to onnx, whose runtimes have products in int8; leave it out of",
+        ),
         ("safetensors", "new", 1, "'/no/run' does not exist"),
     ],
 )
 def test_mistakes_are_one_sentence(tmp_path, capsys, to, out, status, text):
-    assert main(["export", "--workdir", "/no/run", "--to", to, str(tmp_path / out)]) == status
+    assert main(["export", "--workdir", "/no/run", "--to", *to.split(), str(tmp_path / out)]) == status
     printed, err = capsys.readouterr()
     assert text in err and err.startswith("vit_jax export: ") and err.count("\n") == 1 and printed == ""

@@ -60,6 +60,13 @@ def _clamp(g: Graph, e: Equation) -> Tensor:
     return Tensor(g.one("Min", g.one("Max", x, low), high), broadcast(low.shape, x.shape, high.shape))
 
 
+def _round(g: Graph, e: Equation) -> Tensor:
+    if e.params["rounding_method"] != jax.lax.RoundingMethod.TO_NEAREST_EVEN:
+        raise Unsaid("rounding away from zero")
+    x = g.get(e.inputs[0])
+    return Tensor(g.one("Round", x), x.shape)
+
+
 def cast(g: Graph, x: Tensor, dtype: Any) -> Tensor:
     """``x`` in another type."""
     from onnx import helper
@@ -336,6 +343,7 @@ ROWS: dict[str, Row] = {
     "reduce_window_max": _max_pool,
     "reshape": _reshape,
     "rev": _rev,
+    "round": _round,
     "select_n": _select,
     "slice": _slice,
     "softmax": _softmax,
