@@ -122,7 +122,7 @@ def ship(place: pathlib.Path) -> None:
     np.testing.assert_allclose(found.max(axis=1), [r["predictions"][0]["probability"] for r in ours], atol=1e-5)
     tokens = clip.encoder(texts)
     embedded = session(place / "clip-onnx" / "text.onnx").run(None, {"tokens": tokens})[0]
-    np.testing.assert_allclose(embedded, vj.embed(clip, texts=texts), atol=1e-5)
+    np.testing.assert_allclose(embedded, vj.embed(clip, texts=texts), atol=0.02)  # float32; bfloat16
     names = ["image.onnx", "model.json", "text.onnx", "tokenizer.json"]
     assert sorted(p.name for p in (place / "clip-onnx").iterdir()) == names
     assert (place / "clip-program" / "text.stablehlo").exists()
