@@ -97,10 +97,10 @@ def _program(ours):
     return stablehlo.program(of, stablehlo._cast(ours.model, ours.params))
 
 
-@pytest.mark.parametrize("linear", ["monarch(2)", "block_sparse(0.5, block=8)", "packed24"])
-def test_structured_maps_lower_for_every_platform(predictor, tmp_path, linear):
-    """monarch(2), whose factors have the weights of the dense map, would ask how many images there are."""
-    ours = predictor(model={"depth": 1, "mlp_dim": 64, "mlp_linear": linear})
+def test_structured_maps_lower_for_every_platform(predictor, tmp_path):
+    """Some choose by the number of images: a monarch(2), whose factors have the weights of the dense map."""
+    maps = {"mlp_linear": "monarch(2)", "qkv_linear": "block_sparse(0.5, block=8)", "out_linear": "packed24"}
+    ours = predictor(model={"depth": 1, "mlp_dim": 64, **maps})
     assert stablehlo.write(ours, tmp_path / "out").difference < 1e-6
     about = json.loads((tmp_path / "out" / "model.json").read_text(encoding="utf-8"))
     assert about["platforms"] == ["cpu", "tpu", "cuda"]

@@ -108,11 +108,11 @@ def test_it_prepares_as_we_do(predictor, canvases, tmp_path, augment):
 
 STRUCTURED = {
     "monarch": {"qkv_linear": "monarch(4)", "out_linear": "monarch(4)", "mlp_linear": "monarch(4)"},
-    "low_rank": {"mlp_linear": "low_rank(4)"},
-    "block_diagonal": {"mlp_linear": "block_diagonal(4)"},
-    "block_sparse": {"mlp_linear": "block_sparse(0.5, block=8)"},
+    "low rank, blocks": {
+        "qkv_linear": "low_rank(4)", "out_linear": "block_diagonal(4)", "mlp_linear": "block_sparse(0.5, block=8)",
+    },
     "packed24": {"mlp_linear": "packed24"},
-}
+}  # fmt: skip
 MODELS = {
     "pooling, registers": {"pool": "map", "registers": 2, "layer_scale": 0.5, "activation": "quick_gelu"},
     "DINOv2": {"pool": "cls_gap", "pre_norm": True, "positions": "sincos2d", "activation": "gelu_tanh"},
@@ -131,9 +131,8 @@ def test_every_family(predictor, tmp_path, model):
 
 
 def test_what_onnx_cannot_say_is_a_sentence(predictor, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        export_onnx, "replace_in_towers", lambda model, **fields: model
-    )  # leaves the transform as it is
+    """Where nothing names the long convolution that is made of products."""
+    monkeypatch.setattr(export_onnx, "replace_in_towers", lambda model, **fields: model)
     ours = predictor(model={"name": "monarch_mixer", "depth": 1})
     with pytest.raises(UserError, match=r"^ONNX export knows no 'fft', which the model computes in .*block_0/.*mixer"):
         export_onnx.write(ours, tmp_path / "out")
