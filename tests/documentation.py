@@ -22,7 +22,7 @@ from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser
 
 import vit_jax
-from vit_jax import api, cli, config
+from vit_jax import api, cli, config, score
 from vit_jax.sharding import make_mesh
 from vit_jax.train import inherit, setup
 from vit_jax.train.config import TrainConfig
@@ -187,6 +187,7 @@ def shorten(patch: pytest.MonkeyPatch, page: pathlib.Path | None = None) -> None
         return make_mesh(mesh, devices or jax.devices()[: abs(int(np.prod(sizes)))])
 
     patch.setattr(setup, "make_mesh", few)
+    patch.setattr(score, "make_mesh", lambda mesh, devices: make_mesh(mesh, devices[:1]))
     real = api.train
 
     def train(config_: Any, workdir: Any, hooks: Any = (), *, changes: Any = None) -> Any:

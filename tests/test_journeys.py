@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pyarrow.parquet
 import pytest
 from huggingface_hub import ModelCard
 
@@ -140,10 +141,46 @@ def session(path: pathlib.Path) -> Any:
     return onnxruntime.InferenceSession(path)
 
 
-BEFORE: dict[str, Callable[[pathlib.Path], None]] = {"images": timm_file}
+def open_clip_folder(place: pathlib.Path) -> None:
+    """``clip``, as open_clip writes a model for the hub, small as the pages' runs."""
+    fields = {k: v for k, v in documentation.SIZES.items() if k != "token_dim"}
+    tower = {"image_tower": {**fields, "patch": 4}, "text_tower": fields, "embed_dim": fields["width"]}
+    vj.convert(vj.create("clip_vit_b32", size=16, **tower), place / "clip", to="open_clip")
+
+
+def captions(place: pathlib.Path) -> None:
+    pairs = place / "runs" / "pairs"
+    raw = json.loads((pairs / "config.json").read_text())
+    assert (raw["model"]["image_tower"]["patch"], raw["augment"]["size"]) == (4, 16)
+    assert raw["data"]["text"]["tokenizer"] == "clip" and raw["data"]["text"]["length"] == 77
+    assert "val/mean_r1" in metrics(pairs)[-1]
+    before, after = (json.loads((p / "results.json").read_text()) for p in (place / "before", pairs / "evaluation"))
+    assert {before["metrics"][f"{e}/examples"] for e in ("zero_shot", "linear_probe", "knn")} == {30}  # all of them
+    assert [row["class"] for row in after["zero_shot"]["per_class"]] == ["ant", "bee", "cat"]
+    assert after["metrics"]["zero_shot/examples"] == 30
+    assert json.loads((place / "before.json").read_text())["val/captions"] == 30
+    with open(place / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 30 and {row["text_1"] for row in rows} <= {"an ant", "a bee", "a cat"}
+    vectors = pyarrow.parquet.read_table(place / "pairs.parquet")
+    assert vectors["text"].to_pylist() == [None] * 30 + [
+        f"a {name}" for name in ("ant", "bee", "cat") for _ in range(10)
+    ]
+    model = vj.load(vj.best_checkpoint(pairs))
+    own = vj.embed(model, f"csv:{place}/my/pairs.csv")
+    np.testing.assert_allclose(np.array(vectors["embedding"].to_pylist()), own, atol=1e-5)
+    assert json.loads((place / "runs/mixed/config.json").read_text())["data"]["text"]["templates"] == "photo"
+
+
+BEFORE: dict[str, Callable[[pathlib.Path], None]] = {"images": timm_file, "captions": open_clip_folder}
 """Page -> what its reader has besides."""
 
-CHECKS: dict[str, Callable[[pathlib.Path], None]] = {"devices": devices, "images": images, "ship": ship}
+CHECKS: dict[str, Callable[[pathlib.Path], None]] = {
+    "captions": captions,
+    "devices": devices,
+    "images": images,
+    "ship": ship,
+}
 """Page -> what has to be there afterwards."""
 
 

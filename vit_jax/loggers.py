@@ -125,7 +125,8 @@ class MLflow(LoggerSpec):
     Attributes:
       experiment: that the run belongs to; made where there is none.
       name: of the run; None is the workdir's.
-      uri: of the tracking server, or a folder; None is what ``MLFLOW_TRACKING_URI`` says, else MLflow's default.
+      uri: of the tracking server, or a database such as ``sqlite:///mlflow.db``; None is what ``MLFLOW_TRACKING_URI``
+        says, else MLflow's default.
     """
 
     module: ClassVar[str] = "mlflow"
