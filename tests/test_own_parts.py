@@ -100,6 +100,9 @@ def test_every_command_takes_the_run_as_it_is(here, capsys):
     assert run("convert", "ours", "timm", "--to", "timm", "--linear", "dense", "--model", "vit") == 2  # is a run
     assert run("convert", "ours", "timm", "--to", "timm", "--linear", "dense") == 0
     assert run("export", "--workdir", "run", "--to", "stablehlo", "program") == 0
+    assert run("push", "run", "hf://me/run", "--to", "vit_jax", "--dry_run") == 0
+    shown = ["data", "preview", "Shapes:9", "--config", "run", "--out", "seen.png"]
+    assert run(*shown) == 0 and "9 examples of 2 classes" in capsys.readouterr().out
     model, params, _ = vj.load("run")
     assert type(model.mlp_linear).__name__ == "Unit"
     jax.tree.map(np.testing.assert_array_equal, params, vj.load("ours").params)
@@ -115,7 +118,7 @@ def test_evaluators_by_name_score_any_weights(here, place, capsys):
     assert run("evaluate", "--checkpoint", "timm.safetensors", *scored, "--imports", place / "parts.py") == 0
     assert "val/confidence" in capsys.readouterr().out
     assert run("evaluate", "--checkpoint", "timm.safetensors", *scored) == 2
-    assert "unknown evaluators 'Confidence'" in capsys.readouterr().err
+    assert "unknown evaluators[0] 'Confidence'" in capsys.readouterr().err
     with pytest.raises(vj.UsageError, match="data scores weights without the configuration of a run"):
         vj.evaluate("run", data="digits", changes={"seed": 1, "imports": ()})
 
@@ -153,6 +156,7 @@ COMMANDS = (
     ["embed", "--workdir", "run", "--output", "e.npy", "x.png"],
     ["convert", "run", "out", "--to", "vit_jax"],
     ["export", "--workdir", "run", "--to", "stablehlo", "out"],
+    ["push", "run", "hf://me/run", "--dry_run"],
     ["evaluate", "--workdir", "run"],
     ["evaluate", "--checkpoint", "run", "--data", "digits"],
     ["train", "--workdir", "run"],

@@ -17,6 +17,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "target", type=options.path, metavar="hf://ORG/NAME", help="the repository; made if there is none"
     )
     options.best(parser)
+    options.imports(parser)
     text = "timm, hf, open_clip or vit_jax; by default timm for images alone, open_clip for image-text models"
     parser.add_argument("--to", type=options.filled, metavar="FORMAT", help=text)
     parser.add_argument("--private", action="store_true", help="only you and your organisation see the repository")
@@ -36,7 +37,9 @@ def run(args: argparse.Namespace) -> int:
     """Prints the files with their sizes, and the address or the card."""
     import vit_jax as vj
 
-    source = str(vj.best_checkpoint(args.source)) if args.best else args.source
+    where = str(vj.best_checkpoint(args.source)) if args.best else args.source
+    changes = options.changes(args)
+    source = vj.load(where, changes=changes) if changes else where
     done = vj.push(
         source, args.target, to=args.to, private=args.private, license=args.license, datasets=args.dataset,
         dry_run=args.dry_run, card_only=args.card_only,

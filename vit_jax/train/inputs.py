@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from vit_jax.augment.policy import Norm
-from vit_jax.config import change, parse
+from vit_jax.config import change, known, parse
 from vit_jax.data.framing import TRAINING
 from vit_jax.data.loader import DataConfig, caption_draws, train_rows
 from vit_jax.data.permute import make_key, permute
@@ -68,7 +68,8 @@ def preview(path: str, raw: Mapping[str, Any] | None = None) -> tuple[Source, Se
         c = inherit.with_tokenizer(parse(TrainConfig, inherit.resolved(whole)))
         data = c.data
     data = dataclasses.replace(data, val=path, on_error="skip")
-    source = data.open("train")
+    with known(c.imports if c else ()):
+        source = data.open("train")
     rows = permute(np.arange(min(SHOWN, len(source))), len(source), make_key(0))
     batch, found = read(source, data, rows, "eval")
     unreadable = list(found.unreadable.values())
