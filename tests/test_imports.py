@@ -70,7 +70,9 @@ def test_two_files_of_one_name_are_two(parts, tmp_path):
     other.write_text(PARTS)
     first, second = opened(parts).classes, opened(other).classes
     assert (first["Focal"]().a, second["Focal"]().a) == (1, 5)
-    assert opened(parts.with_name("helper.py")).classes["Base"] is first["Base"]  # it was run with the other
+    assert opened(parts.with_name("helper.py")).classes["Base"] is first["Base"]
+    (tmp_path / "third.py").write_text("from helper import Base")
+    assert opened(tmp_path / "third.py").classes["Base"] is first["Base"]  # run once for all
 
 
 def test_a_module(tmp_path, monkeypatch):
@@ -111,7 +113,7 @@ def test_what_is_no_import(tmp_path, monkeypatch):
     (tmp_path / "parts.py").touch()
     assert says("prts.py") == "config.imports: there is no file 'prts.py'; did you mean 'parts.py'?"
     assert says("my/parts.py") == "config.imports: there is no file 'my/parts.py'."
-    assert "there is no module 'parts_xyz'; install it, or name its file, such as parts_xyz/own.py" in says(
+    assert "there is no module 'parts_xyz'; install it, or name its file, such as 'parts_xyz/own.py'" in says(
         "parts_xyz.own"
     )
     for wrong in ("no module", "__main__", "a..b", ""):

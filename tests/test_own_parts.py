@@ -136,6 +136,15 @@ def test_a_changed_file_is_a_note_once(place, here, capsys, caplog):
     assert stored()["imports"] == [f"{here}/parts.py#sha256={now}"]  # and that was all
 
 
+@pytest.mark.parametrize("imports", [3, [3], {"evil.py": 1}, [["evil.py"]], [None], "", ["a\0b.py"], ["x" * 5000]])
+def test_what_is_no_import(here, capsys, imports):
+    file = pathlib.Path("run/config.json")
+    file.write_text(json.dumps({**stored(), "imports": imports}))
+    assert run("config", "run") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("vit_jax config: ") and error.count("\n") == 1 and len(error) < 700
+
+
 def test_a_file_that_is_gone(here, place, capsys):
     edit("run", [stored()["imports"][0].replace("parts.py", "gone.py")])
     commands = {

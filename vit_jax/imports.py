@@ -114,8 +114,8 @@ class Recorded(str):
         """Raises :class:`UsageError` where it is :attr:`refused`."""
         if self.refused:
             raise UsageError(
-                f"the run {self.of} imports {self.place!r} {self.refused}: code of others is not run unasked. Read it, "
-                f"and name it if you trust it: {NAMED}."
+                f"the run {self.of} imports {self.place[:300]!r} {self.refused}: code of others is not run unasked. "
+                f"Read it, and name it if you trust it: {NAMED}."
             )
 
 
@@ -127,8 +127,8 @@ def recorded(config: Mapping[str, Any], of: str | os.PathLike[str]) -> dict[str,
 
 def texts(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The imports of a plain configuration, whatever else it may hold in their place left out."""
-    found = config.get("imports") or ()
-    found = (found,) if isinstance(found, str | Import) else found
+    found = config.get("imports")
+    found = found if isinstance(found, list | tuple) else (found,)
     return tuple(text if isinstance(text, str) else str(text) for text in found if isinstance(text, str | Import))
 
 
@@ -299,8 +299,8 @@ def _module(name: str, path: str) -> types.ModuleType:
         raise UsageError(f"{what} is no module; give a file such as 'parts.py', or a name such as 'my_package.parts'.")
     places = _lies(name)
     if not places:
-        top, file = name.partition(".")[0], os.path.join(*name.split(".")) + ".py"
-        raise UsageError(f"{what}: there is no module {top!r}; install it, or name its file, such as {file}.")
+        top, file = shown(name.partition(".")[0]), shown(os.path.join(*name.split(".")) + ".py")
+        raise UsageError(f"{what}: there is no module {top}; install it, or name its file, such as {file}.")
     with explained(*places):
         return importlib.import_module(name)
 
