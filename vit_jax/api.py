@@ -271,8 +271,8 @@ def evaluate(
       data: a source to score the weights on, ``"folder:/my/images"``: its own validation part, or all of it. The run's
         configuration says nothing then, and no data of training is needed.
       evaluators: with ``data``: ``"classify"``, ``"linear_probe"``, ``"knn(k=5)"``, ``"zero_shot"``, ...; by default
-        ``zero_shot`` of an image-text model, ``classify`` of a classifier. Probes are fitted to the training part of
-        ``data``, or in five folds where it has none.
+        ``classify`` of a classifier, of an image-text model ``zero_shot``, or ``retrieval`` on captions alone. Probes
+        are fitted to the training part of ``data``, or in five folds where it has none.
       size: with ``data``: side of the images in pixels, to which positions are resized; None is the weights'.
       output: with ``data``: a folder for ``results.json`` and pictures.
 

@@ -24,9 +24,9 @@ from vit_jax.data.classes import mismatch, spelled
 from vit_jax.data.image import MAX_PIXELS
 from vit_jax.data.loader import eval_batches
 from vit_jax.data.sources import Source, open_parts
-from vit_jax.data.sources.base import Subset, align
+from vit_jax.data.sources.base import Info, Subset, align
 from vit_jax.data.sources.captioned import WithTokenizer
-from vit_jax.evals import EVALUATORS, Classify, EvalContext, Evaluator, Report, ZeroShot, combine
+from vit_jax.evals import EVALUATORS, Classify, EvalContext, Evaluator, Report, Retrieval, ZeroShot, combine
 from vit_jax.evals.base import Split, Transform, prefixed, reported
 from vit_jax.evals.probes import Probe
 from vit_jax.models import ImageTextModel, ModelFn
@@ -77,8 +77,8 @@ def score(
     Args:
       found: the model.
       data: a source with classes, or with captions for the evaluators that read them.
-      evaluators: rows of ``EVALUATORS``, as in a configuration; by default ``zero_shot`` of an image-text model,
-        ``classify`` of a classifier.
+      evaluators: rows of ``EVALUATORS``, as in a configuration; by default ``classify`` of a classifier, and of
+        an image-text model ``zero_shot``, on captions without classes ``retrieval``.
       batch_size: images at a time, over all devices.
       max_pixels: an image with more is unreadable, but for a JPEG. What cannot be read is left out and counted in the
         metric ``unreadable``; where it is more than a hundredth, that is an error.
@@ -99,11 +99,11 @@ def _scored(
     found: Pretrained, data: Source | str, evaluators: Sequence[Evaluator | str], batch_size: int, max_pixels: int
 ) -> tuple[Report, tuple[str, ...]]:
     """The report, and the classes that it tells of."""
-    default = (ZeroShot() if isinstance(found.model, ImageTextModel) else Classify(),)
     kind = tuple[Annotated[Any, config.Choice(EVALUATORS, Evaluator)], ...]
-    rows = tuple(row for given in evaluators for row in config.parse(kind, given, "evaluators")) or default
+    rows = tuple(row for given in evaluators for row in config.parse(kind, given, "evaluators"))
     reported(rows)
     parts = _parts(found, data)
+    rows = rows or (_default(found, parts["val"].info),)
     trained_with = run_folder.run_config(found).get("objective", "classify")
     objective = config.parse(Annotated[Any, config.Choice(OBJECTIVES, Objective)], trained_with, "objective")
     mesh, programs = make_mesh(MeshConfig(), jax.local_devices()), dict[Any, Any]()
@@ -127,6 +127,13 @@ def _scored(
         reports.append(prefixed(report, row.prefix))
         classes = info.class_names if isinstance(row, Classify) or not classes else classes
     return dataclasses.replace(combine(reports), checkpoint=found.source), classes
+
+
+def _default(found: Pretrained, info: Info) -> Evaluator:
+    """What is asked of a model where nothing else is: what it can tell of such data."""
+    if not isinstance(found.model, ImageTextModel):
+        return Classify()
+    return Retrieval() if info.captions and not info.class_names else ZeroShot()
 
 
 def _parts(found: Pretrained, data: Source | str) -> dict[str, Source]:

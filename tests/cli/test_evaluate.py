@@ -103,6 +103,14 @@ def test_weights_of_others_on_a_folder(run, tmp_path, capsys):
     assert same["val/accuracy"] == found["val/accuracy"] and same["val/examples"] == 30
 
 
+def test_captions_are_retrieved_in_one_command(run, coca, tmp_path, capsys):
+    files = [run.images / name / "0.png" for name in ("ant", "bee", "cat")]
+    (tmp_path / "p.csv").write_text("".join(["path,caption\n", *(f"{f},the {f.parent.name}\n" for f in files)]))
+    assert main(["evaluate", "--checkpoint", str(coca), "--data", f"csv:{tmp_path}/p.csv", "--json", "-"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["val/images"] == found["val/captions"] == 3 and found["val/i2t_r5"] == 1
+
+
 def test_zero_shot_in_one_command(run, coca, capsys):
     """The folder's class names are the classifier."""
     assert main(["evaluate", "--checkpoint", str(coca), "--data", f"folder:{run.images}", "--json", "-"]) == 0

@@ -113,6 +113,8 @@ def test_what_is_to_be_known_of_the_data_is_said(run, tmp_path, capsys):
         ("resume_from={folder}", 1, "no checkpoint in"),
         ("init=hf://google/vit-base-patch16-224", 0, ""),
         ("init={run}", 0, ""),
+        ("evaluators=classify, knn(data='folder:/nope')", 1, "'folder:/nope' does not exist"),
+        ("objective=distill(teacher='/nope')", 1, "the teacher of objective='distill': '/nope' does not exist"),
         ("resume_from={run}", 0, ""),
     ],
 )

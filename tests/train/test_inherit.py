@@ -15,7 +15,7 @@ from vit_jax.data.tokenizer import open_tokenizer
 from vit_jax.data.tokenizer.train import train
 from vit_jax.io.tensors import Tensor
 from vit_jax.models import describe
-from vit_jax.train import inherit, inputs, workdir
+from vit_jax.train import inherit, inputs, start, workdir
 from vit_jax.train.config import TrainConfig
 from vit_jax.train.setup import build
 from vit_jax.types import UsageError, UserError
@@ -143,6 +143,13 @@ def test_what_cannot_be_taken_over_is_a_sentence(places, tiny):
     raw = tiny(data={"text": {"tokenizer": "init"}})
     with pytest.raises(UsageError, match=r"data\.text\.tokenizer=init is that of the weights"):
         inherit.with_tokenizer(parse(TrainConfig, raw))
+
+
+def test_a_dry_run_tells_another_tokenizer(places):
+    c = parse(TrainConfig, tuned(places / "words", ("data.text.tokenizer", "bytes")))
+    with pytest.raises(UserError, match=r"trained with the tokenizer 'json' .* are read with 'bytes'"):
+        start.look(inherit.with_tokenizer(c))
+    start.look(inherit.with_tokenizer(parse(TrainConfig, tuned(places / "words"))))
 
 
 def test_a_step_of_the_recipe_is_traced(places):

@@ -22,8 +22,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=options.filled, metavar="SOURCE", help=text)
     parser.add_argument(
         "--evaluators", type=options.filled, nargs="+", default=[], metavar="E",
-        help="with --data: classify, linear_probe, knn, zero_shot, ... or 'knn(k=5)'; by default zero_shot of an "
-        "image-text model, classify of others. Probes are fitted to the source's training part, else in five folds",
+        help="with --data: classify, linear_probe, knn, zero_shot, ... or 'knn(k=5)'; by default classify, of an "
+        "image-text model zero_shot, or retrieval on captions. Probes are fitted to the training part, else in folds",
     )  # fmt: skip
     text = "with --data: side of the images in pixels, if not the weights' own; positions are resized"
     parser.add_argument("--size", type=options.number(1, 4096), metavar="PIXELS", help=text)

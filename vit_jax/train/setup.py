@@ -84,7 +84,8 @@ class Setup:
     @property
     def notes(self) -> list[str]:
         """What is to be known of data and batches before the first step, one sentence each."""
-        said = [f"data: {note}" for note in dict.fromkeys([*self.train.info.notes, *self.val.info.notes])]
+        sources = (self.train, self.val, *self.eval_sources.values())
+        said = [f"data: {note}" for note in dict.fromkeys(note for source in sources for note in source.info.notes)]
         size, n = self.config.batch_size, len(self.train)
         if size > n:
             said.append(

@@ -17,7 +17,7 @@ from vit_jax import checkpoint, models, sharding
 from vit_jax.compress.restructure import linear_maps, restructure, specs
 from vit_jax.config import known
 from vit_jax.convert import Stored, run_folder
-from vit_jax.convert.read import format_of, load
+from vit_jax.convert.read import load
 from vit_jax.convert.zoo import place_of
 from vit_jax.data import text
 from vit_jax.data.classes import mismatch
@@ -107,14 +107,16 @@ def look(config: TrainConfig) -> None:
     """Looks whether what a run starts from is there: opened, not read in full; of the hub the name alone.
 
     Raises:
-      UserError: it is not, or it is damaged or of no known format.
+      UserError: it is not, or it is damaged or of no known format, or was trained with another tokenizer.
     """
     if config.resume_from:
         checkpoint.read_item(checkpoint.find(config.resume_from)[0], "meta")
     if config.init and (place := place_of(config.init)).startswith("hf://"):
         hub.address(place)
     elif config.init and "://" not in place:
-        format_of(place)
+        with load(place, like=describe.fields(config.model)) as found:
+            if config.data.text and isinstance(found.model, models.ImageTextModel):
+                text.check_same(found.encoder, config.data.text.encoder(), found.source)
 
 
 TAIL = 0.1
