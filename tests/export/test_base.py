@@ -73,7 +73,7 @@ def test_programs_of_a_classifier_and_of_towers(predictor, image_text):
     assert one.name == "model" and one.output["shape"] == ["batch", 7] and one.dtype == "float32"
     squares = one.examples(2)
     assert squares.shape == (2, 10, 10, 3) and squares.dtype == np.uint8 and squares.std(axis=(1, 2)).min() > 30
-    towers = base.programs(image_text(text={"dtype": "bfloat16"}))
+    towers = base.programs(image_text(text={"dtype": "bfloat16", "length": 16}))  # texts are of 12 tokens
     assert [(p.name, p.dtype, p.output["shape"]) for p in towers] == [
         ("image", "float32", ["batch", 16]), ("text", "bfloat16", ["batch", 16]),
     ]  # fmt: skip

@@ -103,7 +103,7 @@ def programs(loaded: Loaded) -> tuple[Program, ...]:
         width = jax.eval_shape(loaded.forward, loaded.params, image).shape[1]
         output |= {"dtype": "float32", "shape": ["batch", width]}
         return (Program("model", loaded.forward, model.dtype, images, output, squares),)
-    length = model.text_tower.length
+    length = text_length(loaded)
     tokens = {"name": "tokens", "meaning": "a text", "dtype": "int32", "shape": ["batch", length]}
     output = {
         "name": "embeddings",
@@ -118,11 +118,18 @@ def programs(loaded: Loaded) -> tuple[Program, ...]:
     def embed_text(params: Params, tokens: Any) -> jax.Array:
         return loaded.apply(params, tokens, method="embed_text")
 
-    some = functools.partial(verify.texts, loaded.pretrained.stored())
+    short = with_model(loaded, model.clone(text_tower=model.text_tower.clone(length=length)))
+    some = functools.partial(verify.texts, short.pretrained.stored())
     return (
         Program("image", embed_image, model.image_tower.dtype, images, output, squares),
         Program("text", embed_text, model.text_tower.dtype, tokens, output, some),
     )
+
+
+def text_length(loaded: Loaded) -> int:
+    """Tokens of a text: as the tokenizer makes them, which may be fewer than there are positions for."""
+    encoder, tower = loaded.pretrained.encoder, loaded.model.text_tower
+    return tower.length if encoder is None else encoder.length
 
 
 def describe(loaded: Loaded, programs: Sequence[Program]) -> dict[str, Any]:
@@ -181,7 +188,7 @@ def write_about(
     if isinstance(loaded, Predictor):
         usage = [line for _, load, call in calls for line in (load, f"print({call})")]
     else:
-        written = texts.write(loaded.pretrained.encoder, loaded.model.text_tower.length, folder)
+        written = texts.write(loaded.pretrained.encoder, text_length(loaded), folder)
         about["tokenizer"], notes = written.about, written.notes
         imports += written.imports
         lines += ["texts = ['a photo of a cat', 'a photo of a dog']", *written.script]

@@ -15,6 +15,11 @@ import jax.numpy as jnp
 from vit_jax import trees
 from vit_jax.checks import Finite, Range
 from vit_jax.layers.linear import Linear
+from vit_jax.layers.linear.block_diagonal import BlockDiagonal
+from vit_jax.layers.linear.block_sparse import BlockSparse
+from vit_jax.layers.linear.monarch import Monarch
+from vit_jax.layers.linear.sparse24 import Packed24
+from vit_jax.layers.stack import Stack, TransformerStack
 from vit_jax.models.roles import Model, Role
 from vit_jax.types import OutputActivation, Params
 
@@ -182,8 +187,12 @@ def replace_in_towers(model: nn.Module, **fields: Any) -> nn.Module:
     return model.clone(**changes)
 
 
-PLAIN = {"scan": False, "remat": "none", "attention": "xla", "implementation": "xla"}
-"""Fields of models and of their linear maps that change who computes and not what, as they are for any platform."""
+PLAIN: dict[type, dict[str, Any]] = {
+    Stack: {"scan": False, "remat": "none"},
+    TransformerStack: {"attention": "xla"},
+    **{spec: {"implementation": "xla"} for spec in (Monarch, BlockDiagonal, BlockSparse, Packed24)},
+}
+"""Fields that change who computes and not what, as they are for any platform."""
 
 
 def portable(value: Any) -> Any:
@@ -191,9 +200,9 @@ def portable(value: Any) -> Any:
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value
     values = trees.fields(value)
-    changes: dict[str, Any] = {k: portable(v) for k, v in values.items()} | {
-        k: v for k, v in PLAIN.items() if k in values
-    }
+    changes: dict[str, Any] = {k: portable(v) for k, v in values.items()}
+    for kind in PLAIN:
+        changes |= PLAIN[kind] if isinstance(value, kind) else {}
     changes = {k: v for k, v in changes.items() if v is not values[k]}
     if not changes:
         return value

@@ -28,6 +28,13 @@ def test_a_classifier_is_smaller_and_says_what_it_lost(predictor, tmp_path):
     assert 0 < float(said[1]) < 0.5 and whole.notes == ()
 
 
+def test_weights_beside_a_program_are_read_by_whom_it_is(predictor, tmp_path, monkeypatch):
+    monkeypatch.setattr(file, "LIMIT", 1000)
+    folder = export(predictor(model={"depth": 1}), "onnx", tmp_path / "out", int8=True).folder
+    assert sorted(p.name for p in folder.iterdir()) == ["model.json", "model.onnx", "model.onnx.data"]
+    assert len({p.stat().st_mode for p in folder.iterdir()}) == 1
+
+
 def test_towers_say_how_far_embeddings_turned(image_text, tmp_path):
     notes = export(image_text(), "onnx", tmp_path / "out", int8=True).notes
     assert re.search(

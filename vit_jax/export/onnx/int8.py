@@ -42,9 +42,11 @@ def quantise(path: pathlib.Path, of: Program) -> str:
             nodes_to_exclude=[node.name for node in nodes if "/" not in node.name],
             use_external_data_format=large > file.LIMIT,
         )
+    mode = path.stat().st_mode
     for old in file.parts(path):
         old.unlink()
     for part in file.parts(new):
+        part.chmod(mode)  # ONNX gives the weights beside a program to their owner alone
         part.rename(path.with_name(part.name))
     new.parent.rmdir()
     after = file.run(path, inputs)
