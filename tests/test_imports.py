@@ -94,18 +94,20 @@ def test_a_module(tmp_path, monkeypatch):
         ("x = 1\nimport no_such_module_xyz", "line 2: ModuleNotFoundError: No module named 'no_such_module_xyz'"),
         ("def f(:", "line 1: SyntaxError"),
         ("raise SystemExit(3)", "line 1: SystemExit: 3."),
+        ("\nfrom right import No", "line 2: ImportError: cannot import name 'No' from 'right' ("),
         (
             "from circular import X\nclass Y: pass",
-            "circular.py, line 1: it and own_bad.py import each other; move what both need.",
+            "own_bad.py import each other; move what both need.",
         ),
     ],
 )
 def test_what_goes_wrong_in_a_file(tmp_path, text, sentence):
     (tmp_path / "circular.py").write_text("from own_bad import Y\nclass X: pass\n")
+    (tmp_path / "right.py").write_text("x = 1")
     file = tmp_path / "own_bad.py"
     file.write_text(text)
     assert sentence in says(str(file)) and says(str(file)).startswith(str(tmp_path))
-    assert not {"own_bad", "circular"} & set(sys.modules)
+    assert not {"own_bad", "circular", "right"} & set(sys.modules)
 
 
 def test_what_is_no_import(tmp_path, monkeypatch):

@@ -254,10 +254,11 @@ def explained(*places: str) -> Iterator[None]:
         if isinstance(e, SyntaxError) and e.filename:
             place = e.filename, e.lineno
         where = f", line {place[1]}" if place[1] else ""
-        if isinstance(e, ImportError) and MARK in (e.name or ""):
-            other = str(e.name).partition(MARK)[0]
-            raise UsageError(f"{place[0]}{where}: it and {other}.py import each other; move what both need.") from e
+        other = getattr(sys.modules.get(getattr(e, "name", None) or ""), "__file__", None)
+        if other in {os.path.abspath(frame.filename) for frame in traceback.extract_stack()}:  # it is not done yet
+            raise UsageError(f"{place[0]}{where}: it and {other} import each other; move what both need.") from e
         reason = str(e.msg if isinstance(e, SyntaxError) else e).strip().splitlines()[:1]
+        reason = [re.sub(f"{MARK}[0-9a-f]{{12}}", "", text) for text in reason]
         raise UsageError(f"{place[0]}{where}: {': '.join([type(e).__name__, *reason])[:200]}.") from e
 
 
@@ -281,7 +282,8 @@ def _classes(module: types.ModuleType) -> dict[str, type]:
     """The public classes of a module, without those from elsewhere: another folder, or another package."""
 
     def home(name: str) -> str:
-        return os.path.dirname(str(sys.modules[name].__file__)) if MARK in name else name.partition(".")[0]
+        file = getattr(sys.modules.get(name), "__file__", None)
+        return os.path.dirname(str(file)) if MARK in name else name.partition(".")[0]
 
     public = (v for n, v in vars(module).items() if isinstance(v, type) and not n.startswith("_"))
     return {cls.__name__: cls for cls in public if home(cls.__module__) == home(module.__name__)}
