@@ -63,7 +63,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Called by mkdocs: what is beside ``docs/`` in the repository is below it in the site."""
-    return markdown.replace("](../experiments/", "](experiments/")
+    return re.sub(r"\]\(((?:\.\./)*)\.\./experiments/", r"](\1experiments/", markdown)
 
 
 class Roles(griffe.Extension):

@@ -98,6 +98,23 @@ def devices(place: pathlib.Path) -> None:
     assert not (place / "runs" / "plan").exists()
 
 
+def monarch(place: pathlib.Path) -> None:
+    runs, images = place / "runs", [place / "a.jpg", place / "b.png"]
+    notes = vj.convert(runs / "digits", place / "again", to="vit_jax", linear=["mlp_linear=monarch(4)"]).notes
+    assert any("lose most of their norm" in note for note in notes)
+    cut, tuned, sparse, packed, timm, again = (
+        [{p["class"]: p["probability"] for p in row["predictions"]} for row in vj.predict(place / name, images, top=10)]
+        for name in ("runs/cut", "runs/monarch", "runs/sparse", "runs/packed", "monarch-timm", "again")
+    )
+    assert tuned != cut and cut == again
+    assert packed == sparse and timm == [pytest.approx(row, abs=1e-6) for row in tuned]
+    sizes = {name: sum(x.size for x in jax.tree.leaves(vj.load(runs / name).params)) for name in ("digits", "monarch")}
+    assert sizes["monarch"] < sizes["digits"]
+    for folder in ("monarch-program", "packed-program"):
+        assert (place / folder / "model.stablehlo").stat().st_size > 10_000
+    assert (place / "crossover.png").exists()
+
+
 def ship(place: pathlib.Path) -> None:
     mine = vj.best_checkpoint(place / "runs" / "mine")
     files = ["a.jpg", "b.png"]
@@ -179,6 +196,7 @@ CHECKS: dict[str, Callable[[pathlib.Path], None]] = {
     "captions": captions,
     "devices": devices,
     "images": images,
+    "monarch": monarch,
     "ship": ship,
 }
 """Page -> what has to be there afterwards."""
