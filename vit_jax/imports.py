@@ -254,7 +254,7 @@ def explained(*places: str) -> Iterator[None]:
         if isinstance(e, SyntaxError) and e.filename:
             place = e.filename, e.lineno
         where = f", line {place[1]}" if place[1] else ""
-        other = getattr(sys.modules.get(getattr(e, "name", None) or ""), "__file__", None)
+        other = _file_of(e.name or "") if isinstance(e, ImportError) else None
         if other in {os.path.abspath(frame.filename) for frame in traceback.extract_stack()}:  # it is not done yet
             raise UsageError(f"{place[0]}{where}: it and {other} import each other; move what both need.") from e
         reason = str(e.msg if isinstance(e, SyntaxError) else e).strip().splitlines()[:1]
@@ -282,11 +282,14 @@ def _classes(module: types.ModuleType) -> dict[str, type]:
     """The public classes of a module, without those from elsewhere: another folder, or another package."""
 
     def home(name: str) -> str:
-        file = getattr(sys.modules.get(name), "__file__", None)
-        return os.path.dirname(str(file)) if MARK in name else name.partition(".")[0]
+        return os.path.dirname(_file_of(name) or name) if MARK in name else name.partition(".")[0]
 
     public = (v for n, v in vars(module).items() if isinstance(v, type) and not n.startswith("_"))
     return {cls.__name__: cls for cls in public if home(cls.__module__) == home(module.__name__)}
+
+
+def _file_of(name: str) -> str | None:
+    return getattr(sys.modules.get(name), "__file__", None)
 
 
 def defined_in(module: types.ModuleType) -> list[str]:
