@@ -17,15 +17,19 @@ def score(
     evaluator: Any, apply: Any, params: Any, batches: Any, info: Any, objective: Any = None, *, train: Any = ()
 ) -> Any:
     """What ``evaluator`` finds for the model ``apply(params, ...)`` on prepared batches, fitted to ``train``."""
-    parts, passed = {"val": batches, "train": train}, {}
+    parts = {"val": batches, "train": train}
+    passed: dict[str, list[Any]] = {}
     names = tuple(getattr(info, "class_names", ()))
 
     def read(split: Any, _: Any, rows: Any = None) -> Any:
         if rows is None:
-            passed[split] = list(parts[split])
-            return passed[split]
+            passed[split] = []
+            for batch in parts[split]:
+                passed[split].append(batch)
+                yield batch
+            return
         whole = [{k: np.asarray(v)[np.asarray(b["mask"])] for k, v in b.items()} for b in passed[split]]
-        return [{k: np.concatenate([b[k] for b in whole])[rows] for k in whole[0]}]
+        yield {k: np.concatenate([b[k] for b in whole])[rows] for k in whole[0]}
 
     return evaluator(EvalContext(ImageModel(), apply, params, objective, info, names, read, PROGRAMS))
 
