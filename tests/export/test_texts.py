@@ -13,7 +13,14 @@ from vit_jax.export import texts
 
 CAPTIONS = ["a photo of a cat", "two dogs on the grass", "a seven, left of a_three", "isn't it the BIG apple?"] * 8
 MERGES = ["t h", "th e</w>", "a t</w>", "c at</w>", "p h", "o t", "ot o</w>", "ph oto</w>", "' s</w>", "o f</w>"]
-PROBES = ["a photo of a cat", "A  Photo,\tof the CAT's hat!", "", "über 17 dogs_and cats", "the " * 30]
+PROBES = [
+    "a photo of a cat",
+    "<start> the <end>",
+    "A  Photo,\tof the CAT's hat!",
+    "",
+    "über 17 dogs_and cats",
+    "the " * 30,
+]
 
 
 @pytest.fixture(scope="module")

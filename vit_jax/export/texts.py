@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 from typing import Any, NamedTuple
 
@@ -73,9 +74,7 @@ def write(codec: TextCodec | None, length: int, folder: pathlib.Path) -> Written
         return Written({"file": PIECES, **about}, ("sentencepiece", "string"), _pieces(codec, cleaned), notes)
     if not isinstance(t, Clip | Json | Bytes):
         return _unknown(length, f"a tokenizer {type(t).__name__} has no file of others")
-    library = _bytes() if isinstance(t, Bytes) else tokenizers.Tokenizer.from_str(t.library.to_str())
-    _complete(library, codec, cleaned)
-    library.save(str(folder / JSON))
+    _completed(_bytes() if isinstance(t, Bytes) else t.library, codec, cleaned).save(str(folder / JSON))
     lines = (
         f"tokenizer = tokenizers.Tokenizer.from_file('{JSON}')",
         "tokens = numpy.array([text.ids for text in tokenizer.encode_batch(texts)], numpy.int32)",
@@ -93,22 +92,32 @@ def _bytes() -> tokenizers.Tokenizer:
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]  # the others follow from code point 256 on
     order = [*printable, *(b for b in range(256) if b not in printable)]
     names = {b: chr(b if i < len(printable) else 256 + i - len(printable)) for i, b in enumerate(order)}
-    library = tokenizers.Tokenizer(models.BPE({name: b + SHIFT for b, name in names.items()}, []))
+    special = {"<pad>": Bytes.pad_id, "<start>": Bytes.start_id, "<end>": Bytes.end_id}
+    library = tokenizers.Tokenizer(models.BPE({**special, **{name: b + SHIFT for b, name in names.items()}}, []))
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     return library
 
 
-def _complete(library: tokenizers.Tokenizer, codec: TextCodec, cleaned: str) -> None:
-    """Adds to ``library`` what it does not do for us: cleaning, start and end, cutting, padding."""
+def _completed(library: tokenizers.Tokenizer, codec: TextCodec, cleaned: str) -> tokenizers.Tokenizer:
+    """``library`` with what it does not do for us: cleaning, start and end, cutting, padding."""
     t = codec.tokenizer
+    state = json.loads(library.to_str())
+    ids = {"<start>": t.start_id, "<end>": t.end_id, "<pad>": t.pad_id}
+    names = {name: library.id_to_token(i) or name for name, i in ids.items() if i is not None}
+    for name, known in names.items():
+        if library.token_to_id(known) is None:  # CLIP's, which no text is to spell
+            state["model"]["vocab"][known] = ids[name]
+    library = tokenizers.Tokenizer.from_str(json.dumps(state))
     steps = [*NORMALIZERS[cleaned], *([library.normalizer] if library.normalizer else [])]
     if steps:
         library.normalizer = normalizers.Sequence(steps)
-    ends = [("<start>", t.start_id)] * (t.start_id is not None) + [("<end>", t.end_id)]
-    template = " ".join(["<start>"] * (len(ends) - 1) + ["$A", "<end>"])
-    library.post_processor = processors.TemplateProcessing(single=template, special_tokens=ends)
+    around = [name for name in ("<start>", "<end>") if name in names]
+    template = [names[name] for name in around[:-1]] + ["$A", names["<end>"]]
+    special = [(names[name], ids[name]) for name in around]
+    library.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
     library.enable_truncation(codec.length)
-    library.enable_padding(length=codec.length, pad_id=t.pad_id, pad_token="<pad>")
+    library.enable_padding(length=codec.length, pad_id=t.pad_id, pad_token=names["<pad>"])
+    return library
 
 
 def _pieces(codec: TextCodec, cleaned: str) -> tuple[str, ...]:
