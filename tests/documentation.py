@@ -53,7 +53,7 @@ FIND = {"lr": "--steps 10", "batch": "--most 16"}
 STEPS = {ROOT / "docs" / "journeys" / name: 16 for name in ("images.md", "devices.md")}
 """Page -> steps of its runs, of which it shows curves; those of other pages take two."""
 DRAWN = (ROOT / "docs" / "journeys" / "images.md",)
-"""Pages whose runs draw pictures."""
+"""Pages whose runs draw pictures, but for those that go on from other runs."""
 KILLED = 6
 """Step at which a run ends that is killed on a page."""
 
@@ -129,7 +129,8 @@ def shrunk(c: TrainConfig, page: pathlib.Path | None = None) -> dict[str, Any]:
     """Keys that make a run of a page short and its model small."""
     side, steps = min(32, c.augment.size), STEPS.get(page or ROOT, 2)
     length, every = f"{steps + 2 * bool(c.resume_from)} steps", f"{max(2, steps // 4)} steps"
-    out: dict[str, Any] = {"duration": length, "eval_every": every, "batch_size": 8, "plots": page in DRAWN}
+    drawn = page in DRAWN and not (c.resume_from or str(c.init).startswith("runs/"))
+    out: dict[str, Any] = {"duration": length, "eval_every": every, "batch_size": 8, "plots": drawn}
     out |= {"augment.size": side, "data.canvas": min(side, c.data.canvas), "eval_batch_size": 64, "optim.warmup": 0}
     towers = [f"model.{part}." for part in ("image_tower", "text_tower", "decoder") if hasattr(c.model, part)]
     for tower in towers or ["model."]:
@@ -169,6 +170,13 @@ def fill(folder: pathlib.Path) -> None:
     for name, path in zip(("a.png", "b.png", "a.jpg"), files, strict=False):
         Image.open(path).save(folder / name)
     written(EXTEND, folder)  # parts.py, which other pages name
+
+
+def timm_file(folder: pathlib.Path) -> None:
+    """Writes ``vit_tiny.safetensors``, as timm saves the weights of a ViT, small as the pages' runs."""
+    fields = {k: v for k, v in SIZES.items() if k != "token_dim"}
+    model = vit_jax.create("vit_ti16", size=32, num_classes=7, **fields)
+    vit_jax.convert(model, folder / "vit_tiny.safetensors", to="timm")
 
 
 def written(page: pathlib.Path, folder: pathlib.Path) -> None:

@@ -13,15 +13,18 @@ import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
 
+from tests import documentation
+
 FOLDER = pathlib.Path(__file__).parent.parent / "notebooks"
 requirements = runpy.run_path(str(FOLDER / "colab.py"))["requirements"]
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 SAYS = {
     "quickstart": ("360 held-out digits are right", "expected calibration error after", "outputs differ by 0"),
     "clip_zero_shot": ("(recall at 1)", "360 held-out digits are right, without a label", "a green zero"),
+    "own_images": ("starts from", "of 30 images are mistaken"),
 }
 """Notebook -> what it prints."""
-PICTURES = {"quickstart": 5, "clip_zero_shot": 3}
+PICTURES = {"quickstart": 5, "clip_zero_shot": 3, "own_images": 4}
 
 
 def code(path):
@@ -38,6 +41,11 @@ def test_runs(path, tmp_path, monkeypatch):
     parameters = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
     assert "DURATION = " in parameters.source
     parameters.source += f'\nDURATION = "2 steps"\nWORKDIR = pathlib.Path({str(tmp_path / "run")!r})'
+    if path.stem == "own_images":
+        documentation.fill(tmp_path)
+        documentation.timm_file(tmp_path)
+        weights = str(tmp_path / "vit_tiny.safetensors")
+        parameters.source += f"\nIMAGES, WEIGHTS = {str(tmp_path / 'my' / 'images')!r}, {weights!r}"
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(FOLDER.parent), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     monkeypatch.delenv("XLA_FLAGS", raising=False)
