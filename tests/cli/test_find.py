@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import vit_jax
-from vit_jax import find
 from vit_jax.cli import main
+from vit_jax.find import batch_size
 from vit_jax.metrics import read
 
 
@@ -55,8 +55,8 @@ def test_batch(run, capsys, tmp_path, monkeypatch):
     assert rows[32]["memory"] - rows[8]["memory"] >= 24 * pixels / jax.device_count()
     assert "--config.batch_size=32 fits, the largest tried (--most; there are 22 examples)" in out
     assert "what this machine has free for each of 8 devices" in out
-    monkeypatch.setattr(find, "room", lambda _: (rows[32]["memory"] - 1, "a device"))
-    monkeypatch.setattr(find, "_rate", lambda *_: 1.0)
+    monkeypatch.setattr(batch_size, "room", lambda _: (rows[32]["memory"] - 1, "a device"))
+    monkeypatch.setattr(batch_size, "_rate", lambda *_: 1.0)
     assert main(argv) == 0
     out = capsys.readouterr().out
     assert "does not fit" in out and "--config.batch_size=16 fits: it takes" in out
@@ -64,11 +64,13 @@ def test_batch(run, capsys, tmp_path, monkeypatch):
 
 def test_batch_of_an_objective_that_compares(run, capsys, monkeypatch):
     rows = (
-        find.BatchSize(8, 2**29, True, 10.0),
-        find.BatchSize(16, 2**30, True, 20.0),
-        find.BatchSize(32, 2**31, False),
+        batch_size.BatchSize(8, 2**29, True, 10.0),
+        batch_size.BatchSize(16, 2**30, True, 20.0),
+        batch_size.BatchSize(32, 2**31, False),
     )
-    monkeypatch.setattr(vit_jax, "find_batch", lambda *_, **__: find.BatchSearch(rows, 2**30, "a device", 99, True))
+    monkeypatch.setattr(
+        vit_jax, "find_batch", lambda *_, **__: batch_size.BatchSearch(rows, 2**30, "a device", 99, True)
+    )
     assert main(["find", "batch", "--config", str(run.config)]) == 0
     out = capsys.readouterr().out
     assert "another size is another loss" in out and "16 fits: it takes 1 GiB, and a device is 1 GiB" in out

@@ -1,15 +1,12 @@
-"""Finders: a learning rate by a range test, and the batch that a device holds; both on a run's own step."""
+"""The largest batch that the devices hold, and the smallest that is as fast, by a run's own step."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
-import pathlib
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,166 +14,20 @@ from jax.sharding import Mesh
 
 from vit_jax import checks, sharding
 from vit_jax import config as configs
+from vit_jax.find import base
 from vit_jax.io import text
-from vit_jax.report import plots
-from vit_jax.train import inherit, setup, start
+from vit_jax.train import setup
 from vit_jax.train.config import TrainConfig
 from vit_jax.train.setup import Setup
 from vit_jax.train.step import check_batch
 from vit_jax.types import UsageError, UserError
 
-WINDOW, WORSE = 5, 4.0
-"""A loss has diverged where the mean of its last steps is above the first such mean and this many times the least."""
 GROWTH, SLOWER = 1.05, 2
 """A larger batch is worth it if it gives as many times the examples a second; so many that are not end the timing."""
 ROUNDS = 3
 """Steps that a batch is timed by."""
 MOST = 2**20
 """Examples of a batch, as many as a configuration allows."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Exponential:
-    """A schedule that rises by the same factor every step up to the peak, from ``start`` times that."""
-
-    start: float
-
-    def __call__(self, t: jax.Array, n: int, steps_of: Any) -> jax.Array:
-        return self.start ** (1 - t / n)
-
-
-@dataclasses.dataclass(frozen=True)
-class RateSweep:
-    """What a range test of the learning rate has found.
-
-    Attributes:
-      rates: float[N], the learning rate of each step.
-      losses: float[N], the loss of each step, before its update.
-      diverged: whether the sweep ended because the loss did.
-      batch_size: of the steps.
-    """
-
-    rates: np.ndarray
-    losses: np.ndarray
-    diverged: bool
-    batch_size: int = 1
-
-    rule: ClassVar[str] = "a tenth of the rate at which the smoothed loss is least"
-    """How fastai suggests a rate ("minimum") after the range test of Smith 2017, arXiv:1506.01186, section 3.3."""
-
-    @property
-    def smoothed(self) -> np.ndarray:
-        """float[N]: losses, cut where they have diverged, averaged over neighbouring steps."""
-        most = WORSE * max(self.losses.min(), self.losses[0])
-        return plots.smooth(np.minimum(self.losses, most), 1 / 30)
-
-    @property
-    def least(self) -> float:
-        """The rate at which the smoothed loss is least."""
-        return float(self.rates[self.smoothed.argmin()])
-
-    @property
-    def steepest(self) -> float:
-        """The rate at which the smoothed loss falls fastest over the logarithm of the rate."""
-        return float(self.rates[np.gradient(self.smoothed, np.log(self.rates)).argmin()])
-
-    @property
-    def suggestion(self) -> float | None:
-        """The learning rate by :attr:`rule`; None where the loss did not fall, or still fell at the end."""
-        return None if self.failed else self.least / 10
-
-    @property
-    def failed(self) -> str:
-        """Why there is no suggestion; empty where there is one."""
-        smoothed, at = self.smoothed, int(self.smoothed.argmin())
-        if at == len(smoothed) - 1:
-            return f"the loss is least at the end, at a rate of {self.rates[-1]:.2g}; raise --most."
-        if at == 0 or self.rates[at] < 10 * self.rates[0]:
-            return f"the loss is least within ten times the first rate, {self.rates[0]:.2g}; lower --least."
-        return ""
-
-    def summary(self) -> dict[str, Any]:
-        """All of it as JSON takes it."""
-        values = {"rates": self.rates, "losses": self.losses, "smoothed": self.smoothed}
-        found = {"suggestion": self.suggestion, "rule": self.rule, "least loss at": self.least}
-        found |= {"steepest fall at": self.steepest, "diverged": self.diverged, "batch size": self.batch_size}
-        return found | {name: value.tolist() for name, value in values.items()}
-
-    def draw(self, path: pathlib.Path | str) -> None:
-        """Writes a picture of loss over rate, with what is suggested."""
-        marks = {"least": self.least, "steepest": self.steepest} | (
-            {} if self.suggestion is None else {"suggested": self.suggestion}
-        )
-        plots.rates(self.rates, self.losses, self.smoothed, marks, path)
-
-
-def find_lr(
-    config: str | Mapping[str, Any],
-    *,
-    changes: Mapping[str, Any] | None = None,
-    steps: int = 100,
-    least: float = 1e-7,
-    most: float = 10.0,
-) -> RateSweep:
-    """Trains for some steps at a learning rate that rises from ``least`` to ``most``, until the loss diverges.
-
-    Steps, data, augmentation and start (``init``) are those of the run; nothing of it is kept.
-
-    Args:
-      config: see :func:`vit_jax.train`.
-      changes: keys with other values.
-      steps: of the sweep.
-      least: first learning rate.
-      most: last one.
-
-    Raises:
-      UserError: a mistake in the configuration; a loss that is not finite at the first step.
-
-    Example:
-      >>> vj.find_lr("digits").suggestion
-      0.0012
-    """
-    checks.Range(0, checks.INFINITE, "()").check("least", least)
-    if not (least < most < checks.INFINITE and steps >= 2 * WINDOW):
-        raise UsageError(f"least={least:g}, most={most:g}, steps={steps}: rise from least to most in 10 steps or more.")
-    swept = {"optim.lr": most, "optim.schedule": Exponential(least / most), "optim.warmup": 0, "duration": steps}
-    built = _built(_raw(config, changes or {}), swept)
-    with tempfile.TemporaryDirectory() as nothing:
-        state, _ = start.start(built, pathlib.Path(nothing))
-    with contextlib.closing(built.train_batches(0)) as batches, jax.set_mesh(built.mesh):
-        found = sweep(built.step, state, (sharding.put(batch, built.mesh) for batch in batches))
-    return dataclasses.replace(found, batch_size=built.config.batch_size)
-
-
-def sweep(step: Callable[[Any, Any], tuple[Any, Mapping[str, Any]]], state: Any, batches: Iterable[Any]) -> RateSweep:
-    """Takes steps until there are no more batches or the loss diverges.
-
-    Args:
-      step: ``(state, batch) -> (state, metrics)``, of which ``loss`` and ``lr`` are read.
-      state: the first one.
-      batches: one a step.
-    """
-    rates: list[float] = []
-    losses: list[float] = []
-    diverged = False
-    for batch in batches:
-        state, metrics = step(state, batch)
-        loss = float(metrics["loss"])
-        diverged = not math.isfinite(loss)
-        if diverged and len(losses) < WINDOW:
-            raise UserError(f"the loss is {loss:g} after {len(losses)} steps, before any rate could be tried.")
-        if not diverged:
-            rates.append(float(metrics["lr"]))
-            losses.append(loss)
-            diverged = _diverged(losses)
-        if diverged:
-            break
-    return RateSweep(np.array(rates), np.array(losses), diverged)
-
-
-def _diverged(losses: Sequence[float]) -> bool:
-    means = np.convolve(losses, np.full(WINDOW, 1 / WINDOW), "valid") if len(losses) >= WINDOW else np.zeros(1)
-    return bool(means[-1] > max(means[0], WORSE * means.min()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,9 +116,9 @@ def find_batch(
       >>> vj.find_batch("digits").largest.size
       1024
     """
-    raw = _raw(config, changes or {})
+    raw = base.resolved(config, changes or {})
     sizes = list(_sizes(configs.parse(TrainConfig, raw)))
-    built = _built(raw, {"batch_size": sizes[0], "duration": 1, "optim.warmup": 0})
+    built = base.built(raw, {"batch_size": sizes[0], "duration": 1, "optim.warmup": 0})
     sizes = [size for size in sizes if size <= (most or len(built.train))] or sizes[:1]
     memory, where = room(built.mesh)
     with contextlib.closing(built.train_batches(0)) as batches:
@@ -337,23 +188,6 @@ def _free() -> int:
         return int(rows["MemAvailable"].split()[0]) * 1024
     except (UserError, KeyError, ValueError):
         return checks.physical_memory()
-
-
-def _raw(config: str | Mapping[str, Any], changes: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The plain configuration, with what it takes over from other weights.
-
-    Raises:
-      UsageError: it goes on from a run, and what is found holds for a start.
-    """
-    plain = configs.load(config) if isinstance(config, str) else configs.plain(config)
-    raw = inherit.resolved(configs.change(plain, changes.items()))
-    if raw.get("resume_from"):
-        raise UsageError("resume_from goes on in the middle of a schedule; name what to start from with init instead.")
-    return raw
-
-
-def _built(raw: Mapping[str, Any], changes: Mapping[str, Any]) -> Setup:
-    return setup.build(inherit.with_tokenizer(configs.parse(TrainConfig, configs.change(raw, changes.items()))))
 
 
 def _sizes(c: TrainConfig) -> Iterator[int]:
