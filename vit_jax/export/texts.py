@@ -15,6 +15,7 @@ from vit_jax.data.tokenizer.byte import SHIFT, Bytes
 from vit_jax.data.tokenizer.clip import Clip
 from vit_jax.data.tokenizer.hf_json import Json
 from vit_jax.data.tokenizer.sentencepiece import SentencePiece
+from vit_jax.io import jsonfile
 
 JSON, PIECES = "tokenizer.json", "tokenizer.model"
 _BLANKS = [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
@@ -101,7 +102,7 @@ def _bytes() -> tokenizers.Tokenizer:
 def _completed(library: tokenizers.Tokenizer, codec: TextCodec, cleaned: str) -> tokenizers.Tokenizer:
     """``library`` with what it does not do for us: cleaning, start and end, cutting, padding."""
     t = codec.tokenizer
-    state = json.loads(library.to_str())
+    state = jsonfile.loads(library.to_str())
     ids = {"<start>": t.start_id, "<end>": t.end_id, "<pad>": t.pad_id}
     names = {name: library.id_to_token(i) or name for name, i in ids.items() if i is not None}
     for name, known in names.items():
