@@ -12,6 +12,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -62,6 +63,12 @@ def test_every_command_is_accepted(page, monkeypatch, tmp_path):
                 config.parse(TrainConfig, {**raw, "data": {"path": "", **raw["data"]}})
 
 
+@pytest.fixture(scope="module")
+def pages() -> Any:
+    """The module that makes pages of the code."""
+    return documentation.module(ROOT / "docs" / "pages.py")
+
+
 def test_the_front_page_is_short_and_its_links_lead_somewhere():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 150
@@ -70,8 +77,7 @@ def test_the_front_page_is_short_and_its_links_lead_somewhere():
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-def test_every_key_of_a_configuration_is_explained():
-    pages = documentation.module(ROOT / "docs" / "pages.py")
+def test_every_key_of_a_configuration_is_explained(pages):
     silent = set()
     for _, part in [("", TrainConfig), *pages.sections()]:
         for cls in [part] if isinstance(part, type) else map(pages._class, part.values()):
@@ -79,8 +85,7 @@ def test_every_key_of_a_configuration_is_explained():
     assert silent == set()
 
 
-def test_the_generated_pages_name_every_command_and_option():
-    pages = documentation.module(ROOT / "docs" / "pages.py")
+def test_the_generated_pages_name_every_command_and_option(pages):
     text = pages.command_line()
     assert all(f"## vit_jax {name}\n" in text for name in cli.COMMANDS)
     assert "### vit_jax bench kernels" in text and "| `--dry_run` |" in text and "| `--config RECIPE[:ARG]` |" in text
@@ -90,6 +95,7 @@ def test_the_generated_pages_name_every_command_and_option():
     assert pages.plain("see :func:`~vit_jax.config.load`, ``x``") == "see `vit_jax.config.load`, `x`"
 
 
+@pytest.fixture(scope="module")
 def templates(pages) -> list[re.Pattern[str]]:
     """The sentences of the generated page, what stands in braces being anything."""
     lines = [line[2:] for line in pages.sentences().splitlines() if line.startswith("- ")]
@@ -111,16 +117,15 @@ def templates(pages) -> list[re.Pattern[str]]:
         "data check csv:nowhere.csv",
     ],
 )
-def test_the_page_of_sentences_has_what_a_mistake_is_told(command, capsys, tmp_path, monkeypatch):
+def test_the_page_of_sentences_has_what_a_mistake_is_told(command, templates, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(command.split()) in (1, 2)
     said = capsys.readouterr().err.strip().partition(": ")[2]
-    found = [p.pattern for p in templates(documentation.module(ROOT / "docs" / "pages.py")) if p.fullmatch(said)]
+    found = [p.pattern for p in templates if p.fullmatch(said)]
     assert found and max(len(re.sub(r"\.\*", "", pattern)) for pattern in found) >= 8, said
 
 
-def test_every_sentence_has_a_topic():
-    pages = documentation.module(ROOT / "docs" / "pages.py")
+def test_every_sentence_has_a_topic(pages):
     placed = " ".join(pages.TOPICS.values()).split()
     units = {path.stem for path in pages.PACKAGE.iterdir()}
     assert len(placed) == len(set(placed))
@@ -162,7 +167,12 @@ def test_a_block_with_a_title_is_a_file_and_the_shell_runs_what_follows(tmp_path
     assert (place / "parts.py").read_text() == "X = 1\n" and (place / "c.json").exists()
 
 
-@pytest.mark.parametrize("section", [s for s in dict.fromkeys(map(heading, examples(EXTEND))) if s])
+SECTIONS = [section for section in dict.fromkeys(map(heading, examples(EXTEND))) if section]
+SOON = ("In a file of your own", "An own objective", "An own data source", "An own linear map")
+"""Sections that are run in every suite; what the others show has tests of its own."""
+
+
+@pytest.mark.parametrize("section", [pytest.param(s, marks=() if s in SOON else pytest.mark.slow) for s in SECTIONS])
 def test_own_parts_run(section, place, digits, monkeypatch):
     monkeypatch.setitem(SIZES, "depth", 1)
     shutil.copytree(digits, place / "runs" / "digits")

@@ -35,6 +35,7 @@ def trained(tiny, alone, tmp_path_factory):
         return loop.run(tiny(**MODEL, accumulate=2), folder), folder
 
 
+@pytest.mark.slow
 def test_a_run_resumes_bit_for_bit(tiny, alone, trained, tmp_path):
     def die(event):
         if event.step == 5:
