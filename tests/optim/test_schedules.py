@@ -73,7 +73,7 @@ def test_warmup_may_take_the_whole_training():
 
 
 def test_a_mistake_is_a_sentence():
-    with pytest.raises(UserError, match="warm-up of 41 steps is longer than the training of 40"):
+    with pytest.raises(UserError, match=r"of 41 steps is longer than the training of 40; shorten it, optim\.warmup=5%"):
         build(Cosine(), warmup=41)
     with pytest.raises(UserError, match="cools down for 34 steps but only 33"):
         build(Constant(Duration(34)))

@@ -122,7 +122,8 @@ def make(schedule: Schedule, *, peak: float, warmup: int, total: int, steps_of: 
       UserError: a warm-up (or warm-up and cool-down) longer than the training.
     """
     if warmup > total:
-        raise UserError(f"the warm-up of {warmup} steps is longer than the training of {total}; shorten it.")
+        fix = "shorten it, optim.warmup=5% for instance"
+        raise UserError(f"the warm-up of {warmup} steps is longer than the training of {total}; {fix}.")
     n = max(total - warmup, 1)
 
     def learning_rate(step: Any) -> jax.Array:
