@@ -171,13 +171,8 @@ class _Reader:
     def __init__(
         self, p: Preprocess, mesh: Mesh, sources: Mapping[str, Source], batch_size: int, max_pixels: int
     ) -> None:
-        self._p, self._mesh, self._sources, self._batch_size, self._max_pixels = (
-            p,
-            mesh,
-            sources,
-            batch_size,
-            max_pixels,
-        )
+        self._p, self._mesh, self._sources = p, mesh, sources
+        self._batch_size, self._max_pixels = batch_size, max_pixels
         self._prepare = jax.jit(config.parse(Augment, p.augment()).eval_fn())
         self.skipped = 0
 

@@ -158,3 +158,14 @@ def test_a_step_of_the_recipe_is_traced(places):
     with jax.set_mesh(setup.mesh):
         _, metrics = jax.eval_shape(setup.step, setup.shapes, setup.batch_shapes)
     assert {"loss", "caption", "image_to_text"} <= metrics.keys()
+
+
+@pytest.mark.parametrize("key", ["init", "resume_from"])
+def test_a_place_may_be_called_init(key):
+    raw = {"model": {"name": "vit"}, "objective": "classify", key: "init"}
+    assert inherit.resolved(raw) is raw
+
+
+def test_a_value_of_python_is_not_compared_with_a_word():
+    raw = {"model": {"name": "vit"}, "augment": {"mean": np.zeros(3)}}
+    assert inherit.resolved(raw) is raw

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 INIT = "init"
 """In place of a value, or of the name of a model or an objective: as the weights of ``init`` are."""
 TOKENIZER = "data.text.tokenizer"
+PLACES = ("init", "resume_from")
+"""Keys whose values are places, one of which may well be called so."""
 
 
 def resolved(raw: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -89,7 +91,8 @@ def with_tokenizer(config: TrainConfig, workdir: pathlib.Path | str | None = Non
 def _asked(raw: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted key and value of all that is to be taken over."""
     for key, value in raw.items():
-        if INIT in (value, value.get("name") if isinstance(value, Mapping) else None):
+        said = value.get("name") if isinstance(value, Mapping) else value
+        if isinstance(said, str) and said == INIT and key not in PLACES:
             yield f"{path}{key}", value
         elif isinstance(value, Mapping):
             yield from _asked(value, f"{path}{key}.")

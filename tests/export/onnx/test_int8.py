@@ -1,5 +1,6 @@
 """What int8 saves and what it costs, said."""
 
+import logging
 import re
 
 import numpy as np
@@ -52,3 +53,14 @@ def test_photographs_are_random_squares():
 def test_other_formats_have_no_int8(predictor, tmp_path):
     with pytest.raises(UsageError, match=r"--int8 is for --to onnx, .* leave it out of --to stablehlo"):
         export(predictor(), "stablehlo", tmp_path / "out", int8=True)
+
+
+@pytest.mark.parametrize("level", [logging.NOTSET, logging.CRITICAL])
+def test_what_a_program_logs_is_as_it_was(level):
+    logging.disable(level)
+    try:
+        with int8._quiet():
+            assert not logging.getLogger().isEnabledFor(logging.WARNING)
+        assert logging.root.manager.disable == level
+    finally:
+        logging.disable(logging.NOTSET)

@@ -84,8 +84,9 @@ def _difference(before: np.ndarray, after: np.ndarray, name: str) -> str:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """ONNX Runtime recommends on the root logger a preparation that there is nothing left of to do."""
-    logging.disable(logging.WARNING)
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
     try:
         yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
