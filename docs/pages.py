@@ -31,20 +31,21 @@ an object of your own is accepted, too ([Extend](extend.md)). A Duration is writ
 
 PACKAGE = pathlib.Path(cli.__file__).parents[1]
 ERRORS = (
-    "UserError", "UsageError", "Unreadable", "Unsuitable", "NothingHeldOut", "NewerSchema", "ArgumentTypeError",
-    "refused", "_unsupported",
+    "UserError", "UsageError", "Stopped", "Unreadable", "Unsuitable", "NothingHeldOut", "NewerSchema",
+    "ArgumentTypeError", "refused", "_unsupported",
 )  # fmt: skip
 """Classes of errors, and functions that raise one, whose first argument is a sentence for the user."""
 TOPICS = {
     "Configurations": "config configfile imports checks architectures models layers",
     "Data": "data augment",
     "Training": "train find objectives losses optim sharding loggers checkpoint",
+    "Several hosts": "hosts launch",
     "Evaluation and prediction": "evals score predict decoding explain report metrics",
     "Weights of others": "convert create compress",
     "Files and downloads": "io",
     "Export": "export publish",
     "Kernels and benchmarks": "kernels bench",
-    "Commands and functions": "cli api launch",
+    "Commands and functions": "cli api",
 }
 """Heading of :func:`sentences` -> units of the package."""
 

@@ -21,7 +21,7 @@ PACKAGE = ROOT / "vit_jax"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 TIERS = (
     ("types", "trees", "interrupts", "architectures"), ("checks",), ("io",), ("imports",), ("configfile",), ("config",),
-    ("loggers",),
+    ("loggers", "hosts"),
     ("sharding", "metrics"), ("data", "augment", "kernels"), ("layers",), ("models",),
     ("losses",), ("objectives",), ("optim",), ("checkpoint", "report", "decoding"), ("evals", "convert"), ("compress",),
     ("train",),

@@ -1,12 +1,16 @@
-"""The two errors a user may see."""
+"""The errors a user may see."""
 
 import pytest
 
-from vit_jax.types import UsageError, UserError
+from vit_jax.types import Stopped, UsageError, UserError
 
 
 def test_errors_are_value_errors_and_usage_is_the_narrower():
     assert issubclass(UserError, ValueError)
-    assert issubclass(UsageError, UserError)
+    assert issubclass(UsageError, UserError) and issubclass(Stopped, UserError)
     with pytest.raises(ValueError, match=r"^one sentence$"):
         raise UsageError("one sentence")
+
+
+def test_errors_say_with_which_status_a_command_ends():
+    assert [error.status for error in (UserError, UsageError, Stopped)] == [1, 2, 75]

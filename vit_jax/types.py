@@ -1,4 +1,4 @@
-"""Array aliases, the letter legend and the two errors a user may see.
+"""Array aliases, the letter legend and the errors a user may see.
 
 Letters in shape comments and docstrings, the same in the whole package:
 
@@ -28,8 +28,22 @@ OutputActivation = Literal["softmax", "sigmoid"]
 
 
 class UserError(ValueError):
-    """A mistake of the user's; its message is one sentence that names the remedy (exit code 1)."""
+    """A mistake of the user's; its message is one sentence that names the remedy.
+
+    Attributes:
+      status: exit status of a command that ends so.
+    """
+
+    status = 1
 
 
 class UsageError(UserError):
-    """A wrong key, type or argument: found before anything ran (exit code 2)."""
+    """A wrong key, type or argument: found before anything ran."""
+
+    status = 2
+
+
+class Stopped(UserError):
+    """A run that ended before its end, with all that it needs to go on: the same command does (EX_TEMPFAIL)."""
+
+    status = 75

@@ -61,7 +61,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command. Exit status: 0 ok, 1 failed, 2 wrong usage."""
+    """Runs one command. Exit status: 0 ok, 1 failed, 2 wrong usage, 75 stopped and to be resumed."""
     args = parse(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     warnings.filterwarnings("ignore", module="PIL")  # of metadata that nothing here depends on
@@ -91,10 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _reason(error: Exception) -> tuple[str, int]:
     """A sentence for a user's mistake, a file system or a memory that is full, empty for any other; the exit status."""
-    from vit_jax.types import UsageError, UserError
+    from vit_jax.types import UserError
 
     if isinstance(error, UserError):
-        return str(error), 2 if isinstance(error, UsageError) else 1
+        return str(error), error.status
     if isinstance(error, BrokenPipeError):
         return "nobody reads the output any more.", 1
     if isinstance(error, OSError) and error.strerror:
