@@ -25,6 +25,7 @@ from vit_jax.cli import (
     evaluate,
     export,
     find,
+    launch,
     models,
     predict,
     push,
@@ -32,12 +33,29 @@ from vit_jax.cli import (
 )
 from vit_jax.launch import memory
 
-MODULES = (train, find, evaluate, predict, embed, convert, export, push, config, models, data, bench, completion)
+MODULES = (
+    train,
+    find,
+    evaluate,
+    predict,
+    embed,
+    convert,
+    export,
+    push,
+    config,
+    models,
+    data,
+    bench,
+    launch,
+    completion,
+)
 COMMANDS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 REPEATING = ("train", "find", "evaluate", "embed", "bench")
 """Commands that run one program again and again."""
 COMPUTING = ("train", "find", "evaluate", "predict", "embed", "convert", "export", "push")
-"""Commands that may run on several hosts, and whose compiled programs are worth keeping."""
+"""Commands whose compiled programs are worth keeping."""
+JOINING = (*COMPUTING, "bench", "data")
+"""Commands that may run on several hosts."""
 
 
 def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
@@ -53,10 +71,22 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments of one command; ``overrides`` holds its ``--config.KEY=VALUE``. Wrong usage exits with status 2."""
+    """The arguments of one command. Wrong usage exits with status 2.
+
+    ``overrides`` holds its ``--config.KEY=VALUE``; ``words``, of ``launch``, the command after ``--``, which is parsed
+    too.
+    """
     parser, commands = parsers()
-    args, rest = parser.parse_known_args(argv)
+    here = argv.index("--") if "--" in argv and argv[0] == "launch" else len(argv)
+    args, rest = parser.parse_known_args(argv[:here])
     args.overrides = _overrides(commands[args.command], rest, hasattr(args, "takes_overrides"))
+    if hasattr(args, "takes_words"):
+        args.words = list(argv[here + 1 :])
+        if not args.words or parse(args.words).command not in JOINING:
+            which = f"one of {', '.join(JOINING)}"
+            commands["launch"].error(
+                f"give what the hosts are to run, {which}: vit_jax launch {args.kind} -- train ..."
+            )
     return args
 
 
