@@ -72,13 +72,18 @@ def kernels(tiny: bool) -> Cases:
         ("monarch", {}, 12608, 3072, 768), ("sparse24", {}, 8, 4096, 11008), ("monarch", {}, 12608, 1024, 4096),
         ("block_diagonal", {}, 12608, 768, 3072), ("block_sparse", {"density": 0.25}, 12608, 768, 3072),
         ("topk_mlp", {"k": 256}, 64, 768, 3072),
+        ("block_sparse", {"density": 0.25, "block": 128}, 12608, 768, 3072),
+        ("block_sparse", {"density": 0.25, "block": 64}, 12608, 768, 3072),
+        ("block_sparse", {"density": 0.25, "block": 128}, 1576, 768, 3072),
     ]  # fmt: skip
     sizes = [("monarch", {}, 64, 64, 128), ("sparse24", {}, 8, 64, 64)] if tiny else big
     for op, options, rows, inputs, outputs in sizes:
         for backward in (False, True):
             if backward and op in ("sparse24", "topk_mlp"):
                 continue
-            name = f"{op} {inputs} x {outputs}, {rows} rows{', with gradients' if backward else ''}"
+            given = ", ".join(f"{k}={v}" for k, v in options.items())
+            name = f"{op}({given})" if given else op
+            name += f" {inputs} x {outputs}, {rows} rows{', with gradients' if backward else ''}"
             yield name, functools.partial(_product, op, options, rows, inputs, outputs, backward)
 
 
