@@ -5,8 +5,6 @@ import logging
 import os
 import resource
 import shutil
-import sys
-import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from tests.checkpoint.conftest import META, items, like, names, save
-from vit_jax.checkpoint import Checkpoints, load_params, restore, writing
+from vit_jax.checkpoint import Checkpoints, load_params, restore
 from vit_jax.types import UserError
 
 
@@ -117,21 +115,3 @@ def test_damaged_metrics_of_a_checkpoint_end_nothing(tmp_path, caplog, text):
     assert names(tmp_path) == [6, 7]
     assert ("no longer considered for the best" in caplog.text) == (text in ("", "{{{", "[1]"))
     assert load_params(tmp_path)[2].name == "7"
-
-
-def test_what_the_storage_prints_of_a_failed_write_is_kept_off_and_nothing_else(tmp_path, monkeypatch, caplog):
-    shown = []
-    monkeypatch.setattr(sys, "unraisablehook", lambda args: shown.append(args.exc_value))
-    writing._hush.__wrapped__()
-    closed, other = RuntimeError("Event loop is closed"), RuntimeError("another")
-    for error in (closed, other):
-        sys.unraisablehook(types.SimpleNamespace(exc_value=error))
-    assert shown == [other]
-    logger, text = logging.getLogger("asyncio"), "Future exception was never retrieved"
-    with caplog.at_level(logging.ERROR):
-        logger.error(text, exc_info=OSError(errno.ENOSPC, "No space left on device"))
-        assert not caplog.records
-        logger.error(text, exc_info=OSError(errno.EIO, "of somebody else"))
-        logger.error("Task was destroyed but it is pending!")
-    assert len(caplog.records) == 2
-    logger.removeFilter(logger.filters[-1])

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import logging
 import math
 import pathlib
-import sys
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
@@ -16,7 +14,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vit_jax.checkpoint import schema
+from vit_jax.checkpoint import noise, schema
 from vit_jax.checkpoint.places import BEST, FOLDER, find, sign, steps
 from vit_jax.checkpoint.schema import MAX_META, META, NewerSchema, Unsuitable
 from vit_jax.checkpoint.sums import checksums, text_sum
@@ -81,13 +79,14 @@ def read_item(folder: pathlib.Path, name: str, like: Any = None) -> Any:
     Raises:
       UserError: it is missing or damaged.
     """
+    noise.hush()
     try:
         return _read(folder.absolute() / name, like)
     except NewerSchema:
         raise
     except Exception as e:  # orbax and tensorstore raise a dozen unrelated types for damaged files
         reason = (str(e) or type(e).__name__).splitlines()[0][:160]
-    _forget_failed_read()
+    noise.forget_failed_read()
     raise UserError(f"checkpoint {folder} cannot be read ({name}: {reason}).")
 
 
@@ -120,15 +119,6 @@ def _read(path: pathlib.Path, like: Any) -> Any:
     if damaged := [key for key, value in checksums(tree, about.get("schema", 1)).items() if expected[key] != value]:
         raise ValueError(f"the checksum of {damaged[0]} is wrong")
     return tree
-
-
-def _forget_failed_read() -> None:
-    """Collects the coroutines that orbax abandons when a read fails: later they would litter the terminal."""
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    try:
-        gc.collect(1)  # they are young; all objects of a large program would take seconds
-    finally:
-        sys.unraisablehook = hook
 
 
 def load_params(path: str | pathlib.Path, like: Any = None) -> tuple[Any, dict[str, Any], pathlib.Path]:

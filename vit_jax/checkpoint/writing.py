@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 import pathlib
-import re
-import sys
-import traceback
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
-from vit_jax.checkpoint import schema
+from vit_jax.checkpoint import noise, schema
 from vit_jax.checkpoint.places import BEST, FOLDER, kept, sign, steps
 from vit_jax.checkpoint.sums import checksums, text_sum
 from vit_jax.io import atomic, jsonfile
@@ -58,7 +54,7 @@ class Checkpoints:
                 "variables": ocp.StandardCheckpointHandler(),
                 "meta": ocp.JsonCheckpointHandler(),
             }
-        _hush()
+        noise.hush()
         for step in steps(self.folder) if jax.process_index() == 0 else ():
             _check_metrics(step / "metrics" / "metrics")
         with _writing(self.folder):
@@ -129,27 +125,3 @@ def _check_metrics(path: pathlib.Path) -> None:
         if path.is_file():
             log.warning("%s The checkpoint is not affected, but is no longer considered for the best.", e)
             path.rename(path.with_name("damaged"))
-
-
-@functools.cache
-def _hush() -> None:
-    """Keeps off the terminal, once for the process, what the storage prints of writes that it gave up.
-
-    It abandons an event loop when a write fails, and each of the others, as it ends, finds that the loop is closed; and
-    asyncio logs the errors that nobody fetched. The first error is raised, and is all that matters.
-    """
-    shown = sys.unraisablehook
-
-    def hook(unraisable: Any) -> None:
-        if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
-            shown(unraisable)
-
-    def heard(record: logging.LogRecord) -> bool:
-        error = record.exc_info[1] if record.exc_info else None
-        if "exception was never retrieved" not in record.getMessage() or not isinstance(error, Exception):
-            return True
-        files = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
-        return not (atomic.is_full(error) or any(re.search(r"\b(orbax|tensorstore)\b", file) for file in files))
-
-    sys.unraisablehook = hook
-    logging.getLogger("asyncio").addFilter(heard)
