@@ -44,11 +44,20 @@ def test_reasons():
 
 
 def test_elsewhere_only_whole_maps_are_dense(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     assert (
         dense_is_faster(*args(1576, 768, 3072, 32, 0.5)) is None
         and dense_is_faster(*args(5, 64, 64, 32, 1.0)) is not None
     )
+
+
+def test_on_a_gpu_small_blocks_are_dense(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert dense_is_faster(*args(1576, 768, 3072, 64, 0.25, "bfloat16")) == (
+        "blocks of 64, below 128, are slower on a GPU than the dense map from 512 rows on"
+    )
+    for rows, block, dtype in ((511, 64, "bfloat16"), (1576, 128, "bfloat16"), (1576, 64, "float32")):
+        assert dense_is_faster(*args(rows, 768, 3072, block, 0.25, dtype)) is None
 
 
 def test_it_is_said_once(caplog, rng):
