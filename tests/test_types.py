@@ -2,7 +2,7 @@
 
 import pytest
 
-from vit_jax.types import Stopped, UsageError, UserError
+from vit_jax.types import Stopped, Stuck, UsageError, UserError
 
 
 def test_errors_are_value_errors_and_usage_is_the_narrower():
@@ -13,4 +13,4 @@ def test_errors_are_value_errors_and_usage_is_the_narrower():
 
 
 def test_errors_say_with_which_status_a_command_ends():
-    assert [error.status for error in (UserError, UsageError, Stopped)] == [1, 2, 75]
+    assert [error.status for error in (UserError, UsageError, Stopped, Stuck)] == [1, 2, 75, 75]

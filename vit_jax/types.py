@@ -47,3 +47,7 @@ class Stopped(UserError):
     """A run that ended before its end, with all that it needs to go on: the same command does (EX_TEMPFAIL)."""
 
     status = 75
+
+
+class Stuck(Stopped):
+    """Threads wait for what may never come, a read for one: Python would wait for them, so a command leaves at once."""

@@ -11,7 +11,7 @@ import pytest
 import vit_jax
 from vit_jax import cli
 from vit_jax.cli import COMMANDS, main
-from vit_jax.types import UserError
+from vit_jax.types import Stuck, UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -108,6 +108,18 @@ def test_ctrl_c_is_a_failure_and_says_so(monkeypatch, capsys):
     monkeypatch.setattr(cli.models, "run", stop)
     assert main(["models"]) == 1
     assert capsys.readouterr().err == "vit_jax models: interrupted.\n"
+
+
+@pytest.mark.parametrize("words", [["models"], ["models", "--verbose"]])
+def test_a_process_with_threads_that_never_end_leaves_at_once(monkeypatch, capsys, words):
+    def stop(_):
+        raise Stuck("example 3 is being read.")
+
+    left = []
+    monkeypatch.setattr(cli.models, "run", stop)
+    monkeypatch.setattr(os, "_exit", left.append)
+    cli.main(words)
+    assert left == [75] and "vit_jax models: example 3 is being read." in capsys.readouterr().err
 
 
 def test_what_was_given_up_is_not_warned_about(monkeypatch):

@@ -1,3 +1,6 @@
+import threading
+import time
+
 import numpy as np
 import pytest
 
@@ -6,6 +9,7 @@ from vit_jax.data.reader import Filled, Reader
 from vit_jax.data.sources.captioned import WithTokenizer
 from vit_jax.data.sources.fake import Fake
 from vit_jax.data.text import TextConfig
+from vit_jax.io import reads
 from vit_jax.types import UserError
 
 
@@ -100,3 +104,26 @@ def test_labels_of_images_without_classes_are_zero():
 
     with pytest.raises(UserError, match=r"the label 1 of fake\[0\] is outside 0\.\.0"):
         read(Labelled(2), [0])
+
+
+def test_what_takes_too_long_is_named():
+    """By its number, and by its file where that is known."""
+    begun, end = threading.Event(), threading.Event()
+
+    class Hung(Titled):
+        def __getitem__(self, i):
+            with reads.reading("/disk/a.jpg"):
+                begun.set()
+                end.wait()
+            return super().__getitem__(i)
+
+    reader = Reader(Hung(8), 4, TRAINING, "eval", "raise", timeout=0.05)
+    batch = reader.empty(np.array([5]))
+    thread = threading.Thread(target=reader.fill, args=(batch, slice(None)))
+    thread.start()
+    begun.wait()
+    time.sleep(0.06)
+    assert reader.overdue() == "example 5 (/disk/a.jpg)"
+    end.set()
+    thread.join()
+    assert reader.overdue() == "" and batch["mask"].all()

@@ -9,6 +9,7 @@ import argparse
 import importlib
 import io
 import logging
+import os
 import re
 import sys
 import warnings
@@ -113,10 +114,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         reason, status = "interrupted.", 1
     except Exception as e:
         reason, status = _reason(e)
-        if args.verbose or not reason:
+        if (args.verbose and not _is_stuck(e)) or not reason:
             raise
+        if _is_stuck(e):
+            print(f"vit_jax {args.command}: {reason}", file=sys.stderr, flush=True)
+            sys.stdout.flush()
+            os._exit(status)
     print(f"vit_jax {args.command}: {reason}", file=sys.stderr)
     return status
+
+
+def _is_stuck(error: Exception) -> bool:
+    """Whether this process would wait for its threads for ever."""
+    from vit_jax.types import Stuck
+
+    return isinstance(error, Stuck)
 
 
 def _reason(error: Exception) -> tuple[str, int]:

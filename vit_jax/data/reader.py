@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+import time
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -11,12 +13,15 @@ from vit_jax.data.framing import Framing
 from vit_jax.data.image import MAX_PIXELS, decode
 from vit_jax.data.sources.base import Source, Unreadable, valid_captions
 from vit_jax.data.text import TextCodec
+from vit_jax.io import reads
 from vit_jax.types import UserError
 
 OnError = Literal["raise", "skip"]
 Mode = Literal["train", "eval"]
 MAX_SKIPPED = 0.01
 """Share of a source's examples that ``on_error="skip"`` may leave out (one of them always may)."""
+TIMEOUT = 300.0
+"""Seconds that one example may take: a disk that is only busy, or tried again, takes less."""
 
 
 class Filled(NamedTuple):
@@ -41,6 +46,8 @@ class Reader:
     mode: Mode
     on_error: OnError
     max_pixels: int = MAX_PIXELS
+    timeout: float = TIMEOUT
+    _begun: dict[int, tuple[float, int]] = dataclasses.field(default_factory=dict, init=False, compare=False)
 
     @property
     def may_skip(self) -> int:
@@ -70,6 +77,7 @@ class Reader:
         for row in range(*rows.indices(len(batch["mask"]))):
             while batch["mask"][row]:
                 index = int(batch["index"][row])
+                self._begun[threading.get_ident()] = time.monotonic(), index
                 try:
                     truncated += self._read(index, batch, row, 0 if draws is None else int(draws[row]))
                     break
@@ -77,11 +85,21 @@ class Reader:
                     if self.on_error == "raise":
                         raise UserError(f"{e}; repair or remove it, or set data.on_error='skip'.") from None
                     unreadable[index] = str(e)
+                finally:
+                    del self._begun[threading.get_ident()]
                 if self.mode == "train" and len(unreadable) <= self.may_skip:  # beyond that the consumer raises
                     batch["index"][row] = (index + 1) % len(self.source)
                 else:
                     batch["mask"][row] = False
         return Filled(unreadable, truncated)
+
+    def overdue(self) -> str:
+        """What a thread has been reading for more than ``timeout`` seconds, as part of a sentence; "" if none has."""
+        now = time.monotonic()
+        for thread, (begun, index) in list(self._begun.items()):
+            if now - begun > self.timeout:
+                return f"example {index}{f' ({what})' if (what := reads.by(thread)) else ''}"
+        return ""
 
     def _read(self, index: int, batch: dict[str, np.ndarray], row: int, draw: int) -> int:
         """Fills one row; returns how many of its captions did not fit."""
