@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import heapq
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from vit_jax.io import store
 from vit_jax.types import UserError
 
 SUFFIXES = (
@@ -76,11 +77,12 @@ _IMAGE, _OTHER, _HIDDEN, _AGAIN = range(4)
 
 def _walk(root: str | Path, deep: bool) -> Iterator[tuple[int, str]]:
     """Which list of a :class:`Listing` each path belongs to."""
-    seen = {_identity(str(p)) for p in Path(os.path.realpath(root)).parents}
+    root = os.fspath(root)
+    seen = set() if store.is_address(root) else {_identity(str(p)) for p in Path(os.path.realpath(root)).parents}
     real, links = [""], list[str]()  # links wait, so that what is listed twice keeps its own name
     while real or links:
         below = real.pop() if real else heapq.heappop(links)
-        folder = os.path.join(root, below)
+        folder = os.path.join(root, below) if below else root
         if (identity := _identity(folder)) in seen:
             yield _AGAIN, below
             continue
@@ -106,7 +108,9 @@ def folders(root: str | Path) -> list[str]:
     return sorted(names, key=os.fsencode)
 
 
-def _identity(folder: str) -> tuple[int, int]:
+def _identity(folder: str) -> tuple[int, int] | str:
+    if store.is_address(folder):
+        return folder
     try:
         found = os.stat(folder)
     except OSError as e:
@@ -114,8 +118,10 @@ def _identity(folder: str) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _entries(folder: str) -> list[os.DirEntry[str]]:
+def _entries(folder: str) -> Sequence[os.DirEntry[str] | store.Entry]:
     try:
+        if store.is_address(folder):
+            return store.entries(folder)
         with os.scandir(folder) as entries:
             return list(entries)
     except OSError as e:

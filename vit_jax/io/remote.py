@@ -10,40 +10,16 @@ import pathlib
 import re
 import shutil
 import urllib.parse
-from collections.abc import Mapping
 from typing import Any
 
 from vit_jax.io import atomic, cache, hub
 from vit_jax.io.extras import needed
+from vit_jax.io.store import anonymous, http, loopback, public
 from vit_jax.io.tensors import check_download, check_head, missing
 from vit_jax.types import UserError
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-"""Hosts that may be asked without encryption."""
 REFRESH = "VIT_JAX_REFRESH"
 """The variable that, set to 1, has files fetched again that are kept already."""
-SILENCE = 60.0
-"""Seconds after which a server that sends nothing is given up."""
-_ADDRESS = re.compile(r"([A-Za-z][\w+.-]*://)([^\s'\"]*)")
-
-
-def public(text: str) -> str:
-    """``text`` with every address in it stripped of what may give access: user and password, query and fragment.
-
-    Example:
-      >>> public("https://me:secret@host/vit.npz?token=x")
-      'https://host/vit.npz'
-    """
-    return _ADDRESS.sub(lambda found: found[1] + re.split("[?#]", _anonymous(found[2]))[0], text)
-
-
-def _anonymous(address: str) -> str:
-    """What follows ``://`` without user and password, even one with letters that ought to be quoted."""
-    host = re.split("[/?#]", address)[0]
-    if "@" in host:
-        return address[host.rindex("@") + 1 :]
-    _, colon, port = host.partition(":")
-    return address.rpartition("@")[2] if colon and not port.isdigit() and host[:1] != "[" else address
 
 
 def fetch(source: str) -> pathlib.Path:
@@ -76,7 +52,7 @@ def fetch(source: str) -> pathlib.Path:
             raise ValueError("a character that none has")
     except ValueError as e:
         raise UserError(f"{shown!r} is no address ({e}).") from None
-    if not (scheme in ("gs", "https") or _loopback(source)):
+    if not (scheme in ("gs", "https") or loopback(source)):
         raise UserError(
             f"{shown!r} cannot be fetched; give a path, hf://ORG/NAME, gs://BUCKET/FILE or https://HOST/FILE."
         )
@@ -96,17 +72,12 @@ def remedy(path: pathlib.Path) -> str:
     return f" ({REFRESH}=1 fetches it again)" if path.is_relative_to(downloads()) else ""
 
 
-def _loopback(url: str) -> bool:
-    address = urllib.parse.urlsplit(url)
-    return address.scheme == "http" and address.hostname in LOOPBACK
-
-
 def _fetch_url(url: str, name: str) -> pathlib.Path:
     shown, url = public(url), url.partition("#")[0]
     if name in ("", ".", "..") or "\\" in name or "\0" in name or cache.length(name) > cache.MAX_NAME:
         raise UserError(f"{shown!r} names no file; give the address of one, such as https://host/model.safetensors.")
     scheme, _, rest = url.partition("://")
-    path = downloads() / hashlib.sha256(f"{scheme}://{_anonymous(rest)}".encode()).hexdigest() / name
+    path = downloads() / hashlib.sha256(f"{scheme}://{anonymous(rest)}".encode()).hexdigest() / name
     if path.is_file() and os.environ.get(REFRESH, "") in ("", "0"):
         return path
     files, remote = _open_remote(url, shown)
@@ -185,20 +156,4 @@ def _open_remote(url: str, shown: str) -> tuple[Any, str]:
     with needed(f"fetching {shown!r}", "remote"):
         from fsspec.core import url_to_fs
 
-        return url_to_fs(url, **(_http(url) if url.startswith("http") else {}))
-
-
-def _http(url: str) -> Mapping[str, Any]:
-    """Options of an HTTP client that gives a silent server up and is led nowhere else than where it may be sent."""
-    import aiohttp
-
-    async def redirected(session: Any, context: Any, params: Any) -> None:
-        del session, context
-        target = urllib.parse.urljoin(str(params.url), params.response.headers.get("Location", ""))
-        if not (target.startswith("https://") or (_loopback(url) and _loopback(target))):
-            raise UserError(f"{public(url)!r} leads to {public(target)!r}, which is not encrypted; it was not fetched.")
-
-    trace = aiohttp.TraceConfig()
-    trace.on_request_redirect.append(redirected)
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)
-    return {"client_kwargs": {"trace_configs": [trace], "timeout": timeout}, "skip_instance_cache": True}
+        return url_to_fs(url, **(http(url) if url.startswith("http") else {}))

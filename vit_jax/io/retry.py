@@ -19,6 +19,8 @@ WAITS = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
 """Seconds before each further try, of which each caller takes between a half and one and a half: the hosts of a run,
 which fail together, are not to come back together. Some 13 seconds in all.
 """
+LIMIT = 60.0
+"""Seconds after which there is no further try, however long each takes: some clients wait by themselves."""
 PASSING = frozenset(
     getattr(errno, name)
     for name in (
@@ -47,13 +49,15 @@ def retried(call: Callable[[], T], what: str) -> T:
       what: the path or the address that it is about, for :func:`counts` and for the log.
 
     Raises:
-      Exception: what ``call`` raises; of errors that may pass the last one, once :data:`WAITS` are over.
+      Exception: what ``call`` raises; of errors that may pass the last one, once :data:`WAITS` or
+        :data:`LIMIT` are over.
     """
+    begun = time.monotonic()
     for wait in WAITS:
         try:
             return call()
         except Exception as e:
-            if not passing(e):
+            if not passing(e) or time.monotonic() - begun + wait > LIMIT:
                 raise
             _count(root(what), e)
         time.sleep(wait * _random.uniform(0.5, 1.5))

@@ -21,6 +21,7 @@ from vit_jax.data.sources.pairs_file import open_csv, open_jsonl
 from vit_jax.data.sources.parquet import open_parquet
 from vit_jax.data.sources.tar import open_tar, write_tar
 from vit_jax.data.sources.tfds import open_tfds
+from vit_jax.io import store
 from vit_jax.types import UserError
 
 SOURCES: dict[str, Callable[..., Source]] = {
@@ -90,13 +91,19 @@ def _opened(path: str, split: str, holdout: float | int, seed: int, templates: t
     if not path:
         raise UserError("data.path is empty; name the images, for example --config.data.path=folder:/my/images")
     kind, _, rest = path.partition(":")
-    if kind not in SOURCES and (kind.startswith(("/", ".", "~")) or os.path.exists(path)):
+    store.check(path, query=True)
+    if kind not in SOURCES and (kind.startswith(("/", ".", "~")) or store.is_address(path) or os.path.exists(path)):
         of = KINDS.get(os.path.splitext(path)[1].lower(), "folder")
         raise UserError(f"the path {path!r} does not say what it holds; write for example '{of}:{path}'.")
     opener = lookup({**kinds(), **SOURCES}, kind, "source")
     if kind == "mix" and templates:
         opener = functools.partial(opener, templates=templates)
-    return opener(rest, split, holdout=holdout, seed=seed)
+    try:
+        return opener(rest, split, holdout=holdout, seed=seed)
+    except OSError as e:
+        if isinstance(e, UserError) or not store.is_address(rest):
+            raise
+        raise UserError(f"the data at {rest} cannot be read ({e.strerror}).") from e
 
 
 def named(path: Source | str) -> str:

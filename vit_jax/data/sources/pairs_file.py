@@ -16,7 +16,7 @@ from vit_jax.data.sources import columns
 from vit_jax.data.sources.base import Info, Record, Source, Strings, as_captions, digest, read_image
 from vit_jax.data.sources.columns import Label, Named, as_label, numbered
 from vit_jax.data.sources.shards import open_shards
-from vit_jax.io import jsonfile, text
+from vit_jax.io import files, jsonfile, store, text
 from vit_jax.types import UserError
 
 SEPARATORS = "\t;|,"
@@ -46,9 +46,8 @@ class PairsFile:
         captions: dict[str, tuple[str, ...]] = {}
         labels: dict[str, Label | None] = {}
         for table in tables:
-            folder = os.path.dirname(os.path.abspath(table))
             for row in rows(table, named):
-                image = _image(row, folder)
+                image = _image(row, table)
                 captions[image] = captions.get(image, ()) + row.captions
                 if labels.setdefault(image, row.label) != row.label:
                     raise UserError(
@@ -67,8 +66,9 @@ class PairsFile:
         self.paths = Strings.pack(list(captions))
         self.captions = Strings.pack([text for texts in captions.values() for text in texts])
         self.ends = np.cumsum(counts)
-        moved = len(os.path.commonpath([min(captions), max(captions)]))  # where the files lie does not matter
-        known = digest([path[moved:] for path in captions], self.captions, self.ends, names, self.labels)
+        plain = [path.partition("://")[2] if store.is_address(path) else path for path in captions]
+        moved = len(os.path.commonpath([min(plain), max(plain)]))  # where the files lie does not matter
+        known = digest([path[moved:] for path in plain], self.captions, self.ends, names, self.labels)
         most = int(counts.max())
         self.info = Info(names, len(captions), notes, captions=most if names else max(1, most), digest=known)
 
@@ -85,7 +85,7 @@ class PairsFile:
         return record
 
 
-def _image(row: Row, folder: str) -> str:
+def _image(row: Row, table: str) -> str:
     if not row.path:
         raise UserError(f"{row.where} names no image.")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", row.path):
@@ -93,12 +93,13 @@ def _image(row: Row, folder: str) -> str:
             f"{row.where} names the address {row.path[:80]!r}; fetch the images first, for example with img2dataset, "
             "and name local files or use its tar shards."
         )
-    return os.path.normpath(os.path.join(folder, os.path.expanduser(row.path)))
+    path = files.beside(table, row.path if store.is_address(table) else os.path.expanduser(row.path))
+    return path if store.is_address(path) else os.path.normpath(path)
 
 
 def _spelled(path: str) -> str:
     """The path as the disk spells it: a table from a Mac may write é as two characters."""
-    if path.isascii() or os.path.lexists(path):
+    if path.isascii() or store.is_address(path) or os.path.lexists(path):
         return path
     others = (unicodedata.normalize(form, path) for form in ("NFC", "NFD"))
     return next((other for other in others if os.path.lexists(other)), path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import functools
-import os
 import threading
 from typing import Any
 
@@ -15,6 +14,7 @@ from vit_jax.data.sources.base import Info, Record, Source, Unreadable, as_capti
 from vit_jax.data.sources.columns import Named
 from vit_jax.data.sources.parquet_columns import as_bytes, labels_of, open_file, read_part, reason
 from vit_jax.data.sources.shards import open_shards
+from vit_jax.io import files
 from vit_jax.types import UserError
 
 _CACHED_GROUPS = 4
@@ -116,7 +116,7 @@ def _image(value: Any, name: str, table: str) -> bytes:
     if data:
         return data
     if isinstance(path, str) and path:
-        return read_image(os.path.join(os.path.dirname(os.path.abspath(table)), path))
+        return read_image(files.beside(table, path))
     raise Unreadable(f"{name} holds no image")
 
 

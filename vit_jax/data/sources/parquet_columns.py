@@ -9,7 +9,7 @@ import numpy as np
 from vit_jax.config import suggest
 from vit_jax.data.sources import columns
 from vit_jax.data.sources.columns import Named
-from vit_jax.io import jsonfile, text
+from vit_jax.io import jsonfile, store, text
 from vit_jax.io.extras import needed
 from vit_jax.types import UserError
 
@@ -40,8 +40,10 @@ def open_file(path: str) -> Any:
     with needed("a parquet: source", "parquet"):
         import pyarrow.parquet
     try:
-        return pyarrow.parquet.ParquetFile(path)
+        return pyarrow.parquet.ParquetFile(store.open_read(path, 0) if store.is_address(path) else path)
     except (OSError, ValueError, MemoryError) as e:  # pyarrow's errors are of these kinds
+        if store.is_address(path) and isinstance(e, OSError) and e.strerror:
+            raise UserError(f"{path} cannot be read ({e.strerror}).") from None
         raise UserError(f"{path} is truncated or no parquet file ({reason(e)}).") from None
 
 

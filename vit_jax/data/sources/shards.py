@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import glob
+import glob as globbing
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from typing import Any
 from vit_jax.data.sources import splits
 from vit_jax.data.sources.base import Source, align, take_split
 from vit_jax.data.sources.folder import missing_path
-from vit_jax.io import images
+from vit_jax.io import files, images, store
 from vit_jax.types import UserError
 
 MAX_SHARDS = 2**17
@@ -40,12 +40,12 @@ def find_shards(kind: str, pattern: str, suffixes: tuple[str, ...], split: str) 
     if "\0" in pattern or pattern.count("{") > 32:
         raise UserError(f"'{kind}:{pattern[:80]!r}' is no pattern of files.")
     pattern = os.path.expanduser(pattern)
-    if os.path.isdir(pattern):
-        return _in_folder(pattern, suffixes, split)
+    if not (store.is_address(pattern) and globbing.has_magic(pattern.replace("{", "*"))) and files.is_dir(pattern):
+        return _in_folder(pattern.rstrip("/") if store.is_address(pattern) else pattern, suffixes, split)
     paths: list[str] = []
     for one in expand_braces(pattern):
-        found = sorted(glob.glob(one)) if glob.has_magic(one) and not os.path.exists(one) else [one]
-        if not found or not os.path.isfile(found[0]):
+        found = files.glob(one) if globbing.has_magic(one) and not files.exists(one) else [one]
+        if not found or not (store.is_address(pattern) or files.is_file(found[0])):  # a store tells when it is opened
             raise UserError(missing_path(kind, one, "file") if not found or found == [one] else f"no file {found[0]}.")
         paths += found
         if len(paths) > MAX_SHARDS:
@@ -114,7 +114,7 @@ def _part(path: str) -> str | None:
 
 def _files(folder: str, suffixes: tuple[str, ...]) -> list[str]:
     """Sorted names of the files in a folder that end so, in any case; hidden ones are none."""
-    return sorted(n for n in os.listdir(folder) if n.lower().endswith(suffixes) and not n.startswith("."))
+    return sorted(n for n in files.names(folder) if n.lower().endswith(suffixes) and not n.startswith("."))
 
 
 def expand_braces(pattern: str) -> Iterator[str]:

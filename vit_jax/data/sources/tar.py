@@ -20,9 +20,9 @@ import numpy as np
 from vit_jax.data.sources.base import Info, Record, Source, Strings, Unreadable, digest
 from vit_jax.data.sources.folder import canonical_key
 from vit_jax.data.sources.shards import open_shards
-from vit_jax.data.sources.tar_index import ShardIndex, load_index
+from vit_jax.data.sources.tar_index import ShardIndex, load_indexes
 from vit_jax.data.sources.tar_members import parse_captions
-from vit_jax.io import atomic, text
+from vit_jax.io import atomic, files, text
 from vit_jax.types import UserError
 
 
@@ -30,7 +30,7 @@ class Tar:
     """All images of some shards in canonical order, (label, path without its suffix): see :class:`.folder.Folder`."""
 
     def __init__(self, paths: list[str]):
-        shards = [load_index(path) for path in paths]
+        shards = load_indexes(paths)
         class_names, tables = _merge_labels(shards, paths)
         labels = np.concatenate([table[shard.code] for shard, table in zip(shards, tables, strict=True)])
         names = Strings.concatenate([shard.names for shard in shards])
@@ -68,11 +68,7 @@ class Tar:
 def _read(path: str, places: list[tuple[int, int]], name: str) -> list[bytes]:
     """The bytes at each (offset, size)."""
     try:  # opened each time: a few microseconds, and nothing to share among threads, pickle or close
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            found = [os.pread(fd, size, offset) for offset, size in places]
-        finally:
-            os.close(fd)
+        found = files.ranges(path, places)
     except OSError as e:
         raise Unreadable(f"the image {name} cannot be read ({e.strerror})") from None
     for data, (_, size) in zip(found, places, strict=True):
@@ -116,8 +112,8 @@ def write_tar(source: Source, pattern: str, *, shard_size: int = 10_000) -> list
     paths = _shard_names(pattern, len(starts))
     try:
         with contextlib.ExitStack() as stack:
-            files = [stack.enter_context(atomic.new_file(pathlib.Path(path))) for path in paths]
-            for file, start in zip(files, starts, strict=True):
+            new = [stack.enter_context(atomic.new_file(pathlib.Path(path))) for path in paths]
+            for file, start in zip(new, starts, strict=True):
                 _write_shard(source, file, range(start, min(start + shard_size, len(source))))
     except OSError as e:
         raise UserError(f"the shards {pattern!r} cannot be written ({e.strerror or e}); choose another place.") from e

@@ -5,6 +5,7 @@ The cache (:mod:`vit_jax.io.cache`) is keyed by path, size and time of change, a
 
 from __future__ import annotations
 
+import concurrent.futures
 import hashlib
 import logging
 import os
@@ -26,13 +27,15 @@ from vit_jax.data.sources.tar_members import (
     parse_captions,
     parse_label,
 )
-from vit_jax.io import atomic, cache
+from vit_jax.io import atomic, cache, files, store
 from vit_jax.io.images import SUFFIXES
 from vit_jax.types import UserError
 
 log = logging.getLogger(__name__)
 
 _VERSION = 3
+AT_A_TIME = 16
+"""Shards at addresses whose headers are asked for at the same time."""
 INDEXES = 2 * 10**9
 """Bytes of indexes that are kept."""
 
@@ -67,14 +70,29 @@ class _Text(NamedTuple):
     captions: int
 
 
+def load_indexes(paths: list[str]) -> list[ShardIndex]:
+    """See :func:`load_index`; those at addresses several at a time, as headers are asked for one after the other."""
+    if not any(map(store.is_address, paths)):
+        return [load_index(path) for path in paths]
+    with concurrent.futures.ThreadPoolExecutor(AT_A_TIME) as pool:
+        return list(pool.map(load_index, paths))
+
+
 def load_index(path: str) -> ShardIndex:
     """The index of a shard, from the cache if the file has not changed since.
 
     Raises:
       UserError: the file is empty, truncated, compressed or no tar; a label is missing or cannot be read.
     """
-    stat = os.stat(path)
-    identity = f"{_VERSION}|{os.path.abspath(path)}|{stat.st_size}|{stat.st_mtime_ns}"
+    try:
+        version, size = files.version(path)
+    except OSError as e:
+        raise UserError(f"the tar file {path} cannot be read ({e.strerror}).") from e
+    if size == 0:
+        raise UserError(f"the tar file {path} is empty (0 bytes); fetch or write it again.")
+    if not version:
+        return build_index(path)
+    identity = f"{_VERSION}|{version}"
     cached = cache.folder() / f"tar-{hashlib.sha256(identity.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.npz"
     try:
         with open(cached, "rb") as f, np.load(f, allow_pickle=False) as z:
@@ -89,8 +107,6 @@ def load_index(path: str) -> ShardIndex:
 
 def build_index(path: str) -> ShardIndex:
     """Reads the headers, labels and captions of a shard, see :func:`load_index`."""
-    if os.path.getsize(path) == 0:
-        raise UserError(f"the tar file {path} is empty (0 bytes); fetch or write it again.")
     images: list[tuple[str, int, int]] = []
     links: list[tuple[str, str]] = []  # of images: name -> what it leads to
     labels: dict[str, tuple[int, str]] = {}
@@ -100,7 +116,7 @@ def build_index(path: str) -> ShardIndex:
     errors: list[tuple[UserError, bool]] = []
     once = _Once(path)
     others = 0
-    with open(path, "rb") as file:
+    with files.open_regular(path) as file:
         for member, content in members(path, file):
             name = member.name.removeprefix("./")
             stem, suffix = os.path.splitext(name)
