@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -188,7 +189,69 @@ def describe(tree: Any, shardings: Any) -> str:
     return "\n".join([*rows, f"{'total per device':112s} {bytes_per_device(tree, shardings):>12,d} B"])
 
 
+def host_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """Which rows of a global batch the devices of this host hold, ascending: int64[rows].
+
+    It follows from the mesh alone. Hosts whose devices share the rows of ``replica`` and ``fsdp``, where ``tensor``
+    reaches over hosts, hold the same ones.
+    """
+    held = data_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[index] for index in held]))
+
+
 def put(batch: Mapping[str, Array], mesh: Mesh) -> dict[str, jax.Array]:
-    """This host's rows of a batch -> global arrays sharded over the mesh."""
+    """This host's rows of a batch, as :func:`host_rows` names them -> global arrays sharded over the mesh."""
     sharding = data_sharding(mesh)
-    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+    shards = math.prod(mesh.shape[axis] for axis in BATCH)
+    here = len(host_rows(mesh, shards))
+
+    def whole(x: Array) -> jax.Array:
+        assert len(x) % here == 0, (x.shape, here)
+        size = len(x) // here * shards
+        rows = host_rows(mesh, size)
+
+        def of(index: Any) -> Any:
+            first, last, _ = index[0].indices(size)
+            begin = np.searchsorted(rows, first)
+            return x[begin : begin + last - first]
+
+        return jax.make_array_from_callback((size, *x.shape[1:]), sharding, of)
+
+    return {k: whole(v) for k, v in batch.items()}
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """Arrays that every host has in full -> global arrays under ``shardings``, each device given its part alone.
+
+    What is a ``jax.ShapeDtypeStruct`` stays one. ``jax.device_put`` would first send every array through the network,
+    to compare it between hosts.
+    """
+
+    def one(x: Any, layout: NamedSharding) -> Any:
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return x
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, layout, lambda index: host[index])
+
+    return jax.tree.map(one, tree, shardings)
+
+
+def gather_hosts(mesh: Mesh) -> Callable[[np.ndarray], Array]:
+    """``f(values int32[n]) -> int32[hosts, n]``: what every host gave, in the order of hosts, the same on all of them.
+
+    Every host calls ``f`` as often as the others, with as many values. Nobody waits: on several hosts the result is an
+    array on the devices.
+    """
+    hosts = jax.process_count()
+    if hosts == 1:
+        return lambda values: values[None]
+    owners = [device.process_index for device in mesh.devices.flat]
+    firsts = np.array([owners.index(host) for host in range(hosts)])
+    layout, whole = NamedSharding(mesh, P(AXES)), NamedSharding(mesh, P())
+    run = jax.jit(lambda x: x[firsts], out_shardings=whole)
+
+    def gather(values: np.ndarray) -> jax.Array:
+        shape = (mesh.size, len(values))
+        return run(jax.make_array_from_callback(shape, layout, lambda _: values[None]))  # one row a device
+
+    return gather

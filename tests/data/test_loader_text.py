@@ -46,7 +46,7 @@ def test_captions_are_functions_of_seed_and_position(pairs):
         for index, row, draw in zip(batch["index"], batch["text"], draws, strict=True):
             assert source.info.encoder.decode(row) == source[int(index)]["captions"][int(draw) % 6]
     for hosts in (2, 4, 8):
-        parts = [train(source, process_index=p, process_count=hosts, **options) for p in range(hosts)]
+        parts = [train(source, places=places, **options) for places in np.split(np.arange(24), hosts)]
         joined = [{k: np.concatenate([b[k] for b in batch]) for k in keys} for batch in zip(*parts, strict=True)]
         assert len(joined) == 5 and all(equal(a, b, keys) for a, b in zip(joined, whole, strict=True))
     resumed = list(train(source, start_step=3, **options))
@@ -81,8 +81,8 @@ def test_an_image_gets_other_captions_in_other_epochs():
 def test_evaluation_has_every_caption_once(pairs, hosts):
     _, source = pairs
     parts = [
-        list(eval_batches(source, batch_size=99, canvas=16, workers=2, process_index=p, process_count=hosts))
-        for p in range(hosts)
+        list(eval_batches(source, batch_size=99, canvas=16, workers=2, places=places))
+        for places in np.split(np.arange(99), hosts)
     ]
     batches = [{k: np.concatenate([b[k] for b in step]) for k in step[0]} for step in zip(*parts, strict=True)]
     assert len(batches) == 6 and set(batches[0]) == KEYS | {"text", "captions"}
@@ -120,7 +120,7 @@ def test_bad_captions_are_skipped_alike_by_any_number_of_hosts():
     assert "a caption of fake[5] is empty" in whole_batches.unreadable[5]
     texts = [source.info.encoder.decode(row) for b in whole for row in b["text"]]
     assert "" not in texts and {int(i) for b in whole for i in b["index"]} == set(range(300)) - {5, 6}
-    parts = [train(source, steps=75, on_error="skip", process_index=p, process_count=2) for p in range(2)]
+    parts = [train(source, steps=75, on_error="skip", places=np.arange(4 * p, 4 * p + 4)) for p in range(2)]
     joined = [{k: np.concatenate([b[k] for b in batch]) for k in keys} for batch in zip(*parts, strict=True)]
     assert all(equal(a, b, keys) for a, b in zip(joined, whole, strict=True))
     with pytest.raises(UserError, match=r"a caption of fake\[[56]\] is empty; repair or remove it"):

@@ -336,15 +336,3 @@ def test_mistakes_are_sentences_and_leave_nothing(tiny, workdir, change, text):
 
 def lines(path):
     return path.read_text().splitlines(keepends=True)
-
-
-def test_meter_measures_waiting(tiny, one_device, workdir):
-    meter = loop.Meter(one_device(tiny()), workdir)
-    meter.push(1, {"loss": np.float32(1), "update_norm": np.float32(1), "finite": np.ones(3, bool)})
-    with meter.waiting():
-        time.sleep(0.05)
-    meter.flush()
-    speed = meter.speed()
-    assert 0.5 < speed["speed/waiting"] <= 1
-    assert 0 < speed["speed/images_per_s"] <= 16 / 0.05
-    assert speed["speed/mfu"] > 0

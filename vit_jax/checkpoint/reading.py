@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import math
 import pathlib
@@ -14,6 +15,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from vit_jax import hosts
 from vit_jax.checkpoint import noise, schema
 from vit_jax.checkpoint.places import BEST, FOLDER, find, sign, steps
 from vit_jax.checkpoint.schema import MAX_META, META, NewerSchema, Unsuitable
@@ -36,7 +38,8 @@ def restore(
 ) -> tuple[int, dict[str, Any]] | None:
     """The newest readable checkpoint of a run, as (step, items and ``meta``); None if there is none at all.
 
-    Damaged newer ones are reported and moved aside, because their steps are about to be computed again.
+    Damaged newer ones are reported and moved aside, because their steps are about to be computed again. All hosts take
+    the same one.
 
     Args:
       workdir: the run's folder, which must be the caller's alone: another's live checkpoints look like damaged ones.
@@ -44,10 +47,13 @@ def restore(
       check: asked of every checkpoint before its arrays are read.
 
     Raises:
-      UserError: there are checkpoints, and none can be read; whatever ``check`` raises.
+      UserError: there are checkpoints, and none can be read, or only some of the hosts can read one; whatever ``check``
+        raises.
     """
     damaged: list[tuple[pathlib.Path, UserError]] = []
-    for folder in steps(workdir / FOLDER):
+    listed = json.loads(hosts.share("the checkpoints", json.dumps([p.name for p in steps(workdir / FOLDER)]))[0])
+    for folder in (workdir / FOLDER / name for name in listed):
+        problem = None
         try:
             found = {"meta": read_item(folder, "meta")}
             check(found["meta"], folder)
@@ -55,17 +61,29 @@ def restore(
         except Unsuitable:
             raise
         except UserError as e:
-            log.warning("%s Trying the checkpoint before it.", e)
-            damaged.append((folder, e))
+            problem = e
+        _check_alike(folder, problem)
+        if problem is not None:
+            log.warning("%s Trying the checkpoint before it.", problem)
+            damaged.append((folder, problem))
             continue
-        for bad, _ in damaged if jax.process_index() == 0 else ():
+        for bad, _ in damaged if hosts.first() else ():
             free = (bad.with_name(f"damaged-{bad.name}{f'-{i}' if i else ''}") for i in itertools.count())
             aside = bad.rename(next(path for path in free if not path.exists()))
             log.warning("The damaged checkpoint now lies in %s.", aside)
+        hosts.barrier("the damaged checkpoints")  # nobody lists them before they are moved
         return int(folder.name), found
     if damaged:
         raise UserError(f"{damaged[0][1]} No other checkpoint of the run can be read; start in a new workdir.")
     return None
+
+
+def _check_alike(folder: pathlib.Path, problem: UserError | None) -> None:
+    """Raises :class:`UserError` where some hosts could read a checkpoint and others not: damage is the same for all."""
+    found = hosts.share(f"checkpoint {folder.name}", str(problem or ""))
+    failed = [host for host, text in enumerate(found) if text]
+    if 0 < len(failed) < len(found):
+        raise UserError(f"{hosts.name(failed[0])} cannot read what others can: {found[failed[0]]}")
 
 
 def read_item(folder: pathlib.Path, name: str, like: Any = None) -> Any:

@@ -21,6 +21,7 @@ META: dict[str, Any] = {
     "data": dict[str, dict[str, Any]] | None,
     "rows": int | None,
     "patience": dict[str, Any] | None,
+    "goodput": dict[str, Any] | None,
 }
 """Keys of ``meta`` and their types; None stands for those that a checkpoint may lack."""
 

@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -104,17 +104,19 @@ class DataConfig(Checked):
         return WithTokenizer(source, text.encoder(), first=use == "train" and text.choose == "first")
 
 
-def positions(step: int, *, batch_size: int, process_index: int = 0, process_count: int = 1) -> np.ndarray:
-    """Where this host's rows of the batch of ``step`` lie in the stream of examples: int64[batch_size / process_count].
+def positions(step: int, *, batch_size: int, places: np.ndarray | None = None) -> np.ndarray:
+    """Where the rows at ``places`` of the batch of ``step`` lie in the stream of examples, which is cut into batches.
 
-    The stream is cut into batches; a host takes consecutive rows of each.
+    Args:
+      step: counts batches from 0.
+      batch_size: rows of the global batch.
+      places: int64[rows] in ``range(batch_size)``, of the rows that a host holds; None for all.
     """
-    rows = batch_size // process_count
-    return step * batch_size + process_index * rows + np.arange(rows, dtype=np.int64)
+    return step * batch_size + (np.arange(batch_size, dtype=np.int64) if places is None else places)
 
 
-def train_rows(step: int, *, n: int, seed: int, **rows: int) -> np.ndarray:
-    """Example indices of this host's rows of the batch of ``step``, as many as :func:`positions`.
+def train_rows(step: int, *, n: int, seed: int, **rows: Any) -> np.ndarray:
+    """Example indices of the rows of the batch of ``step`` that :func:`positions` is asked for.
 
     The stream of examples is one permutation of ``range(n)`` per epoch, one after the other; batches run across the
     borders of epochs.
@@ -128,13 +130,13 @@ def train_rows(step: int, *, n: int, seed: int, **rows: int) -> np.ndarray:
     return out
 
 
-def eval_rows(step: int, *, n: int, **rows: int) -> np.ndarray:
+def eval_rows(step: int, *, n: int, **rows: Any) -> np.ndarray:
     """Like :func:`train_rows` in the source's own order; -1 are the padding rows after the last example."""
     position = positions(step, **rows)
     return np.where(position < n, position, -1)
 
 
-def caption_draws(step: int, *, seed: int, **rows: int) -> np.ndarray:
+def caption_draws(step: int, *, seed: int, **rows: Any) -> np.ndarray:
     """uint64 numbers, one for each of :func:`positions`: modulo how many captions an image has, they choose one.
 
     A function of the seed and the position alone, so any number of hosts and any first step choose alike.
@@ -166,6 +168,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
     ):
         self.unreadable: dict[int, str] = {}
         self.truncated = 0
+        self._told = (0, 0)
         self._reader, self._rows, self._draws = reader, rows, draws
         self._steps, self._prefetch = iter(steps), prefetch
         threads = workers or min(32, os.cpu_count() or 1)
@@ -195,7 +198,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
                 filled = task.result()
                 self.unreadable |= filled.unreadable
                 self.truncated += filled.truncated
-            self._check_skipped()
+            self.check_skipped(self.unreadable)
         except BaseException:
             self.close()
             raise
@@ -209,12 +212,19 @@ class Batches(Iterator[dict[str, np.ndarray]]):
             tasks = [self._pool.submit(self._reader.fill, batch, slice(i, i + _CHUNK), draws) for i in starts]
             self._ahead.append((batch, tasks))
 
-    def _check_skipped(self) -> None:
-        if self.skipped > self._reader.may_skip:
-            total, first = len(self._reader.source), min(self.unreadable)
+    def news(self) -> tuple[list[int], int]:
+        """Which examples were found to be unreadable, and how many captions were cut, since the last call."""
+        known, cut = self._told
+        self._told = len(self.unreadable), self.truncated
+        return list(itertools.islice(self.unreadable, known, None)), self.truncated - cut
+
+    def check_skipped(self, unreadable: Collection[int]) -> None:
+        """Raises :class:`UserError` where these, those of other hosts among them, are more than may be left out."""
+        if len(unreadable) > self._reader.may_skip:
+            total, first = len(self._reader.source), min(unreadable)
             raise UserError(
-                f"at least {self.skipped} of {total} examples are unreadable, more than {MAX_SKIPPED:.0%}; "
-                f"for one, {self.unreadable[first]}."
+                f"at least {len(unreadable)} of {total} examples are unreadable, more than {MAX_SKIPPED:.0%}; "
+                f"for one, {self.unreadable.get(first, f'example {first}, on another host')}."
             )
 
 
@@ -226,8 +236,7 @@ def train_batches(
     canvas: int,
     start_step: int = 0,
     steps: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    places: np.ndarray | None = None,
     on_error: OnError = "raise",
     max_pixels: int = MAX_PIXELS,
     workers: int | None = None,
@@ -237,24 +246,23 @@ def train_batches(
 
     Args:
       source: training examples.
-      batch_size: rows of the global batch, a multiple of ``process_count``; this host's share is yielded.
+      batch_size: rows of the global batch.
       seed: random seed of the order of examples and of the choice among captions.
       canvas: side of the images; the whole image is squashed onto it.
       start_step: first step, for resuming.
       steps: total number of steps of the run.
-      process_index: number of this host.
-      process_count: number of hosts.
+      places: int64[rows], which rows of every global batch to yield, :func:`vit_jax.sharding.host_rows` for instance;
+        None yields all.
       on_error: an unreadable image is an error (``"raise"``), or replaced, counted and reported (``"skip"``).
       max_pixels: an image with more is unreadable, but for a JPEG.
       workers: threads that read and decode; None means one per core, at most 32.
       prefetch: number of batches made ahead.
 
     Raises:
-      UserError: more hosts than examples; while iterating, an unreadable image or too many of them.
+      UserError: batches that do not fit into memory; while iterating, an unreadable image or too many of them.
     """
-    _check_hosts(source, batch_size, process_count)
-    _check_memory(batch_size // process_count, canvas, prefetch)
-    here = {"batch_size": batch_size, "process_index": process_index, "process_count": process_count}
+    _check_memory(batch_size if places is None else len(places), canvas, prefetch)
+    here: dict[str, Any] = {"batch_size": batch_size, "places": places}
     rows = functools.partial(train_rows, n=len(source), seed=seed, **here)
     draws = functools.partial(caption_draws, seed=seed, **here) if source.info.encoder else None
     order = itertools.count(start_step) if steps is None else range(start_step, steps)
@@ -268,8 +276,7 @@ def eval_batches(
     batch_size: int,
     canvas: int,
     frame: Framing = CENTER,
-    process_index: int = 0,
-    process_count: int = 1,
+    places: np.ndarray | None = None,
     on_error: OnError = "raise",
     max_pixels: int = MAX_PIXELS,
     workers: int | None = None,
@@ -280,10 +287,8 @@ def eval_batches(
     ``frame`` says how an image becomes the canvas; the last batch is padded with masked rows (zero image, label and
     index).
     """
-    _check_hosts(source, batch_size, process_count)
-    _check_memory(batch_size // process_count, canvas, prefetch)
-    hosts = {"process_index": process_index, "process_count": process_count}
-    rows = functools.partial(eval_rows, n=len(source), batch_size=batch_size, **hosts)
+    _check_memory(batch_size if places is None else len(places), canvas, prefetch)
+    rows = functools.partial(eval_rows, n=len(source), batch_size=batch_size, places=places)
     order = range(-(-len(source) // batch_size))
     return Batches(Reader(source, canvas, frame, "eval", on_error, max_pixels), rows, order, workers, prefetch)
 
@@ -295,9 +300,3 @@ def _check_memory(rows: int, canvas: int, prefetch: int) -> None:
             f"{prefetch + 1} batches of {rows:,} images of {canvas} px take {need / 2**30:,.0f} GiB; this machine has "
             f"{have / 2**30:,.0f}; lower batch_size, data.canvas or data.prefetch."
         )
-
-
-def _check_hosts(source: Source, batch_size: int, process_count: int) -> None:
-    assert batch_size > 0 and batch_size % process_count == 0, (batch_size, process_count)
-    if process_count > len(source):
-        raise UserError(f"{process_count} hosts share {len(source)} examples; use at most {len(source)} hosts.")

@@ -218,7 +218,7 @@ def _need(program: jax.stages.Compiled) -> int:
 
 def _rate(built: Setup, program: Any, examples: Any, size: int) -> float:
     """Examples a second of the fastest of some steps; what is read is repeated to fill the batch."""
-    rows = size // jax.process_count()
+    rows = len(sharding.host_rows(built.mesh, size))
     batch = sharding.put({k: np.resize(v, (rows, *v.shape[1:])) for k, v in examples.items()}, built.mesh)
     state, frozen, seconds = built.init(), built.step.frozen_inputs(), []
     for _ in range(1 + ROUNDS):

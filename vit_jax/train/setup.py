@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from vit_jax import sharding
+from vit_jax import hosts, sharding
 from vit_jax.config import Duration, known, suggest
 from vit_jax.data.framing import TRAINING
 from vit_jax.data.loader import Batches, Reader, eval_batches, train_batches
@@ -119,13 +120,19 @@ class Setup:
             canvas=c.data.canvas,
             start_step=start_step,
             steps=self.total_steps,
-            **_reading(c),
+            **self._reading(c.batch_size),
         )
 
     def evaluate(self, params: Params | Variables, source: Source | None = None) -> Report:
-        """All evaluators over ``source`` (by default the validation split), their metrics in one report."""
+        """All evaluators over ``source`` (by default the validation split), their metrics in one report.
+
+        On several hosts the metrics are those of the first to the last bit, as decisions follow from them.
+        """
         found: dict[Any, dict[Any, Any]] = {evaluator.data: {} for evaluator in self.config.evaluators}
-        return combine([self._report(e, params, source, found[e.data]) for e in self.config.evaluators])
+        report = combine([self._report(e, params, source, found[e.data]) for e in self.config.evaluators])
+        found_here = json.dumps(report.metrics, default=np.generic.item)
+        report.metrics.update(json.loads(hosts.share("what an evaluation found", found_here)[0]))
+        return report
 
     def _report(
         self, evaluator: Evaluator, params: Params | Variables, source: Source | None, found: dict[Any, Any]
@@ -149,7 +156,7 @@ class Setup:
             given = (self.model, self.apply, params, c.objective, info, names, read, self.programs, found)
             context = EvalContext(*given)
             report = evaluator(context)
-            if skipped := sum(b.skipped for b in opened):
+            if skipped := sum(map(int, hosts.share("the unreadable examples", str(sum(b.skipped for b in opened))))):
                 report.metrics["unreadable"] = float(skipped)
             return prefixed(report, evaluator.prefix)
 
@@ -159,7 +166,13 @@ class Setup:
         most = min(c.eval_batch_size or c.batch_size, len(source))  # what is more would be padding
         size = _round_up(most, self.mesh.shape["replica"] * self.mesh.shape["fsdp"])
         source = source if rows is None else Subset(source, rows)
-        return eval_batches(source, batch_size=size, canvas=c.data.canvas, frame=c.data.frame, **_reading(c))
+        return eval_batches(source, batch_size=size, canvas=c.data.canvas, frame=c.data.frame, **self._reading(size))
+
+    def _reading(self, batch_size: int) -> dict[str, Any]:
+        """How this host reads, and which rows of batches of that size."""
+        c = self.config.data
+        how = {"on_error": c.on_error, "max_pixels": c.max_pixels, "workers": c.workers, "prefetch": c.prefetch}
+        return {**how, "places": sharding.host_rows(self.mesh, batch_size)}
 
     def _prepared(self, batch: Batch, transform: Transform | None) -> Batch:
         """A host's batch on the devices, its canvas transformed, ready for the model."""
@@ -176,17 +189,6 @@ def _steps(duration: Duration, batch_size: int, num_examples: int, total: int | 
 
 def _round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
-
-
-def _reading(c: TrainConfig) -> dict[str, Any]:
-    return {
-        "on_error": c.data.on_error,
-        "max_pixels": c.data.max_pixels,
-        "workers": c.data.workers,
-        "prefetch": c.data.prefetch,
-        "process_index": jax.process_index(),
-        "process_count": jax.process_count(),
-    }
 
 
 def build(config: TrainConfig, devices: Any = None, train: Source | None = None) -> Setup:

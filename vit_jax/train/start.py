@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from vit_jax import checkpoint, models, sharding
+from vit_jax import __version__, checkpoint, models, sharding
 from vit_jax.compress.restructure import linear_maps, restructure, specs
 from vit_jax.config import known
 from vit_jax.convert import Stored, run_folder
@@ -69,9 +69,9 @@ def start(setup: Setup, workdir: pathlib.Path) -> tuple[TrainState, str]:
         return state, f"continues {folder}{_changed(setup, about)}{_rate(setup, int(state.step))}"
     if c.init:
         params, variables, name, notes = _initial(setup, c.init)
-        place = lambda x, s: x if isinstance(x, jax.ShapeDtypeStruct) else jax.device_put(x, s)  # noqa: E731
-        params = jax.tree.map(place, params, setup.shardings.params)
-        return setup.init(params, variables), noted(f"starts from {name}", notes)
+        return setup.init(sharding.place(params, setup.shardings.params), variables), noted(
+            f"starts from {name}", notes
+        )
     return setup.init(), "starts from scratch"
 
 
@@ -220,8 +220,21 @@ def _check_labels(setup: Setup, about: Mapping[str, Any], folder: pathlib.Path) 
 
 def _data(setup: Setup) -> dict[str, dict[str, Any]]:
     """What decides which examples a step sees, as a checkpoint keeps it."""
-    parts = {"training": setup.train, "validation": setup.val}
-    return {name: {"examples": len(part), "digest": part.info.digest} for name, part in parts.items()}
+    return {"training": _part(setup.train), "validation": _part(setup.val)}
+
+
+def _part(source: Source) -> dict[str, Any]:
+    return {"examples": len(source), "digest": source.info.digest}
+
+
+def facts(setup: Setup, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """What is to be the same on all hosts of a run, as plain data; ``raw`` is its whole configuration."""
+    sources = {**_data(setup), **{f"{path} {part}": _part(s) for (path, part), s in setup.eval_sources.items()}}
+    encoder = setup.train.info.encoder
+    tokens = None if encoder is None else checkpoint.text_sum(text.to_meta(encoder))
+    names = checkpoint.text_sum(list(setup.train.info.class_names))
+    versions = {"vit_jax": __version__, "jax": jax.__version__}
+    return {"config": raw, "data": sources, "class names": names, "tokenizer": tokens, "versions": versions}
 
 
 def _changes(setup: Setup, about: Mapping[str, Any]) -> list[str]:
@@ -340,7 +353,7 @@ def _resized(setup: Setup, path: str | pathlib.Path) -> tuple[Params | Variables
     log.warning(
         "%s was trained with images of %d px and is evaluated with %d px: %s.", name, was, now, "; ".join(notes)
     )
-    params = jax.tree.map(jax.device_put, params, setup.shardings.params)
+    params = sharding.place(params, setup.shardings.params)
     return (params if variables is None else Variables(params, variables)), folder
 
 

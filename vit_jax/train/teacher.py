@@ -57,10 +57,11 @@ def load(config: TrainConfig, model: nn.Module, class_names: Sequence[str], mesh
     if found.preprocess.size != size:
         notes.append(f"it knows images of {found.preprocess.size} px and sees {size} px")
     say(noted(f"the teacher is {found.source}", [*found.notes, *notes]))
-    placed = jax.tree.map(jax.device_put, params, sharding.param_shardings(boxed, mesh))
+    placed = sharding.place(params, sharding.param_shardings(boxed, mesh))
     if not found.variables:
         return Teacher(placed, ModelFn(theirs))
-    others = jax.device_put(found.variables, NamedSharding(mesh, PartitionSpec()))
+    whole = NamedSharding(mesh, PartitionSpec())
+    others = sharding.place(found.variables, jax.tree.map(lambda _: whole, found.variables))
     return Teacher(Variables(placed, others), ModelFn(theirs))
 
 
