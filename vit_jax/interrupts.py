@@ -22,11 +22,11 @@ def delivered() -> Iterator[None]:
     which JAX has one: SIGINT then comes once more, a little later. In comparisons of its own JAX makes a
     ``ValueError`` of whatever is raised.
     """
-    before = sys.unraisablehook
+    before, inside = sys.unraisablehook, True
 
     def again() -> None:
         time.sleep(AGAIN)
-        if sys.unraisablehook is hook:
+        if inside:
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     def hook(ignored: sys.UnraisableHookArgs) -> None:
@@ -46,6 +46,7 @@ def delivered() -> Iterator[None]:
             raise KeyboardInterrupt from e
         raise
     finally:
+        inside = False
         sys.unraisablehook = before
 
 

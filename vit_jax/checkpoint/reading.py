@@ -51,7 +51,7 @@ def restore(
         raises.
     """
     damaged: list[tuple[pathlib.Path, UserError]] = []
-    listed = json.loads(hosts.share("the checkpoints", json.dumps([p.name for p in steps(workdir / FOLDER)]))[0])
+    listed = jsonfile.loads(hosts.share("the checkpoints", json.dumps([p.name for p in steps(workdir / FOLDER)]))[0])
     for folder in (workdir / FOLDER / name for name in listed):
         problem = None
         try:

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from vit_jax import hosts, sharding
 from vit_jax.config import difference
+from vit_jax.io import jsonfile
 from vit_jax.train.progress import say
 from vit_jax.types import UsageError
 
@@ -133,7 +134,7 @@ def check_same(facts: Mapping[str, Any]) -> None:
     Raises:
       UsageError: ``facts``, plain data, are not the same everywhere; on every host, with the same sentence.
     """
-    everyone = [json.loads(text) for text in hosts.share("what run this is", json.dumps(facts, sort_keys=True))]
+    everyone = [jsonfile.loads(text) for text in hosts.share("what run this is", json.dumps(facts, sort_keys=True))]
     for host, theirs in enumerate(everyone):
         if changes := list(itertools.islice(difference(everyone[0], theirs), 4)):
             which = "; ".join(f"{key}: {was!r:.60} -> {now!r:.60}" for key, was, now in changes)

@@ -24,6 +24,7 @@ from vit_jax.data.sources import Source
 from vit_jax.data.sources.base import Subset
 from vit_jax.evals import EvalContext, Evaluator, Report, combine
 from vit_jax.evals.base import Split, Transform, prefixed, reported
+from vit_jax.io import jsonfile
 from vit_jax.models import ModelFn, Variables, cost
 from vit_jax.objectives import Apply
 from vit_jax.optim import build as build_optimizer
@@ -131,7 +132,7 @@ class Setup:
         found: dict[Any, dict[Any, Any]] = {evaluator.data: {} for evaluator in self.config.evaluators}
         report = combine([self._report(e, params, source, found[e.data]) for e in self.config.evaluators])
         found_here = json.dumps(report.metrics, default=np.generic.item)
-        report.metrics.update(json.loads(hosts.share("what an evaluation found", found_here)[0]))
+        report.metrics.update(jsonfile.loads(hosts.share("what an evaluation found", found_here)[0]))
         return report
 
     def _report(
