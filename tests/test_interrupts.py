@@ -1,7 +1,10 @@
 """Ctrl-C in places that would lose it."""
 
 import gc
+import os
+import pty
 import signal
+import subprocess
 import sys
 import time
 import weakref
@@ -104,3 +107,60 @@ def test_held_until_the_end():
         press()
         done.append("all of it")
     assert done
+
+
+def test_what_asks_to_stop_is_gathered_and_a_second_ctrl_c_interrupts():
+    """Schedulers send their signals more than once."""
+    before = [signal.getsignal(number) for number in interrupts.ASKS]
+    with interrupts.asked() as received:
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+            signal.raise_signal(number)
+        assert received == [signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP]
+        with pytest.raises(KeyboardInterrupt):
+            press()
+    assert [signal.getsignal(number) for number in interrupts.ASKS] == before
+    with interrupts.asked() as received:
+        press()
+        assert received == [signal.SIGINT]
+
+
+def test_what_is_ignored_or_used_stays_so():
+    used = []
+    old = [signal.signal(signal.SIGHUP, signal.SIG_IGN), signal.signal(signal.SIGUSR1, lambda *_: used.append(1))]
+    try:
+        with interrupts.asked() as received:
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGUSR1)
+        assert received == [] and used == [1]
+    finally:
+        for number, handler in zip((signal.SIGHUP, signal.SIGUSR1), old, strict=True):
+            signal.signal(number, handler)
+
+
+def test_a_closed_terminal_hears_no_more():
+    """A write to it would be an error, where a run still has to save."""
+    code = (
+        "import os, signal, time; from vit_jax import interrupts\n"
+        "os.open(os.ttyname(1), os.O_RDWR)\n"  # a session's first terminal is the one that ends it
+        "with interrupts.asked() as received:\n"
+        "    os.write(1, b'x')\n"
+        "    while not received: time.sleep(0.01)\n"
+        "    os.write(1, b'x'); os.write(2, b'x')\n"
+        "os._exit(received[0])"
+    )
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+    ) as process:
+        os.close(theirs)
+        assert os.read(ours, 1) == b"x"
+        os.close(ours)  # as a connection that breaks: the system sends SIGHUP
+        assert process.wait(60) == signal.SIGHUP
+
+
+def test_others_leave_at_once(monkeypatch):
+    left = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    with interrupts.left_on(signal.SIGTERM, 75, "stopped"):
+        signal.raise_signal(signal.SIGTERM)
+    assert left == [75] and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

@@ -1,14 +1,19 @@
-"""Ctrl-C that arrives as ``KeyboardInterrupt``, wherever Python is at that moment."""
+"""Signals: Ctrl-C that arrives wherever Python is at that moment, and what asks a run to stop."""
 
 from __future__ import annotations
 
 import _thread
 import contextlib
+import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
+
+ASKS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""Signals that ask a run to stop: Ctrl-C, a scheduler, a terminal that was closed, Slurm's notice beforehand."""
 
 AGAIN = 0.02
 """Seconds until an interruption that was lost comes again."""
@@ -58,3 +63,65 @@ def held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+@contextlib.contextmanager
+def asked() -> Iterator[list[int]]:
+    """Inside, each of :data:`ASKS` fills the list instead of ending the process, which stops where that is safe.
+
+    A Ctrl-C after any of them is a ``KeyboardInterrupt``: schedulers send theirs several times, people mean it. What is
+    ignored stays so, as SIGHUP under ``nohup``, and SIGUSR1 stays with whoever has a use for it. Once a terminal is
+    closed, nothing more is printed there, which would be an error.
+    """
+    received: list[int] = []
+    terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
+
+    def handle(number: int, _: Any) -> None:
+        if number == signal.SIGHUP:
+            _silence(terminals)
+        received.append(number)
+        if number == signal.SIGINT and len(received) > 1:
+            raise KeyboardInterrupt
+
+    with _handled({number: handle for number in ASKS if _may_take(number)}):
+        yield received
+
+
+@contextlib.contextmanager
+def left_on(number: int, status: int, sentence: str) -> Iterator[None]:
+    """Inside, a signal ends the process at once with ``status``, after a sentence."""
+
+    def leave(*_: Any) -> None:
+        with contextlib.suppress(OSError):
+            os.write(2, f"{sentence}\n".encode())
+        os._exit(status)
+
+    with _handled({number: leave}):
+        yield
+
+
+@contextlib.contextmanager
+def _handled(handlers: dict[int, Any]) -> Iterator[None]:
+    try:
+        old = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    except ValueError:  # not in the main thread, of a notebook server for instance
+        old = {}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _may_take(number: int) -> bool:
+    now = signal.getsignal(number)
+    if number in (signal.SIGHUP, signal.SIGUSR1):
+        return now == signal.SIG_DFL
+    return True
+
+
+def _silence(descriptors: list[int]) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in descriptors:
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)

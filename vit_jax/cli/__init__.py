@@ -6,11 +6,13 @@ Commands import the package inside ``run``, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import io
 import logging
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -59,6 +61,10 @@ JOINING = (*COMPUTING, "bench", "data")
 """Commands that may run on several hosts."""
 
 
+OUTSIDE = "vit_jax train: stopped before or after training; the same command goes on."
+"""What SIGTERM leads to, and exit status 75, where the loop is not there to save."""
+
+
 def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     """The parser of the whole command line, and those of its commands by name."""
     parser = argparse.ArgumentParser(prog="vit_jax", description="Vision Transformers in JAX, from images to results.")
@@ -101,7 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # names that are no UTF-8, or that a terminal cannot show
             stream.reconfigure(errors="backslashreplace")
     try:
-        with interrupts.delivered():
+        with interrupts.delivered(), contextlib.ExitStack() as stack:
+            if args.command == "train":
+                stack.enter_context(interrupts.left_on(signal.SIGTERM, 75, OUTSIDE))
             with interrupts.held():
                 if argv is None and args.command in REPEATING:
                     memory.restart()
