@@ -13,7 +13,7 @@ from vit_jax.data.loader import DataConfig, eval_batches, eval_rows, train_batch
 from vit_jax.data.sources import open_source
 from vit_jax.data.sources.base import Unreadable
 from vit_jax.data.sources.fake import Fake
-from vit_jax.types import UsageError, UserError
+from vit_jax.types import Stuck, UsageError, UserError
 
 KEYS = {"image", "size", "label", "mask", "index"}
 
@@ -229,6 +229,33 @@ def test_close_does_not_wait_for_what_has_not_begun():
     started.wait()
     batches.close()
     assert len(read) < 200
+
+
+@pytest.mark.parametrize("impatient", [True, False])
+def test_a_read_that_never_ends_ends_the_batches(monkeypatch, impatient):
+    """With a sentence; closing does not wait for it either, whether it took too long or somebody was impatient."""
+    begun, end = threading.Event(), threading.Event()
+
+    class Hung(Fake):
+        def __getitem__(self, i):
+            if i == 6:
+                begun.set()
+                end.wait()
+            return super().__getitem__(i)
+
+    monkeypatch.setattr("vit_jax.data.loader._GRACE", 0.05)
+    batches = eval_batches(Hung(8, 4, 2), batch_size=8, canvas=4, workers=2, timeout=300 if impatient else 0.1)
+    try:
+        if not impatient:
+            with pytest.raises(Stuck, match=r"^example 6 is being read for more than 0\.1 s \(data\.timeout\); look"):
+                next(batches)
+        begun.wait()
+        batches.close()
+        assert alive()
+    finally:
+        end.set()
+    for thread in alive():
+        thread.join()
 
 
 def test_more_hosts_than_examples():

@@ -24,16 +24,17 @@ from vit_jax.data.framing import CENTER, TRAINING, Framing
 from vit_jax.data.image import MAX_PIXELS
 from vit_jax.data.permute import hash64, make_key, permute
 from vit_jax.data.prompts import read_templates
-from vit_jax.data.reader import MAX_SKIPPED, OnError, Reader
+from vit_jax.data.reader import MAX_SKIPPED, TIMEOUT, Filled, OnError, Reader
 from vit_jax.data.sources import Source, named, open_source
 from vit_jax.data.sources.base import HOLDOUT, align
 from vit_jax.data.sources.captioned import WithTokenizer
 from vit_jax.data.sources.mixture import Mixture
 from vit_jax.data.text import TextConfig
-from vit_jax.types import UserError
+from vit_jax.types import Stuck, UserError
 
 _NO_EPOCH = -1  # names the seed's use for captions, as epochs name its uses for the order
 _CHUNK = 16  # rows one task decodes: enough to hide its cost, few enough to share a batch among threads
+_GRACE = 10.0  # seconds that closing waits for what is being read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,7 @@ class DataConfig(Checked):
       max_pixels: an image with more is unreadable, but for a JPEG, which can be decoded at a fraction of its size.
       workers: threads that read and decode; None means one per core, at most 32.
       prefetch: number of batches made ahead of the device.
+      timeout: seconds that reading one example may take; then the run ends, and names it.
     """
 
     path: Source | str
@@ -65,6 +67,7 @@ class DataConfig(Checked):
     max_pixels: Annotated[int, Range(1, 2**40)] = resumable(MAX_PIXELS)
     workers: Annotated[int, Range(1, 1024)] | None = resumable(None)
     prefetch: Annotated[int, Range(1, 1024)] = resumable(3)
+    timeout: Annotated[float, Range(0.1, 10**6)] = resumable(TIMEOUT)
 
     def open(self, split: Literal["train", "val"], classes: tuple[str, ...] | None = None) -> Source:
         """The source of one split; validation labels are counted in the classes of training.
@@ -174,6 +177,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         threads = workers or min(32, os.cpu_count() or 1)
         self._pool = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="vit_jax_data")
         self._ahead: collections.deque[tuple[dict[str, np.ndarray], list]] = collections.deque()
+        self._tasks: list[concurrent.futures.Future[Filled]] = []  # of the batch that is waited for
         self._read_ahead()
 
     @property
@@ -182,20 +186,23 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         return len(self.unreadable)
 
     def close(self) -> None:
-        """Stops the threads; what was made ahead is dropped."""
+        """Stops the threads; what was made ahead is dropped. One that reads and does not end is left alone."""
         self._steps = iter(())
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        tasks = [t for _, tasks in [({}, self._tasks), *self._ahead] for t in tasks if not t.cancelled()]
+        reading = concurrent.futures.wait(tasks, 0 if self._reader.overdue() else _GRACE).not_done
         self._ahead.clear()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.shutdown(wait=not reading)
 
     def __next__(self) -> dict[str, np.ndarray]:
         if not self._ahead:
             self.close()
             raise StopIteration
-        batch, tasks = self._ahead.popleft()
+        batch, self._tasks = self._ahead.popleft()
         try:
             self._read_ahead()
-            for task in tasks:
-                filled = task.result()
+            for task in self._tasks:
+                filled = self._waited(task)
                 self.unreadable |= filled.unreadable
                 self.truncated += filled.truncated
             self.check_skipped(self.unreadable)
@@ -203,6 +210,17 @@ class Batches(Iterator[dict[str, np.ndarray]]):
             self.close()
             raise
         return batch
+
+    def _waited(self, task: concurrent.futures.Future[Filled]) -> Filled:
+        """The result of ``task``; raises :class:`Stuck` where what a thread reads takes too long."""
+        limit = self._reader.timeout
+        while not concurrent.futures.wait([task], limit / 10).done:
+            if what := self._reader.overdue():
+                raise Stuck(
+                    f"{what} is being read for more than {limit:g} s (data.timeout); look whether the disk or the "
+                    "server still answers, then run the same command again."
+                )
+        return task.result()
 
     def _read_ahead(self) -> None:
         while len(self._ahead) < self._prefetch and (step := next(self._steps, None)) is not None:
@@ -241,6 +259,7 @@ def train_batches(
     max_pixels: int = MAX_PIXELS,
     workers: int | None = None,
     prefetch: int = 3,
+    timeout: float = TIMEOUT,
 ) -> Batches:
     """The batches of steps ``start_step`` to ``steps - 1`` (without end for None); see :func:`train_rows`.
 
@@ -257,6 +276,7 @@ def train_batches(
       max_pixels: an image with more is unreadable, but for a JPEG.
       workers: threads that read and decode; None means one per core, at most 32.
       prefetch: number of batches made ahead.
+      timeout: seconds that reading one example may take.
 
     Raises:
       UserError: batches that do not fit into memory; while iterating, an unreadable image or too many of them.
@@ -266,7 +286,7 @@ def train_batches(
     rows = functools.partial(train_rows, n=len(source), seed=seed, **here)
     draws = functools.partial(caption_draws, seed=seed, **here) if source.info.encoder else None
     order = itertools.count(start_step) if steps is None else range(start_step, steps)
-    reader = Reader(source, canvas, TRAINING, "train", on_error, max_pixels)
+    reader = Reader(source, canvas, TRAINING, "train", on_error, max_pixels, timeout)
     return Batches(reader, rows, order, workers, prefetch, draws)
 
 
@@ -281,6 +301,7 @@ def eval_batches(
     max_pixels: int = MAX_PIXELS,
     workers: int | None = None,
     prefetch: int = 3,
+    timeout: float = TIMEOUT,
 ) -> Batches:
     """Every example once, in order; all hosts yield equally many batches. Arguments as for :func:`train_batches`.
 
@@ -290,7 +311,7 @@ def eval_batches(
     _check_memory(batch_size if places is None else len(places), canvas, prefetch)
     rows = functools.partial(eval_rows, n=len(source), batch_size=batch_size, places=places)
     order = range(-(-len(source) // batch_size))
-    return Batches(Reader(source, canvas, frame, "eval", on_error, max_pixels), rows, order, workers, prefetch)
+    return Batches(Reader(source, canvas, frame, "eval", on_error, max_pixels, timeout), rows, order, workers, prefetch)
 
 
 def _check_memory(rows: int, canvas: int, prefetch: int) -> None:

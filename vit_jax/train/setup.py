@@ -172,7 +172,8 @@ class Setup:
     def _reading(self, batch_size: int) -> dict[str, Any]:
         """How this host reads, and which rows of batches of that size."""
         c = self.config.data
-        how = {"on_error": c.on_error, "max_pixels": c.max_pixels, "workers": c.workers, "prefetch": c.prefetch}
+        keys = ("on_error", "max_pixels", "workers", "prefetch", "timeout")
+        how = {key: getattr(c, key) for key in keys}
         return {**how, "places": sharding.host_rows(self.mesh, batch_size)}
 
     def _prepared(self, batch: Batch, transform: Transform | None) -> Batch:
