@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 
 from vit_jax.cli import options
 
@@ -26,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     """Trains."""
     import vit_jax as vj
     from vit_jax import config
-    from vit_jax.train import inherit, loop, setup, start
+    from vit_jax.train import inherit, setup, start
     from vit_jax.train.config import TrainConfig
     from vit_jax.train.progress import say, table
 
@@ -41,11 +40,7 @@ def run(args: argparse.Namespace) -> int:
             say(note)
         say(table(setup.describe(built)))
         return 0
-    try:
-        vj.train(raw, args.workdir)
-    except loop.Interrupted as e:
-        print(f"vit_jax train: {e}", file=sys.stderr, flush=True)
-        os._exit(1)  # without waiting for threads; nothing is left to be written
+    vj.train(raw, args.workdir)
     return 0
 
 

@@ -32,14 +32,16 @@ from vit_jax.train.patience import Patience
 from vit_jax.train.progress import Progress, say, table
 from vit_jax.train.setup import Setup, build
 from vit_jax.train.state import TrainState
-from vit_jax.types import Stopped, UserError
+from vit_jax.types import Stopped, Stuck
 
 LOG_EVERY, POINTS = 10, 20
 """Steps from one row of the log to the next, where a run is long enough for as many rows as that."""
 
 
-class Interrupted(UserError):
+class Interrupted(Stuck):
     """A second Ctrl-C: wherever it fell, threads of the storage may be left that wait for ever."""
+
+    status = 1
 
 
 @dataclasses.dataclass(frozen=True)
