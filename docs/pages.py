@@ -38,7 +38,7 @@ ERRORS = (
 TOPICS = {
     "Configurations": "config configfile imports checks architectures models layers",
     "Data": "data augment",
-    "Training": "train find objectives losses optim sharding loggers checkpoint",
+    "Training": "train find plan objectives losses optim sharding loggers checkpoint",
     "Several hosts": "hosts launch",
     "Evaluation and prediction": "evals score predict decoding explain report metrics",
     "Weights of others": "convert create compress",

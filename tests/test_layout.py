@@ -25,7 +25,8 @@ TIERS = (
     ("sharding", "metrics"), ("data", "augment", "kernels"), ("layers",), ("models",),
     ("losses",), ("objectives",), ("optim",), ("checkpoint", "report", "decoding"), ("evals", "convert"), ("compress",),
     ("train",),
-    ("predict", "bench", "explain", "create", "find", "publish"), ("export", "score"), ("launch", "api"), ("cli",),
+    ("predict", "bench", "explain", "create", "find", "plan", "publish"), ("export", "score"), ("launch", "api"),
+    ("cli",),
     ("__main__",),
 )  # fmt: skip
 """A module imports from its own package and from tiers to the left, never from a neighbour in its tier."""

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from vit_jax.find import RateSweep as RateSweep
     from vit_jax.find import find_batch as find_batch
     from vit_jax.find import find_lr as find_lr
+    from vit_jax.plan import Plan as Plan
+    from vit_jax.plan import plan as plan
     from vit_jax.publish.push import Pushed as Pushed
     from vit_jax.publish.push import push as push
     from vit_jax.train.loop import Result as Result
@@ -55,6 +57,7 @@ HOMES = {
     "evals.base": "Report",
     "export.base": "Exported",
     "find": "find_lr find_batch RateSweep BatchSearch",
+    "plan": "plan Plan",
     "publish.push": "push Pushed",
     "train.loop": "Result",
     "types": "UsageError UserError",

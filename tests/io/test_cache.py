@@ -46,3 +46,7 @@ def test_sizes_and_names(monkeypatch):
         with pytest.raises(UserError, match=words):
             cache.check_size("a", size)
     assert cache.length("aé\ud800\udcff") == 9
+
+
+def test_the_code_has_a_checksum():
+    assert len(cache.code()) == 64 and cache.code() == cache.code()

@@ -30,6 +30,7 @@ from vit_jax.cli import (
     find,
     launch,
     models,
+    plan,
     predict,
     push,
     train,
@@ -39,6 +40,7 @@ from vit_jax.launch import memory
 MODULES = (
     train,
     find,
+    plan,
     evaluate,
     predict,
     embed,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import pathlib
 import re
 
+import vit_jax
 from vit_jax.types import UserError
 
 MAX_BYTES = "VIT_JAX_MAX_DOWNLOAD", 2**36
@@ -37,6 +39,14 @@ def trim(where: pathlib.Path, pattern: str, most: int) -> None:
         if total > most:
             with contextlib.suppress(OSError):
                 path.unlink()
+
+
+def code() -> str:
+    """SHA-256 of all Python files of this package: what they worked out is kept for as long as they stay the same."""
+    root, whole = pathlib.Path(vit_jax.__file__).parent, hashlib.sha256()
+    for path in sorted(root.glob("**/*.py")):
+        whole.update(path.read_bytes())
+    return whole.hexdigest()
 
 
 def keep_paired(where: pathlib.Path, suffix: str, other: str) -> None:
