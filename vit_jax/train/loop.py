@@ -6,9 +6,8 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -133,7 +132,7 @@ def _train(
 ) -> tuple[TrainState, Report | None]:
     c, first, total, report, every = setup.config, int(state.step), setup.total_steps, None, _lengths(setup)
     with contextlib.ExitStack() as stack:
-        stopped = stack.enter_context(_signals())
+        stopped = stack.enter_context(interrupts.asked())
         checkpoints = stack.enter_context(Checkpoints(path, keep=c.keep, best=c.best))
         writer = stack.enter_context(MetricsWriter(path, c.loggers))
         patience = Patience.resumed(c.best, c.patience, meta := _resume_log(writer, path, first))
@@ -250,24 +249,3 @@ def _finish(setup: Setup, path: pathlib.Path, step: int, report: Report) -> None
             plots.curves(rows, path / "curves.png")
     say(table({**found, f"best {name}": f"{summary[name]:.6g} at step {best['step']}"}))
     say(f"results.json{', curves.png and more are' if drawn else ' is'} in {path}")
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM fill the list instead of killing; the loop then saves and stops. A second one kills."""
-    received: list[int] = []
-
-    def handle(number: int, _: Any) -> None:
-        received.append(number)
-        if len(received) > 1:
-            raise KeyboardInterrupt
-
-    try:
-        old = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread, of a notebook server for instance
-        old = {}
-    try:
-        yield received
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
