@@ -83,7 +83,8 @@ def test_probes_share_features_and_show_mistakes(model, tmp_path, monkeypatch):
     assert {p.name for p in out.iterdir()} == {"results.json", *pictures}
     per_class = json.loads((out / "results.json").read_text())["knn"]["per_class"]
     assert [row["class"] for row in per_class] == ["also red", "blue", "green", "red"]
-    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+    one = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda: one)
     assert vj.evaluate(model, data=data, evaluators=probes).metrics == pytest.approx(report.metrics, abs=1e-6)
 
 

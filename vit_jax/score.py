@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vit_jax import config, sharding
+from vit_jax import config, hosts, sharding
 from vit_jax.augment import Augment
 from vit_jax.config import Imports
 from vit_jax.convert import Pretrained, read, run_folder
@@ -106,9 +106,8 @@ def _scored(
     rows = rows or (_default(found, parts["val"].info),)
     trained_with = run_folder.run_config(found).get("objective", "classify")
     objective = config.parse(Annotated[Any, config.Choice(OBJECTIVES, Objective)], trained_with, "objective")
-    mesh, programs = make_mesh(MeshConfig(), jax.local_devices()), dict[Any, Any]()
-    whole = NamedSharding(mesh, PartitionSpec())
-    params, apply = jax.device_put(found.params, whole), ModelFn(found.model, jax.device_put(found.variables, whole))
+    mesh, programs = make_mesh(MeshConfig()), dict[Any, Any]()
+    params, apply = _everywhere(found.params, mesh), ModelFn(found.model, _everywhere(found.variables, mesh))
     kept = collections.defaultdict[str | None, dict[Any, Any]](dict)
     reports: list[Report] = []
     classes: tuple[str, ...] = ()
@@ -122,11 +121,17 @@ def _scored(
         given = (found.model, apply, params, objective, info, found.class_names, reader, programs, kept[row.data])
         with jax.set_mesh(mesh):
             report = row(EvalContext(*given))
-        if reader.skipped:
-            report.metrics["unreadable"] = float(reader.skipped)
+        if skipped := sum(map(int, hosts.share("the unreadable examples", str(reader.skipped)))):
+            report.metrics["unreadable"] = float(skipped)
         reports.append(prefixed(report, row.prefix))
         classes = info.class_names if isinstance(row, Classify) or not classes else classes
     return dataclasses.replace(combine(reports), checkpoint=found.source), classes
+
+
+def _everywhere(tree: Any, mesh: Mesh) -> Any:
+    """``tree``, whole on each device of ``mesh``."""
+    whole = NamedSharding(mesh, PartitionSpec())
+    return sharding.place(tree, jax.tree.map(lambda _: whole, tree))
 
 
 def _default(found: Pretrained, info: Info) -> Evaluator:
@@ -183,6 +188,7 @@ class _Reader:
         batches = eval_batches(
             source if rows is None else Subset(source, rows), batch_size=size, canvas=p.host_canvas,
             frame=p.host_frame, on_error="skip", max_pixels=self._max_pixels,
+            places=sharding.host_rows(self._mesh, size),
         )  # fmt: skip
         try:
             for read_ in batches:

@@ -244,6 +244,6 @@ def test_the_layout_of_a_gpu_changes_nothing(monkeypatch, rng, linear):
 @pytest.mark.parametrize(("capability", "fused"), [("8.0", True), ("12.0", True), ("7.5", False), ("gfx90a", False)])
 def test_gpus_without_fused_attention_are_left_to_xla(monkeypatch, capability, fused):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(compute_capability=capability)])
+    monkeypatch.setattr(jax, "local_devices", lambda: [types.SimpleNamespace(compute_capability=capability)])
     run = dispatch.choose("attention", A.IMPLEMENTATIONS, None, *spec(197, 64), None)
     assert run is (A.attention_cudnn if fused else A.attention_xla)

@@ -69,7 +69,7 @@ def compare(
     if linear:
         return {**result, "share of the dense model's parameters": sizes[0] / sizes[1]}
     total = cost.flops(model, model.inputs(size)) * batch * (1 if kind == "forward" else 3)
-    peak = cost.peak(jax.devices()[0], dtype)
+    peak = cost.peak(jax.local_devices()[0], dtype)
     return {**result, "share of one large product's speed": total / ours.median / peak}
 
 

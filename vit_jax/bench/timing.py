@@ -60,7 +60,7 @@ def alternate(candidates: Mapping[str, Callable[[], Any]], rounds: int, calls: i
 
 def processor() -> str:
     """What computes: ``"NVIDIA H200"``, or the name of the CPU and how many of its cores this process may use."""
-    kind = jax.devices()[0].device_kind
+    kind = jax.local_devices()[0].device_kind
     if kind != "cpu":
         return kind
     names = re.findall(r"^model name\s*: (.+)$", _read("/proc/cpuinfo"), re.MULTILINE) or [platform.processor()]

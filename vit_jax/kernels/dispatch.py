@@ -39,7 +39,7 @@ def other_gpu(capability: str) -> str | None:
     """Why a kernel for GPUs of this compute capability stands back on another GPU, or None."""
     if sharding.platform() != "gpu":
         return None
-    found = getattr(jax.devices()[0], "compute_capability", capability)
+    found = getattr(jax.local_devices()[0], "compute_capability", capability)
     return None if found == capability else f"this GPU has compute capability {found}, the kernel is for {capability}"
 
 
@@ -47,7 +47,7 @@ def older_gpu(least: int) -> str | None:
     """Why what needs an NVIDIA GPU of this generation (8 for an A100) or a later one stands back here, or None."""
     if sharding.platform() != "gpu":
         return None
-    found = str(getattr(jax.devices()[0], "compute_capability", least))
+    found = str(getattr(jax.local_devices()[0], "compute_capability", least))
     generation = found.partition(".")[0]  # of other makers a name, such as gfx90a
     recent = generation.isdecimal() and int(generation) >= least
     return None if recent else f"this GPU has compute capability {found}, not {least}.0 or more"

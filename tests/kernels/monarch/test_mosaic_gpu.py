@@ -131,7 +131,7 @@ def test_other_gpus_are_left_to_other_implementations(monkeypatch):
     assert mosaic_gpu.slower_reason(*args, **options) == named
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     for capability, found in (("9.0", named), ("8.0", "this GPU has compute capability 8.0, the kernel is for 9.0")):
-        monkeypatch.setattr(jax, "devices", lambda c=capability: [types.SimpleNamespace(compute_capability=c)])
+        monkeypatch.setattr(jax, "local_devices", lambda c=capability: [types.SimpleNamespace(compute_capability=c)])
         assert mosaic_gpu.slower_reason(*args, **options) == found
 
 

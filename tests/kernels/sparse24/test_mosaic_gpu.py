@@ -121,7 +121,7 @@ def test_what_is_left_to_others_unless_it_is_named(monkeypatch):
     assert "cast first" in mosaic_gpu.slower_reason(*shapes((8,), 256, 64, "float32"))
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     for capability, found in (("9.0", None), ("10.0", "this GPU has compute capability 10.0, the kernel is for 9.0")):
-        monkeypatch.setattr(jax, "devices", lambda c=capability: [types.SimpleNamespace(compute_capability=c)])
+        monkeypatch.setattr(jax, "local_devices", lambda c=capability: [types.SimpleNamespace(compute_capability=c)])
         assert mosaic_gpu.slower_reason(*shapes((8,), 256, 64, "int8")) == found
 
 
