@@ -161,7 +161,7 @@ def rng() -> np.random.Generator:
 
 
 @pytest.fixture
-def tpu_chips(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+def tpu_chips(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Devices of a TPU topology to compile for, "v5e:2x2" for instance: takes the package ``libtpu``, and no TPU."""
     pytest.importorskip("libtpu")
     settings = {
@@ -172,7 +172,7 @@ def tpu_chips(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
     }
     for key, value in settings.items():
         monkeypatch.setenv(key, value)
-    return lambda topology: topologies.get_topology_desc(topology, platform="tpu").devices
+    return lambda topology, **options: topologies.get_topology_desc(topology, platform="tpu", **options).devices
 
 
 @pytest.fixture(scope="session")

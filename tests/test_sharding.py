@@ -1,5 +1,6 @@
 """The mesh, the partition of every leaf, and bytes per device, on 8 fake devices."""
 
+import dataclasses
 import math
 
 import flax.linen as nn
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -44,6 +46,98 @@ def test_mesh_that_does_not_fill_the_devices(sizes):
         f"mesh replica x fsdp x tensor = {shape} does not fill the 8 devices; set one axis to -1, the others to "
         f"numbers whose product divides 8{more}."
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What a mesh asks of a device: its number, slice and host, and its place in the slice's network."""
+
+    id: int
+    slice_index: int
+    process_index: int
+    coords: tuple[int, int, int] = (0, 0, 0)
+    platform: str = "gpu"
+    core_on_chip: int = 0
+    device_kind: str = "NVIDIA H100"
+
+
+def gpus(slices, hosts=1, each=8):
+    """Devices of ``slices`` x ``hosts`` hosts, in an order that is none of theirs."""
+    found = [Device(i, i // (hosts * each), i // each) for i in range(slices * hosts * each)]
+    return [found[i] for i in np.random.default_rng(0).permutation(len(found))]
+
+
+def v6e(slices=1):
+    """v6e:4x4: hosts of 2x2 chips."""
+    places = [(x, y) for x in range(4) for y in range(4)]
+    return [
+        Device(100 * s + 4 * y + x, s, 4 * s + x // 2 + 2 * (y // 2), (x, y, 0), "tpu", device_kind="TPU v6 lite")
+        for s in range(slices)
+        for x, y in places
+    ]
+
+
+def places(found, by):
+    """The slice or host of every device of a mesh."""
+    return np.vectorize(lambda device: getattr(device, by), otypes=[int])(found.devices)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "devices"),
+    [
+        ((-1, 1, 1), gpus(2)), ((2, 4, 2), gpus(2)), ((4, 2, 2), gpus(2)), ((4, 1, 8), gpus(2, hosts=2)),
+        ((2, 8, 2), v6e(2)), ((1, 4, 8), v6e(2)), ((1, 16, 1), gpus(2)), ((-1, 3, 8), gpus(3)), ((2, 16, 1), gpus(4)),
+    ],
+)  # fmt: skip
+def test_slices_lie_along_replica_and_what_is_left_of_them_along_fsdp(sizes, devices):
+    found = make_mesh(MeshConfig(*sizes), devices)
+    assert {d.id for d in found.devices.flat} == {d.id for d in devices}
+    where, slices = places(found, "slice_index"), len({d.slice_index for d in devices})
+    assert (np.diff(where, axis=0) >= 0).all() and (np.diff(where, axis=1) >= 0).all()
+    assert (where == where[:, :, :1]).all()  # never along tensor
+    reach = max(len(set(row)) for row in where.transpose(0, 2, 1).reshape(-1, where.shape[1]))
+    assert reach == slices // math.gcd(slices, where.shape[0])
+    if reach > 1:
+        (said,) = sharding.notes(found)
+        assert said.startswith(
+            f"mesh: fsdp={where.shape[1]} reaches over {reach} of {slices} slices, so that parameters"
+        )
+        return
+    assert sharding.notes(found) == []
+    inner = (where.shape[0] // slices, *where.shape[1:])  # what JAX makes of slices, told how they lie
+    theirs = mesh_utils.create_hybrid_device_mesh(inner, (slices, 1, 1), devices, allow_split_physical_axes=True)
+    assert (np.vectorize(lambda d: d.slice_index)(theirs) == where).all()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "devices"),
+    [
+        ((4, 1, 4), v6e()), ((1, 4, 4), v6e()), ((-1, 1, 2), v6e()), ((2, 4, 2), v6e()), ((-1, 2, 4), v6e(3)),
+        ((-1, 1, 8), gpus(1, hosts=4)), ((-1, 2, 4), gpus(1, hosts=3)),
+    ],
+)  # fmt: skip
+def test_ranks_of_tensor_share_a_host(sizes, devices):
+    where = places(make_mesh(MeshConfig(*sizes), devices), "process_index")
+    assert (where == where[:, :, :1]).all()
+    assert {int((where == host).sum()) for host in np.unique(where)} == {len(devices) // len(np.unique(where))}
+
+
+def test_tensor_reaches_over_hosts_where_it_is_larger_and_never_over_slices():
+    assert set(places(make_mesh(MeshConfig(2, 1, 8), v6e()), "process_index")[0, 0]) in ({0, 1}, {0, 2})
+    with pytest.raises(UsageError) as e:
+        make_mesh(MeshConfig(1, 1, 16), gpus(2))
+    assert str(e.value) == (
+        "mesh tensor=16 would reach over 2 slices of 8 devices, and every layer would wait for the network between "
+        "them; make replica a multiple of 2 (replica=-1, and fsdp x tensor a divisor of 8)."
+    )
+    with pytest.raises(UsageError, match=r"^the 2 slices have 8, 7 devices; take equal ones\.$"):
+        make_mesh(MeshConfig(), sorted(gpus(2), key=lambda d: d.id)[:-1])
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8), (4, 1, 2)])
+def test_the_devices_of_one_host_keep_their_order(sizes):
+    assert list(make_mesh(MeshConfig(*sizes)).devices.flat) == jax.devices()
+    assert sharding.notes(make_mesh(MeshConfig(*sizes))) == []
 
 
 BIG = 2**14

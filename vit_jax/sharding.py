@@ -7,7 +7,9 @@ the largest dimension that is still free. The batch is split over ``replica`` an
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
@@ -15,6 +17,7 @@ from typing import Annotated, Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -50,8 +53,12 @@ class MeshConfig(Checked):
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Mesh over all ``devices`` (default: every device of every host).
 
+    Slices (of TPUs, or hosts of GPUs), which only a data-center network joins, lie one after the other along
+    ``replica``, which exchanges one gradient a step, and those left over along ``fsdp``. Ranks of ``tensor`` share a
+    host where one has room for them, so that no two hosts read the same rows.
+
     Raises:
-      UsageError: the sizes do not multiply to the number of devices.
+      UsageError: the sizes do not multiply to the number of devices, or ``tensor`` would reach over slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [config.replica, config.fsdp, config.tensor]
@@ -66,7 +73,80 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f"mesh replica x fsdp x tensor = {shape} does not fill the {n} devices; set one axis to -1, the others to "
             f"numbers whose product divides {n}{cpus}."
         )
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return Mesh(_over_slices(tuple(sizes), devices), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+Sizes = tuple[int, int, int]
+
+
+def _over_slices(sizes: Sizes, devices: Sequence[jax.Device]) -> np.ndarray:
+    """Devices in the shape of the mesh."""
+    slices = _groups(devices, "slice_index")
+    outer = _spread(sizes, len(slices))
+    if len({len(s) for s in slices}) > 1:
+        raise UsageError(
+            f"the {len(slices)} slices have {', '.join(str(len(s)) for s in slices)} devices; take equal ones."
+        )
+    if outer[2] > 1:
+        raise UsageError(
+            f"mesh tensor={sizes[2]} would reach over {len(slices)} slices of {len(slices[0])} devices, and every "
+            f"layer would wait for the network between them; make replica a multiple of {len(slices)} (replica=-1, and "
+            f"fsdp x tensor a divisor of {len(slices[0])})."
+        )
+    return _nested(sizes, outer, slices, _over_hosts)
+
+
+def _over_hosts(sizes: Sizes, devices: Sequence[jax.Device]) -> np.ndarray:
+    """Devices of one slice: in JAX's order for its network, or host by host where that tears ``tensor`` apart."""
+    found = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    hosts = _groups(devices, "process_index")
+    outer, equal = _spread(sizes, len(hosts)), len({len(h) for h in hosts}) == 1
+    if _reach(found, 2, "process_index") == 1 or outer[2] > 1 or not equal:
+        return found
+    order = functools.partial(mesh_utils.create_device_mesh, allow_split_physical_axes=True)
+    return _nested(sizes, outer, hosts, order)
+
+
+def _groups(devices: Sequence[jax.Device], by: str) -> list[list[jax.Device]]:
+    """Devices with the same attribute, in its order."""
+    found = collections.defaultdict(list)
+    for device in devices:
+        found[getattr(device, by, None) or 0].append(device)
+    return [found[key] for key in sorted(found)]
+
+
+def _spread(sizes: Sizes, groups: int) -> Sizes:
+    """How many of ``groups`` groups of devices follow each other along every axis: as many as go along the first."""
+    replica = math.gcd(sizes[0], groups)
+    fsdp = math.gcd(sizes[1], groups // replica)
+    return replica, fsdp, groups // (replica * fsdp)
+
+
+def _nested(
+    sizes: Sizes, outer: Sizes, groups: Sequence[Sequence[jax.Device]], order: Callable[..., np.ndarray]
+) -> np.ndarray:
+    """The mesh of meshes: that of each group in its ``order``, the groups side by side."""
+    inner = tuple(size // out for size, out in zip(sizes, outer, strict=True))
+    blocks = np.stack([order(inner, group) for group in groups]).reshape(*outer, *inner)
+    return blocks.transpose(0, 3, 1, 4, 2, 5).reshape(sizes)
+
+
+def _reach(devices: np.ndarray, axis: int, by: str) -> int:
+    """The most slices or hosts that the devices in one row along ``axis`` belong to."""
+    rows = np.moveaxis(devices, axis, -1).reshape(-1, devices.shape[axis])
+    return max(len(_groups(row, by)) for row in rows)
+
+
+def notes(mesh: Mesh) -> list[str]:
+    """What is slow about a mesh and could be otherwise, one sentence each."""
+    slices = len(_groups(list(mesh.devices.flat), "slice_index"))
+    reach = _reach(mesh.devices, 1, "slice_index")
+    if reach == 1:
+        return []
+    return [
+        f"mesh: fsdp={mesh.shape['fsdp']} reaches over {reach} of {slices} slices, so that parameters are gathered "
+        f"over the slow network between them in every step; with replica a multiple of {slices} they stay in a slice."
+    ]
 
 
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:

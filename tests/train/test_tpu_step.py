@@ -1,8 +1,11 @@
-"""A sharded train step with Monarch kernels, by the real TPU compiler; it needs the package ``libtpu``, and no TPU."""
+"""Sharded train steps by the real TPU compiler: Monarch kernels, and two slices; libtpu is needed, and no TPU."""
+
+import re
 
 import jax
 import pytest
 
+from vit_jax import sharding
 from vit_jax.config import parse
 from vit_jax.train.config import TrainConfig
 from vit_jax.train.setup import build
@@ -19,3 +22,18 @@ def test_monarch_kernels_are_in_the_sharded_step(tiny, tpu_chips, topology):
         text = setup.step.lower(setup.shapes, setup.batch_shapes).compile().as_text()
     assert text.count("monarch_forward") >= 4 and text.count("monarch_backward") >= 4
     assert "all-gather" in text or "all-reduce" in text
+
+
+@pytest.mark.parametrize(
+    ("mesh", "between"), [((2, 2, 2), {"ALL_REDUCE"}), ((1, 4, 2), {"ALL_REDUCE", "ALL_GATHER"})], ids=str
+)
+def test_slices_exchange_gradients_and_parameters_stay_within(tiny, tpu_chips, mesh, between):
+    """What two slices tell each other over the network of their hosts; fsdp across them is said to be slow, and is."""
+    raw = tiny(model={"width": 256, "mlp_dim": 512, "depth": 1})
+    raw["mesh"] = dict(zip(sharding.AXES, mesh, strict=True))
+    setup = build(parse(TrainConfig, raw), tpu_chips("v5e:2x2", num_slices=2))
+    assert bool(sharding.notes(setup.mesh)) == ("ALL_GATHER" in between)
+    with jax.set_mesh(setup.mesh):
+        text = setup.step.lower(setup.shapes, setup.batch_shapes).compile().as_text()
+    assert set(re.findall(r'_xla_megascale_transfer_type="(\w+)"', text)) == between
+    assert "all-gather" in text
