@@ -34,6 +34,8 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
     # The older emitters of loops compile tiny programs in half the time; those of today gain on large arrays, and are
     # the only ones from 0.11 on, which ends at a flag that it does not know.
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+    # Two workers keep both cores busy: a program cut into parts that are compiled side by side only costs more.
+    os.environ["XLA_FLAGS"] += " --xla_cpu_parallel_codegen_split_count=1"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Workers and later runs compile an equal program once, and none goes to the user's own cache.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".pytest_cache/programs"))

@@ -33,7 +33,7 @@ EXTEND = ROOT / "docs" / "extend.md"
 JOURNEYS = sorted((ROOT / "docs" / "journeys").glob("*.md"))
 NOT_RUN = re.compile(r"<!-- not run: (.+) -->\s*\Z")
 
-SIZES = {"width": 32, "depth": 3, "heads": 2, "mlp_dim": 32, "token_dim": 16}
+SIZES = {"width": 32, "depth": 2, "heads": 2, "mlp_dim": 32, "token_dim": 16}
 WHOLE = os.environ.get("VIT_JAX_DOCS") == "whole"
 """Whether commands run as they are written, which takes hours, instead of short."""
 
