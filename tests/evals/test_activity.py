@@ -50,7 +50,7 @@ def test_shares_equal_those_counted_by_hand(rng, size):
 
 
 def test_blocks_come_in_their_order_and_gelu_is_always_active(rng, tmp_path):
-    apply, params, images = setting("vit_ti16", rng, depth=11)
+    apply, params, images = setting("vit_ti16", rng, depth=11, scan=True)
     report = score(Activity(), apply, params, batches(images, 5), INFO)
     assert list(report.metrics) == ["active", *(f"active/block_{i}/mlp" for i in range(11))]
     assert set(report.metrics.values()) == {1.0}

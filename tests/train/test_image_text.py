@@ -121,7 +121,8 @@ def test_a_run_resumes_bit_for_bit(pairs, trained, workdir):
     chex.assert_trees_all_equal(jax.device_get(again.state), trained.state)
 
 
-@pytest.mark.parametrize("mesh", [(2, 2, 2), pytest.param((2, 4, 1), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.slow  # on 2x2x2 the next one is so, and more
+@pytest.mark.parametrize("mesh", [(2, 2, 2), (2, 4, 1)], ids=str)
 def test_the_mesh_does_not_matter(mesh, pairs, one_device):
     one = one_device(pairs())
     many = one_device(pairs(mesh=dict(zip(("replica", "fsdp", "tensor"), mesh, strict=True))), 8)
@@ -132,12 +133,12 @@ def test_the_mesh_does_not_matter(mesh, pairs, one_device):
 
 @pytest.mark.parametrize("coca", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["clip", "coca"])
 def test_accumulation_is_exact_with_everything_on(coca, pairs, one_device):
-    """FSDP, EMA, SAM, a frozen tower and dropout, on 8 devices: 4 micro-batches give the step of one device at once."""
+    """A mesh of 2x2x2, EMA, SAM, a frozen tower and dropout: 4 micro-batches give the step of one device at once."""
     frozen = {"freeze": ("image_tower/.*",), "sam": "sam(rho=0.05)", "optimizer": "sgd"}
     raw = pairs(coca, optim={**frozen, "warmup": 0, "lr": 0.1}, ema=0.9, batch_size=32)
     raw["model"]["lock"] = "image"
     one = one_device({**raw, "accumulate": 1})
-    many = one_device({**raw, "accumulate": 4, "mesh": {"replica": 2, "fsdp": 4, "tensor": 1}}, 8)
+    many = one_device({**raw, "accumulate": 4, "mesh": {"replica": 2, "fsdp": 2, "tensor": 2}}, 8)
     batch = first_batch(one)
     expected, values = step(one, one.init(), batch)
     found, others = step(many, many.init(), batch)
