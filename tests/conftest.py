@@ -8,6 +8,7 @@ programs are shared.
 from __future__ import annotations
 
 import collections
+import errno
 import gc
 import importlib
 import importlib.metadata
@@ -154,6 +155,31 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.section(f"{sum(n for n, _ in counts)} programs compiled by tests, most by")
         for programs, test in counts[:10]:
             terminalreporter.write_line(f"{programs:4d} {test}")
+
+
+@pytest.fixture
+def fails(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[None]]:
+    """``fails(os, "open", 2)``: the next two calls raise an error that passes, and nobody waits long for the next try.
+
+    Returns what is left of them.
+    """
+    from vit_jax.io import retry
+
+    monkeypatch.setattr(retry, "WAITS", (0.0,) * 3)
+
+    def fail(owner: Any, name: str, times: int) -> list[None]:
+        real, left = getattr(owner, name), [None] * times
+
+        def call(*args: Any, **options: Any) -> Any:
+            if left:
+                left.pop()
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(args[0]))
+            return real(*args, **options)
+
+        monkeypatch.setattr(owner, name, call)
+        return left
+
+    return fail
 
 
 @pytest.fixture

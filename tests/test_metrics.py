@@ -9,6 +9,7 @@ import os
 import pathlib
 import resource
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -215,3 +216,25 @@ def test_rows_are_counted(tmp_path: pathlib.Path) -> None:
         assert writer.rows == 4
     with MetricsWriter(tmp_path, loggers=()) as writer:
         assert writer.rows == 4 and writer.truncate(2) == 1 and writer.rows == 3
+
+
+def test_a_disk_that_fails_for_a_while_loses_no_row(tmp_path: pathlib.Path, fails: Callable[..., Any]) -> None:
+    class Flaky:
+        """As the file below the writer, which has no other name."""
+
+        def __init__(self, file: Any) -> None:
+            self.file = file
+
+        def write(self, line: bytes) -> int:
+            return self.file.write(line[:10])
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+    with MetricsWriter(tmp_path, ()) as writer:
+        writer._file = Flaky(writer._file)
+        fails(Flaky, "write", 3)
+        writer.write(1, {"train/loss": 0.5})
+        writer.write(2, {"train/loss": 0.25})
+    fails(pathlib.Path, "read_bytes", 2)
+    assert [row["train/loss"] for row in metrics.read(tmp_path)] == [0.5, 0.25]

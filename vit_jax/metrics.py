@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import math
@@ -20,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.io import atomic, jsonfile
+from vit_jax.io.retry import retried
 from vit_jax.loggers import Logger, LoggerSpec, Run, TensorBoard
 from vit_jax.types import Array, UserError
 
@@ -124,7 +126,7 @@ class MetricsWriter:
         line = _line({"step": int(step), **row}).encode()
         with atomic.writing(str(self._path)):
             while line:  # a disk that fills up takes a part, and says why at the rest
-                line = line[self._file.write(line) :]
+                line = line[retried(functools.partial(self._file.write, line), str(self._path)) :]
         self.rows += 1
         self.open()
         for logger in self._loggers:
@@ -181,7 +183,7 @@ def read(workdir: str | os.PathLike[str]) -> list[Row]:
     """
     path = pathlib.Path(workdir) / FILE
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = retried(path.read_bytes, str(path)).split(b"\n")
     except FileNotFoundError:
         return []
     except OSError as e:

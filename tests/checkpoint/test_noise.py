@@ -23,6 +23,7 @@ def test_what_the_storage_prints_of_what_it_gave_up_is_kept_off_and_nothing_else
     logger, text = logging.getLogger("asyncio"), "Future exception was never retrieved"
     with caplog.at_level(logging.ERROR):
         logger.error(text, exc_info=OSError(errno.ENOSPC, "No space left on device"))
+        logger.error(text, exc_info=ValueError("Input/output error [os_error_code='5']"))  # of tensorstore
         assert not caplog.records
         logger.error(text, exc_info=OSError(errno.EIO, "of somebody else"))
         logger.error("Task was destroyed but it is pending!")

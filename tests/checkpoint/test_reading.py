@@ -240,3 +240,12 @@ def test_which_is_the_best(tmp_path):
         best({"best": "val/top5"})
     with pytest.raises(UserError, match="no checkpoint at"):
         checkpoint.best(tmp_path / "nowhere")
+
+
+def test_a_disk_that_fails_for_a_while_damages_nothing(run, fails, caplog):
+    """It is read again, of one host; an error that stays names the checkpoint, and moves it aside as any other."""
+    fails(ocp.StandardCheckpointer, "restore", 3)
+    assert restored(run, 8)[0] == 8 and "damaged" not in caplog.text
+    fails(ocp.StandardCheckpointer, "restore", 4)
+    with pytest.raises(UserError, match=r"checkpoint .*/8 cannot be read \(params: .*Stale file handle"):
+        read_item(run / "checkpoints" / "8", "params")

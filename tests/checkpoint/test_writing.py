@@ -6,13 +6,15 @@ import os
 import resource
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from tests.checkpoint.conftest import META, items, like, names, save
+from tests.checkpoint.conftest import META, items, like, names, restored, save
 from vit_jax.checkpoint import Checkpoints, load_params, restore
+from vit_jax.io import retry
 from vit_jax.types import UserError
 
 
@@ -75,6 +77,54 @@ def test_a_failing_disk_is_a_sentence(run):
     assert restore(run, like(items(8)))[0] == 8
     save(run, {12: {}})  # once there is space, the step is saved
     assert restore(run, like(items(8)))[0] == 12
+
+
+@pytest.fixture
+def failing(run, monkeypatch):
+    """``failing(times)``: so many of the next saves leave a part of themselves, and an error that passes."""
+    left, wait = [], ocp.CheckpointManager.wait_until_finished
+    monkeypatch.setattr(retry, "WAITS", (0.0,) * 3)
+
+    def fail(manager):
+        wait(manager)
+        if left and (step := max(names(run))) > 8:
+            left.pop()
+            folder = run / "checkpoints"
+            (folder / str(step)).rename(folder / f"{step}.orbax-checkpoint-tmp")
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(ocp.CheckpointManager, "wait_until_finished", fail)
+    return lambda times: left.extend([None] * times)
+
+
+def test_a_save_that_fails_for_a_while_is_made_again(run, failing):
+    """Where the arrays are still there, as at the end of a run and where it was asked to stop."""
+    with Checkpoints(run) as checkpoints:
+        failing(2)
+        checkpoints.save(12, items(12), META, {})
+        checkpoints.wait()
+    assert names(run) == [8, 12] and restored(run, 12)[0] == 12
+
+
+def test_a_save_that_was_lost_is_said_and_the_next_takes_its_place(run, failing, caplog):
+    with Checkpoints(run) as checkpoints:
+        for times, step in ((1, 12), (1, 13), (0, 14)):
+            gone = items(step)
+            checkpoints.save(step, gone, META, {})
+            failing(times)
+            if times:
+                jax.tree.map(lambda x: x.delete(), gone)
+    assert names(run) == [8, 14]
+    assert caplog.text.count("could not be written (Input/output error); the next one takes its place") == 2
+
+
+def test_saves_that_go_on_failing_end_the_run(run, failing):
+    says = r"cannot save to .*: Input/output error; the checkpoint of step 8 is intact"
+    with pytest.raises(UserError, match=says), Checkpoints(run) as checkpoints:
+        for step in range(12, 20):
+            checkpoints.save(step, items(step), META, {})
+            failing(1)
+    assert step == 15
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,7 @@ def test_where_nothing_can_be_written(tmp_path):
         (OSError(errno.EFBIG, "File too large"), "the disk is full; free some space and run"),
         (ValueError("RESOURCE_EXHAUSTED: Error writing 'a'"), "the disk is full; free some space and run"),
         (PermissionError(errno.EACCES, "Permission denied", "x"), "Permission denied"),
+        (ValueError("ABORTED: Error reading a [os_error_code='116'] [spec={}]"), "Stale file handle"),
         (RuntimeError("first\nsecond"), "first"),
         (RuntimeError(), "RuntimeError"),
     ],
@@ -140,3 +141,9 @@ def test_devices_and_pipes_stay(tmp_path):
         with pytest.raises(OSError, match=reason):
             atomic.write_text(tmp_path / name, "x")
     assert (tmp_path / "pipe").is_fifo() and os.listdir(tmp_path / "folder") == []
+
+
+def test_a_text_is_written_anew_where_the_disk_fails_for_a_while(tmp_path, fails):
+    fails(os, "fsync", 2)
+    atomic.write_text(tmp_path / "a", "whole")
+    assert (tmp_path / "a").read_text() == "whole" and [p.name for p in tmp_path.iterdir()] == ["a"]

@@ -1,10 +1,11 @@
 """Bytes of regular files; everything else is refused before it can hang or fill the memory."""
 
 import os
+import threading
 
 import pytest
 
-from vit_jax.io import files
+from vit_jax.io import files, reads
 
 
 def test_a_file_and_a_link_to_it(tmp_path):
@@ -35,3 +36,18 @@ def test_what_is_none(tmp_path):
         with pytest.raises(OSError, match=reason):
             files.read(tmp_path / name, 100)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("read", [lambda path: files.read(path, 9), lambda path: files.ranges(path, [(0, 3)])[0]])
+def test_a_disk_that_fails_for_a_while(tmp_path, fails, read):
+    path = str(tmp_path / "a")
+    (tmp_path / "a").write_bytes(b"abc")
+    left = fails(os, "open", 3)
+    assert read(path) == b"abc" and not left
+    fails(os, "open", 4)
+    with pytest.raises(OSError, match=f"Stale file handle: '{path}'"):
+        read(path)
+
+
+def test_what_is_read_is_known_meanwhile(tmp_path):
+    assert files.tried(tmp_path, lambda: reads.by(threading.get_ident())) == str(tmp_path)

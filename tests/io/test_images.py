@@ -81,3 +81,12 @@ def test_what_cannot_be_listed(tmp_path):
     make(tmp_path, "file")
     with pytest.raises(UserError, match=r"the folder '.*file' cannot be read \(Not a directory\)\.$"):
         images.folders(tmp_path / "file")
+
+
+def test_a_folder_is_listed_again_where_the_disk_fails_for_a_while(tmp_path, fails):
+    (tmp_path / "a").mkdir()
+    fails(os, "scandir", 2)
+    assert images.folders(tmp_path) == ["a"]
+    fails(os, "scandir", 4)
+    with pytest.raises(UserError, match=r"cannot be read \(Stale file handle\)"):
+        images.folders(tmp_path)

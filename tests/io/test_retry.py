@@ -55,6 +55,7 @@ PASSING = [
     OSError(errno.EIO, "Input/output error"), OSError(errno.ESTALE, "Stale file handle"), ConnectionResetError(),
     TimeoutError(), HttpError(503), HttpError(429), ClientError(500), ClientPayloadError("broke off"),
     caused(OSError(errno.EIO, "SlowDown"), ClientError(503)), caused(ValueError("wrapped"), HttpError(502)),
+    ValueError("UNKNOWN: Error reading local file: Input/output error [os_error_code='5'] [spec='{}']"),
 ]  # fmt: skip
 LASTING = [
     FileNotFoundError(errno.ENOENT, "No such file"), PermissionError(errno.EACCES, "Permission denied"),

@@ -39,7 +39,8 @@ def _heard(record: logging.LogRecord) -> bool:
     if "exception was never retrieved" not in record.getMessage() or not isinstance(error, Exception):
         return True
     files = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
-    return not (atomic.is_full(error) or any(re.search(r"\b(orbax|tensorstore)\b", file) for file in files))
+    of_storage = "os_error_code" in str(error) or any(re.search(r"\b(orbax|tensorstore)\b", file) for file in files)
+    return not (of_storage or atomic.is_full(error))
 
 
 def forget_failed_read() -> None:

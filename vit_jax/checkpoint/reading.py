@@ -22,7 +22,7 @@ from vit_jax.checkpoint.schema import MAX_META, META, NewerSchema, Unsuitable
 from vit_jax.checkpoint.sums import checksums, text_sum
 from vit_jax.checks import Range
 from vit_jax.config import record_of
-from vit_jax.io import jsonfile
+from vit_jax.io import files, jsonfile
 from vit_jax.trees import flat
 from vit_jax.types import UserError
 
@@ -98,8 +98,10 @@ def read_item(folder: pathlib.Path, name: str, like: Any = None) -> Any:
       UserError: it is missing or damaged.
     """
     noise.hush()
+    path = folder.absolute() / name
+    alone = name == "meta" or hosts.count() == 1  # of arrays, all hosts read their parts together
     try:
-        return _read(folder.absolute() / name, like)
+        return files.tried(path, lambda: _read(path, like)) if alone else _read(path, like)
     except NewerSchema:
         raise
     except Exception as e:  # orbax and tensorstore raise a dozen unrelated types for damaged files

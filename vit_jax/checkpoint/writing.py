@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import math
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
 
+from vit_jax import hosts
 from vit_jax.checkpoint import noise, schema
 from vit_jax.checkpoint.places import BEST, FOLDER, kept, sign, steps
 from vit_jax.checkpoint.sums import checksums, text_sum
 from vit_jax.io import atomic, jsonfile
+from vit_jax.io.retry import passing, retried
 from vit_jax.types import UserError
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs tracebacks of what it also raises
 
 
+LOST = 2
+"""Checkpoints in a row that a run may fail to write because of errors that pass, before it ends: the next takes their
+place, as what was to be written has been overwritten by the steps after it.
+"""
+
+
 class Checkpoints:
     """The checkpoints of one run.
+
+    A disk or a file server that fails for a while is tried again (see :func:`vit_jax.io.retry.retried`); of several
+    hosts, which write together, none does so by itself.
 
     Args:
       workdir: the run's folder.
@@ -57,8 +72,10 @@ class Checkpoints:
         noise.hush()
         for step in steps(self.folder) if jax.process_index() == 0 else ():
             _check_metrics(step / "metrics" / "metrics")
+        self._open = functools.partial(ocp.CheckpointManager, self.folder, options=options, item_handlers=handlers)
+        self._lost, self._begin, self._arrays = 0, lambda: None, list[Any]()
         with _writing(self.folder):
-            self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+            self._manager = self._tried(self._open)
 
     def save(self, step: int, items: Mapping[str, Any], meta: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Starts writing ``items`` (pytrees of arrays) and ``meta`` (JSON); returns once they left the device.
@@ -69,10 +86,21 @@ class Checkpoints:
         args = {k: ocp.args.StandardSave(v) for k, v in items.items()}
         about = {"schema": schema.SCHEMA, **meta, "checksums": {k: checksums(v) for k, v in items.items()}}
         args["meta"] = ocp.args.JsonSave(about | {"checksum": text_sum(about)})
+
+        def begin() -> None:
+            self._manager.save(step, args=ocp.args.Composite(**args), metrics=dict(metrics) or None, force=True)
+
         with _writing(self.folder):
+            self._settle()
             if not self.folder.is_dir():  # the storage would make it anew, and nothing else of the run be there
                 raise FileNotFoundError("the folder was deleted or moved while the run went on")
-            self._manager.save(step, args=ocp.args.Composite(**args), metrics=dict(metrics) or None, force=True)
+            self._begin, self._arrays = begin, jax.tree.leaves(dict(items))
+            try:
+                begin()
+            except Exception as e:
+                if not self._may_pass(e):
+                    raise
+                self._tried(self._anew)
 
     def wait(self) -> None:
         """Returns once everything is on disk.
@@ -81,7 +109,42 @@ class Checkpoints:
           UserError: the last save failed.
         """
         with _writing(self.folder):
+            try:
+                self._manager.wait_until_finished()
+            except Exception as e:
+                if not self._may_pass(e) or any(x.is_deleted() for x in self._arrays if isinstance(x, jax.Array)):
+                    raise
+                self._tried(self._anew)
+
+    def _settle(self) -> None:
+        """Waits for the last save; if it was lost to an error that passes, says so."""
+        try:
             self._manager.wait_until_finished()
+            self._lost = 0
+        except Exception as e:
+            if not self._may_pass(e) or self._lost == LOST:
+                raise
+            self._lost += 1
+            log.warning("A checkpoint could not be written (%s); the next one takes its place.", atomic.reason(e))
+            self._tried(self._reopen)
+
+    def _anew(self) -> None:
+        """Makes the last save once more."""
+        self._reopen()
+        self._begin()
+        self._manager.wait_until_finished()
+
+    def _reopen(self) -> None:
+        """Forgets what failed, and removes what is left of it."""
+        with contextlib.suppress(Exception):
+            self._manager.close()
+        self._manager = self._open()
+
+    def _may_pass(self, error: Exception) -> bool:
+        return hosts.count() == 1 and passing(error)
+
+    def _tried(self, call: Callable[[], T]) -> T:
+        return retried(call, str(self.folder)) if hosts.count() == 1 else call()
 
     def close(self) -> None:
         """As :meth:`wait`; nothing can be saved thereafter."""

@@ -10,6 +10,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 
+from vit_jax.io import retry
 from vit_jax.types import UserError
 
 
@@ -26,7 +27,8 @@ def reason(error: Exception) -> str:
     """Why something could not be written, as a part of a sentence."""
     if is_full(error):
         return "the disk is full; free some space and run the same command again"
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    known = retry.number(error)  # what tensorstore says besides is long
+    text = getattr(error, "strerror", None) or (os.strerror(known) if known else str(error)) or type(error).__name__
     return text.splitlines()[0][:200]
 
 
@@ -83,8 +85,12 @@ def write_text(path: pathlib.Path, text: str) -> None:
     Raises:
       OSError: it cannot be written.
     """
-    with new_file(path) as new:
-        new.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+    def write() -> None:
+        with new_file(path) as new:
+            new.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+    retry.retried(write, str(path))
 
 
 @contextlib.contextmanager

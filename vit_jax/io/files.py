@@ -6,11 +6,22 @@ import errno
 import glob as globbing
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
-from vit_jax.io import store
+from vit_jax.io import reads, retry, store
+
+T = TypeVar("T")
+
+
+def tried(path: str | Path, call: Callable[[], T]) -> T:
+    """What ``call`` reads of ``path``: again where a disk or a server fails for a while (see :func:`.retry.retried`).
+
+    What never ends is known by its name meanwhile (:func:`.reads.by`).
+    """
+    with reads.reading(path):
+        return call() if store.is_address(path) else retry.retried(call, os.fspath(path))  # a store tries by itself
 
 
 def open_regular(path: str | Path) -> BinaryIO:
@@ -37,6 +48,10 @@ def read(path: str | Path, limit: int) -> bytes:
     Raises:
       OSError: it cannot be read or has more than ``limit`` bytes.
     """
+    return tried(path, lambda: _read(path, limit))
+
+
+def _read(path: str | Path, limit: int) -> bytes:
     if store.is_address(path):
         return store.read(os.fspath(path), limit)
     with open_regular(path) as file:
@@ -52,6 +67,10 @@ def ranges(path: str, places: Sequence[tuple[int, int]]) -> list[bytes]:
     Raises:
       OSError: they cannot be read.
     """
+    return tried(path, lambda: _ranges(path, places))
+
+
+def _ranges(path: str, places: Sequence[tuple[int, int]]) -> list[bytes]:
     if store.is_address(path):
         return store.ranges(path, places)
     fd = os.open(path, os.O_RDONLY)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from vit_jax.io import store
+from vit_jax.io import retry, store
 from vit_jax.types import UserError
 
 SUFFIXES = (
@@ -120,9 +120,11 @@ def _identity(folder: str) -> tuple[int, int] | str:
 
 def _entries(folder: str) -> Sequence[os.DirEntry[str] | store.Entry]:
     try:
-        if store.is_address(folder):
-            return store.entries(folder)
-        with os.scandir(folder) as entries:
-            return list(entries)
+        return store.entries(folder) if store.is_address(folder) else retry.retried(lambda: _scanned(folder), folder)
     except OSError as e:
         raise UserError(f"the folder {folder!r} cannot be read ({e.strerror}).") from None
+
+
+def _scanned(folder: str) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return list(entries)

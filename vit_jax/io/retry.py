@@ -72,7 +72,7 @@ def passing(error: BaseException) -> bool:
             return status in STATUSES
     if isinstance(error, _LASTING):
         return False
-    if any(isinstance(e, ConnectionError | TimeoutError) or getattr(e, "errno", None) in PASSING for e in chain):
+    if any(isinstance(e, ConnectionError | TimeoutError) or number(e) in PASSING for e in chain):
         return True
     # clients of the web have kinds of their own for a connection that breaks off
     of_client = type(error).__module__.partition(".")[0] in _CLIENTS
@@ -117,6 +117,12 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
+
+
+def number(error: BaseException) -> int | None:
+    """The system's number of an error, which the storage of arrays (tensorstore) has in its text."""
+    named = re.search(r"os_error_code='(\d+)'", str(error))
+    return int(named[1]) if named else getattr(error, "errno", None)
 
 
 def _status(error: BaseException) -> int | None:

@@ -93,7 +93,8 @@ class Parquet:
         image, caption = self.columns[k]
         wanted = [image, caption] if self.info.captions else [image]
         try:
-            table = open_file(self.paths[k]).read_row_group(g, columns=wanted)
+            path = self.paths[k]
+            table = files.tried(path, lambda: open_file(path).read_row_group(g, columns=wanted))
             found = table[image], as_bytes(table[caption]) if self.info.captions else None
         except (OSError, ValueError) as e:  # pyarrow's errors are of these kinds
             raise Unreadable(f"{name} cannot be read ({reason(e)})") from None
