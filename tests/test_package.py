@@ -34,7 +34,7 @@ def test_recipes_of_an_installation(tmp_path):
 
 ROOTS = {
     "orbax-checkpoint": "orbax", "pillow": "PIL", "scikit-learn": "sklearn", "open_clip_torch": "open_clip",
-    "tensorflow-datasets": "tensorflow_datasets", "pillow-heif": "pillow_heif",
+    "tensorflow-datasets": "tensorflow_datasets", "pillow-heif": "pillow_heif", "PyYAML": "yaml",
 }  # fmt: skip
 """Package -> what is imported of it, where that has another name."""
 WITH = {"scipy": "jax", "aiohttp": "fsspec"}

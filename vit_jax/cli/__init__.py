@@ -82,8 +82,8 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The arguments of one command. Wrong usage exits with status 2.
 
-    ``overrides`` holds its ``--config.KEY=VALUE``; ``words``, of ``launch``, the command after ``--``, which is parsed
-    too.
+    ``overrides`` holds its ``--config.KEY=VALUE``; ``words``, of ``launch``, the command after ``--``, and ``inner``
+    that command's own arguments.
     """
     parser, commands = parsers()
     here = argv.index("--") if "--" in argv and argv[0] == "launch" else len(argv)
@@ -91,7 +91,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     args.overrides = _overrides(commands[args.command], rest, hasattr(args, "takes_overrides"))
     if hasattr(args, "takes_words"):
         args.words = list(argv[here + 1 :])
-        if not args.words or parse(args.words).command not in JOINING:
+        args.inner = parse(args.words) if args.words else None
+        wordless = "verb" in args and args.verb in args.wordless
+        if not wordless and (args.inner is None or args.inner.command not in JOINING):
             which = f"one of {', '.join(JOINING)}"
             commands["launch"].error(
                 f"give what the hosts are to run, {which}: vit_jax launch {args.kind} -- train ..."

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import argparse
 
-from vit_jax.cli.launch import local
+from vit_jax.cli.launch import docker, gcloud, gke, local, skypilot, slurm
 
 HELP = "run a command on several hosts"
-MODULES = (local,)
+MODULES = (local, gcloud, gke, slurm, skypilot, docker)
 KINDS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 
 
@@ -22,7 +22,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     for kind, module in KINDS.items():
         sub = kinds.add_parser(kind, help=module.HELP, description=module.HELP, allow_abbrev=False)
         module.arguments(sub)
-        sub.epilog = "Then -- and what one host would run: -- train --config digits --workdir runs/digits"
+        if kind != "docker":
+            sub.epilog = "Then -- and what one host would run: -- train --config digits --workdir runs/digits"
 
 
 def run(args: argparse.Namespace) -> int:
