@@ -1,12 +1,13 @@
 """``vit_jax plan``"""
 
+import dataclasses
 import json
 
 import pytest
 
 import vit_jax as vj
 from vit_jax import cli
-from vit_jax.plan import report
+from vit_jax.plan import report, search
 
 
 @pytest.fixture
@@ -24,15 +25,26 @@ def answer(monkeypatch):
         return found
 
     monkeypatch.setattr(vj, "plan", plan)
+    tried = search.Try(
+        {"accumulate": 2}, dataclasses.replace(found, memory=dataclasses.replace(memory, compiled=True, needed=1)), ""
+    )
+    monkeypatch.setattr(search, "search", lambda *_, nearest, **__: search.Search((tried,), nearest))
     return asked
 
 
 def test_what_does_not_fit_ends_with_status_1(answer, capsys, tmp_path):
     words = ["plan", "--config", "digits", "--topology", "v5e:4x4", "--examples", "9", "--config.batch_size=8"]
     assert cli.main([*words, "--json", str(tmp_path / "p.json")]) == 1
-    assert "does not fit" in capsys.readouterr().out
-    assert json.loads((tmp_path / "p.json").read_text())["fits"] is False
+    out = capsys.readouterr().out
+    assert "does not fit" in out and "The nearest that fits: --config.accumulate=2" in out
+    written = json.loads((tmp_path / "p.json").read_text())
+    assert written["fits"] is False and written["search"]["best"] == {"accumulate": 2}
     assert answer[0][1:] == ("v5e:4x4", {"examples": 9, "classes": None}) and answer[0][0]["batch_size"] == 8
+
+
+def test_a_search_that_finds_something_ends_with_status_0(answer, capsys):
+    assert cli.main(["plan", "--config", "digits", "--topology", "v5e:4x4", "--search"]) == 0
+    assert "The fastest that fits: --config.accumulate=2" in capsys.readouterr().out
 
 
 def test_a_topology_that_does_not_exist_is_wrong_usage(capsys, tmp_path, monkeypatch):

@@ -20,24 +20,38 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--examples", type=options.number(1, MOST), metavar="N", help=text)
     text = "of the training data, where that is not here (default 1,000; none where there are captions)"
     parser.add_argument("--classes", type=options.number(1, 2**20), metavar="N", help=text)
+    text = "try other micro-batches, recomputation and meshes with the same batch, and name the fastest that fits"
+    parser.add_argument("--search", action="store_true", help=text)
     options.json(parser, "plan")
     parser.epilog = "Any key can be changed: --config.batch_size=4096 --config.mesh.fsdp=16"
 
 
 def run(args: argparse.Namespace) -> int:
-    """Plans and prints. Exit status 1 where the step does not fit."""
+    """Plans and prints. Exit status 1 where the step does not fit, in a search where nothing does."""
     import jax
 
     import vit_jax as vj
     from vit_jax import config
     from vit_jax.cli import output
+    from vit_jax.plan.search import search
     from vit_jax.train.progress import say
 
     jax.config.update("jax_platforms", "cpu")  # the devices of this machine are not asked
-    found = vj.plan(
-        config.load(args.config, args.overrides), args.topology, examples=args.examples, classes=args.classes
-    )
-    if args.json != "-":
+    raw, options = config.load(args.config, args.overrides), {"examples": args.examples, "classes": args.classes}
+    found = vj.plan(raw, args.topology, **options)
+    summary = found.summary()
+    shown = args.json != "-"
+    if shown:
         say(found.text())
-    output.write(args.json, found.summary())
-    return 0 if found.fits else 1
+    if args.search or not found.fits:
+        if shown:
+            say("\nSearching for " + ("the fastest that fits ..." if args.search else "the nearest that fits ..."))
+        others = search(raw, args.topology, nearest=not args.search, **options)
+        summary |= {"search": others.summary()}
+        if shown:
+            say(others.text())
+        fits = found.fits or (args.search and others.best is not None)
+    else:
+        fits = True
+    output.write(args.json, summary)
+    return 0 if fits else 1

@@ -11,6 +11,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.sharding import AbstractMesh
 
 from vit_jax import models, sharding
 from vit_jax.config import known
@@ -163,6 +164,20 @@ def parts(setup: Setup, frozen: Any) -> dict[str, tuple[Any, Any]]:
 def per_device(setup: Setup, frozen: Any) -> dict[str, int]:
     """Bytes of each device of every one of :func:`parts`."""
     return {name: sharding.bytes_per_device(*part) for name, part in parts(setup, frozen).items()}
+
+
+def state_bytes(setup: Setup, mesh: tuple[int, ...]) -> int:
+    """Bytes of a device for a state and its gradients, were they split over a mesh of these sizes."""
+    other: Any = AbstractMesh(mesh, sharding.AXES)
+    shapes = setup.shapes
+    with jax.set_mesh(setup.mesh):
+        boxed = abstract_params(setup.model, setup.model.inputs(setup.config.augment.size))
+    params = sharding.param_shardings(boxed, other)
+    trees = [shapes.params, shapes.params, shapes.opt_state, shapes.objective]
+    layouts = [params, params, *(sharding.shardings_like(tree, shapes.params, params, other) for tree in trees[2:])]
+    if shapes.ema is not None:
+        trees, layouts = [*trees, shapes.ema], [*layouts, params]
+    return sharding.bytes_per_device(trees, layouts)
 
 
 def refused(message: str) -> int:
