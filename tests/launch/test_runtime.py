@@ -4,12 +4,13 @@ import jax
 import pytest
 
 from vit_jax.launch import runtime
+from vit_jax.types import UserError
 
 
 @pytest.fixture
 def calls(monkeypatch):
     found = {}
-    monkeypatch.setattr(jax.distributed, "initialize", lambda: found.setdefault("joined", True))
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: found.setdefault("joined", True))
     monkeypatch.setattr(jax.config, "update", found.__setitem__)
     names = ("JAX_COORDINATOR_ADDRESS", "TPU_WORKER_HOSTNAMES", "XDG_CACHE_HOME")
     for name in (*names, "JAX_COMPILATION_CACHE_DIR", "JAX_COMPILATION_CACHE_MAX_SIZE"):
@@ -17,20 +18,21 @@ def calls(monkeypatch):
     return found
 
 
-@pytest.mark.parametrize(
-    ("variable", "value", "joins"),
-    [
-        (None, "", False),
-        ("JAX_COORDINATOR_ADDRESS", "10.0.0.1:1234", True),
-        ("TPU_WORKER_HOSTNAMES", "localhost", False),
-        ("TPU_WORKER_HOSTNAMES", "a,b", True),
-    ],
-)
-def test_hosts_join_where_a_cluster_is_described(calls, monkeypatch, variable, value, joins):
-    if variable:
-        monkeypatch.setenv(variable, value)
-    runtime.setup()
-    assert ("joined" in calls) == joins
+def test_one_process_joins_nobody(calls):
+    assert runtime.join() is None and calls == {}
+
+
+def test_an_error_that_may_follow_from_another_hosts_end():
+    broken = jax.errors.JaxRuntimeError("Gloo all-reduce failed: Connection closed by peer")
+    assert runtime.doubtful(broken)
+    try:
+        try:
+            raise broken
+        except RuntimeError as e:
+            raise UserError("cannot save") from e
+    except UserError as e:
+        assert runtime.doubtful(e)
+    assert not runtime.doubtful(UserError("a mistake"))
 
 
 def test_the_cache_of_programs(calls, monkeypatch):

@@ -14,8 +14,10 @@ import os
 import re
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from vit_jax import __version__, interrupts
 from vit_jax.cli import (
@@ -61,6 +63,8 @@ COMPUTING = ("train", "find", "evaluate", "predict", "embed", "convert", "export
 """Commands whose compiled programs are worth keeping."""
 JOINING = (*COMPUTING, "bench", "data")
 """Commands that may run on several hosts."""
+ALONE = ("predict", "convert", "export", "push", "data")
+"""Those of them that the first host runs, while the others wait."""
 
 
 OUTSIDE = "vit_jax train: stopped before or after training; the same command goes on."
@@ -110,6 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names that are no UTF-8, or that a terminal cannot show
             stream.reconfigure(errors="backslashreplace")
+    watch: Any = None
     try:
         with interrupts.delivered(), contextlib.ExitStack() as stack:
             if args.command == "train":
@@ -119,8 +124,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                     memory.restart()
                 if not (args.command == "models" and models.at_once(args)):
                     importlib.import_module("vit_jax.api" if args.command in COMPUTING else "vit_jax.types")
+            if args.command in JOINING:
+                watch = importlib.import_module("vit_jax.launch.runtime").join()
             if args.command in COMPUTING:
                 importlib.import_module("vit_jax.launch.runtime").setup()
+            if watch:
+                return _on_several(watch, args)
             return COMMANDS[args.command].run(args)
     except KeyboardInterrupt:
         reason, status = "interrupted.", 1
@@ -141,6 +150,33 @@ def _is_stuck(error: Exception) -> bool:
     from vit_jax.types import Stuck
 
     return isinstance(error, Stuck)
+
+
+def _on_several(watch: Any, args: argparse.Namespace) -> int:
+    """As one of several hosts: the first alone prints, an error on any ends all, and none ends before the others."""
+    from vit_jax.launch import runtime
+    from vit_jax.types import Stopped
+
+    watch.command, status = f"vit_jax {args.command}", 0
+    if args.command == "train":
+        watch.onward = lambda: train.onward(args.workdir)
+    try:
+        with open(os.devnull, "w") as nobody, contextlib.redirect_stdout(nobody if watch.index else sys.stdout):
+            if not watch.index or args.command not in ALONE:
+                status = COMMANDS[args.command].run(args)
+    except KeyboardInterrupt:
+        watch.stop("interrupted.", 1)
+    except Exception as e:
+        reason, status = _reason(e)
+        if not (isinstance(e, Stopped) and not _is_stuck(e)):  # all stop at the same step, but one alone may be stuck
+            if args.verbose or not reason:
+                traceback.print_exc()
+            reason = reason or f"{type(e).__name__}: {' '.join(str(e).split())[:500]}"
+            watch.stop(reason, status, doubtful=runtime.doubtful(e))
+        if not watch.index:
+            print(f"{watch.command}: {reason}", file=sys.stderr)
+    runtime.part(watch)
+    return status
 
 
 def _reason(error: Exception) -> tuple[str, int]:

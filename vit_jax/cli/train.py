@@ -44,6 +44,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def onward(workdir: str) -> str:
+    """What is left of a run that another host's end stopped, as the end of a sentence."""
+    import pathlib
+
+    from vit_jax import checkpoint
+
+    return (
+        f"{checkpoint.kept(pathlib.Path(workdir) / checkpoint.FOLDER)}, and the same command goes on from what there is"
+    )
+
+
 def _stored(workdir: str) -> str:
     """The configuration of the run in ``workdir``."""
     from vit_jax import configfile

@@ -2,26 +2,110 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import socket
 
 import jax
 
 from vit_jax.io import cache
+from vit_jax.launch import cluster, meeting, relay
+from vit_jax.launch.cluster import Cluster
+from vit_jax.launch.watch import SILENT, Watch
 
 PROGRAMS = 5 * 10**9
 """Bytes of compiled programs that are kept: those used longest ago make room."""
+MEETING = 300.0
+"""Seconds in which all hosts are to come: machines do not start at the same time."""
 
 
 def setup() -> None:
-    """Joins the other hosts where a cluster is described by the environment, and caches compiled programs.
+    """Caches compiled programs.
 
     They lie in :func:`vit_jax.io.cache.folder`; ``JAX_COMPILATION_CACHE_DIR`` overrides it.
     """
-    if "JAX_COORDINATOR_ADDRESS" in os.environ or len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1:
-        jax.distributed.initialize()
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         programs = cache.folder("programs")
         jax.config.update("jax_compilation_cache_dir", str(programs))
         if "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ:
             jax.config.update("jax_compilation_cache_max_size", PROGRAMS)
         cache.keep_paired(programs, "-cache", "-atime")  # else, as after a killed process, JAX keeps nothing more
+
+
+def join() -> Watch | None:
+    """Joins the other hosts where the environment describes some, before any device is touched; None where it does not.
+
+    Raises:
+      UserError: the description is wrong, or somebody does not come.
+    """
+    found = cluster.described(MEETING)
+    if found is None:
+        return None
+    jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM, and nothing here asks it
+    if found.index:
+        peer, port = meeting.met(found, MEETING)
+        peers, address = [peer], found.address
+        if not os.environ.get("JAX_MTLS_CERT_FILE"):  # a certificate is for the name of the first host
+            address, port = "127.0.0.1", relay.opened(found.address, port)
+    else:
+        address = meeting.bound(found) or "127.0.0.1"
+        with meeting.listening(found) as server:
+            peers = meeting.gathered(found, server, MEETING)
+        port = _free_port(address)
+        meeting.admit(peers, port)
+    watch = Watch(found.index, found.count, peers)
+    watch.start()
+    _join_jax(found, address, port)
+    told = _Told(watch)
+    if watch.index:
+        logging.getLogger().handlers[:] = [told]
+    else:
+        logging.getLogger().addHandler(told)
+    logging.captureWarnings(True)
+    return watch
+
+
+def part(watch: Watch) -> None:
+    """Waits until all hosts are done, and leaves them."""
+    watch.finish()
+    jax.distributed.shutdown()
+
+
+def doubtful(error: BaseException | None) -> bool:
+    """Whether an error may only follow from the end of another host: one of JAX itself, or raised from one."""
+    while error and not isinstance(error, jax.errors.JaxRuntimeError):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _join_jax(found: Cluster, address: str, port: int) -> None:
+    name = f"[{address}]" if ":" in address else address
+    bind = f"{name}:{port}" if meeting.bound(found) else None
+    jax.distributed.initialize(
+        f"{name}:{port}",
+        found.count,
+        found.index,
+        local_device_ids=found.devices,
+        cluster_detection_method="deactivate",  # it was asked
+        initialization_timeout=int(MEETING),
+        coordinator_bind_address=bind or f"[::]:{port}",
+        heartbeat_timeout_seconds=int(2 * SILENT),  # the watch notices before, and says more
+        shutdown_timeout_seconds=10,
+    )
+
+
+def _free_port(address: str) -> int:
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as s:
+        s.bind((address, 0))
+        return int(s.getsockname()[1])
+
+
+class _Told(logging.Handler):
+    """Passes on what is logged: the first host says it, once."""
+
+    def __init__(self, watch: Watch) -> None:
+        super().__init__(logging.WARNING)
+        self._watch = watch
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._watch.tell(record.getMessage())

@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 
-from vit_jax import checkpoint, imports, loggers, metrics
+from vit_jax import checkpoint, hosts, imports, loggers, metrics
 from vit_jax.config import difference, parse, record, unparse
 from vit_jax.configfile import STORED
 from vit_jax.data.sources import Source
@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 FILE, LOCK = STORED, "lock"
 FILES, FOLDERS = (FILE, LOCK, metrics.FILE, "results.json"), (checkpoint.FOLDER, loggers.EVENTS, "evaluation")
 """What lies in a workdir, as files and as folders."""
+SEEN = 10.0
+"""Seconds until what one host writes is seen by another: a network's file system remembers what was not there."""
 
 
 def place(folder: str | os.PathLike[str]) -> pathlib.Path:
@@ -48,18 +50,57 @@ def place(folder: str | os.PathLike[str]) -> pathlib.Path:
 
 @contextlib.contextmanager
 def lock(workdir: pathlib.Path) -> Iterator[None]:
-    """Makes ``workdir`` and keeps it for this process while the block lasts; what stays empty is removed again.
+    """Makes ``workdir`` and keeps it for this run while the block lasts; what stays empty is removed again.
 
     The system's lock on the file ``lock`` ends with its process: a file that a killed one left is no obstacle. Only
-    training takes it, on the first host.
+    training takes it, on the first host; the others begin once it has it and they see it.
 
     Raises:
       UsageError: ``workdir`` is a file.
-      UserError: another process trains there; it cannot be written.
+      UserError: another process trains there; it cannot be written; a host does not see it.
     """
-    if jax.process_index():
+    with contextlib.ExitStack() as stack:
+        refused: UserError | None = None
+        if hosts.first():
+            try:
+                stack.enter_context(_held(workdir))
+            except UserError as e:
+                refused = e
+        _agree(workdir, refused)
         yield
-        return
+
+
+def _agree(workdir: pathlib.Path, refused: UserError | None) -> None:
+    """Raises on every host what the first was ``refused``, and where some do not see what it wrote."""
+    mine = str(workdir.absolute()), _text(workdir / LOCK) if refused is None and hosts.first() else ""
+    said = [*mine, str(refused or ""), refused.status if refused else 0]
+    folder, text, reason, status = json.loads(hosts.share("the workdir's lock", json.dumps(said))[0])
+    if refused:
+        raise refused
+    if reason:
+        raise (UsageError if status == UsageError.status else UserError)(reason)
+    end = time.monotonic() + SEEN
+    while not (sees := _text(workdir / LOCK) == text) and time.monotonic() < end:
+        time.sleep(0.2)
+    answers = hosts.share("what they see of the workdir", "sees" if sees else "", SEEN + hosts.PATIENCE)
+    if blind := [hosts.name(i) for i, answer in enumerate(answers) if not answer]:
+        raise UserError(
+            f"what host 1 wrote to {folder!r} is not seen by {', '.join(blind)}; give all hosts the same --workdir, on "
+            "a disk that they share."
+        )
+
+
+def _text(path: pathlib.Path) -> str:
+    """What is in a file, nothing where there is none."""
+    try:
+        return path.read_bytes().decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+@contextlib.contextmanager
+def _held(workdir: pathlib.Path) -> Iterator[None]:
+    """The lock of one host."""
     try:
         made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
         if workdir.exists() and not workdir.is_dir():
