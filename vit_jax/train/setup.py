@@ -85,7 +85,7 @@ class Setup:
 
     @property
     def notes(self) -> list[str]:
-        """What is to be known of data and batches before the first step, one sentence each."""
+        """What is to be known of data, batches and mesh before the first step, one sentence each."""
         sources = (self.train, self.val, *self.eval_sources.values())
         said = [f"data: {note}" for note in dict.fromkeys(note for source in sources for note in source.info.notes)]
         size, n = self.config.batch_size, len(self.train)
@@ -94,7 +94,7 @@ class Setup:
                 f"a batch of {size:,} is more than the {n:,} training examples: every step sees each of them "
                 f"{size / n:.3g} times on average; lower batch_size."
             )
-        return said
+        return [*said, *sharding.notes(self.mesh)]
 
     @property
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
