@@ -206,7 +206,7 @@ def test_one_lister_of_images():
         "vit_jax.io.store",
         "vit_jax.data.sources.shards",
     }
-    assert users <= {"vit_jax.io.images", "vit_jax.publish.push", *others}, users
+    assert users <= {"vit_jax.io.images", "vit_jax.io.mirror", "vit_jax.publish.push", *others}, users
 
 
 CONCRETE = {"ViT", "Mixer", "MonarchMixer", "TwoTower", "CoCa", "TextTransformer", "TextDecoder", "ResNet"}

@@ -37,6 +37,7 @@ from vit_jax.export import Exported
 from vit_jax.export import check as check_export
 from vit_jax.export import export as write_program
 from vit_jax.imports import changed, texts
+from vit_jax.io import mirror
 from vit_jax.models import describe
 from vit_jax.predict import BATCH, Images, ImageText, Predictor, Row, expand, of
 from vit_jax.predict import load as load_predictor
@@ -293,7 +294,7 @@ def evaluate(
             raise UsageError("data scores weights without the configuration of a run; give a place, and no changes.")
         imports = configs.parse(configs.Imports, (changes or {}).get("imports", ()), "imports")
         found = weights(run if checkpoint is None else checkpoint, size, imports)
-        return score(found, data, evaluators, output=None if output is None else pathlib.Path(output), imports=imports)
+        return score(found, data, evaluators, output=output, imports=imports)
     if evaluators or size or output or isinstance(run, Pretrained):
         raise UsageError("weights, evaluators, size and output take data; of a run change its configuration instead.")
     if isinstance(run, Result):
@@ -301,12 +302,12 @@ def evaluate(
             raise UsageError("a result holds its own state; to evaluate a checkpoint name the run's workdir.")
         built = setup.build(inherit.with_tokenizer(_parsed(run.config, changes))) if changes else run.setup
         return built.evaluate(run.state.eval_params)
-    path = workdir.place(run)
+    path = mirror.local(run)
     place = os.fspath(checkpoint or path)
     config = inherit.with_tokenizer(_parsed(workdir.load(path), changes), place)
     built = setup.build(config, train=start.training_data(config, place))
     params, folder = start.eval_params(built, place)
-    report = dataclasses.replace(built.evaluate(params), checkpoint=str(folder))
+    report = dataclasses.replace(built.evaluate(params), checkpoint=mirror.shown(str(folder)))
     report.save(path / "evaluation", built.train.info.class_names)
     return report
 

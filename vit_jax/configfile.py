@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from vit_jax import imports
 from vit_jax.checks import shown, suggest
-from vit_jax.io import jsonfile
+from vit_jax.io import jsonfile, mirror, store
 from vit_jax.io import text as texts
 from vit_jax.types import UsageError
 
@@ -43,7 +43,7 @@ def run(spec: str) -> Mapping[str, Any]:
 
     Args:
       spec: ``"FILE.py"``, or the name of one of :func:`recipes`; with ``":ARG"``, an argument of its ``get_config``.
-        Or what keeps one as it is: a file ``"X.json"``, or the folder of a run.
+        Or what keeps one as it is: a file ``"X.json"``, or the folder or the address of a run.
 
     Returns:
       What ``get_config(arg)`` returns, or what is stored.
@@ -51,6 +51,8 @@ def run(spec: str) -> Mapping[str, Any]:
     Raises:
       UsageError: no such file, or one that fails (with the line), has no ``get_config`` or makes no configuration.
     """
+    if store.is_address(spec):
+        return _at_address(spec)
     name, colon, arg = spec.partition(":")
     if colon and not arg:
         raise UsageError(f"{spec!r} ends with a colon; write FILE:ARG, or the file alone.")
@@ -81,9 +83,17 @@ def run(spec: str) -> Mapping[str, Any]:
         return config.to_dict() if isinstance(config, ConfigDict) else config
 
 
+def _at_address(address: str) -> Mapping[str, Any]:
+    """The configuration of a run at an address; nothing there is run."""
+    file = mirror.local(address.removesuffix(f"/{STORED}")) / STORED
+    if not file.is_file():
+        raise UsageError(f"{address!r} holds no run: {STORED} is missing.")
+    return imports.recorded(jsonfile.read(file, "; name a run"), address)
+
+
 def defining(spec: str) -> list[str]:
     """The files that define the classes which a configuration file defines or imports from beside it."""
-    file = _found(spec.partition(":")[0])
+    file = STORED if store.is_address(spec) else _found(spec.partition(":")[0])
     return [] if file.endswith(".json") else imports.defined_in(imports.opened(file))
 
 

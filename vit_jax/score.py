@@ -6,7 +6,6 @@ import collections
 import dataclasses
 import logging
 import os
-import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -66,7 +65,7 @@ def score(
     *,
     batch_size: int = 32,
     max_pixels: int = MAX_PIXELS,
-    output: pathlib.Path | None = None,
+    output: str | os.PathLike[str] | None = None,
     imports: Imports = (),
 ) -> Report:
     """What evaluators find of a model on the validation part of ``data``, or on all of it where it has no such part.

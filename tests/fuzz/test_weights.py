@@ -40,7 +40,7 @@ PLACES = (
     "", ".", "..", "/", "/dev/null", "/dev/zero", "~", "~nobody/x", "x" * 300, "a/" * 3000, "\ud800", "é" * 200, "hf://",
     "hf://a", "hf://a/b", "hf://a/b@c/d", "hf://a/b@..", "hf://../../x", "hf://a/" + "b" * 300, "hf://a/b/" + "c" * 300,
     "hf://u:p@a/b", "hf://a/b?c#d", "http://127.0.0.1:9/a.npz", "https://127.0.0.1:9/a.npz", "https://u:p@127.0.0.1:9/a.npz",
-    "https://", "https://[", "https://[::1", "http://h/a.npz", "ftp://h/a", "file:///etc/passwd", "s3://b/a.npz", "://",
+    "https://", "https://[", "https://[::1", "http://h/a.npz", "ftp://h/a", "file:///etc/passwd", "memory://b/a.npz", "://",
     "https://127.0.0.1:99999/a.npz", "https://127.0.0.1:9/%00.npz", "https://127.0.0.1:9/" + "a" * 300 + ".npz", "gs://",
     "https://127.0.0.1:9/a.npz#sha256=x", "https://\ud800/a.npz", "vit_b16.augreg", "vit_b16.", "C:\\x", "a\nb", "-",
 )  # fmt: skip

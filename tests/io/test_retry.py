@@ -99,6 +99,7 @@ def test_it_is_said_once_and_summed_up(caplog, tmp_path):
         "s3://bucket answers with an error (Input/output error); trying again.",
         f"{disk} answers with an error (Input/output error); trying again.",
     ]
+    assert retry.summary({"s3://bucket": 4}) == f"tried again after errors that passed: 2 times for {disk}"
     assert retry.summary() == f"tried again after errors that passed: 4 times for s3://bucket, 2 times for {disk}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 import re
 
+from vit_jax.io import mirror
 from vit_jax.types import UserError
 
 FOLDER = "checkpoints"
@@ -28,10 +29,12 @@ def steps(folder: pathlib.Path) -> list[pathlib.Path]:
 def find(path: str | pathlib.Path) -> list[pathlib.Path]:
     """Checkpoint folders under ``path`` (a workdir, its ``checkpoints`` or one step's folder), newest first.
 
+    Those at an address are in its mirror, see :mod:`vit_jax.io.mirror`.
+
     Raises:
-      UserError: there are none.
+      UserError: there are none, or the address cannot be read.
     """
-    root = pathlib.Path(path)
+    root = mirror.local(path)
     if not root.is_dir():
         raise UserError(f"no checkpoint at {str(path)!r}: no such folder; give a workdir or WORKDIR/checkpoints/STEP.")
     if (root / "params").is_dir():
@@ -44,5 +47,7 @@ def find(path: str | pathlib.Path) -> list[pathlib.Path]:
 
 def kept(folder: pathlib.Path) -> str:
     """What is left of a run whose checkpoints lie in ``folder``, as the end of a sentence about what went wrong."""
+    if (run := mirror.of(folder)) and not run.lease:  # of another host, who sends them
+        return f"what is in {run.address} is intact"
     there = steps(folder)
     return f"the checkpoint of step {there[0].name} is intact" if there else "there is no checkpoint yet"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
@@ -22,7 +23,7 @@ from vit_jax.checkpoint.schema import MAX_META, META, NewerSchema, Unsuitable
 from vit_jax.checkpoint.sums import checksums, text_sum
 from vit_jax.checks import Range
 from vit_jax.config import record_of
-from vit_jax.io import files, jsonfile
+from vit_jax.io import atomic, files, jsonfile, mirror
 from vit_jax.trees import flat
 from vit_jax.types import UserError
 
@@ -70,7 +71,8 @@ def restore(
         for bad, _ in damaged if hosts.first() else ():
             free = (bad.with_name(f"damaged-{bad.name}{f'-{i}' if i else ''}") for i in itertools.count())
             aside = bad.rename(next(path for path in free if not path.exists()))
-            log.warning("The damaged checkpoint now lies in %s.", aside)
+            mirror.moved(bad, aside)
+            log.warning("The damaged checkpoint now lies in %s.", mirror.shown(str(aside)))
         hosts.barrier("the damaged checkpoints")  # nobody lists them before they are moved
         return int(folder.name), found
     if damaged:
@@ -99,6 +101,12 @@ def read_item(folder: pathlib.Path, name: str, like: Any = None) -> Any:
     """
     noise.hush()
     path = folder.absolute() / name
+    try:
+        with contextlib.suppress(FileNotFoundError):  # which is damage
+            mirror.arrive(path)
+    except OSError as e:
+        where = mirror.shown(str(folder))
+        raise Unsuitable(f"checkpoint {where} cannot be fetched ({atomic.reason(e)}); it may be sound.") from e
     alone = name == "meta" or hosts.count() == 1  # of arrays, all hosts read their parts together
     try:
         return files.tried(path, lambda: _read(path, like)) if alone else _read(path, like)
@@ -107,7 +115,7 @@ def read_item(folder: pathlib.Path, name: str, like: Any = None) -> Any:
     except Exception as e:  # orbax and tensorstore raise a dozen unrelated types for damaged files
         reason = (str(e) or type(e).__name__).splitlines()[0][:160]
     noise.forget_failed_read()
-    raise UserError(f"checkpoint {folder} cannot be read ({name}: {reason}).")
+    raise UserError(f"checkpoint {mirror.shown(str(folder))} cannot be read ({name}: {reason}).")
 
 
 def _read(path: pathlib.Path, like: Any) -> Any:
@@ -158,7 +166,7 @@ def load_params(path: str | pathlib.Path, like: Any = None) -> tuple[Any, dict[s
             meta = read_item(folder, "meta")
             name = "ema" if "ema" in meta["checksums"] else "params"  # not what is there: a lost one is damage
             return read_item(folder, name, like), meta, folder
-        except NewerSchema:
+        except Unsuitable:
             raise
         except UserError as e:
             if (now := find(path))[0] != newest:  # a run goes on there, and has replaced what was listed

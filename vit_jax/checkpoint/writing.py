@@ -17,7 +17,7 @@ from vit_jax import hosts
 from vit_jax.checkpoint import noise, schema
 from vit_jax.checkpoint.places import BEST, FOLDER, kept, sign, steps
 from vit_jax.checkpoint.sums import checksums, text_sum
-from vit_jax.io import atomic, jsonfile
+from vit_jax.io import atomic, jsonfile, mirror
 from vit_jax.io.retry import passing, retried
 from vit_jax.types import UserError
 
@@ -76,6 +76,7 @@ class Checkpoints:
         self._lost, self._begin, self._arrays = 0, lambda: None, list[Any]()
         with _writing(self.folder):
             self._manager = self._tried(self._open)
+        self._uploads = mirror.Uploads(self.folder)
 
     def save(self, step: int, items: Mapping[str, Any], meta: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Starts writing ``items`` (pytrees of arrays) and ``meta`` (JSON); returns once they left the device.
@@ -92,6 +93,7 @@ class Checkpoints:
 
         with _writing(self.folder):
             self._settle()
+            self._uploads.settle()  # what is on its way must not be deleted here
             if not self.folder.is_dir():  # the storage would make it anew, and nothing else of the run be there
                 raise FileNotFoundError("the folder was deleted or moved while the run went on")
             self._begin, self._arrays = begin, jax.tree.leaves(dict(items))
@@ -101,6 +103,7 @@ class Checkpoints:
                 if not self._may_pass(e):
                     raise
                 self._tried(self._anew)
+        self._uploads.begin(step)
 
     def wait(self) -> None:
         """Returns once everything is on disk.
@@ -115,6 +118,7 @@ class Checkpoints:
                 if not self._may_pass(e) or any(x.is_deleted() for x in self._arrays if isinstance(x, jax.Array)):
                     raise
                 self._tried(self._anew)
+        self._uploads.wait()
 
     def _settle(self) -> None:
         """Waits for the last save; if it was lost to an error that passes, says so."""
@@ -151,6 +155,7 @@ class Checkpoints:
         try:
             self.wait()
         finally:
+            self._uploads.close()
             with _writing(self.folder):
                 self._manager.close()
 

@@ -16,7 +16,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vit_jax import __version__, interrupts
@@ -117,6 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     watch: Any = None
     try:
         with interrupts.delivered(), contextlib.ExitStack() as stack:
+            stack.enter_context(_repeated())
             if args.command == "train":
                 stack.enter_context(interrupts.left_on(signal.SIGTERM, 75, OUTSIDE))
             with interrupts.held():
@@ -135,6 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         reason, status = "interrupted.", 1
     except Exception as e:
         reason, status = _reason(e)
+        reason = _shown(reason)
         if (args.verbose and not _is_stuck(e)) or not reason:
             raise
         if _is_stuck(e):
@@ -143,6 +145,26 @@ def main(argv: Sequence[str] | None = None) -> int:
             os._exit(status)
     print(f"vit_jax {args.command}: {reason}", file=sys.stderr)
     return status
+
+
+def _shown(reason: str) -> str:
+    """A sentence in which folders that stand for addresses are called by these."""
+    from vit_jax.io import mirror
+
+    return mirror.shown(reason)
+
+
+@contextlib.contextmanager
+def _repeated() -> Iterator[None]:
+    """Says how often something was tried again, on the way out."""
+    from vit_jax.io import retry
+
+    before = retry.counts()
+    try:
+        yield
+    finally:
+        if said := retry.summary(before):
+            print(said, file=sys.stderr)
 
 
 def _is_stuck(error: Exception) -> bool:

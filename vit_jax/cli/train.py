@@ -46,24 +46,22 @@ def run(args: argparse.Namespace) -> int:
 
 def onward(workdir: str) -> str:
     """What is left of a run that another host's end stopped, as the end of a sentence."""
-    import pathlib
-
     from vit_jax import checkpoint
+    from vit_jax.train.workdir import place
 
-    return (
-        f"{checkpoint.kept(pathlib.Path(workdir) / checkpoint.FOLDER)}, and the same command goes on from what there is"
-    )
+    return f"{checkpoint.kept(place(workdir) / checkpoint.FOLDER)}, and the same command goes on from what there is"
 
 
 def _stored(workdir: str) -> str:
     """The configuration of the run in ``workdir``."""
     from vit_jax import configfile
+    from vit_jax.io import mirror, store
     from vit_jax.types import UsageError
 
-    file = os.path.join(workdir, configfile.STORED)
+    file = os.path.join(mirror.local(workdir), configfile.STORED)
     if not os.path.isfile(file):
         raise UsageError(
             f"{workdir!r} holds no run to resume ({configfile.STORED} is missing); name what to train with --config: a "
             f"file, or one of the recipes {', '.join(configfile.recipes())}."
         )
-    return file
+    return workdir if store.is_address(workdir) else file

@@ -20,7 +20,7 @@ from vit_jax.convert.preprocess import Preprocess
 from vit_jax.convert.pretrained import Described, Stored, leaves, numbered
 from vit_jax.data.framing import Framing
 from vit_jax.data.text import TextCodec, from_meta, section, to_meta
-from vit_jax.io import atomic, installation
+from vit_jax.io import atomic, installation, mirror
 from vit_jax.io.tensors import Tensors
 from vit_jax.layers.embed import RESIZES
 from vit_jax.models.describe import classes, describe, shapes
@@ -86,7 +86,7 @@ def load(path: pathlib.Path, changes: Mapping[str, Any] | None = None, address: 
         names,
         objective.output_activation or "softmax",
         meta.get("resize", "bilinear"),
-        str(folder),
+        mirror.shown(str(folder)),
         (*dict.fromkeys(assumed.values()), *imports.changed(own, imports.texts(stored))),
         config={**raw, "imports": [str(i) for i in own]} if own else raw,
         imports=own,

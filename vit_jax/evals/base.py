@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from vit_jax.checks import Checked
-from vit_jax.io import atomic, jsonfile
+from vit_jax.io import atomic, jsonfile, mirror
 from vit_jax.models import Variables
 from vit_jax.objectives.base import Apply, Objective
 from vit_jax.types import Batch, Params, UsageError, UserError
@@ -70,7 +70,7 @@ class Report:
         Raises:
           UserError: they cannot be written.
         """
-        path = pathlib.Path(folder) / "results.json"
+        path = mirror.local(folder, pull=False) / "results.json"
         content = {**extra, **self.results(class_names)}
         if self.checkpoint:
             content["checkpoint"] = self.checkpoint
@@ -80,6 +80,7 @@ class Report:
         if plots:
             with atomic.writing(f"the pictures in {path.parent}"):
                 self.draw(path.parent, class_names)
+        mirror.send(path.parent)
 
 
 @dataclasses.dataclass(frozen=True)

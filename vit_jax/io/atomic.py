@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import pathlib
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -114,4 +115,6 @@ def _beside(path: pathlib.Path) -> pathlib.Path:
     """A name beside ``path`` that nobody guesses."""
     if not path.name or "\0" in str(path):
         raise OSError(errno.EINVAL, "not the name of a file", str(path))
+    if re.match(r"[A-Za-z][\w+.-]+:/", str(path)):
+        raise OSError(errno.EINVAL, "an address, and only runs are written to one: name a file here", str(path))
     return path.with_name(f".unfinished-{uuid.uuid4().hex}")

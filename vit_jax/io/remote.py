@@ -12,7 +12,7 @@ import shutil
 import urllib.parse
 from typing import Any
 
-from vit_jax.io import atomic, cache, hub
+from vit_jax.io import atomic, cache, hub, mirror, store
 from vit_jax.io.extras import needed
 from vit_jax.io.store import anonymous, http, loopback, public
 from vit_jax.io.tensors import check_download, check_head, missing
@@ -26,14 +26,15 @@ def fetch(source: str) -> pathlib.Path:
     """A local file or folder with what ``source`` names.
 
     Args:
-      source: a path; ``hf://org/name[@revision][/file]`` (see :func:`.hub.fetch_hub`); ``gs://`` or ``https://``
-        for one file, which is kept in ``$XDG_CACHE_HOME/vit_jax/downloads`` (``~/.cache`` by default) and not asked
-        for again unless :data:`REFRESH` is set. An address that ends in ``#sha256=...`` is held to that.
+      source: a path; ``hf://org/name[@revision][/file]`` (see :func:`.hub.fetch_hub`); ``gs://``, ``s3://`` or another
+        address for the folder of a run or of weights, whose mirror it is (:mod:`.mirror`); or, or ``https://``, for one
+        file, which is kept in ``$XDG_CACHE_HOME/vit_jax/downloads`` (``~/.cache`` by default) and not asked for again
+        unless :data:`REFRESH` is set. An address that ends in ``#sha256=...`` is held to that.
 
     Raises:
       UserError: it does not exist, cannot be fetched, or is not what its checksum says.
     """
-    scheme, colon, _ = source.partition("://")
+    scheme, colon, rest = source.partition("://")
     if not colon:
         path = pathlib.Path(os.path.expanduser(source))
         if source and os.path.exists(path):  # unlike Path.exists it never raises, whatever the name
@@ -52,10 +53,16 @@ def fetch(source: str) -> pathlib.Path:
             raise ValueError("a character that none has")
     except ValueError as e:
         raise UserError(f"{shown!r} is no address ({e}).") from None
-    if not (scheme in ("gs", "https") or loopback(source)):
+    if scheme in ("", "http", "ftp") and not loopback(source):
         raise UserError(
             f"{shown!r} cannot be fetched; give a path, hf://ORG/NAME, gs://BUCKET/FILE or https://HOST/FILE."
         )
+    if not scheme.startswith("http") and rest.strip("/"):
+        try:
+            if store.is_dir(source.partition("#")[0]):
+                return mirror.local(source)
+        except OSError as e:
+            raise UserError(f"{shown!r} cannot be fetched: {e.strerror}.") from e
     path = _fetch_url(source, urllib.parse.unquote(address.path).rpartition("/")[2])
     if wanted := urllib.parse.parse_qs(address.fragment).get("sha256"):
         _verify(path, wanted[0], shown)

@@ -85,9 +85,10 @@ def counts() -> Mapping[str, int]:
         return dict(_counts)
 
 
-def summary() -> str:
-    """A sentence on :func:`counts`; "" where everything succeeded at once."""
-    parts = [f"{times:,} {'time' if times == 1 else 'times'} for {where}" for where, times in counts().items()]
+def summary(before: Mapping[str, int] | None = None) -> str:
+    """A sentence on :func:`counts` since they were ``before``; "" where everything succeeded at once."""
+    since = collections.Counter(counts()) - collections.Counter(before or {})
+    parts = [f"{times:,} {'time' if times == 1 else 'times'} for {where}" for where, times in since.items()]
     return f"tried again after errors that passed: {', '.join(parts)}" if parts else ""
 
 

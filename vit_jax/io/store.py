@@ -426,6 +426,20 @@ def download(address: str, path: Path) -> None:
     _asked(address, lambda files, name: files.get_file(name, os.fspath(path)))
 
 
+def move(address: str, new: str) -> None:
+    """Gives a file another address of the same store.
+
+    Raises:
+      OSError: it cannot be moved.
+    """
+
+    def call(files: Any, name: str) -> None:
+        target = files._strip_protocol(new)
+        _beneath(files, target).mv(name, target)
+
+    _asked(address, call)
+
+
 def remove(addresses: Sequence[str]) -> None:
     """Removes files; one that is not there is no mistake.
 

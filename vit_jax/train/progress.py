@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 import jax
 from tqdm import tqdm
 
+from vit_jax.io import mirror
+
 SHOWN = {
     "loss": "loss {:.4g}",
     "lr": "lr {:.2e}",
@@ -27,7 +29,7 @@ def say(text: str) -> None:
     """
     if jax.process_index() == 0:
         with contextlib.suppress(OSError):
-            tqdm.write(text, file=sys.stdout)
+            tqdm.write(mirror.shown(text), file=sys.stdout)
             sys.stdout.flush()
 
 

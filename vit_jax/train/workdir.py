@@ -23,8 +23,8 @@ from vit_jax import checkpoint, hosts, imports, loggers, metrics
 from vit_jax.config import difference, parse, record, unparse
 from vit_jax.configfile import STORED
 from vit_jax.data.sources import Source
-from vit_jax.io import atomic, installation, jsonfile
-from vit_jax.io.remote import public
+from vit_jax.io import atomic, installation, jsonfile, mirror
+from vit_jax.io.store import public
 from vit_jax.train.config import TrainConfig
 from vit_jax.types import UsageError, UserError
 
@@ -38,14 +38,14 @@ SEEN = 10.0
 
 
 def place(folder: str | os.PathLike[str]) -> pathlib.Path:
-    """The workdir ``folder``.
+    """The workdir ``folder``, for an address its mirror (:mod:`vit_jax.io.mirror`), which :func:`lock` fills.
 
     Raises:
       UsageError: it is the empty text, as of a variable of the shell that is not set; that would be this folder.
     """
     if not os.fspath(folder):
         raise UsageError("the workdir is empty (a variable that is not set?); name a folder, '.' for this one.")
-    return pathlib.Path(folder)
+    return mirror.local(folder, use=f"train-{hosts.index()}", pull=False)
 
 
 @contextlib.contextmanager
@@ -63,16 +63,18 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
         refused: UserError | None = None
         if hosts.first():
             try:
-                stack.enter_context(_held(workdir))
+                stack.enter_context(mirror.held(workdir) if mirror.of(workdir) else _held(workdir))
             except UserError as e:
                 refused = e
         _agree(workdir, refused)
+        if not hosts.first():
+            mirror.renew(workdir)
         yield
 
 
 def _agree(workdir: pathlib.Path, refused: UserError | None) -> None:
     """Raises on every host what the first was ``refused``, and where some do not see what it wrote."""
-    mine = str(workdir.absolute()), _text(workdir / LOCK) if refused is None and hosts.first() else ""
+    mine = mirror.shown(str(workdir.absolute())), _owner_seen(workdir) if refused is None and hosts.first() else ""
     said = [*mine, str(refused or ""), refused.status if refused else 0]
     folder, text, reason, status = json.loads(hosts.share("the workdir's lock", json.dumps(said))[0])
     if refused:
@@ -80,7 +82,7 @@ def _agree(workdir: pathlib.Path, refused: UserError | None) -> None:
     if reason:
         raise (UsageError if status == UsageError.status else UserError)(reason)
     end = time.monotonic() + SEEN
-    while not (sees := _text(workdir / LOCK) == text) and time.monotonic() < end:
+    while not (sees := _owner_seen(workdir) == text) and time.monotonic() < end:
         time.sleep(0.2)
     answers = hosts.share("what they see of the workdir", "sees" if sees else "", SEEN + hosts.PATIENCE)
     if blind := [hosts.name(i) for i, answer in enumerate(answers) if not answer]:
@@ -90,10 +92,12 @@ def _agree(workdir: pathlib.Path, refused: UserError | None) -> None:
         )
 
 
-def _text(path: pathlib.Path) -> str:
-    """What is in a file, nothing where there is none."""
+def _owner_seen(workdir: pathlib.Path) -> str:
+    """Whose this host sees that the workdir is, nothing where that cannot be seen."""
     try:
-        return path.read_bytes().decode("utf-8", "replace")
+        if there := mirror.of(workdir):
+            return there.owner()
+        return (workdir / LOCK).read_bytes().decode("utf-8", "replace")
     except OSError:
         return ""
 
@@ -265,7 +269,8 @@ def load(workdir: pathlib.Path) -> dict[str, Any]:
     """
     if not (workdir / FILE).exists():
         raise UserError(f"{str(workdir)!r} holds no run: {FILE} is missing; give the --workdir of a training.")
-    return imports.recorded(jsonfile.read(workdir / FILE, "; restore it or train in a new workdir"), workdir)
+    stored = jsonfile.read(workdir / FILE, "; restore it or train in a new workdir")
+    return imports.recorded(stored, mirror.shown(str(workdir)))
 
 
 def imported(workdir: pathlib.Path) -> tuple[str, ...]:
