@@ -55,7 +55,7 @@ def test_a_byte_is_changed(faults, tmp_path):
 @pytest.mark.slow
 def test_whatever_befalls_a_run_it_is_the_same_run(faults, tmp_path):
     """And a campaign that is begun again goes on."""
-    wanted = {"kill -9": 2, "kill -9 in a save": 2, "SIGTERM or Ctrl-C": 2, "flipped byte": 2, "limit on files": 1}
+    wanted = {"kill -9": 2, "kill -9 in a save": 2, "SIGTERM or another": 2, "flipped byte": 2, "limit on files": 1}
     with faults.small_disk(tmp_path / "disk") as disk:
         wanted |= {"full disk": 1} if disk else {}
         for part in ({"kill -9": 1}, wanted):

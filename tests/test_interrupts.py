@@ -119,9 +119,10 @@ def test_what_asks_to_stop_is_gathered_and_a_second_ctrl_c_interrupts():
         with pytest.raises(KeyboardInterrupt):
             press()
     assert [signal.getsignal(number) for number in interrupts.ASKS] == before
-    with interrupts.asked() as received:
+    with interrupts.left_when_asked(75, "stopped"), interrupts.asked() as received:
         press()
-        assert received == [signal.SIGINT]
+        signal.raise_signal(signal.SIGHUP)
+        assert received == [signal.SIGINT, signal.SIGHUP]
 
 
 def test_what_is_ignored_or_used_stays_so():
@@ -161,6 +162,7 @@ def test_a_closed_terminal_hears_no_more():
 def test_others_leave_at_once(monkeypatch):
     left = []
     monkeypatch.setattr(os, "_exit", left.append)
-    with interrupts.left_on(signal.SIGTERM, 75, "stopped"):
-        signal.raise_signal(signal.SIGTERM)
-    assert left == [75] and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    with interrupts.left_when_asked(75, "stopped"):
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+            signal.raise_signal(number)
+    assert left == [75] * 3 and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

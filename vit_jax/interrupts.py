@@ -88,15 +88,15 @@ def asked() -> Iterator[list[int]]:
 
 
 @contextlib.contextmanager
-def left_on(number: int, status: int, sentence: str) -> Iterator[None]:
-    """Inside, a signal ends the process at once with ``status``, after a sentence."""
+def left_when_asked(status: int, sentence: str) -> Iterator[None]:
+    """Inside, :data:`ASKS` but for Ctrl-C end the process at once with ``status``, after a sentence."""
 
     def leave(*_: Any) -> None:
         with contextlib.suppress(OSError):
             os.write(2, f"{sentence}\n".encode())
         os._exit(status)
 
-    with _handled({number: leave}):
+    with _handled({number: leave for number in ASKS if number != signal.SIGINT and _may_take(number)}):
         yield
 
 
@@ -114,10 +114,11 @@ def _handled(handlers: dict[int, Any]) -> Iterator[None]:
 
 
 def _may_take(number: int) -> bool:
-    now = signal.getsignal(number)
-    if number in (signal.SIGHUP, signal.SIGUSR1):
-        return now == signal.SIG_DFL
-    return True
+    """Whether nobody else has a use for a signal that not everybody knows as a wish to stop."""
+    now: Any = signal.getsignal(number)
+    return (
+        number in (signal.SIGINT, signal.SIGTERM) or now == signal.SIG_DFL or getattr(now, "__module__", "") == __name__
+    )
 
 
 def _silence(descriptors: list[int]) -> None:

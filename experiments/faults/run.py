@@ -35,7 +35,7 @@ HERE = pathlib.Path(__file__).parent
 TRIALS = {
     "kill -9": 60,
     "kill -9 in a save": 30,
-    "SIGTERM or Ctrl-C": 20,
+    "SIGTERM or another": 20,
     "a second signal": 5,
     "flipped byte": 20,
     "full disk": 5,

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from vit_jax import checkpoint, metrics
+from vit_jax import checkpoint, hosts, interrupts, metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
 RAW = {
@@ -47,7 +47,8 @@ WORLDS = {"one": "one process", "disk": "one process on a small disk", "hosts": 
 """Where a kind of fault happens: its runs have a workdir of their own there."""
 NOISE = re.compile("Traceback|Exception ignored|never (awaited|retrieved)|Warning|Event loop")
 RESUMED = re.compile(r"; (?:resumed at step (\d+)|starts from scratch)")
-GONE, STOPPED = -signal.SIGKILL, (75, 1, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
+GONE, STOPPED = -signal.SIGKILL, (hosts.RESUME, *(-number for number in interrupts.ASKS))
+"""Exit statuses; a signal ends a process that has just begun, before it can say anything."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,17 +74,17 @@ class Trial:
     Args:
       workdir: of the run.
       chance: of what happens when.
-      hosts: number of processes.
+      count: number of hosts.
     """
 
-    def __init__(self, workdir: pathlib.Path, chance: random.Random, hosts: int = 1) -> None:
-        self.workdir, self.chance, self.hosts = workdir, chance, hosts
+    def __init__(self, workdir: pathlib.Path, chance: random.Random, count: int = 1) -> None:
+        self.workdir, self.chance, self.hosts = workdir, chance, count
         workdir.parent.mkdir(parents=True, exist_ok=True)
         config = workdir.with_suffix(".py")
         text = json.dumps(json.dumps(RAW))
         config.write_text(f"import json\ndef get_config(arg=''):\n    return json.loads({text})\n")
         vit_jax = [sys.executable, "-m", "vit_jax"]
-        launch = ["launch", "local", "--processes", str(hosts), "--"] if hosts > 1 else []
+        launch = ["launch", "local", "--processes", str(count), "--"] if count > 1 else []
         command = [*vit_jax, *launch, "train", "--config", str(config), "--workdir", str(workdir)]
         env = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT), "GLIBC_TUNABLES": ""}
         self._said = workdir.with_suffix(".txt")
@@ -158,8 +159,8 @@ class Trial:
         if kind and kind.says and status and resumed and not re.search(kind.says, said):
             found.append(f"does not say {kind.says!r}")
         stopped = re.search(r"stopped at step (\d+) of", said)
-        if stopped and int(stopped[1]) not in steps(self.workdir):
-            found.append(f"promises a checkpoint of step {stopped[1]}")
+        if stopped and (int(stopped[1]) not in steps(self.workdir) or status != hosts.RESUME):
+            found.append(f"promises a checkpoint of step {stopped[1]}, or that to go on makes sense")
         if self.left:
             found.append(f"left {len(self.left)} processes")
         if status == 0 and (there != whole[0] or sums(self.workdir) != whole[1]):
@@ -172,17 +173,17 @@ def kill(trial: Trial) -> None:
 
 
 def stop(trial: Trial) -> str:
-    number = trial.chance.choice([signal.SIGTERM, signal.SIGTERM, signal.SIGINT])
+    number = trial.chance.choice([signal.SIGTERM, signal.SIGTERM, *interrupts.ASKS])
     trial.run.send_signal(number)
     return number.name
 
 
 def stop_twice(trial: Trial) -> str:
-    pause = trial.chance.random() * 0.2
+    pause, number = trial.chance.random() * 0.2, trial.chance.choice([signal.SIGTERM, signal.SIGINT])
     about = stop(trial)
     time.sleep(pause)
-    trial.run.send_signal(signal.SIGINT)
-    return f"{about}, SIGINT after {pause:.2f} s"
+    trial.run.send_signal(number)
+    return f"{about}, {number.name} after {pause:.2f} s"
 
 
 def flip(trial: Trial) -> str:
@@ -223,20 +224,21 @@ def limit(trial: Trial) -> str:
 
 def peer(number: int, trial: Trial) -> str | None:
     """Sends a signal to one of the hosts."""
-    hosts = sorted(children(trial.run.pid))
-    if not hosts:
+    there = sorted(children(trial.run.pid))
+    if not there:
         return None
-    victim = trial.chance.randrange(len(hosts))
-    os.kill(hosts[victim], number)
-    return f"host {victim}"
+    victim = trial.chance.randrange(len(there))
+    os.kill(there[victim], number)
+    return f"host {victim + 1} of {len(there)}"
 
 
+SAYS = r"stopped at step \d+ of|stopped before or after training|interrupted"
 FULL = "the disk is full; free some space and run the same command again"
 KINDS = {
     "kill -9": Kind(kill),
     "kill -9 in a save": Kind(kill, when=("save",)),
-    "SIGTERM or Ctrl-C": Kind(stop, statuses=STOPPED, says=r"stopped at step \d+ of|interrupted"),
-    "a second signal": Kind(stop_twice, statuses=STOPPED, says=r"stopped at step \d+ of|interrupted"),
+    "SIGTERM or another": Kind(stop, statuses=(*STOPPED, 1), says=SAYS),
+    "a second signal": Kind(stop_twice, statuses=(*STOPPED, 1), says=SAYS),
     "flipped byte": Kind(flip, when=("two",)),
     "full disk": Kind(fill, world="disk", statuses=(1,), says=FULL),
     "limit on files": Kind(limit, statuses=(1,), says=FULL),
@@ -310,12 +312,12 @@ def left(workdir: pathlib.Path) -> set[int]:
     return found
 
 
-def undisturbed(folder: pathlib.Path, hosts: int) -> tuple[Any, Any]:
+def undisturbed(folder: pathlib.Path, count: int) -> tuple[Any, Any]:
     """Rows and checksums of the run that nothing befalls."""
-    workdir = folder / f"whole{hosts}"
+    workdir = folder / f"whole{count}"
     if not (workdir / "results.json").exists():
         shutil.rmtree(workdir, ignore_errors=True)
-        trial = Trial(workdir, random.Random(0), hosts)
+        trial = Trial(workdir, random.Random(0), count)
         trial.end()
         assert trial.run.returncode == 0, trial.said()
     return rows(workdir), sums(workdir)
