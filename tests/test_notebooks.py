@@ -22,9 +22,11 @@ SAYS = {
     "quickstart": ("360 held-out digits are right", "expected calibration error after", "outputs differ by 0"),
     "clip_zero_shot": ("(recall at 1)", "360 held-out digits are right, without a label", "a green zero"),
     "own_images": ("starts from", "of 30 images are mistaken"),
+    "tpu_pod": ("it fits", "images/s", "the log of both hosts ends at step 2", "queued-resources create b16"),
 }
 """Notebook -> what it prints."""
-PICTURES = {"quickstart": 5, "clip_zero_shot": 3, "own_images": 4}
+PICTURES = {"quickstart": 5, "clip_zero_shot": 3, "own_images": 4, "tpu_pod": 3}
+MARKS = {"tpu_pod": [pytest.mark.tpu]}
 
 
 def code(path):
@@ -34,7 +36,7 @@ def code(path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [pytest.param(p, id=p.stem, marks=MARKS.get(p.stem, ())) for p in NOTEBOOKS])
 @pytest.mark.filterwarnings("ignore")  # of the notebook client's own dependencies; the kernel is another process
 def test_runs(path, tmp_path, monkeypatch):
     notebook = nbformat.read(path, as_version=4)
@@ -46,6 +48,11 @@ def test_runs(path, tmp_path, monkeypatch):
         documentation.timm_file(tmp_path)
         weights = str(tmp_path / "vit_tiny.safetensors")
         parameters.source += f"\nIMAGES, WEIGHTS = {str(tmp_path / 'my' / 'images')!r}, {weights!r}"
+    if path.stem == "tpu_pod":
+        towers = {
+            f"{tower}.{key}": 2 for tower in ("model.image_tower", "model.text_tower") for key in ("depth", "heads")
+        }
+        parameters.source += f'\nTOPOLOGY = "v5e:2x2"\nCHANGES |= {dict(towers, batch_size=16)}'
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(FOLDER.parent), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     monkeypatch.delenv("XLA_FLAGS", raising=False)
