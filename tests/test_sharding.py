@@ -13,6 +13,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from tests import processes
 from vit_jax import sharding
 from vit_jax.optim.optimizers import Adafactor
 from vit_jax.sharding import MeshConfig, make_mesh, param_spec
@@ -295,3 +296,38 @@ def test_the_platform_is_that_of_the_mesh_in_context(monkeypatch):
     elsewhere = jax.sharding.AbstractMesh((4,), ("fsdp",), abstract_device=chip)
     with jax.sharding.use_abstract_mesh(elsewhere):
         assert sharding.platform() == "tpu"
+
+
+ROWS = """
+import jax, numpy as np
+from jax.sharding import AxisType, Mesh
+from vit_jax.launch import runtime
+watch = runtime.join()
+from tests import processes
+from vit_jax import sharding
+d = jax.devices()
+x = np.arange(24, dtype=np.int32).reshape(8, 3)
+for order, sizes in (((0, 1, 2, 3), (4, 1, 1)), ((0, 2, 1, 3), (2, 2, 1)), ((3, 0, 2, 1), (1, 4, 1)),
+                     ((0, 2, 1, 3), (2, 1, 2)), ((0, 1, 2, 3), (1, 1, 4)), ((0, 1, 2, 3), (1, 2, 2))):
+    mesh = Mesh(np.array([d[i] for i in order]).reshape(sizes), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+    rows = sharding.host_rows(mesh, 8)
+    whole = sharding.put({"x": x[rows]}, mesh)["x"]
+    full = jax.jit(lambda x: x * 1, out_shardings=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))(whole)
+    assert whole.shape == x.shape and np.array_equal(full, x), (order, sizes, np.asarray(full))
+    said = sharding.gather_hosts(mesh)(np.array([7, watch.index], np.int32))
+    assert np.asarray(said).tolist() == [[7, 0], [7, 1]]
+    print(order, sizes, rows.tolist())
+placed = sharding.place({"w": x}, {"w": sharding.data_sharding(mesh)})["w"]
+assert np.array_equal(jax.jit(lambda x: x * 1, out_shardings=sharding.replicated_like(placed))(placed), x)
+runtime.part(watch)
+"""
+
+
+@pytest.mark.slow
+def test_rows_of_hosts_follow_from_the_mesh_in_any_order_of_devices():
+    with processes.started(2, code=ROWS, devices=2) as hosts:
+        first, second = processes.ended(hosts, 120)
+    assert first.status == second.status == 0, first.output + second.output
+    assert "(0, 2, 1, 3) (2, 2, 1) [0, 1, 4, 5]" in first.output and "(2, 2, 1) [2, 3, 6, 7]" in second.output
+    for shared in ("(1, 1, 4) [0, 1, 2, 3, 4, 5, 6, 7]", "(0, 2, 1, 3) (2, 1, 2) [0, 1, 2, 3, 4, 5, 6, 7]"):
+        assert shared in first.output and shared in second.output

@@ -36,7 +36,7 @@ def images(arg: str) -> ConfigDict:
     config.optim.sam = "sam(rho=0.05, m=8)" if arg == "sam" else None
     config.accumulate = 2 if arg == "accumulate" else 1
     if arg == "distill":
-        config.objective = dict(name="distill", teacher="runs/hosts/classify/one")
+        config.objective = dict(name="distill", teacher="runs/hosts/classify/one", blocks=2)
     return config
 
 
