@@ -124,6 +124,10 @@ BACKWARD = "jit(step)/transpose(jvp(ViT))/"
         (f"{BACKWARD}ViT._run/encoder/block_11/attention/out/out.product/dot", "backward encoder/block/attention/out"),
         (f"{BACKWARD}encoder/checkpoint/rematted_computation/blocks/mlp/dot", "recomputed encoder/block/mlp"),
         ("jit(step)/jvp()/reduce_sum", "forward loss"),
+        (
+            "jit(step)/while/body/TwoTower.embed/image_tower/image_tower._run/blocks/mlp/add",
+            "forward image_tower/block/mlp",
+        ),
         ("jit(step)/sqrt", "optimizer, augmentation and the rest"),
         ("", "optimizer, augmentation and the rest"),
     ],

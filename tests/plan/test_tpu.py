@@ -8,8 +8,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import vit_jax as vj
+from vit_jax import config
 from vit_jax.config import parse
-from vit_jax.plan import hlo, program, topology
+from vit_jax.plan import hlo, planning, program, topology
+from vit_jax.plan.search import search
 from vit_jax.train.config import TrainConfig
 
 WIDE = {"width": 256, "mlp_dim": 512, "dtype": "bfloat16"}
@@ -93,6 +95,7 @@ def test_a_ring_passes_its_part_on_as_often_as_there_are_others(chips):
     assert found == {"collective-permute": [3, 3 * 1024 * 256 * 2]}
 
 
+@pytest.mark.slow
 @pytest.mark.tpu
 def test_what_is_too_large_is_refused_with_its_size(tiny):
     found = vj.plan(
@@ -100,3 +103,53 @@ def test_what_is_too_large_is_refused_with_its_size(tiny):
     )
     assert not found.fits and found.memory.needed > found.memory.available and found.time is None
     assert "does not fit" in found.text()
+
+
+PAIRS = {
+    "data": {"path": "digits_pairs", "canvas": 16, "text": {"tokenizer": "bytes", "length": 8}},
+    "augment": {"size": 8, "train": ["inception_crop"]},
+    "batch_size": 64,
+}
+TOWER = {"width": 128, "depth": 2, "heads": 2, "mlp_dim": 256}
+IMAGE = {"name": "vit", "patch": 4, "num_classes": 0, **TOWER}
+TWO_TOWER = {"name": "two_tower", "image_tower": IMAGE, "text_tower": TOWER, "embed_dim": 64}
+COCA = {**TWO_TOWER, "name": "coca", "decoder": {"heads": 2, "mlp_dim": 256, "depth": 1}, "queries": 5, "pool_heads": 2}
+COCA["text_tower"] = {**TOWER, "pool": "cls"}
+RUNS = {
+    "accumulation": {"model": {**WIDE, "scan": True}, "accumulate": 2, "batch_size": 64},
+    "sam": {"optim": {"sam": "sam(rho=0.05, m=16)"}, "batch_size": 64},
+    "distillation": {"objective": {"name": "distill", "teacher": "runs/nowhere"}},
+    "clip": {**PAIRS, "model": TWO_TOWER, "objective": {"name": "contrast", "form": "ring"}, "accumulate": 2},
+    "siglip": {**PAIRS, "model": TWO_TOWER, "objective": {"name": "contrast", "loss": "sigmoid"}},
+    "lit": {**PAIRS, "model": {**TWO_TOWER, "lock": "image"}, "objective": {"name": "contrast"}},
+    "cloob": {**PAIRS, "model": TWO_TOWER, "objective": {"name": "contrast", "loss": "cloob(beta=8.0)"}},
+    "coca": {**PAIRS, "model": COCA, "objective": {"name": "coca"}},
+}
+FROZEN = {"lit": {"optim": {"freeze": ["image_tower/.*"]}}, "cloob": {"optim": {"freeze": ["logit_scale"]}}}
+
+
+@pytest.mark.slow
+@pytest.mark.tpu
+@pytest.mark.parametrize("run", RUNS)
+def test_every_objective_is_planned(run, tiny):
+    raw = tiny(**{**RUNS[run], **FROZEN.get(run, {})})
+    if "model" in RUNS[run] and "name" in RUNS[run]["model"]:
+        raw["model"] = RUNS[run]["model"]
+    found = vj.plan({**raw, "mesh": FSDP}, "v5e:2x2")
+    assert found.fits and found.time.compute > 0 and found.flops > 0 and found.exchanges
+    kinds = {e.kind for e in found.exchanges}
+    assert ("collective-permute" in kinds) >= (run == "clip")
+    assert (found.memory.parts["teacher"] > 0) == (run == "distillation")
+    assert any("taken to be a model like the student" in note for note in found.notes) == (run == "distillation")
+
+
+@pytest.mark.slow
+@pytest.mark.tpu
+def test_twice_too_large_is_answered_with_what_the_compiler_takes(tiny):
+    """The nearest that is named is compiled, and a device holds it."""
+    raw = tiny(model={**WIDE, "depth": 6, "scan": True}, augment={"size": 64}, data={"canvas": 64}, batch_size=2**15)
+    assert not vj.plan(raw, "v5e:2x2").fits
+    found = search(raw, "v5e:2x2", nearest=True)
+    assert set(found.best.changes) == {"accumulate"}
+    again = planning.compiled(config.change(raw, found.best.changes.items()), topology.find("v5e:2x2"), None, None)
+    assert again.fits and again.memory.compiler and again.memory.needed <= topology.CHIPS["v5e"].hbm

@@ -348,7 +348,7 @@ def layer(path: str) -> str:
     parts = path.split("/")
     way = "backward " if any(p.startswith("transpose(") for p in parts) else "forward "
     inside = [p for p in parts[:-1] if re.fullmatch(r"\w+", p) and p not in ("while", "body", "cond", "closed_call")]
-    if not any("jvp(" in p for p in parts):
+    if not any("jvp(" in p or "." in p for p in parts):  # neither differentiated nor a method of a module
         return "optimizer, augmentation and the rest"
     if "rematted_computation" in inside or "checkpoint" in inside:
         inside = [p for p in inside if p not in ("rematted_computation", "checkpoint")]

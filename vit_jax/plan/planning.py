@@ -6,6 +6,7 @@ import collections
 import hashlib
 import importlib.metadata
 import json
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -181,8 +182,8 @@ def kept(raw: Mapping[str, Any], where: str, *options: Any) -> pathlib.Path | No
 
 
 def _versions() -> dict[str, str]:
-    """Of all that a program depends on; of this package the digest of its files."""
-    found = {"vit_jax": cache.code()}
+    """Of all that a program depends on, the compilers' settings among it; of this package the digest of its files."""
+    found = {"vit_jax": cache.code()} | {name: os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")}
     for name in ("jax", "jaxlib", "libtpu", "flax", "optax"):
         try:
             found[name] = importlib.metadata.version(name)
