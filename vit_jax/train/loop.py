@@ -149,6 +149,8 @@ def _train(
                 batch = next(batches)
             with clock.spent("compile" if step == first + 1 else "step"):
                 state, metrics = setup.step(state, sharding.put(batch, setup.mesh))
+            if step == first + 1:
+                meter.restart()  # compiling tells nothing of speed
             meter.push(step, metrics)
             bar.step()
             for extra in filter(None, (hook(StepEvent(setup, path, step, state)) for hook in hooks)):
