@@ -25,7 +25,9 @@ def test_monarch_kernels_are_in_the_sharded_step(tiny, tpu_chips, topology):
 
 
 @pytest.mark.parametrize(
-    ("mesh", "between"), [((2, 2, 2), {"ALL_REDUCE"}), ((1, 4, 2), {"ALL_REDUCE", "ALL_GATHER"})], ids=("replica", "fsdp")
+    ("mesh", "between"),
+    [((2, 2, 2), {"ALL_REDUCE"}), ((1, 4, 2), {"ALL_REDUCE", "ALL_GATHER"})],
+    ids=("replica", "fsdp"),
 )
 def test_slices_exchange_gradients_and_parameters_stay_within(tiny, tpu_chips, mesh, between):
     """What two slices tell each other over the network of their hosts; fsdp across them is said to be slow, and is."""
