@@ -6,12 +6,14 @@ import subprocess
 import sys
 import warnings
 
+import jax
 import pytest
 
 import vit_jax
 from vit_jax import cli
 from vit_jax.cli import COMMANDS, main
-from vit_jax.types import Stuck, UserError
+from vit_jax.launch import runtime
+from vit_jax.types import Stopped, Stuck, UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -236,3 +238,80 @@ def test_no_argument_is_empty_or_out_of_range(line, capsys, tmp_path, monkeypatc
     err = capsys.readouterr().err
     assert status == 2 and "Traceback" not in err and len(err.splitlines()[-1]) < 300
     assert not list(tmp_path.iterdir())
+
+
+class Watch:
+    """What :mod:`vit_jax.launch.watch` has, without other hosts."""
+
+    def __init__(self, index):
+        self.index, self.stopped, self.parted = index, [], False
+
+    def stop(self, reason, status, doubtful=False):
+        self.stopped.append((reason, status, doubtful))
+        raise SystemExit(status)  # which the real one does from within
+
+    def tell(self, line):
+        pass
+
+    def finish(self):
+        self.parted = True
+
+
+@pytest.fixture
+def among(monkeypatch):
+    """``among(index)``: the watch of a host of several, which the next command joins."""
+    asked = []
+
+    def joined(index):
+        watch = Watch(index)
+        monkeypatch.setattr(runtime, "join", lambda alone: asked.append(alone) or watch)
+        watch.alone = asked
+        return watch
+
+    return joined
+
+
+CHECK = ["data", "check", "fake:4x8x2"]
+
+
+@pytest.mark.parametrize(("index", "lines"), [(0, 1), (1, 0)])
+def test_the_first_of_several_hosts_runs_what_gains_nothing_from_the_others(among, capsys, index, lines):
+    watch = among(index)
+    assert main(CHECK) == 0 and watch.parted and watch.alone == [True]
+    assert len(capsys.readouterr().out.splitlines()) == lines
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_run_that_all_hosts_stop_is_said_by_the_first(among, capsys, monkeypatch, index):
+    def stop(_):
+        print("hello")
+        raise Stopped("stopped at step 3 of 9; the same command resumes there.")
+
+    watch = among(index)
+    monkeypatch.setattr(COMMANDS["train"], "run", stop)
+    assert main(["train", "--config", "digits", "--workdir", "w"]) == 75 and watch.parted and watch.alone == [False]
+    said = capsys.readouterr()
+    sentence = "vit_jax train: stopped at step 3 of 9; the same command resumes there.\n"
+    assert (said.out, said.err) == (("hello\n", sentence) if index == 0 else ("", ""))
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (UserError("no space."), ("no space.", 1, False)),
+        (Stuck("a read never ends."), ("a read never ends.", 75, False)),
+        (KeyboardInterrupt(), ("interrupted.", 1, False)),
+        (TypeError("a\nfault"), ("TypeError: a fault", 1, False)),
+        (jax.errors.JaxRuntimeError("Gloo failed"), ("JaxRuntimeError: Gloo failed", 1, True)),
+    ],
+)
+def test_an_error_on_one_of_several_hosts_is_told_to_all(among, capsys, monkeypatch, error, told):
+    def fail(_):
+        raise error
+
+    watch = among(1)
+    monkeypatch.setattr(COMMANDS["train"], "run", fail)
+    with pytest.raises(SystemExit):
+        main(["train", "--config", "digits", "--workdir", "w"])
+    assert watch.stopped == [told]
+    assert ("Traceback" in capsys.readouterr().err) == (not isinstance(error, UserError | KeyboardInterrupt))

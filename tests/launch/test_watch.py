@@ -196,9 +196,12 @@ def test_leaving_ends_the_process_whatever_its_main_thread_does():
     assert (ended.status, ended.output) == (75, "before\nvit_jax train: host 2 of 2 is gone.\n")
 
 
+LONG = ("--config.duration=100000",)
+
+
 def training(workdir, *more):
     every = [f"--config.{name}_every=20" for name in ("log", "eval", "checkpoint")]
-    return ["train", f"--workdir={workdir}", *processes.TINY, "--config.duration=100000", *every, *more]
+    return ["train", f"--workdir={workdir}", *processes.TINY, "--config.batch_size=48", *LONG, *every, *more]
 
 
 @pytest.mark.slow
@@ -218,8 +221,8 @@ def test_the_others_end_soon_after_one_and_the_run_goes_on(tmp_path, victim, num
         assert one.status == 75 and one.at - killed < seconds
         assert sentence.startswith(f"vit_jax train: host {victim + 1} of 3 {reason}; the checkpoint of step ")
         assert "Traceback" not in one.output and "*** Check failure" not in one.output
-    with processes.started(3, training(tmp_path, "--config.duration=30")) as hosts:
-        assert hosts[0].ended(120).status in (0, 2), hosts[0].output  # a run of another length is refused
+    with processes.started(3, training(tmp_path)) as hosts:
+        hosts[0].until("resumed at step ", 120)
 
 
 @pytest.mark.slow

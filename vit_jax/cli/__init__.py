@@ -62,8 +62,8 @@ COMPUTING = ("train", "find", "evaluate", "predict", "embed", "convert", "export
 """Commands whose compiled programs are worth keeping."""
 JOINING = (*COMPUTING, "bench", "data")
 """Commands that may run on several hosts."""
-ALONE = ("predict", "convert", "export", "push", "data")
-"""Those of them that the first host runs, while the others wait."""
+ALONE = ("predict", "embed", "convert", "export", "push", "bench", "data")
+"""Those of them that the first host runs, on its own devices, while the others wait."""
 
 
 OUTSIDE = "vit_jax train: stopped before or after training; the same command goes on."
@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if not (args.command == "models" and models.at_once(args)):
                     importlib.import_module("vit_jax.api" if args.command in COMPUTING else "vit_jax.types")
             if args.command in JOINING:
-                watch = importlib.import_module("vit_jax.launch.runtime").join()
+                watch = importlib.import_module("vit_jax.launch.runtime").join(args.command in ALONE)
             if args.command in COMPUTING:
                 importlib.import_module("vit_jax.launch.runtime").setup()
             if watch:

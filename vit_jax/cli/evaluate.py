@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     import pathlib
 
     import vit_jax as vj
-    from vit_jax import config
+    from vit_jax import config, hosts
     from vit_jax.cli import output
     from vit_jax.train.progress import say, table
 
@@ -61,5 +61,5 @@ def run(args: argparse.Namespace) -> int:
     found = {"checkpoint": report.checkpoint, **report.prefixed("val")}
     if args.json != "-":
         say(table(found))
-    output.write(args.json, found)
+    output.write(args.json if hosts.first() else None, found)
     return 0

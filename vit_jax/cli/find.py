@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _rate(args: argparse.Namespace) -> int:
     import vit_jax as vj
-    from vit_jax import config
+    from vit_jax import config, hosts
     from vit_jax.cli import output
     from vit_jax.io import atomic
     from vit_jax.train.progress import say
@@ -46,10 +46,11 @@ def _rate(args: argparse.Namespace) -> int:
     raw = config.load(args.config, args.overrides)
     found = vj.find_lr(raw, steps=args.steps, least=args.least, most=args.most)
     folder = pathlib.Path(args.output)
-    with atomic.writing(f"--output {args.output!r}"):
-        folder.mkdir(parents=True, exist_ok=True)
-        output.write(os.path.join(args.output, "lr.json"), found.summary())
-        found.draw(folder / "lr.png")
+    if hosts.first():
+        with atomic.writing(f"--output {args.output!r}"):
+            folder.mkdir(parents=True, exist_ok=True)
+            output.write(os.path.join(args.output, "lr.json"), found.summary())
+            found.draw(folder / "lr.png")
     end = "where the loss diverged" if found.diverged else "the end of the sweep"
     say(f"{len(found.rates)} steps of {found.batch_size}, up to a rate of {found.rates[-1]:.2g}, {end}")
     say(f"the smoothed loss is least at {found.least:.2g} and falls fastest at {found.steepest:.2g}")
@@ -62,7 +63,7 @@ def _rate(args: argparse.Namespace) -> int:
 
 def _batch(args: argparse.Namespace) -> int:
     import vit_jax as vj
-    from vit_jax import config
+    from vit_jax import config, hosts
     from vit_jax.cli import output
     from vit_jax.train.progress import say
 
@@ -79,5 +80,5 @@ def _batch(args: argparse.Namespace) -> int:
         if found.compares:
             say("this objective compares the examples of a batch: another size is another loss, not only another speed")
         say("a learning rate that was found for another batch is found again: vit_jax find lr")
-    output.write(args.json, found.summary())
+    output.write(args.json if hosts.first() else None, found.summary())
     return 0

@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from vit_jax import hosts
 from vit_jax.checks import Checked
 from vit_jax.io import atomic, jsonfile, mirror
 from vit_jax.models import Variables
@@ -65,11 +66,13 @@ class Report:
         self, folder: str | os.PathLike[str], class_names: tuple[str, ...], *, plots: bool = True, **extra: Any
     ) -> None:
         """Writes ``results.json`` (:meth:`results` and ``extra``, such as the step; NaN is null) and, with ``plots``,
-        the pictures (:meth:`draw`).
+        the pictures (:meth:`draw`); of several hosts the first does.
 
         Raises:
           UserError: they cannot be written.
         """
+        if not hosts.first():
+            return
         path = mirror.local(folder, pull=False) / "results.json"
         content = {**extra, **self.results(class_names)}
         if self.checkpoint:

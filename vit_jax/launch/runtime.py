@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -12,6 +13,8 @@ from vit_jax.io import cache
 from vit_jax.launch import cluster, meeting, relay
 from vit_jax.launch.cluster import Cluster
 from vit_jax.launch.watch import SILENT, Watch
+
+log = logging.getLogger(__name__)
 
 PROGRAMS = 5 * 10**9
 """Bytes of compiled programs that are kept: those used longest ago make room."""
@@ -32,8 +35,12 @@ def setup() -> None:
         cache.keep_paired(programs, "-cache", "-atime")  # else, as after a killed process, JAX keeps nothing more
 
 
-def join() -> Watch | None:
+def join(alone: bool = False) -> Watch | None:
     """Joins the other hosts where the environment describes some, before any device is touched; None where it does not.
+
+    Args:
+      alone: whether the first host is to do everything, with devices of its own, while the others only watch. Those of
+        a TPU pod are all hosts' or nobody's: it then computes on its CPU.
 
     Raises:
       UserError: the description is wrong, or somebody does not come.
@@ -55,7 +62,11 @@ def join() -> Watch | None:
         meeting.admit(peers, port)
     watch = Watch(found.index, found.count, peers)
     watch.start()
-    _join_jax(found, address, port)
+    if not alone:
+        _join_jax(found, address, port)
+    elif _of_a_pod() and "JAX_PLATFORMS" not in os.environ:
+        jax.config.update("jax_platforms", "cpu")
+        log.warning("Chips of a TPU pod work only together: this command computes on the CPU of the first host.")
     told = _Told(watch)
     if watch.index:
         logging.getLogger().handlers[:] = [told]
@@ -68,7 +79,8 @@ def join() -> Watch | None:
 def part(watch: Watch) -> None:
     """Waits until all hosts are done, and leaves them."""
     watch.finish()
-    jax.distributed.shutdown()
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # of one that was killed after all had been done
+        jax.distributed.shutdown()
 
 
 def doubtful(error: BaseException | None) -> bool:
@@ -76,6 +88,12 @@ def doubtful(error: BaseException | None) -> bool:
     while error and not isinstance(error, jax.errors.JaxRuntimeError):
         error = error.__cause__ or error.__context__
     return error is not None
+
+
+def _of_a_pod() -> bool:
+    from jax._src import cloud_tpu_init  # JAX has no public way to ask without starting the chips
+
+    return bool(cloud_tpu_init.running_in_cloud_tpu_vm)
 
 
 def _join_jax(found: Cluster, address: str, port: int) -> None:
