@@ -180,7 +180,7 @@ def _parts(hint: Any) -> Iterator[Any]:
     else:
         for a in args:
             yield from _parts(a)
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint) and hint is not config.Duration:
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint) and hint not in (config.Duration, config.StepRange):
         yield hint
 
 
@@ -237,7 +237,7 @@ def _default(field: dataclasses.Field[Any]) -> str:
 
 def _short(value: Any) -> str:
     """A value in a word: of a dataclass the fields that differ from their defaults, of a function its name."""
-    if isinstance(value, config.Duration):
+    if isinstance(value, config.Duration | config.StepRange):
         return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         changed = [

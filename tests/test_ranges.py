@@ -41,7 +41,7 @@ def reachable() -> dict[type, str]:
     found, todo = {}, [("TrainConfig", TrainConfig)]
     while todo:
         name, cls = todo.pop()
-        if cls not in found and cls is not config.Duration:
+        if cls not in found and cls not in (config.Duration, config.StepRange):
             found[cls] = name
             todo += [pair for hint in config.hints(cls).values() for pair in leads_to(hint)]
     return found

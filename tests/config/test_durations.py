@@ -2,7 +2,7 @@
 
 import pytest
 
-from vit_jax.config import Duration, parse
+from vit_jax.config import Duration, StepRange, parse
 from vit_jax.types import UsageError
 
 
@@ -35,3 +35,24 @@ def test_wrong_durations(written):
 def test_a_percentage_of_nothing():
     with pytest.raises(UsageError, match="cannot be '5%': a percentage of itself"):
         Duration(5, "percent").steps(batch_size=1, num_examples=1)
+
+
+@pytest.mark.parametrize("written", ["100:105", " 7 : 7 ", "1:2147483647"])
+def test_ranges_of_steps(written):
+    steps = parse(StepRange, written, "s")
+    assert (steps.first, steps.last) == tuple(map(int, written.split(":")))
+    assert parse(StepRange, str(steps), "s") == steps == parse(StepRange, steps, "s")
+
+
+@pytest.mark.parametrize(
+    ("written", "says"),
+    [
+        *((x, f"s={x!r} is no range of steps; write 'FIRST:LAST'") for x in (100, "100", "1:2:3", "a:b", "-1:2", None)),
+        ("5:2", "steps '5:2' end before they begin; write '2:5'."), ("0:2", "StepRange.first=0 is not allowed"),
+        ("1:9999999999", "StepRange.last=9999999999 is not allowed"),
+    ],
+)  # fmt: skip
+def test_wrong_ranges_of_steps(written, says):
+    with pytest.raises(UsageError) as e:
+        parse(StepRange, written, "s")
+    assert str(e.value).startswith(says)

@@ -97,6 +97,7 @@ def written(hint: Any, depth: int = 0) -> st.SearchStrategy[str]:
     ]
     found += [st.sampled_from(literals)] * bool(literals) + [st.sampled_from(["True", "False"])] * (hint is bool)
     found += [st.sampled_from(DURATIONS)] * (hint is config.Duration)
+    found += [st.sampled_from(("2:3", "3:2", "1:2", "2:", "2:9999"))] * (config.StepRange in typing.get_args(hint))
     return mostly(st.one_of(found), VALUES) if found else VALUES
 
 

@@ -43,7 +43,8 @@ def test_mistakes(tiny, change, text):
 def test_keys_that_may_change_are_marked_where_they_are_declared(tiny):
     run = {
         "mesh", "log_every", "eval_every", "checkpoint_every", "keep", "best", "plots", "evaluators", "eval_batch_size",
-        "loggers", "patience", "imports", "accept_changed_data", "data.workers", "data.prefetch", "data.max_pixels",
+        "loggers", "profile", "patience", "imports", "accept_changed_data", "data.workers", "data.prefetch",
+        "data.max_pixels", "data.timeout",
     }  # fmt: skip
     assert {*resumable_keys(parse(TrainConfig, tiny()))} == run | {"model.scan", "model.remat"}
     coca = parse(TrainConfig, {**tiny(), "model": "coca_vit_b32"})

@@ -44,7 +44,7 @@ def trained(tiny, alone, tmp_path_factory):
     """A tiny run to its end: ``folder``, ``result``, and what it ``said``."""
     folder, said = tmp_path_factory.mktemp("trained") / "run", io.StringIO()
     with alone(), contextlib.redirect_stdout(said):
-        result = loop.run(tiny(plots=True), folder, hooks=[probe])
+        result = loop.run(tiny(plots=True, profile="3:4"), folder, hooks=[probe])
     return types.SimpleNamespace(folder=folder, result=result, said=said.getvalue())
 
 
@@ -76,7 +76,9 @@ def test_a_run_leaves_its_files(trained):
         "confusion.png",
         "checkpoints",
         "tensorboard",
+        "profile",
     } <= names
+    assert f"{workdir}/profile has the trace of steps 3 to 4; look at it with xprof --logdir" in out
     found = rows(workdir)
     assert [r["step"] for r in found if "train/loss" in r] == list(range(1, 11))
     assert [r["step"] for r in found if "val/accuracy" in r] == [7, 10]  # every 7 steps, and at the end

@@ -12,14 +12,14 @@ Classes of the files that the key ``imports`` names are known by their names lik
 from vit_jax.checks import suggest
 from vit_jax.config.choices import Choice, Variant, hints, lookup, spec_fields
 from vit_jax.config.comparison import difference, resumable, resumable_keys
-from vit_jax.config.durations import MAX_STEPS, Duration
+from vit_jax.config.durations import MAX_STEPS, Duration, StepRange
 from vit_jax.config.overrides import change, literal, load, override, plain
 from vit_jax.config.own import Imports, known, name_of, named
 from vit_jax.config.parsing import parse, record_of, row_of, unparse
 from vit_jax.config.records import PYTHON, record
 
 __all__ = [
-    "MAX_STEPS", "PYTHON", "Choice", "Duration", "Imports", "Variant", "change", "difference", "hints", "known",
-    "literal", "load", "lookup", "name_of", "named", "override", "parse", "plain", "record", "record_of", "resumable",
-    "resumable_keys", "row_of", "spec_fields", "suggest", "unparse",
+    "MAX_STEPS", "PYTHON", "Choice", "Duration", "Imports", "StepRange", "Variant", "change", "difference", "hints",
+    "known", "literal", "load", "lookup", "name_of", "named", "override", "parse", "plain", "record", "record_of",
+    "resumable", "resumable_keys", "row_of", "spec_fields", "suggest", "unparse",
 ]  # fmt: skip

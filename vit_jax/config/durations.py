@@ -1,12 +1,12 @@
-"""Lengths of training: ``"20 epochs"``, ``"1000 steps"``, ``"5%"``."""
+"""Lengths of training, ``"20 epochs"``, ``"1000 steps"``, ``"5%"``, and ranges of its steps, ``"100:105"``."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any
+from typing import Annotated, Any
 
-from vit_jax.checks import shown
+from vit_jax.checks import Checked, Range, shown
 from vit_jax.types import UsageError
 
 MAX_STEPS = 2**31 - 1
@@ -46,3 +46,29 @@ class Duration:
         if not 0 <= self.value * scale <= MAX_STEPS:
             raise UsageError(f"a duration of {str(self)!r} is not allowed; the most is {MAX_STEPS:,} steps.")
         return round(self.value * scale)
+
+
+Step = Annotated[int, Range(1, MAX_STEPS)]
+
+
+@dataclasses.dataclass(frozen=True)
+class StepRange(Checked):
+    """Steps of a run, counted from 1, the last one included: ``"100:105"``."""
+
+    first: Step
+    last: Step
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.last < self.first:
+            raise UsageError(f"steps '{self}' end before they begin; write '{self.last}:{self.first}'.")
+
+    @classmethod
+    def parse(cls, value: Any, path: str) -> StepRange:
+        match = re.fullmatch(r"\s*(\d{1,10})\s*:\s*(\d{1,10})\s*", value) if isinstance(value, str) else None
+        if not match:
+            raise UsageError(f"{path}={shown(value)} is no range of steps; write 'FIRST:LAST' such as '100:105'.")
+        return cls(int(match[1]), int(match[2]))
+
+    def __str__(self) -> str:
+        return f"{self.first}:{self.last}"

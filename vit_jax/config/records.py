@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.config.durations import Duration
+from vit_jax.config.durations import Duration, StepRange
 from vit_jax.imports import Import
 from vit_jax.types import Array, UsageError
 
@@ -34,7 +34,7 @@ def record(value: Any) -> Any:
         data = np.ascontiguousarray(value)
         about = {"shape": list(data.shape), "dtype": str(data.dtype), "crc32": zlib.crc32(data.tobytes())}
         return {PYTHON: "numpy.ndarray", **about}
-    if isinstance(value, Duration | Import | pathlib.PurePath):
+    if isinstance(value, Duration | StepRange | Import | pathlib.PurePath):
         return str(value)
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return {PYTHON: qualified(value if isinstance(value, type | types.FunctionType) else type(value))}

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from vit_jax.augment import Augment
 from vit_jax.checks import Checked, Count, Range, Seed
-from vit_jax.config import Choice, Duration, Imports, resumable
+from vit_jax.config import Choice, Duration, Imports, StepRange, resumable
 from vit_jax.data.loader import DataConfig
 from vit_jax.evals import EVALUATORS, Classify, Evaluator
 from vit_jax.loggers import LOGGERS, LoggerSpec, TensorBoard
@@ -52,6 +52,7 @@ class TrainConfig(Checked):
       patience: evaluations without a better value of ``best`` after which training ends, wherever the schedule is; None
         trains to the end.
       plots: draw learning curves and the evaluators' figures at the end of the run.
+      profile: steps, such as ``100:105``, that are traced for XProf into the workdir's folder ``profile``.
       imports: Python files (``parts.py``) or modules (``my_package.parts``) of one's own, which are run; their public
         classes are known by name wherever an object of theirs fits.
     """
@@ -80,6 +81,7 @@ class TrainConfig(Checked):
     patience: Count | None = resumable(None)
     loggers: tuple[Annotated[LoggerSpec, Choice(LOGGERS, LoggerSpec)], ...] = resumable((TensorBoard(),))
     plots: bool = resumable(True)
+    profile: StepRange | None = resumable(None)
     imports: Imports = resumable(())
 
     def __post_init__(self) -> None:

@@ -22,7 +22,7 @@ from vit_jax.imports import changed, texts
 from vit_jax.io import atomic
 from vit_jax.metrics import FILE, MetricsWriter, read
 from vit_jax.report import plots
-from vit_jax.train import agreement, inherit, inputs, start, workdir
+from vit_jax.train import agreement, inherit, inputs, profile, start, workdir
 from vit_jax.train.agreement import Agreement, Part
 from vit_jax.train.config import TrainConfig
 from vit_jax.train.goodput import Goodput
@@ -143,6 +143,7 @@ def _train(
         bar = stack.enter_context(contextlib.closing(Progress(first, total, len(setup.train) / c.batch_size)))
         stack.enter_context(logging_redirect_tqdm())  # what is said while the step is compiled stays above the bar
         stack.enter_context(jax.set_mesh(setup.mesh))
+        hooks = [*hooks, *stack.enter_context(profile.hooks(c.profile, path))]
         meter, agreed = Meter(setup, path, clock), Agreement(setup.mesh, AHEAD)
         for step in range(first + 1, (first if patience.over else total) + 1):
             with meter.waiting():

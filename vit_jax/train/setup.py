@@ -30,7 +30,7 @@ from vit_jax.objectives import Apply
 from vit_jax.optim import build as build_optimizer
 from vit_jax.optim import masks, trainable
 from vit_jax.sharding import make_mesh
-from vit_jax.train import teacher
+from vit_jax.train import profile, teacher
 from vit_jax.train.config import TrainConfig
 from vit_jax.train.state import TrainState, abstract_params, make_init
 from vit_jax.train.step import Step, check_batch, make_train_step
@@ -220,6 +220,7 @@ def _build(c: TrainConfig, devices: Any, train: Source | None) -> Setup:
     total = _steps(c.duration, c.batch_size, len(train), None)
     if total < 1:
         raise UserError(f"duration={str(c.duration)!r} is less than one step of {c.batch_size} examples.")
+    profile.check(c.profile, total)
     model = c.objective.fit_model(c.model, train.info)
     inputs = model.inputs(c.augment.size)
     apply = ModelFn(model)
