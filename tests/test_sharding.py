@@ -14,9 +14,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tests import processes
-from vit_jax import sharding
+from vit_jax import models, sharding
 from vit_jax.optim.optimizers import Adafactor
 from vit_jax.sharding import MeshConfig, make_mesh, param_spec
+from vit_jax.train.state import abstract_params
 from vit_jax.types import UsageError
 
 
@@ -281,6 +282,73 @@ def test_large_replicated_leaves_are_named():
     assert sharding.replicated(tree, shardings, m) == ["odd"]
     one = mesh(8, 1, 1)
     assert sharding.replicated(tree, {k: NamedSharding(one, P()) for k in tree}, one) == []
+
+
+@pytest.mark.parametrize(
+    ("shape", "sizes", "most", "says"),
+    [
+        ((4099, 4099), (1, 8, 1), 64, "fsdp=8 splits none of its dimensions; accept it with"),
+        ((4099, 4100), (1, 8, 1), 64, "fsdp=8 splits none of its dimensions; --config.mesh.fsdp=4 would, or"),
+        ((4099, 4100), (2, 1, 4), 64, "tensor=4 splits none of its dimensions; --config.mesh.fsdp=2 would, or"),
+        ((4099, 4099), (2, 2, 2), 64, "fsdp=2 and tensor=2 splits none of its dimensions; accept it with"),
+        ((4099, 4099), (1, 8, 1), 65, None), ((4099, 4099), (8, 1, 1), 64, None), ((4099, 4104), (1, 8, 1), 64, None),
+        ((1031, 1033), (1, 8, 1), 64, None),
+    ],
+)  # fmt: skip
+def test_a_large_leaf_that_nothing_splits_is_an_error_that_names_it(shape, sizes, most, says):
+    m = mesh(*sizes)
+    tree = {"head": {"kernel": jax.ShapeDtypeStruct(shape, "float32")}, "step": jax.ShapeDtypeStruct((), "int32")}
+    shardings = jax.tree.map(lambda x: NamedSharding(m, sharding.param_spec(x.shape, (), m)), tree)
+    if says is None:
+        sharding.check_replicated(tree, shardings, m, most)
+        return
+    with pytest.raises(UsageError) as e:
+        sharding.check_replicated(tree, shardings, m, most)
+    assert str(e.value).startswith(
+        f"head/kernel of shape 4099x{shape[1]} (65 MiB) would be whole on each of 8 devices: {says}"
+    )
+    assert str(e.value).endswith("--config.mesh.most_replicated=65.")
+
+
+def shallow(model):
+    """Each of its towers with one block: the shapes of parameters are those of every block."""
+    parts = {name: getattr(model, name, None) for name in ("image_tower", "text_tower", "decoder")}
+    found = {name: shallow(part) for name, part in parts.items() if part is not None}
+    return model.clone(**found, **({"depth": 1} if hasattr(model, "depth") else {}))
+
+
+SIZED = {name: {} for name in models.MODELS if name not in models.FAMILIES}
+SOON = ("vit_g14", "vit_r26_s32", "mixer_l16", "m2_vit_b16", "siglip_vit_so400m14", "lit_vit_b16", "coca_vit_l14")
+MAPS = ("monarch(4)", "block_diagonal(4)", "low_rank(64)", "sparse24", "packed24", "block_sparse(0.25)")
+
+
+@pytest.mark.parametrize(
+    ("name", "linear"),
+    [
+        *(pytest.param(name, None, marks=() if name in SOON else pytest.mark.slow) for name in SIZED),
+        *(("vit_b16", linear) for linear in MAPS),
+    ],
+)
+def test_every_model_is_split(name, linear):
+    """On fsdp=4 x tensor=2 nothing of 4 MiB is whole on a device, and width is split wherever it divides."""
+    fields = {} if linear is None else {f"{part}_linear": linear for part in ("qkv", "out", "mlp")}
+    model, m = shallow(models.create(name, **fields)), mesh(1, 4, 2)
+    boxed = abstract_params(model, model.inputs(224))
+    plain, shardings = nn.unbox(boxed), sharding.param_shardings(boxed, m)
+    assert sharding.replicated(plain, shardings, m) == []
+    sharding.check_replicated(plain, shardings, m, 4)
+    whole = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(plain))
+    assert sharding.bytes_per_device(plain, shardings) < 0.27 * whole  # a quarter, and an eighth of what tensor splits
+    split = 0
+    for leaf in jax.tree.leaves(boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned)):
+        names = getattr(leaf, "names", ())
+        wide = [
+            i for i, axis in enumerate(names) if sharding.RULES.get(axis) == "tensor" and leaf.value.shape[i] % 2 == 0
+        ]
+        spec = sharding.param_spec(leaf.value.shape, names, m) if names else P()
+        assert spec.index("tensor") == wide[0] if wide else "tensor" not in spec
+        split += bool(wide)
+    assert split
 
 
 def test_an_axis_is_used_once():

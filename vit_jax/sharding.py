@@ -11,7 +11,7 @@ import collections
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import flax.linen as nn
@@ -43,11 +43,14 @@ class MeshConfig(Checked):
       replica: devices that hold whole copies of the parameters and share the batch.
       fsdp: devices over which parameters and optimizer state are split; they share the batch, too.
       tensor: devices over which each layer's width is split.
+      most_replicated: MiB of the largest array that each device may hold in full although ``fsdp`` or ``tensor`` is to
+        split arrays; a larger one, of which no dimension divides, is an error before the first step.
     """
 
     replica: Axis = -1
     fsdp: Axis = 1
     tensor: Axis = 1
+    most_replicated: Annotated[int, Range(0, 2**20)] = 64
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -238,14 +241,32 @@ def shardings_like(tree: Any, params: Any, params_shardings: Any, mesh: Mesh) ->
 
 
 def replicated(tree: Any, shardings: Any, mesh: Mesh) -> list[str]:
-    """Paths of the leaves of 4 MiB and more that every device holds in full although the mesh could split them."""
+    """Paths of the leaves of 4 MiB and more that every device holds in full although the mesh is to split them."""
+    return [path for path, _ in _replicated(tree, shardings, mesh, 4 * 2**20)]
+
+
+def _replicated(tree: Any, shardings: Any, mesh: Mesh, least: int) -> Iterator[tuple[str, Any]]:
+    """Path and leaf of those of ``least`` bytes and more that every device holds in full on a mesh that splits some."""
     if mesh.shape["fsdp"] == mesh.shape["tensor"] == 1:
-        return []
-    return [
-        path
-        for (path, x), s in zip(trees.flat(tree).items(), jax.tree.leaves(shardings), strict=True)
-        if math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize >= 4 * 2**20 and s.is_fully_replicated
-    ]
+        return
+    for (path, x), s in zip(trees.flat(tree).items(), jax.tree.leaves(shardings), strict=True):
+        if s.is_fully_replicated and math.prod(x.shape) * x.dtype.itemsize >= least:
+            yield path, x
+
+
+def check_replicated(tree: Any, shardings: Any, mesh: Mesh, most: int) -> None:
+    """Raises UsageError if every device would hold more than ``most`` MiB of one leaf that the mesh is to split."""
+    for path, x in _replicated(tree, shardings, mesh, most * 2**20 + 1):
+        asked = " and ".join(f"{axis}={mesh.shape[axis]}" for axis in ("fsdp", "tensor") if mesh.shape[axis] > 1)
+        sizes = [k for k in range(2, mesh.size + 1) if mesh.size % k == 0 and any(n % k == 0 for n in x.shape)]
+        better = min(sizes, key=lambda k: abs(k - mesh.shape["fsdp"]), default=None)
+        mib = -(-math.prod(x.shape) * x.dtype.itemsize // 2**20)
+        raise UsageError(
+            f"{path} of shape {'x'.join(map(str, x.shape))} ({mib} MiB) would be whole on each of {mesh.size} devices: "
+            f"{asked} splits none of its dimensions; "
+            + (f"--config.mesh.fsdp={better} would, or " if better else "")
+            + f"accept it with --config.mesh.most_replicated={mib}."
+        )
 
 
 def memory(device: jax.Device) -> int:

@@ -236,6 +236,7 @@ def _build(c: TrainConfig, devices: Any, train: Source | None) -> Setup:
     with jax.set_mesh(mesh):
         options: dict[str, Any] = {"seed": c.seed, "ema": c.ema is not None, "mesh": mesh}
         make, shapes, shardings = make_init(model, inputs, tx, c.objective, **options)
+    sharding.check_replicated(shapes, shardings, mesh, c.mesh.most_replicated)
 
     @functools.cache
     def frozen_inputs() -> Any:
