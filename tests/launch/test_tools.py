@@ -36,6 +36,12 @@ def test_a_failure_has_the_line_that_matters(errors, last, monkeypatch, tmp_path
     assert len(e.value.said) == len(errors.replace("\\n", "\n"))
 
 
+def test_what_takes_too_long(monkeypatch, tmp_path):
+    program(monkeypatch, tmp_path, "exec /bin/sleep 9")
+    with pytest.raises(tools.Failed, match=r"^docker ps did not end within 0 s; look\.$"):
+        tools.output(["docker", "ps"], "look", seconds=0.1)
+
+
 def test_what_is_shown_is_not_read(monkeypatch, tmp_path, capfd):
     program(monkeypatch, tmp_path, 'echo "$@"; echo bad >&2; exit "$1"')
     tools.shown(["docker", "0"])

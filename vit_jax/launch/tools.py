@@ -39,22 +39,28 @@ def needed(*programs: str) -> None:
             raise UserError(f"{program} is not there; {SOURCES[program]}.")
 
 
-def output(words: Sequence[str], there: str = "", stdin: str | None = None) -> str:
+def output(words: Sequence[str], there: str = "", stdin: str | None = None, seconds: float | None = None) -> str:
     """What a program prints; bytes that are no UTF-8 as Python escapes them.
 
     Args:
       words: the program and its arguments.
       there: what there is already and how to get rid of it, as the end of a sentence; said where the program fails.
       stdin: what it reads.
+      seconds: that it may take.
 
     Raises:
       Failed: it did.
       UserError: it is not there.
     """
     needed(words[0])
-    done = subprocess.run(words, input=stdin, capture_output=True, text=True, errors="surrogateescape")
+    try:
+        done = subprocess.run(
+            words, input=stdin, capture_output=True, text=True, errors="surrogateescape", timeout=seconds
+        )
+    except subprocess.TimeoutExpired:
+        raise _failed(words, f"did not end within {seconds:.0f} s", "", there) from None
     if done.returncode:
-        raise _failed(words, done.returncode, done.stderr or done.stdout, there)
+        raise _failed(words, f"failed with exit status {done.returncode}", done.stderr or done.stdout, there)
     return done.stdout
 
 
@@ -62,16 +68,13 @@ def shown(words: Sequence[str], there: str = "") -> None:
     """Runs a program whose output goes where that of this one does; raises as :func:`output` does."""
     needed(words[0])
     if status := subprocess.run(words).returncode:
-        raise _failed(words, status, "", there)
+        raise _failed(words, f"failed with exit status {status}", "", there)
 
 
-def _failed(words: Sequence[str], status: int, said: str, there: str) -> Failed:
+def _failed(words: Sequence[str], how: str, said: str, there: str) -> Failed:
     lines = [line.strip() for line in said.split("\n") if line.strip()]
     last = next((line for line in lines if line.startswith("ERROR:")), lines[-1] if lines else "")[:LINE].rstrip(".:")
     verbs = [word for word in words[1:] if not word.startswith("-")][:4]
-    error = Failed(
-        f"{' '.join([words[0], *verbs])} failed with exit status {status}"
-        f"{f': {last}' if last else ''}{f'; {there}' if there else ''}."
-    )
+    error = Failed(f"{' '.join([words[0], *verbs])} {how}{f': {last}' if last else ''}{f'; {there}' if there else ''}.")
     error.said = said
     return error

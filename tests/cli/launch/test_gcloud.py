@@ -70,7 +70,7 @@ def test_the_same_command_goes_on(place, stand_ins, capsys):
     assert {call.split()[4] for call in stand_ins.calls()} == {"describe", "ssh"}
 
 
-@pytest.mark.parametrize("gone", ["SUSPENDED", "lost", "ended 75"])
+@pytest.mark.parametrize("gone", ["SUSPENDED", "lost", "ended 75", "ended 137"])
 def test_what_is_taken_away_is_asked_for_and_started_again(gone, place, stand_ins, capsys):
     """The slice is preempted while its output is followed, a host dies, or the command saved and stopped."""
     rules = looks("running\nstep 1\n", gone, "none", "running\nstep 2\n", "ended 0\n")
@@ -81,10 +81,26 @@ def test_what_is_taken_away_is_asked_for_and_started_again(gone, place, stand_in
     assert cli.main(["launch", "gcloud", *SLICE, "--delete_after", *TRAIN]) == 0
     done = capsys.readouterr()
     assert done.out == "step 1\nstep 2\npod: deleted\n"
-    assert f"pod {'stopped and can go on' if '75' in gone else 'was taken away'}: once more." in done.err
+    said = {"SUSPENDED": "was taken away", "lost": "lost the command"}.get(gone, "stopped and can go on")
+    assert f"pod {said}: once more." in done.err
     verbs = [call.split()[4] for call in stand_ins.calls() if "ssh" not in call and "describe" not in call]
     again = ["delete", "create"] if gone == "SUSPENDED" else []
     assert verbs == ["create", "scp", *again, "scp", "delete"]
+
+
+def test_a_slice_that_is_taken_away_while_it_is_filled(place, stand_ins, capsys):
+    rules = looks("ended 0\n")
+    rules["look"].insert(1, NONE)
+    rules["describe"] = [(0, "ACTIVE\n"), (0, "SUSPENDED\n"), (0, "SUSPENDED\n"), MISSING, (0, "ACTIVE\n")]
+    stand_ins.add("gcloud", {**rules, "host.sh install": [(255, "", "ssh: connection lost\n"), 0]})
+    assert cli.main(["launch", "gcloud", *SLICE, *TRAIN]) == 0
+    assert "pod was taken away: once more.\nvit_jax launch: pod is SUSPENDED: it is given" in capsys.readouterr().err
+
+
+def test_what_was_stopped_stays_so(place, stand_ins, capsys):
+    stand_ins.add("gcloud", looks("running\n", "stopped 75\n"))
+    assert cli.main(["launch", "gcloud", *SLICE, *TRAIN]) == 75
+    assert "the run stopped with exit status 75; pod is paid for until it is deleted" in capsys.readouterr().err
 
 
 def test_that_it_is_never_started_for_ever(place, stand_ins, capsys):
@@ -192,7 +208,7 @@ def test_the_script_of_a_host(tmp_path):
     host("start")  # again: nothing happens
     assert host("look", "8") == ("running", "-m vit_jax long it's a b\n")
     host("stop")
-    until("ended 75")
+    until("stopped 75")
     (tmp_path / "host.sh").write_text(gcloud.host_script(["short"]))
     host("start")
     until("ended 3")

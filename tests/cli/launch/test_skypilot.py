@@ -22,7 +22,7 @@ def test_the_task(name, options, golden, stand_ins, capsys, tmp_path):
     assert cli.main([*RUN, *options, "--dry_run", *TRAIN]) == 0
     text = capsys.readouterr().out
     golden(f"skypilot_{name}.yaml", text, (str(tmp_path), "HOME"))
-    assert yaml.safe_load(text)["resources"]["job_recovery"]["recover_on_exit_codes"] == [RESUME]
+    assert yaml.safe_load(text)["resources"]["job_recovery"]["recover_on_exit_codes"] == [RESUME, 137, 143]
     assert stand_ins.calls() == []
 
 
@@ -50,7 +50,7 @@ def test_skypilot_reads_it(options, place, capsys, tmp_path):
     nodes, accelerators, spot, recovery = json.loads(done.stdout)
     expected = (1, {"tpu-v5litepod-16": 1}, True) if options is TPU else (2, {"H100": 8}, False)
     assert (nodes, accelerators, spot) == expected
-    assert recovery["recover_on_exit_codes"] == [RESUME] and recovery["max_restarts_on_errors"] == 3
+    assert recovery["recover_on_exit_codes"] == [RESUME, 137, 143] and recovery["max_restarts_on_errors"] == 3
 
 
 def test_hosts_find_each_other(place, capsys, tmp_path):

@@ -25,6 +25,10 @@ POLL = 30.0
 """Seconds between two looks at a slice."""
 PATIENCE = 10
 """Looks in a row that may fail while the slice is said to be there."""
+SILENT = 300.0
+"""Seconds that a host has to answer."""
+AWAY, LOST = "was taken away", "lost the command"
+"""Ends of a run of which nobody knows an exit status."""
 THERE = ("ACTIVE", "READY")
 COMING = (
     "ACCEPTED", "CREATING", "PROVISIONING", "WAITING_FOR_RESOURCES", "STARTING", "RESTARTING", "REIMAGING", "REPAIRING",
@@ -39,7 +43,8 @@ HOST = """\
 cd "$(dirname "$0")" || exit 1
 state() {
   printf 'state '
-  if [ -s status ]; then echo "ended $(cat status)"
+  if [ -s status ] && [ -e stopped ]; then echo "stopped $(cat status)"
+  elif [ -s status ]; then echo "ended $(cat status)"
   elif [ ! -s pid ]; then echo none
   elif kill -0 "$(cat pid)" 2>/dev/null; then echo running
   else echo lost
@@ -52,7 +57,7 @@ install)
     python3 -m uv pip install --quiet --python venv/bin/python --requirement code/requirements.txt ;;
 start)
   [ "$(state)" != 'state running' ] || exit 0
-  rm -f status
+  rm -f status stopped
   setsid nohup sh "$PWD/host.sh" run >log 2>&1 </dev/null &
   echo $! >pid ;;
 run)
@@ -70,7 +75,7 @@ look)
   state
   [ ! -e log ] || tail -c "+$2" log ;;
 stop)
-  [ "$(state)" != 'state running' ] || kill -s TERM -- "-$(cat pid)" ;;
+  [ "$(state)" != 'state running' ] || { : >stopped && kill -s TERM -- "-$(cat pid)"; } ;;
 esac
 """
 
@@ -196,30 +201,42 @@ def _run(machines: Machines, args: argparse.Namespace) -> int:
 
 def _once(machines: Machines, args: argparse.Namespace, slice: Any, files: Sequence[str]) -> int | None:
     """Has the slice and runs the command there; its exit status, or None where it is to be done again."""
-    from vit_jax.hosts import RESUME
     from vit_jax.launch import tools
 
     _have(machines, args, slice)
-    there = f"{args.name} is there and is paid for; {_cleanup(args)}"
-    if _state_of(tools.output(machines.look(1, args.worker), there))[0] == "running":
-        request.say(f"{args.name} runs it already")
-    else:
-        _stage(machines, args, files, there)
-        tools.output(machines.host("start"), there)
-        request.say(f"{args.name} runs it on {slice.hosts} host{'s' if slice.hosts > 1 else ''}")
+    try:
+        _start(machines, args, slice, files)
+    except tools.Failed:
+        if _state(machines) in THERE:
+            raise
+        request.say(f"{args.name} {AWAY}: once more")
+        return None
     if args.detach:
         request.say(f"vit_jax launch gcloud tail {_named(args)} shows its output")
         return 0
-    status = _follow(machines, args)
-    if status in (None, RESUME):
-        request.say(f"{args.name} {'was taken away' if status is None else 'stopped and can go on'}: once more")
+    state = _follow(machines, args)
+    if state in (AWAY, LOST, *(f"ended {status}" for status in request.again())):
+        request.say(f"{args.name} {state if state in (AWAY, LOST) else 'stopped and can go on'}: once more")
         return None
-    if status == 0 and args.delete_after:
+    how, status = state.split()
+    if status == "0" and args.delete_after:
         return _delete(machines, args)
-    request.say(
-        f"the run ended with exit status {status}; {args.name} is paid for until it is deleted: {_cleanup(args)}"
-    )
-    return status
+    paid = f"{args.name} is paid for until it is deleted: {_cleanup(args)}"
+    request.say(f"the run {how} with exit status {status}; {paid}")
+    return int(status)
+
+
+def _start(machines: Machines, args: argparse.Namespace, slice: Any, files: Sequence[str]) -> None:
+    """Starts the command on a slice that is there, unless it runs."""
+    from vit_jax.launch import tools
+
+    there = f"{args.name} is there and is paid for; {_cleanup(args)}"
+    if _state_of(tools.output(machines.look(1, args.worker), there, seconds=SILENT))[0] == "running":
+        request.say(f"{args.name} runs it already")
+        return
+    _stage(machines, args, files, there)
+    tools.output(machines.host("start"), there)
+    request.say(f"{args.name} runs it on {slice.hosts} host{'s' if slice.hosts > 1 else ''}")
 
 
 def _have(machines: Machines, args: argparse.Namespace, slice: Any) -> None:
@@ -284,18 +301,24 @@ def _stage(machines: Machines, args: argparse.Namespace, files: Sequence[str], t
     tools.output(machines.unpack(), there)
 
 
-def _follow(machines: Machines, args: argparse.Namespace) -> int | None:
-    """Prints the output of a host until its command ends; the exit status, None where host or slice was taken away."""
+def _follow(machines: Machines, args: argparse.Namespace) -> str:
+    """Prints the output of a host until its command ends.
+
+    Returns:
+      ``"ended N"`` with the exit status, ``"stopped N"`` where that was asked for, :data:`LOST` where the host does not
+      know, :data:`AWAY` where the slice is not there.
+    """
     from vit_jax.launch import tools
 
     offset, failures = 1, 0
     while True:
         try:
-            state, text = _state_of(tools.output(machines.look(offset, args.worker), _cleanup(args)))
+            words = machines.look(offset, args.worker)
+            state, text = _state_of(tools.output(words, _cleanup(args), seconds=SILENT))
         except tools.Failed:
             failures += 1
             if _state(machines) not in THERE:
-                return None
+                return AWAY
             if failures >= PATIENCE:
                 raise
         else:
@@ -303,15 +326,13 @@ def _follow(machines: Machines, args: argparse.Namespace) -> int | None:
             if text:
                 print(text, end="", flush=True)
                 offset += len(text.encode("utf-8", "surrogateescape"))
-            if state.startswith("ended"):
-                return int(state.split()[1])
             if state != "running":
-                return None
+                return state if state.startswith(("ended ", "stopped ")) else LOST
         time.sleep(POLL)
 
 
 def _state_of(text: str) -> tuple[str, str]:
-    """``(running | ended N | lost | none, output)`` of what ``look`` printed, after what else a login says."""
+    """``(running | ended N | stopped N | lost | none, output)`` of what ``look`` printed, behind words of the login."""
     found = re.search(r"^state (.*)\n", text, re.MULTILINE)
     return (found[1], text[found.end() :]) if found else ("none", "")
 
@@ -334,9 +355,9 @@ def _tail(machines: Machines, args: argparse.Namespace) -> int:
     if args.dry_run:
         request.show(machines.look(1, args.worker))
         return 0
-    if (status := _follow(machines, args)) is None:
+    if (state := _follow(machines, args)) in (AWAY, LOST):
         raise UserError(f"nothing runs on {args.name}; vit_jax launch gcloud status {_named(args)} says what there is.")
-    return status
+    return int(state.split()[1])
 
 
 def _stop(machines: Machines, args: argparse.Namespace) -> int:

@@ -18,8 +18,6 @@ HELP = "a JobSet on TPU nodes of Google Kubernetes Engine, xpk-compatible"
 CONTAINER = "jax-tpu"
 FOLDER = "/work"
 """Where the command runs in the container, and its files are."""
-SIGNALS = (137, 143)
-"""Exit statuses of what SIGKILL and SIGTERM ended: the memory's end, or a node's."""
 PORTS = (8471, 8080)
 """Of libtpu, between hosts and between slices."""
 
@@ -81,9 +79,7 @@ def documents(args: argparse.Namespace, slice: Any, files: Mapping[str, str]) ->
 
 
 def _job(args: argparse.Namespace, slice: Any, keys: Mapping[str, str], labels: Mapping[str, str]) -> dict[str, Any]:
-    from vit_jax.hosts import RESUME
-
-    exits = {"containerName": CONTAINER, "operator": "NotIn", "values": sorted({RESUME, *SIGNALS})}
+    exits = {"containerName": CONTAINER, "operator": "NotIn", "values": request.again()}
     return {
         "parallelism": slice.nodes,
         "completions": slice.nodes,
@@ -179,7 +175,8 @@ def _status(args: argparse.Namespace) -> int:
 def _tail(args: argparse.Namespace) -> int:
     from vit_jax.launch import tools
 
-    first = f"jobset.sigs.k8s.io/jobset-name={args.name},batch.kubernetes.io/job-completion-index=0"
+    of_all = f"jobset.sigs.k8s.io/jobset-name={args.name}"
+    first = f"{of_all},jobset.sigs.k8s.io/job-index=0,batch.kubernetes.io/job-completion-index=0"
     words = _kubectl(args, "logs", "--follow", f"--selector={first}", f"--container={CONTAINER}", "--tail=-1")
     if args.dry_run:
         request.show(words)

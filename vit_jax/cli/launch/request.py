@@ -61,6 +61,13 @@ def environment(args: argparse.Namespace) -> Mapping[str, str]:
     return dict(args.env)
 
 
+def again() -> list[int]:
+    """Exit statuses after which a run goes on: RESUME, and what SIGKILL (no memory) or SIGTERM leaves."""
+    from vit_jax.hosts import RESUME
+
+    return [RESUME, 128 + 9, 128 + 15]
+
+
 def show(*commands: Sequence[str]) -> None:
     """Prints commands as a shell takes them, one a line."""
     for words in commands:

@@ -53,7 +53,6 @@ def run(args: argparse.Namespace) -> int:
 
 def task(args: argparse.Namespace, folder: str) -> dict[str, Any]:
     """The task of ``sky jobs launch``; ``folder`` is sent to the machines."""
-    from vit_jax.hosts import RESUME
     from vit_jax.launch import topologies
 
     resources: dict[str, Any] = {}
@@ -69,7 +68,7 @@ def task(args: argparse.Namespace, folder: str) -> dict[str, Any]:
         resources["accelerators"] = args.type
     resources |= {
         "use_spot": args.spot,
-        "job_recovery": {"max_restarts_on_errors": args.restarts, "recover_on_exit_codes": [RESUME]},
+        "job_recovery": {"max_restarts_on_errors": args.restarts, "recover_on_exit_codes": request.again()},
     }
     platforms = "tpu,cpu" if is_tpu(args.type) else "cuda,cpu"
     return {

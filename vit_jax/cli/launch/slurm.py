@@ -31,8 +31,6 @@ case $status in
 esac
 exit $status
 """
-SIGNALS = (137, 143)
-"""Exit statuses of what SIGKILL and SIGTERM ended, a task beside others that end with RESUME."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,8 +60,6 @@ def run(args: argparse.Namespace) -> int:
 
 def script(args: argparse.Namespace) -> str:
     """The batch script."""
-    from vit_jax.hosts import RESUME
-
     gpus = [f"--gpus-per-node={args.gpus_per_node}"] if args.gpus_per_node else []
     chosen = [
         f"--job-name={args.name}", f"--nodes={args.nodes}", f"--ntasks-per-node={args.gpus_per_node or 1}", *gpus,
@@ -78,7 +74,7 @@ def script(args: argparse.Namespace) -> str:
         options="\n".join(f"#SBATCH {option}" for option in chosen),
         setup="".join(f"{line}\n" for line in (*args.setup, *exports)),
         command=shlex.join([sys.executable, "-m", "vit_jax", *args.words]),
-        resume=" | ".join(map(str, sorted({RESUME, *SIGNALS}))),
+        resume=" | ".join(map(str, request.again())),
         restarts=args.restarts,
     )
 
