@@ -29,7 +29,7 @@ import vit_jax
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import trial
-from trial import HOSTS, KINDS, LIMIT, WORLDS, Trial
+from trial import HOSTS, KINDS, WORLDS, Trial
 
 HERE = pathlib.Path(__file__).parent
 TRIALS = {
@@ -40,6 +40,7 @@ TRIALS = {
     "flipped byte": 20,
     "full disk": 5,
     "limit on files": 3,
+    "failing disk": 5,
     "dead host": 10,
     "frozen host": 2,
 }
@@ -117,11 +118,11 @@ class Campaign:
             shutil.rmtree(workdir, ignore_errors=True)
         least = least_step(before, trial.steps(workdir))
         moment = chance.choice(kind.when) if kind else ""
-        life = Trial(workdir, chance, hosts)
+        life = Trial(workdir, chance, hosts, kind.env(workdir, chance) if kind else {})
         happens = kind is not None and life.wait(moment)
         seconds, about = life.befall(kind) if kind and happens else (life.end(), None)
         wrong = life.wrong(kind if happens else None, whole, least)
-        if happens and seconds > LIMIT:
+        if kind and happens and seconds > kind.limit:
             wrong.append(f"hung for {seconds:.0f} s")
         resumed = trial.RESUMED.search(life.said())
         line = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import json
 import os
@@ -16,7 +17,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vit_jax import checkpoint, hosts, interrupts, metrics
@@ -59,6 +61,8 @@ class Kind:
     statuses: exit statuses that are as they should be, besides 0.
     says: a pattern of what the terminal must show where the run came as far as training.
     when: moments that it may happen at, see :meth:`Trial.wait`.
+    limit: seconds from it to the end; more is a hang.
+    env: of the process.
     """
 
     do: Callable[[Trial], str | None]
@@ -66,6 +70,8 @@ class Kind:
     statuses: tuple[int, ...] = (GONE,)
     says: str = ""
     when: tuple[str, ...] = ("start", *7 * ["training"])
+    limit: float = LIMIT
+    env: Callable[[pathlib.Path, random.Random], dict[str, str]] = lambda *_: {}
 
 
 class Trial:
@@ -75,9 +81,16 @@ class Trial:
       workdir: of the run.
       chance: of what happens when.
       count: number of hosts.
+      env: variables of the environment.
     """
 
-    def __init__(self, workdir: pathlib.Path, chance: random.Random, count: int = 1) -> None:
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        chance: random.Random,
+        count: int = 1,
+        env: Mapping[str, str] = types.MappingProxyType({}),
+    ) -> None:
         self.workdir, self.chance, self.hosts = workdir, chance, count
         workdir.parent.mkdir(parents=True, exist_ok=True)
         config = workdir.with_suffix(".py")
@@ -86,7 +99,7 @@ class Trial:
         vit_jax = [sys.executable, "-m", "vit_jax"]
         launch = ["launch", "local", "--processes", str(count), "--"] if count > 1 else []
         command = [*vit_jax, *launch, "train", "--config", str(config), "--workdir", str(workdir)]
-        env = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT), "GLIBC_TUNABLES": ""}
+        env = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT), "GLIBC_TUNABLES": "", **env}
         self._said = workdir.with_suffix(".txt")
         with self._said.open("wb") as said:  # through a pipe: the limit on files is not for this one
             self._reader = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=said)
@@ -232,6 +245,25 @@ def peer(number: int, trial: Trial) -> str | None:
     return f"host {victim + 1} of {len(there)}"
 
 
+def nothing(trial: Trial) -> str:
+    """The disk fails from the beginning, again and again."""
+    return "every few seconds"
+
+
+def flaky(workdir: pathlib.Path, chance: random.Random) -> dict[str, str]:
+    """A library below the process lets reads and writes in ``workdir`` fail for a while, again and again."""
+    workdir.parent.mkdir(parents=True, exist_ok=True)
+    library = workdir.parent / "flaky.so"
+    if not library.exists():
+        source = pathlib.Path(__file__).with_name("flaky.c")
+        subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"], check=True)
+    number, every = chance.choice([errno.EIO, errno.ESTALE, errno.ETIMEDOUT]), chance.uniform(3, 8)
+    return {
+        "LD_PRELOAD": str(library),
+        "FLAKY": f"{workdir}:{number}:{every:.2f}:{chance.uniform(0.1, 0.15) * every:.2f}",
+    }
+
+
 SAYS = r"stopped at step \d+ of|stopped before or after training|interrupted"
 FULL = "the disk is full; free some space and run the same command again"
 KINDS = {
@@ -242,6 +274,7 @@ KINDS = {
     "flipped byte": Kind(flip, when=("two",)),
     "full disk": Kind(fill, world="disk", statuses=(1,), says=FULL),
     "limit on files": Kind(limit, statuses=(1,), says=FULL),
+    "failing disk": Kind(nothing, statuses=(1,), when=("start",), limit=PATIENCE, env=flaky),
     "dead host": Kind(
         functools.partial(peer, signal.SIGKILL), world="hosts", statuses=(1, 75), says=r"host \d",
         when=("training", "save", "evaluation"),
