@@ -120,7 +120,8 @@ def _run(raw: Mapping[str, Any], path: pathlib.Path, hooks: Sequence[Hook], good
     if whole := sharding.replicated(setup.shapes, setup.shardings, setup.mesh):
         say(f"{len(whole)} arrays of 4 MiB or more divide by no mesh axis and are replicated, {whole[0]} for one")
     about = start.meta(setup, stored, workdir.provenance())
-    state, report = _train(setup, path, state, about, hooks, goodput)
+    with profile.hooks(config.profile, path) as tracing:
+        state, report = _train(setup, path, state, about, [*hooks, *tracing], goodput)
     if report is None:  # the run had ended before; its last checkpoint is evaluated again
         report = setup.evaluate(state.eval_params)
     _finish(setup, path, int(state.step), report)
@@ -143,7 +144,6 @@ def _train(
         bar = stack.enter_context(contextlib.closing(Progress(first, total, len(setup.train) / c.batch_size)))
         stack.enter_context(logging_redirect_tqdm())  # what is said while the step is compiled stays above the bar
         stack.enter_context(jax.set_mesh(setup.mesh))
-        hooks = [*hooks, *stack.enter_context(profile.hooks(c.profile, path))]
         meter, agreed = Meter(setup, path, clock), Agreement(setup.mesh, AHEAD)
         for step in range(first + 1, (first if patience.over else total) + 1):
             with meter.waiting():
