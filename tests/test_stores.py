@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,3 +174,29 @@ def test_a_store_that_is_gone_is_no_damage(shards, tmp_path, monkeypatch):
         with pytest.raises(vj.UserError, match=r"cannot be fetched \(Service Unavailable\); it may be sound\."):
             loop.run(config, address)
     assert {path for path in before if "checkpoints" in path} <= set(store.tree(address))
+
+
+@pytest.mark.slow
+def test_hosts_that_share_no_disk_keep_their_run_on_a_store(tmp_path):
+    """Two hosts, each with a part of the state: the first writes all of it, both go on from it, one host as well."""
+    address, plain, folder = (
+        f"file://{tmp_path}/store/run",
+        tmp_path / "config.json",
+        tmp_path / "store/run/checkpoints",
+    )
+    mesh = {"replica": 1, "fsdp": 2, "tensor": 1}
+    plain.write_text(json.dumps(raw("digits") | {"mesh": mesh, "duration": 12, "checkpoint_every": 3, "eval_every": 6}))
+    words = ["train", "--config", str(plain), "--workdir", address]
+    hosts = [sys.executable, "-m", "vit_jax", "launch", "local", "--processes", "2", "--", *words]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    curves = []
+    for cut in (0, 6):
+        for step in marks(f"{address}/checkpoints") if cut else ():
+            if step > cut:
+                shutil.rmtree(folder / str(step))
+        done = subprocess.run(hosts, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert done.returncode == 0, done.stdout
+        assert ("resumed at step 6" in done.stdout) == bool(cut)
+        curves.append(curve(store.read(f"{address}/metrics.jsonl").decode()))
+    assert curves[0] == curves[1] and len(curves[0]) == 14
+    assert vj.load(address).source == f"{address}/checkpoints/12"

@@ -337,6 +337,23 @@ def place(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(one, tree, shardings)
 
 
+def whole(tree: Any, keep: bool) -> Any:
+    """Global arrays -> NumPy arrays in full where ``keep``, else None, the opposite of :func:`place`.
+
+    All hosts call it; one array at a time is in full on their devices.
+    """
+
+    def one(x: Any) -> Any:
+        if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+            assert isinstance(x.sharding, NamedSharding)
+            x = jax.jit(lambda x: x, out_shardings=NamedSharding(x.sharding.mesh, P()))(x)
+        if isinstance(x, jax.Array):
+            x = x.addressable_data(0) if x.is_fully_replicated else x
+        return np.asarray(x) if keep else None
+
+    return jax.tree.map(one, tree)
+
+
 def gather_hosts(mesh: Mesh) -> Callable[[np.ndarray], Array]:
     """``f(values int32[n]) -> int32[hosts, n]``: what every host gave, in the order of hosts, the same on all of them.
 

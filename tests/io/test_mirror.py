@@ -187,8 +187,7 @@ def test_addresses_that_are_none(place, words):
 
 def test_names_that_lead_out_are_refused(address, tmp_path, monkeypatch):
     put(address, *step(3, "params"))
-    system, _ = store.file_system(address)
-    own = system._strip_protocol(f"{address}/checkpoints")
-    monkeypatch.setattr(system, "find", lambda *_, **__: {f"{own}/3/../../../x": {"type": "file", "size": 1}})
+    own = store.file_system(f"{address}/checkpoints")[1]
+    monkeypatch.setattr(store, "_found", lambda _: {f"{own}/3/../../../x": {"type": "file", "size": 1}})
     with pytest.raises(UserError, match="no path below it"):
         mirror.local(address)

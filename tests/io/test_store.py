@@ -1,16 +1,30 @@
 import errno
+import functools
 import uuid
 
 import pytest
 
+from tests import stores
 from vit_jax.io import files, retry, store, text
 from vit_jax.types import UserError
 
+SERVERS = {"gs": stores.gcs, "s3": stores.s3}
 
-@pytest.fixture(params=["memory", "file"])
-def place(request, tmp_path):
-    """An empty folder at an address."""
-    return f"memory://{uuid.uuid4().hex}" if request.param == "memory" else f"file://{tmp_path}/store"
+
+@pytest.fixture(params=["memory", "file", *(pytest.param(kind, marks=pytest.mark.slow) for kind in SERVERS)])
+def place(request, tmp_path, monkeypatch):
+    """An empty folder at an address; at a server every fourth request fails."""
+    if request.param == "memory":
+        yield f"memory://{uuid.uuid4().hex}"
+    elif request.param == "file":
+        yield f"file://{tmp_path}/store"
+    else:
+        with SERVERS[request.param]("bucket") as (proxy, variables):
+            for name, value in variables.items():
+                monkeypatch.setenv(name, value)
+            monkeypatch.setattr(store, "_file_system", functools.lru_cache(store._file_system.__wrapped__))
+            proxy.fail = 4
+            yield f"{request.param}://bucket/{uuid.uuid4().hex}"
 
 
 @pytest.fixture
@@ -110,6 +124,16 @@ def test_errors_that_pass_are_tried_again(faulty):
     assert retry.counts() == {"memory://x": 2}
 
 
+def test_a_folder_that_cannot_be_listed_is_not_passed_over(faulty):
+    """fsspec leaves such folders out."""
+    for name in ("a/x", "b/y"):
+        store.write(f"memory://listed/{name}", b"1")
+    for call in (lambda: store.tree("memory://listed"), lambda: store.glob("memory://listed/*/*")):
+        faulty("ls", 99, OSError(errno.EIO, "Input/output error"))
+        with pytest.raises(OSError, match="Input/output error"):
+            call()
+
+
 class Refused(Exception):
     code = 403
 
@@ -163,10 +187,7 @@ def test_what_lies_beside_a_file():
 
 @pytest.mark.parametrize("name", ["../x", "a/../../x", "a//x", "a\\x", "./x"])
 def test_names_that_lead_out_of_a_folder_are_refused(name, monkeypatch):
-    system, _ = store.file_system("memory://x")
-    monkeypatch.setattr(
-        system, "find", lambda *_, **__: {f"/x/{name}": {"name": f"/x/{name}", "type": "file", "size": 1}}
-    )
+    monkeypatch.setattr(store, "_found", lambda _: {f"/x/{name}": {"type": "file", "size": 1}})
     with pytest.raises(UserError, match="no path below it"):
         store.tree("memory://x")
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import jax
 import orbax.checkpoint as ocp
 
-from vit_jax import hosts
+from vit_jax import hosts, sharding
 from vit_jax.checkpoint import noise, schema
 from vit_jax.checkpoint.places import BEST, FOLDER, kept, sign, steps
 from vit_jax.checkpoint.sums import checksums, text_sum
@@ -37,7 +37,8 @@ class Checkpoints:
     """The checkpoints of one run.
 
     A disk or a file server that fails for a while is tried again (see :func:`vit_jax.io.retry.retried`); of several
-    hosts, which write together, none does so by itself.
+    hosts, which write together, none does so by itself. Hosts that share no disk, as the run lives at an address
+    (:mod:`vit_jax.io.mirror`), give what they have to the first, which writes alone.
 
     Args:
       workdir: the run's folder.
@@ -54,12 +55,17 @@ class Checkpoints:
             value = metrics.get(best)
             return sign(best) * value if isinstance(value, int | float) and not math.isnan(value) else -math.inf
 
+        self._alone = hosts.count() > 1 and mirror.of(self.folder) is not None
         policies = ocp.checkpoint_managers
         keep_best = policies.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             best_fn=score,  # without it orbax does not write metrics, and a resumed run forgets which was best
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), keep_best]),
             cleanup_tmp_directories=True,
+            create=not self._alone,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                **({"active_processes": {0}} if self._alone else {})
+            ),
         )
         handlers: Any = None
         if buffer is not None:
@@ -74,8 +80,11 @@ class Checkpoints:
             _check_metrics(step / "metrics" / "metrics")
         self._open = functools.partial(ocp.CheckpointManager, self.folder, options=options, item_handlers=handlers)
         self._lost, self._begin, self._arrays = 0, lambda: None, list[Any]()
-        with _writing(self.folder):
-            self._manager = self._tried(self._open)
+        self._manager: Any = None
+        if hosts.first() or not self._alone:
+            with _writing(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._manager = self._tried(self._open)
         self._uploads = mirror.Uploads(self.folder)
 
     def save(self, step: int, items: Mapping[str, Any], meta: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
@@ -84,8 +93,12 @@ class Checkpoints:
         Raises:
           UserError: this save or the one before it failed, for want of space for instance; earlier ones stay.
         """
-        args = {k: ocp.args.StandardSave(v) for k, v in items.items()}
         about = {"schema": schema.SCHEMA, **meta, "checksums": {k: checksums(v) for k, v in items.items()}}
+        if self._alone:
+            items = {k: sharding.whole(v, self._manager is not None) for k, v in items.items()}
+        if self._manager is None:
+            return
+        args = {k: ocp.args.StandardSave(v) for k, v in items.items()}
         args["meta"] = ocp.args.JsonSave(about | {"checksum": text_sum(about)})
 
         def begin() -> None:
@@ -111,6 +124,8 @@ class Checkpoints:
         Raises:
           UserError: the last save failed.
         """
+        if self._manager is None:
+            return
         with _writing(self.folder):
             try:
                 self._manager.wait_until_finished()
@@ -156,8 +171,9 @@ class Checkpoints:
             self.wait()
         finally:
             self._uploads.close()
-            with _writing(self.folder):
-                self._manager.close()
+            if self._manager is not None:
+                with _writing(self.folder):
+                    self._manager.close()
 
     def __enter__(self) -> Checkpoints:
         return self

@@ -10,14 +10,19 @@ import pathlib
 import re
 import shutil
 import urllib.parse
+from collections.abc import Mapping
 from typing import Any
 
 from vit_jax.io import atomic, cache, hub, mirror, store
 from vit_jax.io.extras import needed
-from vit_jax.io.store import anonymous, http, loopback, public
+from vit_jax.io.store import anonymous, public
 from vit_jax.io.tensors import check_download, check_head, missing
 from vit_jax.types import UserError
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+"""Hosts that may be asked without encryption."""
+SILENCE = 60.0
+"""Seconds after which a server that sends nothing is given up."""
 REFRESH = "VIT_JAX_REFRESH"
 """The variable that, set to 1, has files fetched again that are kept already."""
 
@@ -163,4 +168,26 @@ def _open_remote(url: str, shown: str) -> tuple[Any, str]:
     with needed(f"fetching {shown!r}", "remote"):
         from fsspec.core import url_to_fs
 
-        return url_to_fs(url, **(http(url) if url.startswith("http") else {}))
+        return url_to_fs(url, skip_instance_cache=True, **(http(url) if url.startswith("http") else {}))
+
+
+def loopback(url: str) -> bool:
+    """Whether an address of ``http://`` leads nowhere but to this machine."""
+    address = urllib.parse.urlsplit(url)
+    return address.scheme == "http" and address.hostname in LOOPBACK
+
+
+def http(url: str) -> Mapping[str, Any]:
+    """Options of an HTTP client that gives a silent server up and is led nowhere else than where it may be sent."""
+    import aiohttp
+
+    async def redirected(session: Any, context: Any, params: Any) -> None:
+        del session, context
+        target = urllib.parse.urljoin(str(params.url), params.response.headers.get("Location", ""))
+        if not (target.startswith("https://") or (loopback(url) and loopback(target))):
+            raise UserError(f"{public(url)!r} leads to {public(target)!r}, which is not encrypted; it was not fetched.")
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_redirect.append(redirected)
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)
+    return {"client_kwargs": {"trace_configs": [trace], "timeout": timeout}}

@@ -108,7 +108,7 @@ def _count(where: str, error: Exception) -> None:
         first = _counts[where] == 1
     if first:  # one that comes again and again would drown what else is said
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        log.warning("%s answers with an error (%s); trying again.", where, reason.splitlines()[0][:160])
+        log.warning("%s answers with an error (%s); trying again.", where, reason.splitlines()[0].strip(", ")[:160])
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

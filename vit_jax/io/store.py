@@ -10,12 +10,13 @@ import contextlib
 import contextvars
 import dataclasses
 import errno
+import fnmatch
 import functools
+import glob as globbing
 import io
 import logging
 import os
 import re
-import urllib.parse
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,12 +28,10 @@ from vit_jax.types import UserError
 T = TypeVar("T")
 BLOCK = 2**14
 """Bytes that are asked for at least, where a file is read piece by piece."""
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-"""Hosts that may be asked without encryption."""
-SILENCE = 60.0
-"""Seconds after which a server that sends nothing is given up."""
 FLAT = ("gs", "gcs", "s3", "s3a", "az", "abfs", "abfss", "oci", "oss", "memory")
 """Schemes of stores in which folders are a part of names, and a file comes to be as a whole."""
+WHOLE = ("gs", "gcs", "s3", "s3a", "az", "abfs", "abfss")
+"""Schemes whose stores list all that is below a folder at once; of others fsspec passes over what it cannot list."""
 LOGIN = {
     "gs": "run 'gcloud auth application-default login', or set GOOGLE_APPLICATION_CREDENTIALS",
     "s3": "run 'aws configure', or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
@@ -111,6 +110,8 @@ def file_system(address: str) -> tuple[Any, str]:
     Raises:
       UserError: its package is missing, the scheme unknown, or it is not encrypted.
     """
+    from vit_jax.io.remote import loopback  # which builds on this module
+
     scheme, _, rest = address.partition("://")
     if scheme == "http" and not loopback(address):
         raise UserError(f"{public(address)!r} is not encrypted; give an address of https://.")
@@ -123,13 +124,14 @@ def _file_system(scheme: str, host: str, process: int) -> Any:
     """One for all addresses of a scheme: it keeps connections. It keeps no listings, which others change."""
     del process  # connections are those of the process that made them
     from vit_jax.io.extras import needed  # which reads files itself
+    from vit_jax.io.remote import http
 
     with needed(f"reading and writing {scheme}://", "remote"):
         import fsspec
 
         for name in ("gcsfs", "s3fs", "aiobotocore"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # they log with tracebacks what they also raise
-        options: dict[str, Any] = {"use_listings_cache": False}
+        options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
         if scheme.startswith("http"):
             options |= http(f"{scheme}://{host}")
         if scheme in ("s3", "s3a"):  # trying again is ours, and counted
@@ -141,29 +143,9 @@ def _file_system(scheme: str, host: str, process: int) -> Any:
             raise UserError(f"{scheme}:// is no kind of address; known are {known} and what fsspec has.") from None
         files = kind(**options)
     files.retries = 1
+    if once := getattr(getattr(kind, "_request", None), "__wrapped__", None):
+        files._request = functools.partial(once, files)  # gcsfs would try six times, and tell nobody
     return files
-
-
-def loopback(url: str) -> bool:
-    """Whether an address of ``http://`` leads nowhere but to this machine."""
-    address = urllib.parse.urlsplit(url)
-    return address.scheme == "http" and address.hostname in LOOPBACK
-
-
-def http(url: str) -> Mapping[str, Any]:
-    """Options of an HTTP client that gives a silent server up and is led nowhere else than where it may be sent."""
-    import aiohttp
-
-    async def redirected(session: Any, context: Any, params: Any) -> None:
-        del session, context
-        target = urllib.parse.urljoin(str(params.url), params.response.headers.get("Location", ""))
-        if not (target.startswith("https://") or (loopback(url) and loopback(target))):
-            raise UserError(f"{public(url)!r} leads to {public(target)!r}, which is not encrypted; it was not fetched.")
-
-    trace = aiohttp.TraceConfig()
-    trace.on_request_redirect.append(redirected)
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)
-    return {"client_kwargs": {"trace_configs": [trace], "timeout": timeout}, "skip_instance_cache": True}
 
 
 def _asked(address: str, call: Callable[[Any, str], T]) -> T:
@@ -216,16 +198,18 @@ def info(address: str) -> Entry:
 
 def is_dir(address: str) -> bool:
     """Whether a folder lies there; what the store refuses to tell is raised as an :class:`OSError`."""
-    with contextlib.suppress(FileNotFoundError):
+    try:
         return info(address).folder
-    return False
+    except FileNotFoundError:
+        return False
 
 
 def exists(address: str) -> bool:
     """Whether a file or a folder lies there, see :func:`is_dir`."""
-    with contextlib.suppress(FileNotFoundError):
+    try:
         return bool(info(address))
-    return False
+    except FileNotFoundError:
+        return False
 
 
 _known: contextvars.ContextVar[Mapping[str, list[Entry]] | None] = contextvars.ContextVar("_known", default=None)
@@ -272,9 +256,10 @@ def tree(folder: str) -> dict[str, Entry]:
       UserError: the name of a file would lead out of the folder, were it one of this machine.
     """
     try:
-        found, own = _asked(folder, lambda files, name: (files.find(name, detail=True), name))
+        found = _found(folder)
     except FileNotFoundError:
         return {}
+    own = file_system(folder)[1]
     below = {}
     for name, one in found.items():
         if (path := name.removeprefix(own).lstrip("/")) and not name.endswith("/"):
@@ -282,6 +267,26 @@ def tree(folder: str) -> dict[str, Entry]:
             if any(part in ("", ".", "..") for part in path.split("/")) or "\\" in path or "\0" in path:
                 raise UserError(f"{public(folder)} holds {path!r}, which is no path below it; remove that.")
     return below
+
+
+def _found(folder: str) -> dict[str, Mapping[str, Any]]:
+    """What the store says of every file below a folder, by its name there; no error is passed over on the way."""
+    if folder.partition("://")[0] in WHOLE:
+        return _asked(folder, lambda files, name: files.find(name, detail=True))
+    waiting, found = [file_system(folder)[1]], {}
+    while waiting:
+        at = waiting.pop()
+        for one in _asked(folder, functools.partial(_ls, at)):
+            if one["name"].rstrip("/") != at.rstrip("/"):
+                if one.get("type") == "directory":
+                    waiting.append(one["name"])
+                else:
+                    found[one["name"]] = one
+    return found
+
+
+def _ls(at: str, files: Any, _: str) -> list[Mapping[str, Any]]:
+    return files.ls(at, detail=True)
 
 
 def _entry(found: Mapping[str, Any], name: str) -> Entry:
@@ -292,11 +297,30 @@ def _entry(found: Mapping[str, Any], name: str) -> Entry:
 
 
 def glob(pattern: str) -> list[str]:
-    """The addresses of the files that a pattern means, sorted."""
+    """The addresses that a pattern means, sorted; ``*``, ``?`` and ``[`` match within a name, as on this machine.
+
+    Raises:
+      OSError: a folder cannot be listed.
+    """
     scheme, _, rest = pattern.partition("://")
-    found = _asked(pattern, lambda files, name: files.glob(name))
-    paths = (name.partition("://")[2] or name for name in found)
-    return sorted(f"{scheme}://{path if rest.startswith('/') else path.lstrip('/')}" for path in paths)
+    parts = rest.split("/")
+    first = next((i for i, part in enumerate(parts) if globbing.has_magic(part)), len(parts))
+    found = [f"{scheme}://{'/'.join(parts[:first])}"]
+    for i, part in enumerate(parts[first:], first + 1):
+        inside = ((folder, entry) for folder in found for entry in _entries(folder))
+        found = [
+            f"{folder}/{entry.name}"
+            for folder, entry in inside
+            if fnmatch.fnmatchcase(entry.name, part) and (entry.folder or i == len(parts)) and entry.name[:1] != "."
+        ]
+    return sorted(found)
+
+
+def _entries(folder: str) -> list[Entry]:
+    """:func:`entries`, none where there is no such folder."""
+    with contextlib.suppress(FileNotFoundError):
+        return entries(folder)
+    return []
 
 
 def read(address: str, limit: int | None = None) -> bytes:
@@ -350,8 +374,7 @@ class _Ranges(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def seekable(self) -> bool:
-        return True
+    seekable = readable
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         self._at = max(0, offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence])
@@ -418,11 +441,7 @@ def _beneath(files: Any, name: str) -> Any:
 
 
 def download(address: str, path: Path) -> None:
-    """Writes what lies there to a file of this machine.
-
-    Raises:
-      OSError: it cannot be read or written.
-    """
+    """Writes what lies there to a file of this machine; raises :class:`OSError` where it cannot."""
     _asked(address, lambda files, name: files.get_file(name, os.fspath(path)))
 
 
