@@ -37,7 +37,7 @@ ROOTS = {
     "tensorflow-datasets": "tensorflow_datasets", "pillow-heif": "pillow_heif", "PyYAML": "yaml",
 }  # fmt: skip
 """Package -> what is imported of it, where that has another name."""
-WITH = {"scipy": "jax", "aiohttp": "fsspec"}
+WITH = {"scipy": "jax", "aiohttp": "fsspec", "libtpu": "jax"}
 """What comes with another package."""
 
 
