@@ -244,10 +244,13 @@ class Watch:
     """What :mod:`vit_jax.launch.watch` has, without other hosts."""
 
     def __init__(self, index):
-        self.index, self.stopped, self.parted = index, [], False
+        self.index, self.stopped, self.parted, self.doubted = index, [], False, False
 
-    def stop(self, reason, status, doubtful=False):
-        self.stopped.append((reason, status, doubtful))
+    def doubt(self):
+        self.doubted = True
+
+    def stop(self, reason, status):
+        self.stopped.append((reason, status, self.doubted))
         raise SystemExit(status)  # which the real one does from within
 
     def tell(self, line):

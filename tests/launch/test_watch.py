@@ -65,8 +65,8 @@ def until(left, count):
 STOPPING = []
 
 
-def stopped(w, *args, **kwargs):
-    STOPPING.append(threading.Thread(target=w.stop, args=args, kwargs=kwargs, daemon=True))
+def stopped(w, *args):
+    STOPPING.append(threading.Thread(target=w.stop, args=args, daemon=True))
     STOPPING[-1].start()
 
 
@@ -103,9 +103,12 @@ def test_an_error_that_follows_from_an_end_is_not_the_cause(hosts, monkeypatch):
     monkeypatch.setattr(watch, "DOUBT", 1.0)
     everybody, left = hosts(3)
     everybody[0].onward = lambda: "step 5 is there"
-    stopped(everybody[2], "Gloo failed", 1, doubtful=True)
+    doubting = threading.Thread(target=everybody[2].doubt)
+    doubting.start()
     everybody[1]._peers[0].socket.shutdown(socket.SHUT_RDWR)
     assert {(0, GONE, 75), (2, GONE, 75)} <= set(until(left, 3))
+    assert doubting.is_alive()  # a process would have ended
+    doubting.join()
 
 
 def test_the_end_of_the_first_is_noticed_by_all(hosts, monkeypatch):

@@ -190,11 +190,12 @@ def _on_several(watch: Any, args: argparse.Namespace) -> int:
     except Exception as e:
         reason, status = _reason(e)
         if not (isinstance(e, Stopped) and not _is_stuck(e)):  # all stop at the same step, but one alone may be stuck
-            doubtful = runtime.doubtful(e)  # where another host's end is the cause, its sentence says all
-            if args.verbose or not (reason or doubtful):
+            if runtime.doubtful(e):
+                watch.doubt()
+            if args.verbose or not reason:
                 traceback.print_exc()
-            reason = reason or f"{type(e).__name__}: {' '.join(str(e).split())[:500]} (--verbose shows where)"
-            watch.stop(reason, status, doubtful=doubtful)
+            reason = reason or f"{type(e).__name__}: {' '.join(str(e).split())[:500]}"
+            watch.stop(reason, status)
         if not watch.index:
             print(f"{watch.command}: {reason}", file=sys.stderr)
     runtime.part(watch)

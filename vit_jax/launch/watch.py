@@ -140,16 +140,17 @@ class Watch:
         while not self._over.wait(TICK):
             pass
 
-    def stop(self, reason: str, status: int, doubtful: bool = False) -> None:
+    def doubt(self) -> None:
+        """Waits whether an error only follows from the end of another host: then this process ends here."""
+        time.sleep(DOUBT)
+
+    def stop(self, reason: str, status: int) -> None:
         """Tells the others why this host stops, and ends the process.
 
         Args:
           reason: a sentence.
           status: exit status.
-          doubtful: whether it may follow from another host's end, which is then waited for and said instead.
         """
-        if doubtful:
-            time.sleep(DOUBT)
         report = Report(reason[: LONGEST // 8], status)
         if self.index:
             self._peers[0].send(over=dataclasses.asdict(report))
