@@ -399,3 +399,13 @@ def test_rows_of_hosts_follow_from_the_mesh_in_any_order_of_devices():
     assert "(0, 2, 1, 3) (2, 2, 1) [0, 1, 4, 5]" in first.output and "(2, 2, 1) [2, 3, 6, 7]" in second.output
     for shared in ("(1, 1, 4) [0, 1, 2, 3, 4, 5, 6, 7]", "(0, 2, 1, 3) (2, 1, 2) [0, 1, 2, 3, 4, 5, 6, 7]"):
         assert shared in first.output and shared in second.output
+
+
+def test_what_hosts_have_together_comes_in_full():
+    mesh = make_mesh(MeshConfig(1, -1, 1))
+    x = np.arange(32, dtype=np.float32).reshape(8, 4)
+    tree = {"x": jax.device_put(x, NamedSharding(mesh, P("fsdp"))), "step": jnp.asarray(3), "host": np.float32(2)}
+    found = sharding.whole(tree, True)
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(found))
+    assert np.array_equal(found["x"], x) and found["step"] == 3 and found["host"] == 2
+    assert sharding.whole(tree, False) == {"x": None, "step": None, "host": None}

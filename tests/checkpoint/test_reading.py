@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 from tests.checkpoint.conftest import META, items, largest, like, names, restored, save, tree, truncate
 from vit_jax import checkpoint
 from vit_jax.checkpoint import SCHEMA, Checkpoints, load_params, read_item, reading, restore
+from vit_jax.io import mirror, store
 from vit_jax.sharding import MeshConfig, make_mesh
 from vit_jax.types import UserError
 
@@ -41,6 +42,28 @@ def test_without_a_description_the_tree_on_disk_is_read(run):
     for path in (run / "checkpoints", folder, str(folder)):
         assert load_params(path)[2] == folder
     assert load_params(run / "checkpoints" / "4")[0]["count"] == 4
+
+
+def test_a_run_at_an_address(run, tmp_path, monkeypatch, caplog):
+    """Of its newest checkpoint the parameters are fetched alone; one that is damaged there is moved aside there."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    address = f"memory://{tmp_path.name}/run"
+    for path in run.rglob("*"):
+        if path.is_file():
+            store.upload(path, f"{address}/{path.relative_to(run)}")
+    params, _, folder = load_params(address)
+    chex.assert_trees_all_equal(params, items(8)["params"])
+    fetched = {path.relative_to(folder).parts[0] for path in folder.rglob("d/*")}
+    assert mirror.shown(str(folder)) == f"{address}/checkpoints/8" and fetched == {"params"}
+    assert load_params(f"{address}/checkpoints/4")[0]["count"] == 4
+    files = (path for path in store.tree(address) if "8/params/" in path and "/d/" in path)
+    broken = max(files, key=lambda path: store.info(f"{address}/{path}").size)
+    store.write(f"{address}/{broken}", bytes(100))
+    step, found = restored(mirror.local(address), 8)
+    assert step == 4
+    chex.assert_trees_all_equal(found, items(4))
+    assert f"now lies in {address}/checkpoints/damaged-8" in caplog.text
+    assert {path.split("/")[1] for path in store.tree(address) if "checkpoints" in path} == {"4", "damaged-8"}
 
 
 def test_the_average_is_what_is_evaluated(tmp_path):

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pathlib
 import stat
 import threading
 
@@ -147,3 +148,11 @@ def test_a_text_is_written_anew_where_the_disk_fails_for_a_while(tmp_path, fails
     fails(os, "fsync", 2)
     atomic.write_text(tmp_path / "a", "whole")
     assert (tmp_path / "a").read_text() == "whole" and [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_an_address_is_no_folder_of_this_machine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for write in (lambda path: atomic.write_text(path, "x"), lambda path: atomic.new_folder(path).__enter__()):
+        with pytest.raises(OSError, match="an address, and only runs are written to one"):
+            write(pathlib.Path("gs://bucket/x"))
+    assert list(tmp_path.iterdir()) == []
