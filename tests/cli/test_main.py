@@ -1,5 +1,6 @@
 """Exit status, usage, overrides and start-up of the command line."""
 
+import errno
 import os
 import pathlib
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 import vit_jax
 from vit_jax import cli
 from vit_jax.cli import COMMANDS, main
+from vit_jax.io import retry, store
 from vit_jax.launch import runtime
 from vit_jax.types import Stopped, Stuck, UserError
 
@@ -318,3 +320,20 @@ def test_an_error_on_one_of_several_hosts_is_told_to_all(among, capsys, monkeypa
         main(["train", "--config", "digits", "--workdir", "w"])
     assert watch.stopped == [told]
     assert ("Traceback" in capsys.readouterr().err) == (not isinstance(error, UserError | KeyboardInterrupt))
+
+
+def test_what_was_tried_again_is_said_at_the_end(monkeypatch, capsys):
+    """A store that fails once; the image that it holds is none."""
+    store.write("memory://tried/a/x.png", b"no image")
+    files, _ = store.file_system("memory://tried")
+    real, errors = files.cat_file, [OSError(errno.EIO, "Input/output error")]
+
+    def cat_file(*args, **more):
+        if errors:
+            raise errors.pop()
+        return real(*args, **more)
+
+    monkeypatch.setattr(retry, "WAITS", (0.0,))
+    monkeypatch.setattr(files, "cat_file", cat_file)
+    assert main(["data", "check", "folder:memory://tried"]) == 1
+    assert capsys.readouterr().err.endswith("tried again after errors that passed: 1 time for memory://tried\n")
