@@ -122,14 +122,14 @@ def _wait(hosts: Sequence[subprocess.Popen[bytes]]) -> set[int]:
 def _started(
     command: Sequence[str], added: Mapping[str, str], host: int, cores: set[int] | None
 ) -> subprocess.Popen[bytes]:
-    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if host else {}
     return subprocess.Popen(
         command,
         env={**os.environ, **added},
         stdin=subprocess.DEVNULL,
         start_new_session=True,  # Ctrl-C comes once, from here, and not from the terminal too
         preexec_fn=_child(cores),
-        **output,  # type: ignore[arg-type]
+        stdout=subprocess.PIPE if host else None,
+        stderr=subprocess.STDOUT if host else None,
     )
 
 
