@@ -39,3 +39,15 @@ def test_slices_exchange_gradients_and_parameters_stay_within(tiny, tpu_chips, m
         text = setup.step.lower(setup.shapes, setup.batch_shapes).compile().as_text()
     assert set(re.findall(r'_xla_megascale_transfer_type="(\w+)"', text)) == between
     assert "all-gather" in text
+
+
+@pytest.mark.slow
+def test_weights_are_gathered_however_large_activations_are(tiny, tpu_chips):
+    """Else XLA passes parts of them around in a loop, which costs many times the cycles."""
+    model = dict(patch=4, width=256, heads=2, mlp_dim=512, depth=1, dtype="bfloat16", dropout=0.0)
+    large = dict(augment={"size": 32, "train": ["flip"]}, data={"canvas": 32}, batch_size=8192)
+    setup = build(parse(TrainConfig, tiny(model=model, mesh={"replica": 1, "fsdp": 4}, **large)), tpu_chips("v5e:2x2"))
+    with jax.set_mesh(setup.mesh):
+        text = setup.step.lower(setup.shapes, setup.batch_shapes).compile().as_text()
+    assert "all-gather" in text and "windowed_dot_general" not in text
+    assert not [line for line in text.splitlines() if "collective-permute" in line and "mlp_in" in line]
