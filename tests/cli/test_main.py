@@ -15,7 +15,7 @@ from vit_jax import cli
 from vit_jax.cli import COMMANDS, main
 from vit_jax.io import retry, store
 from vit_jax.launch import runtime
-from vit_jax.types import Stopped, Stuck, UserError
+from vit_jax.types import Stopped, Stuck, UsageError, UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -303,10 +303,11 @@ def test_a_run_that_all_hosts_stop_is_said_by_the_first(among, capsys, monkeypat
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (UserError("no space."), ("no space.", 1, False)),
-        (Stuck("a read never ends."), ("a read never ends.", 75, False)),
+        (UserError("no space."), ("no space.", 1, True)),
+        (UsageError("unknown key."), ("unknown key.", 2, False)),
+        (Stuck("a read never ends."), ("a read never ends.", 75, True)),
         (KeyboardInterrupt(), ("interrupted.", 1, False)),
-        (TypeError("a\nfault"), ("TypeError: a fault", 1, False)),
+        (TypeError("a\nfault"), ("TypeError: a fault", 1, True)),
         (jax.errors.JaxRuntimeError("Gloo failed"), ("JaxRuntimeError: Gloo failed", 1, True)),
     ],
 )

@@ -176,7 +176,7 @@ def _is_stuck(error: Exception) -> bool:
 def _on_several(watch: Any, args: argparse.Namespace) -> int:
     """As one of several hosts: the first alone prints, an error on any ends all, and none ends before the others."""
     from vit_jax.launch import runtime
-    from vit_jax.types import Stopped
+    from vit_jax.types import Stopped, UsageError
 
     watch.command, status = f"vit_jax {args.command}", 0
     if args.command == "train":
@@ -190,7 +190,7 @@ def _on_several(watch: Any, args: argparse.Namespace) -> int:
     except Exception as e:
         reason, status = _reason(e)
         if not (isinstance(e, Stopped) and not _is_stuck(e)):  # all stop at the same step, but one alone may be stuck
-            if runtime.doubtful(e):
+            if not isinstance(e, UsageError):
                 watch.doubt()
             if args.verbose or not reason:
                 traceback.print_exc()

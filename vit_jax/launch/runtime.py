@@ -83,13 +83,6 @@ def part(watch: Watch) -> None:
         jax.distributed.shutdown()
 
 
-def doubtful(error: BaseException | None) -> bool:
-    """Whether an error may only follow from the end of another host: one of JAX itself, or raised from one."""
-    while error and not isinstance(error, jax.errors.JaxRuntimeError):
-        error = error.__cause__ or error.__context__
-    return error is not None
-
-
 def _of_a_pod() -> bool:
     from jax._src import cloud_tpu_init  # JAX has no public way to ask without starting the chips
 

@@ -30,8 +30,8 @@ SILENT = 30.0
 """Seconds without a sign of life after which a host is given up."""
 SETTLE = 1.0
 """Seconds in which hosts that stop for one reason are heard, before one is named as the cause."""
-DOUBT = 5.0
-"""Seconds that an error waits which may only follow from another host's end."""
+DOUBT = 3.0
+"""Seconds that an error waits, which may only follow from another host's end: that host is named instead."""
 LATE = 300.0
 """Seconds that the first host waits at its end for another, which had nothing to do that it had not."""
 LAST = 10.0
