@@ -39,7 +39,7 @@ TRAININGS: dict[str, tuple[str, list[str]]] = {
 """Name -> recipe and what a user would add to it on any slice."""
 SLICES: dict[str, dict[str, list[str]]] = {
     "v5e:4x4": {
-        "vit_b16": ["accumulate=2"],
+        "vit_b16": ["accumulate=4"],
         "vit_g14": ["mesh.replica=1", "mesh.fsdp=16", "accumulate=8"],
         "clip_l14": ["accumulate=32"],
         "coca_l14": ["accumulate=32", "mesh.replica=4", "mesh.fsdp=4"],
@@ -50,7 +50,7 @@ SLICES: dict[str, dict[str, list[str]]] = {
         "clip_l14": ["accumulate=2"],
         "coca_l14": ["accumulate=2", "mesh.replica=64", "mesh.fsdp=4"],
     },
-    "v6e:4x4": {"vit_b16": []},
+    "v6e:4x4": {"vit_b16": ["accumulate=2"]},
 }
 """Topology -> training -> how it is split there."""
 

@@ -32,7 +32,7 @@ CLIP = {
     "model.text_tower.scan": True,
 }
 TRAININGS = {
-    "vit_l16": ("imagenet:vit_l16", 64, {"data.path": "tfds:imagenet2012", "model.scan": True, "model.remat": "dots"}),
+    "vit_l16": ("imagenet:vit_l16", 64, {"data.path": "tfds:imagenet2012", "model.scan": True, "model.remat": "full"}),
     "clip_b16": ("clip:clip_vit_b16", 128, {**CLIP, "objective.form": "ring", "accumulate": 2}),
 }
 """Name -> recipe, examples a chip, keys."""
