@@ -144,10 +144,10 @@ def test_other_commands_write_and_print_on_the_first_host_alone(tmp_path):
     run(["train", f"--workdir={tmp_path}/run", *SHORT], JAX_PLATFORMS="cpu")
     words = [
         ["evaluate", "--workdir", f"{tmp_path}/run", "--json", f"{tmp_path}/found.json"],
-        ["predict", "--workdir", f"{tmp_path}/run", "fake:3x8x10", "--top", "1"],
-        ["embed", "--workdir", f"{tmp_path}/run", "fake:3x8x10", "--output", f"{tmp_path}/e.npy"],
+        ["predict", "--workdir", f"{tmp_path}/run", "fake:3x8x3", "--top", "1"],
+        ["embed", "--workdir", f"{tmp_path}/run", "fake:3x8x3", "--output", f"{tmp_path}/e.npy"],
         ["convert", f"{tmp_path}/run", f"{tmp_path}/converted", "--to", "vit_jax"],
-        ["data", "check", "fake:3x8x10"],
+        ["data", "check", "fake:3x8x3"],
         ["bench", "input", "--data", "fake:8x8x2", "--batch", "4", "--canvas", "8", "--rounds", "2"],
     ]
     for command in words:
