@@ -43,10 +43,27 @@ def stop_at_6(moment):
         raise Stop
 
 
+TOWER = {"width": 16, "depth": 1, "heads": 2, "mlp_dim": 32}
+CHANGES = {
+    "classification": {},
+    "accumulated SAM": {"accumulate": 2, "optim": {**RAW["optim"], "sam": "sam(rho=0.05)"}},
+    "CLIP by the ring": {
+        "model": {"name": "two_tower", "image_tower": {"name": "vit", "patch": 8, "pool": "gap", **TOWER},
+                  "text_tower": TOWER, "embed_dim": 8},
+        "objective": {"name": "contrast", "form": "ring"},
+        "data": {"path": "digits_pairs", "canvas": 16, "text": {"tokenizer": "bytes", "length": 52}},
+        "augment": {"size": 16, "train": ["flip"]},
+        "evaluators": ["retrieval"],
+        "best": "val/mean_r1",
+    },
+}  # fmt: skip
+
+
 @pytest.mark.slow
-def test_another_mesh_goes_on_with_the_same_curve(tmp_path, monkeypatch):
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_another_mesh_goes_on_with_the_same_curve(change, tmp_path, monkeypatch):
     """One device until step 4, then 2x2x2: equal to 1e-5."""
-    raw = {**RAW, "model": {**RAW["model"], "depth": 1}, "duration": 8, "plots": False}
+    raw = {**RAW, "model": {**RAW["model"], "depth": 1}, "duration": 8, "plots": False, **change}
     one = {**raw, "mesh": {"replica": 1, "fsdp": 1, "tensor": 1}}
     devices = jax.devices()
     with monkeypatch.context() as m:
