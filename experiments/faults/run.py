@@ -41,6 +41,7 @@ TRIALS = {
     "full disk": 5,
     "limit on files": 3,
     "failing disk": 5,
+    "SIGTERM to hosts": 6,
     "dead host": 10,
     "frozen host": 2,
 }
@@ -119,8 +120,11 @@ class Campaign:
         least = least_step(before, trial.steps(workdir))
         moment = chance.choice(kind.when) if kind else ""
         life = Trial(workdir, chance, hosts, kind.env(workdir, chance) if kind else {})
-        happens = kind is not None and life.wait(moment)
-        seconds, about = life.befall(kind) if kind and happens else (life.end(), None)
+        try:
+            happens = kind is not None and life.wait(moment)
+            seconds, about = life.befall(kind) if kind and happens else (life.end(), None)
+        finally:
+            life.abandon()
         wrong = life.wrong(kind if happens else None, whole, least)
         if kind and happens and seconds > kind.limit:
             wrong.append(f"hung for {seconds:.0f} s")

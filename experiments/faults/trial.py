@@ -41,7 +41,7 @@ RAW = {
 }  # fmt: skip
 LIMIT = 60
 """Seconds from a fault to the end of the last process; more is a hang."""
-PATIENCE = 180
+PATIENCE = 300
 """Seconds that a life may last at all; a busy machine takes a part of them."""
 HOSTS = 4
 """Processes of a run on several hosts."""
@@ -123,7 +123,8 @@ class Trial:
             "evaluation": lambda: lines(self.workdir) >= target and evaluating(self.workdir),
         }[moment]
         while self.run.poll() is None and not seen():
-            assert time.monotonic() - self.begun < PATIENCE, f"no {moment} in {PATIENCE} s"
+            if time.monotonic() - self.begun > PATIENCE:
+                return False
             time.sleep(0.001)
         time.sleep(delay if moment in ("training", "two") else delay / 5)
         return self.run.poll() is None
@@ -146,6 +147,11 @@ class Trial:
         self.run.wait(PATIENCE)
         self._reader.wait(PATIENCE)
         return passed
+
+    def abandon(self) -> None:
+        """Leaves no process behind, whatever happened."""
+        if self.run.poll() is None:
+            self.run.kill()
 
     def said(self) -> str:
         """What the processes printed; only after the end."""
@@ -245,6 +251,19 @@ def peer(number: int, trial: Trial) -> str | None:
     return f"host {victim + 1} of {len(there)}"
 
 
+def stop_hosts(trial: Trial) -> str:
+    """SIGTERM to one of the hosts, or to all with pauses, as schedulers send it."""
+    there = children(trial.run.pid)
+    if trial.chance.random() < 0.3:
+        return peer(signal.SIGTERM, trial) or ""
+    pause = trial.chance.random() * 0.6
+    for host in trial.chance.sample(there, len(there)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(host, signal.SIGTERM)
+        time.sleep(pause / len(there))
+    return f"all within {pause:.2f} s"
+
+
 def nothing(trial: Trial) -> str:
     """The disk fails from the beginning, again and again."""
     return "every few seconds"
@@ -275,6 +294,9 @@ KINDS = {
     "full disk": Kind(fill, world="disk", statuses=(1,), says=FULL),
     "limit on files": Kind(limit, statuses=(1,), says=FULL),
     "failing disk": Kind(nothing, statuses=(1,), when=("start",), limit=PATIENCE, env=flaky),
+    "SIGTERM to hosts": Kind(
+        stop_hosts, world="hosts", statuses=(hosts.RESUME,), says=SAYS, when=("training", "save", "evaluation")
+    ),
     "dead host": Kind(
         functools.partial(peer, signal.SIGKILL), world="hosts", statuses=(1, 75), says=r"host \d",
         when=("training", "save", "evaluation"),
