@@ -1,5 +1,6 @@
 """``python -m vit_jax``, and the command ``vit_jax``."""
 
+import os
 import sys
 
 
@@ -8,10 +9,16 @@ def main() -> int:
     try:
         from vit_jax import cli
 
-        return cli.main()
+        status = cli.main()
     except KeyboardInterrupt:
         print("vit_jax: interrupted.", file=sys.stderr)
         return 1
+    storage = sys.modules.get("vit_jax.checkpoint.noise")
+    if storage and storage.GAVE_UP.is_set():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import logging
 import os
 import resource
 import shutil
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from tests.checkpoint.conftest import META, items, like, names, restored, save
-from vit_jax.checkpoint import Checkpoints, load_params, restore
+from vit_jax.__main__ import main
+from vit_jax.checkpoint import Checkpoints, load_params, noise, restore
 from vit_jax.io import retry
 from vit_jax.types import UserError
 
@@ -104,6 +106,20 @@ def test_a_save_that_fails_for_a_while_is_made_again(run, failing):
         checkpoints.save(12, items(12), META, {})
         checkpoints.wait()
     assert names(run) == [8, 12] and restored(run, 12)[0] == 12
+
+
+def test_a_command_whose_storage_gave_up_leaves_before_python_ends(run, failing, monkeypatch):
+    """Python would destroy what the storage left, which has been seen to wait for ever."""
+    left = []
+    monkeypatch.setattr(noise, "GAVE_UP", threading.Event())
+    monkeypatch.setattr(os, "_exit", left.append)
+    monkeypatch.setattr("vit_jax.cli.main", lambda: 3)
+    assert main() == 3 and not left
+    with Checkpoints(run) as checkpoints:
+        failing(1)
+        checkpoints.save(12, items(12), META, {})
+    main()
+    assert left == [3]
 
 
 def test_a_save_that_was_lost_is_said_and_the_next_takes_its_place(run, failing, caplog):

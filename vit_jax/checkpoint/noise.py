@@ -6,10 +6,16 @@ import gc
 import logging
 import re
 import sys
+import threading
 import traceback
 from typing import Any
 
 from vit_jax.io import atomic
+
+GAVE_UP = threading.Event()
+"""Set once a write was given up. What the storage then leaves can wait for ever as Python ends, while it destroys it: a
+command leaves without that.
+"""
 
 
 class _Hook:

@@ -155,6 +155,7 @@ class Checkpoints:
 
     def _reopen(self) -> None:
         """Forgets what failed, and removes what is left of it."""
+        noise.GAVE_UP.set()
         with contextlib.suppress(Exception):
             self._manager.close()
         self._manager = self._open()
@@ -197,6 +198,7 @@ class _writing:
             return
         if not isinstance(error, OSError | ValueError | RuntimeError):
             return
+        noise.GAVE_UP.set()
         reason = atomic.reason(error)
         raise UserError(f"cannot save to {self._folder}: {reason}; {kept(self._folder)}.") from error
 
