@@ -11,7 +11,7 @@ import collections
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import flax.linen as nn
@@ -76,7 +76,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f"mesh replica x fsdp x tensor = {shape} does not fill the {n} devices; set one axis to -1, the others to "
             f"numbers whose product divides {n}{cpus}."
         )
-    return Mesh(_over_slices(tuple(sizes), devices), AXES, axis_types=(AxisType.Auto,) * 3)
+    return Mesh(_over_slices((sizes[0], sizes[1], sizes[2]), devices), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 Sizes = tuple[int, int, int]
@@ -110,7 +110,7 @@ def _over_hosts(sizes: Sizes, devices: Sequence[jax.Device]) -> np.ndarray:
     return _nested(sizes, outer, hosts, order)
 
 
-def _groups(devices: Sequence[jax.Device], by: str) -> list[list[jax.Device]]:
+def _groups(devices: Iterable[jax.Device], by: str) -> list[list[jax.Device]]:
     """Devices with the same attribute, in its order."""
     found = collections.defaultdict(list)
     for device in devices:

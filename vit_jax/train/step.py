@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vit_jax import sharding
@@ -65,7 +65,7 @@ class GradFn:
         return jax.tree.map(lambda x: x / weight.astype(x.dtype), total)
 
 
-def check_batch(batch_size: int, accumulate: int, group: int | None, mesh: Mesh) -> None:
+def check_batch(batch_size: int, accumulate: int, group: int | None, mesh: Mesh | AbstractMesh) -> None:
     """Raises :class:`UsageError` unless ``batch_size`` divides into devices, micro-batches and SAM groups."""
     devices = mesh.shape["replica"] * mesh.shape["fsdp"]
     parts = {"the mesh's replica x fsdp": devices, "accumulate x devices": accumulate * devices}
