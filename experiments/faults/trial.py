@@ -298,11 +298,12 @@ KINDS = {
         stop_hosts, world="hosts", statuses=(hosts.RESUME,), says=SAYS, when=("training", "save", "evaluation")
     ),
     "dead host": Kind(
-        functools.partial(peer, signal.SIGKILL), world="hosts", statuses=(1, 75), says=r"host \d",
+        functools.partial(peer, signal.SIGKILL), world="hosts", statuses=(hosts.RESUME,), says=r"host \d",
         when=("training", "save", "evaluation"),
     ),
     "frozen host": Kind(
-        functools.partial(peer, signal.SIGSTOP), world="hosts", statuses=(1, 75), says=r"host \d", when=("training",)
+        functools.partial(peer, signal.SIGSTOP), world="hosts", statuses=(hosts.RESUME,), says=r"host \d",
+        when=("training",),
     ),
 }  # fmt: skip
 
