@@ -109,6 +109,15 @@ def test_held_until_the_end():
     assert done
 
 
+@pytest.fixture(autouse=True)
+def _default_actions():
+    """Signals as a user's process has them, also where whoever runs the tests ignores some, as ``nohup`` does."""
+    old = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGHUP, signal.SIGUSR1)}
+    yield
+    for number, handler in old.items():
+        signal.signal(number, handler)
+
+
 def test_what_asks_to_stop_is_gathered_and_a_second_ctrl_c_interrupts():
     """Schedulers send their signals more than once."""
     before = [signal.getsignal(number) for number in interrupts.ASKS]
@@ -156,7 +165,10 @@ def test_a_closed_terminal_hears_no_more():
         os.close(theirs)
         assert os.read(ours, 1) == b"x"
         os.close(ours)  # as a connection that breaks: the system sends SIGHUP
-        assert process.wait(60) == signal.SIGHUP
+        try:
+            assert process.wait(60) == signal.SIGHUP
+        finally:
+            process.kill()
 
 
 def test_others_leave_at_once(monkeypatch):

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
             action.complete = words  # type: ignore[attr-defined]
         elif action.type is options.path:
             action.complete = shtab.FILE  # type: ignore[attr-defined]
-        elif action.dest in ("model", "name") and action.choices is None and action.nargs != 0:
+        elif names_a_model(action) and action.choices is None and action.nargs != 0:
             action.choices = architectures.names("*")
     print(shtab.complete(parser, args.shell))
     return 0
@@ -57,8 +57,14 @@ def actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
     """All arguments of a parser and of those below it."""
     for action in parser._actions:
         yield action
-        for below in action.choices.values() if isinstance(action.choices, dict) else ():
-            yield from actions(below)
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from actions(below)
+
+
+def names_a_model(action: argparse.Action) -> bool:
+    """Whether an argument is an architecture; ``--name`` of a launcher is none."""
+    return action.dest == "model" or (action.dest == "name" and not action.option_strings)
 
 
 def keys() -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import os
 import re
 import shlex
@@ -14,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
 from vit_jax.cli import options
@@ -22,8 +21,6 @@ from vit_jax.cli import options
 HELP = "processes of this machine that are one run, as the hosts of a pod are"
 GRACE = 15.0
 """Seconds that the others have to end by themselves once one has ended: they notice it, and say what they know."""
-PR_SET_PDEATHSIG = 1
-"""Linux' number of the wish to be sent a signal where the parent ends."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -119,40 +116,38 @@ def _wait(hosts: Sequence[subprocess.Popen[bytes]]) -> set[int]:
     return left
 
 
-def _started(
-    command: Sequence[str], added: Mapping[str, str], host: int, cores: set[int] | None
-) -> subprocess.Popen[bytes]:
+HOST = """
+import ctypes, os, sys
+launcher, cores, *command = sys.argv[1:]
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
+    os.sched_setaffinity(0, map(int, cores.split(",")))
+if os.getppid() != int(launcher):  # it ended before that could be said
+    os._exit(1)
+os.execv(command[0], command)
+"""
+"""What a process does before it becomes a host: it is not to outlive the launcher, and keeps to its cores."""
+
+
+def _started(command: Sequence[str], added: Mapping[str, str], host: int, cores: set[int]) -> subprocess.Popen[bytes]:
+    first = [sys.executable, "-ISc", HOST, str(os.getpid()), ",".join(map(str, sorted(cores)))]
     return subprocess.Popen(
-        command,
+        [*first, *command],
         env={**os.environ, **added},
         stdin=subprocess.DEVNULL,
         start_new_session=True,  # Ctrl-C comes once, from here, and not from the terminal too
-        preexec_fn=_child(cores),
         stdout=subprocess.PIPE if host else None,
         stderr=subprocess.STDOUT if host else None,
     )
 
 
-def _child(cores: set[int] | None) -> Callable[[], None]:
-    """What a process does before it becomes a host: it is not to outlive the launcher, and keeps to its cores."""
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    launcher = os.getpid()
+def _cores(host: int, count: int) -> set[int]:
+    """Cores of a host, about as many as of any other: XLA takes a thread for each that it sees.
 
-    def before() -> None:
-        if libc:
-            libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != launcher:  # it ended before it could be told
-                os._exit(1)
-        if cores and sys.platform == "linux":
-            os.sched_setaffinity(0, cores)
-
-    return before
-
-
-def _cores(host: int, count: int) -> set[int] | None:
-    """Cores of a host, about as many as of any other: XLA takes a thread for each that it sees."""
+    Nothing where the system does not tell.
+    """
     if sys.platform != "linux":
-        return None
+        return set()
     cores = sorted(os.sched_getaffinity(0))
     if count >= len(cores):
         return {cores[host % len(cores)]}
