@@ -29,10 +29,7 @@ HERE = pathlib.Path(__file__).parent
 TEACHER = "--config.objective.teacher={folder}/classify/one"
 CASES: dict[str, tuple[str, list[str]]] = {
     **{name: (name, [TEACHER] if name == "distill" else []) for name in ARGS},
-    "classify, fsdp over hosts": ("classify", ["--config.mesh.fsdp=8", "--config.mesh.replica=1"]),
     "classify, tensor over hosts": ("classify", ["--config.mesh.tensor=4", "--config.mesh.replica=2"]),
-    "init, fsdp over hosts": ("sam", ["--config.init={folder}/classify/one", "--config.mesh.fsdp=-1"]),
-    "distill, fsdp over hosts": ("distill", [TEACHER, "--config.mesh.fsdp=-1"]),
 }
 """Name -> case, and further words; those about the mesh are for the run of several hosts alone."""
 ELASTIC = {

@@ -40,7 +40,7 @@ class Meter:
     @functools.cached_property
     def _steps_per_second(self) -> float:
         """Optimizer steps a second at the devices' peak: found out at the first log, for a CPU by measuring."""
-        device = jax.local_devices()[0]
+        device = self._setup.mesh.local_devices[0]
         devices = jax.process_count() if device.platform == "cpu" else self._setup.mesh.size  # CPUs share their cores
         return devices * cost.peak(device, self._setup.model.dtype) / self._setup.step_flops
 
