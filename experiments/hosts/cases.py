@@ -15,12 +15,15 @@ ARGS = (
     "classify", "sam", "accumulate", "distill", "clip_dense", "clip_ring", "clip_accumulate", "siglip_chunked", "cloob",
     "coca",
 )  # fmt: skip
+WIDE = ("wide_classify", "wide_init", "wide_distill", "wide_clip_ring", "wide_coca")
+"""As those, with arrays large enough for ``fsdp`` to split; ``wide_init`` goes on from the weights of ``wide_classify``."""
 STEPS = 12
 
 
 def get_config(arg: str = "classify") -> ConfigDict:
-    """``arg``: one of :data:`ARGS`."""
-    config = images(arg) if arg in ARGS[:4] else pairs(arg)
+    """``arg``: one of :data:`ARGS` or :data:`WIDE`."""
+    kind, width = arg.removeprefix("wide_"), 256 if arg in WIDE else 32
+    config = images(kind, width) if kind in (*ARGS[:4], "init") else pairs(kind, width)
     config.duration, config.eval_every, config.checkpoint_every = (
         f"{n} steps" for n in (STEPS, STEPS // 2, STEPS // 2)
     )
@@ -28,9 +31,9 @@ def get_config(arg: str = "classify") -> ConfigDict:
     return config
 
 
-def images(arg: str) -> ConfigDict:
+def images(arg: str, width: int) -> ConfigDict:
     config = recipe("digits.py")
-    config.model.update(width=32, depth=2, heads=2, mlp_dim=64, dropout=0.1)
+    config.model.update(width=width, depth=2, heads=2, mlp_dim=2 * width, dropout=0.1)
     config.augment.train = (*config.augment.train, "mixup(alpha=0.2)", "cutmix")
     config.evaluators = ("classify", "linear_probe", "knn", "activity")
     config.optim.sam = "sam(rho=0.05, m=8)" if arg == "sam" else None
@@ -40,13 +43,13 @@ def images(arg: str) -> ConfigDict:
     return config
 
 
-def pairs(arg: str) -> ConfigDict:
+def pairs(arg: str, width: int) -> ConfigDict:
     name, _, form = arg.partition("_")
     config = recipe(f"{name}.py", "digits")
     towers = {key: value for key, value in config.model.items() if key.endswith("tower") or key == "decoder"}
     for tower in towers.values():
-        tower.update(heads=2, mlp_dim=64, depth=1, dtype="float32")
-    config.model.image_tower.width = config.model.text_tower.width = 32
+        tower.update(heads=2, mlp_dim=2 * width, depth=1, dtype="float32")
+    config.model.image_tower.width = config.model.text_tower.width = width
     config.batch_size = 32
     config.accumulate = 2 if form == "accumulate" else 1
     if form in ("dense", "ring", "chunked"):

@@ -20,18 +20,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from cases import ARGS, STEPS
+from cases import ARGS, STEPS, WIDE
 
 from vit_jax import checkpoint, metrics
 from vit_jax.trees import flat
 
 HERE = pathlib.Path(__file__).parent
-TEACHER = "--config.objective.teacher={folder}/classify/one"
-CASES: dict[str, tuple[str, list[str]]] = {
-    **{name: (name, [TEACHER] if name == "distill" else []) for name in ARGS},
-    "classify, tensor over hosts": ("classify", ["--config.mesh.tensor=4", "--config.mesh.replica=2"]),
+BEGUN = {
+    "distill": ["--config.objective.teacher={folder}/classify/one"],
+    "wide_distill": ["--config.objective.teacher={folder}/wide_classify/one"],
+    "wide_init": ["--config.init={folder}/wide_classify/one"],
 }
-"""Name -> case, and further words; those about the mesh are for the run of several hosts alone."""
+"""Case -> what it takes from another."""
+FSDP = {8: ["--config.mesh.fsdp=8", "--config.mesh.replica=1"], 4: ["--config.mesh.fsdp=4", "--config.mesh.replica=2"]}
+CASES: dict[str, tuple[str, list[str]]] = {
+    **{name: (name, []) for name in ARGS},
+    "classify, tensor over hosts": ("classify", ["--config.mesh.tensor=4", "--config.mesh.replica=2"]),
+    **{f"{name}, fsdp={n} over hosts": (name, FSDP[n]) for name in WIDE for n in FSDP if n == 4 or name == WIDE[0]},
+}
+"""Name -> case, and the mesh of the run of several hosts."""
 ELASTIC = {
     "4 hosts x 2, replica=8": (4, 2, []),
     "2 hosts x 4, fsdp=4": (2, 4, ["--config.mesh.replica=2", "--config.mesh.fsdp=4"]),
@@ -51,12 +58,11 @@ def main() -> None:
     parser.add_argument("--results", default=HERE / "results.json", type=pathlib.Path)
     args = parser.parse_args()
     lines: dict[str, Line] = json.loads(args.results.read_text()) if args.results.exists() else {}
-    for name, (case, words) in CASES.items():
+    for name, (case, mesh) in CASES.items():
         if name in (args.only or CASES):
-            one = once(args.folder / case / "one", case, 1, 1, words)
-            many = once(
-                args.folder / name.replace(" ", "_") / "many", case, args.processes, args.devices_per_process, words
-            )
+            one = once(args.folder / case / "one", case, 1, 1, [])
+            folder = args.folder / name.replace(" ", "_") / "many"
+            many = once(folder, case, args.processes, args.devices_per_process, mesh)
             note(lines, name, compare(one, many), args)
     for name, (hosts, devices, words) in ELASTIC.items() if "elastic" in (args.only or ["elastic"]) else ():
         for begun in ("one", "many"):
@@ -70,12 +76,12 @@ def main() -> None:
     print(table(lines))
 
 
-def once(workdir: pathlib.Path, case: str, hosts: int, devices: int, words: Sequence[str]) -> pathlib.Path:
+def once(workdir: pathlib.Path, case: str, hosts: int, devices: int, mesh: Sequence[str]) -> pathlib.Path:
     """The folder of a run that is at its end."""
     if (workdir / "results.json").exists():
         return workdir
-    words = [word.format(folder=workdir.parents[1]) for word in words if hosts * devices > 1 or ".mesh." not in word]
-    train = ["train", "--config", f"{HERE / 'cases.py'}:{case}", "--workdir", str(workdir), *words]
+    begun = [word.format(folder=workdir.parents[1]) for word in BEGUN.get(case, [])]
+    train = ["train", "--config", f"{HERE / 'cases.py'}:{case}", "--workdir", str(workdir), *begun, *mesh]
     launch = ["launch", "local", "--processes", str(hosts), "--devices_per_process", str(devices), "--"]
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "vit_jax", *(launch if hosts > 1 else []), *train]

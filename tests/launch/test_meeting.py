@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import os
 import re
 import socket
 
@@ -52,6 +53,14 @@ def test_all_meet_in_the_order_of_their_numbers(port):
     assert [peer.host for peer in peers] == [1, 2]
     assert [(peer.host, p) for peer, p in others] == [(0, 4321)] * 2
     close([*peers, *(peer for peer, _ in others)])
+
+
+def test_a_first_host_with_more_than_1024_open_files(port):
+    with contextlib.ExitStack() as stack:
+        for _ in range(1100):
+            stack.callback(os.close, os.dup(0))
+        peers, (peer, _) = meet(port, 2, (1, 2))
+    close([*peers, peer])
 
 
 @pytest.mark.parametrize(

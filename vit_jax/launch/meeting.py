@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
+import selectors
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from vit_jax.launch.cluster import ADDRESS, COUNT, INDEX, Cluster
@@ -80,7 +80,7 @@ def _gather(cluster: Cluster, server: socket.socket, end: float, peers: dict[int
     """Fills ``peers`` with those who say who they are, until all have come or it is ``end``."""
     while len(peers) < cluster.count - 1 and (left := end - time.monotonic()) > 0:
         waiting = [*strangers, *peers.values()]
-        ready, _, _ = select.select([server, *(p.socket for p in waiting)], [], [], min(left, 1))
+        ready = _readable([server, *(p.socket for p in waiting)], min(left, 1))
         if server in ready:
             connection, _ = server.accept()
             connection.settimeout(10)
@@ -163,5 +163,13 @@ def met(cluster: Cluster, seconds: float) -> tuple[Peer, int]:
 def _heard(peer: Peer, end: float) -> Iterator[Mapping[str, Any]]:
     while peer.open and time.monotonic() < end:
         with contextlib.suppress(TimeoutError):
-            if select.select([peer.socket], [], [], 0.5)[0]:
+            if _readable([peer.socket], 0.5):
                 yield from peer.receive()
+
+
+def _readable(sockets: Iterable[socket.socket], seconds: float) -> set[Any]:
+    """Those of ``sockets``, of which there may be thousands, that have something to read within ``seconds``."""
+    with selectors.DefaultSelector() as selector:
+        for one in sockets:
+            selector.register(one, selectors.EVENT_READ)
+        return {key.fileobj for key, _ in selector.select(seconds)}
