@@ -16,7 +16,7 @@ ARGS = (
     "coca",
 )  # fmt: skip
 WIDE = ("wide_classify", "wide_init", "wide_distill", "wide_clip_ring", "wide_coca")
-"""As those, with arrays large enough for ``fsdp`` to split; ``wide_init`` goes on from the weights of ``wide_classify``."""
+"""As those, with arrays large enough for ``fsdp`` to split; ``wide_init`` starts from weights of ``wide_classify``."""
 STEPS = 12
 
 
