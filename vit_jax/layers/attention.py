@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax import sharding
+from vit_jax.kernels.attention import mosaic_tpu
 from vit_jax.kernels.dispatch import Implementation, choose, older_gpu
 from vit_jax.layers.hooks import Attended, LogitBias, Rotary
 from vit_jax.layers.linear import Dense, DType, LinearSpec, monarch, xavier_uniform_parts
@@ -152,6 +153,51 @@ IMPLEMENTATIONS = {
 """``(q, k, v, mask of rank 4 or None) -> out``."""
 
 
+def self_attention(qkv: jax.Array, heads: int, *, causal: bool = False, implementation: str | None = None) -> jax.Array:
+    """:func:`attention` of tokens to each other, given the product that holds queries, keys and values.
+
+    Args:
+      qkv: ``[B, N, heads * 3 * E]``, ordered (heads, 3, E).
+      heads: number of heads.
+      causal: token i sees those up to i.
+      implementation: a name in :data:`SELF_IMPLEMENTATIONS` or :data:`IMPLEMENTATIONS`; None picks.
+
+    Returns:
+      ``[B, N, heads * E]`` in the type of ``qkv``.
+
+    Raises:
+      UsageError: an unknown implementation, or one that does not compute this.
+    """
+    if implementation in (None, *SELF_IMPLEMENTATIONS):
+        run = choose("self-attention", SELF_IMPLEMENTATIONS, implementation, qkv, heads, causal)
+        y: jax.Array = run(qkv, heads, causal)
+        return y
+    return _apart(qkv, heads, causal, implementation)
+
+
+def _apart(qkv: jax.Array, heads: int, causal: bool, implementation: str | None = None) -> jax.Array:
+    q, k, v = split_heads(qkv, heads, 3)
+    return attention(q, k, v, causal=causal, implementation=implementation).reshape(*qkv.shape[:2], -1)
+
+
+def split_heads(y: jax.Array, heads: int, parts: int, blocks: int = 1) -> list[jax.Array]:
+    """``[B, N, D]`` ordered (blocks, heads, parts, E / blocks) -> each part ``[B, N, heads, E]``."""
+    size = y.shape[-1] // heads // parts
+    y = y.reshape(*y.shape[:2], blocks, heads, parts, size // blocks)
+    y = sharding.constrain(y, "batch", None, None, "heads", None, None)
+    if sharding.platform() == "gpu":  # cuDNN takes tokens before heads
+        y = jnp.moveaxis(y, 2, 4).reshape(*y.shape[:2], heads, parts, size)
+        return [y[..., part, :] for part in range(parts)]
+    # The barrier makes heads-first one copy: XLA:CPU would emit a slower one for each of q, k and v.
+    y = jax.lax.optimization_barrier(y.transpose(4, 0, 3, 1, 2, 5))
+    y = y.reshape(*y.shape[:4], size)
+    return [jnp.swapaxes(part[0], 1, 2) for part in jax.lax.split(y, (1,) * parts, axis=0)]
+
+
+SELF_IMPLEMENTATIONS = {"mosaic_tpu": mosaic_tpu.IMPLEMENTATION, "apart": Implementation(_apart)}
+"""``(qkv, heads, causal) -> out``; ``apart`` is one of :data:`IMPLEMENTATIONS`."""
+
+
 class KVCache(NamedTuple):
     """Decoding step by step: keys and values are kept in two collections, made by the first call.
 
@@ -219,26 +265,6 @@ class MultiHeadAttention(nn.Module):
         """
         causal = self.causal and cache is None
         blocks = self._blocks(x.shape[-1])
-        if context is None:
-            q, k, v = self._project(x, "qkv", x.shape[-1], blocks)
-            if self.rotary is not None:
-                q, k = self.rotary(name="rotary")(q, k, at)
-            if cache is not None:
-                k, v = (self._kept(name, new, cache) for name, new in (("key", k), ("value", v)))
-                mask = cache.mask(x.shape[1])
-        else:
-            (q,) = self._project(x, "q", x.shape[-1], blocks)
-            if cache is not None and self.has_variable("memory", "key"):
-                k, v = (self.get_variable("memory", name) for name in ("key", "value"))
-                q = q.reshape(k.shape[0], -1, *q.shape[2:])
-            else:
-                k, v = self._project(context, "kv", x.shape[-1], blocks)
-                if cache is not None:
-                    self.put_variable("memory", "key", k)
-                    self.put_variable("memory", "value", v)
-        if self.logit_bias is not None:
-            term = self.logit_bias(name="logit_bias")(q, k)
-            bias = term if bias is None else bias + term
 
         def through(weights: jax.Array) -> jax.Array:
             weights = self._shown(weights)
@@ -247,12 +273,40 @@ class MultiHeadAttention(nn.Module):
             return weights
 
         asked = through if see is not None or self._is_asked() else None
+        if context is None:
+            qkv = self._product(x, "qkv", x.shape[-1], blocks)
+            if blocks == 1 and all(p is None for p in (cache, mask, bias, asked, self.rotary, self.logit_bias)):
+                y = self_attention(qkv, self.heads, causal=causal, implementation=self.implementation)
+                return self._out(y, x.shape[-1], blocks)
+            q, k, v = split_heads(qkv, self.heads, 3, blocks)
+            if self.rotary is not None:
+                q, k = self.rotary(name="rotary")(q, k, at)
+            if cache is not None:
+                k, v = (self._kept(name, new, cache) for name, new in (("key", k), ("value", v)))
+                mask = cache.mask(x.shape[1])
+        else:
+            (q,) = split_heads(self._product(x, "q", x.shape[-1], blocks), self.heads, 1, blocks)
+            if cache is not None and self.has_variable("memory", "key"):
+                k, v = (self.get_variable("memory", name) for name in ("key", "value"))
+                q = q.reshape(k.shape[0], -1, *q.shape[2:])
+            else:
+                k, v = split_heads(self._product(context, "kv", x.shape[-1], blocks), self.heads, 2, blocks)
+                if cache is not None:
+                    self.put_variable("memory", "key", k)
+                    self.put_variable("memory", "value", v)
+        if self.logit_bias is not None:
+            term = self.logit_bias(name="logit_bias")(q, k)
+            bias = term if bias is None else bias + term
         y = attention(q, k, v, mask=mask, bias=bias, causal=causal, implementation=self.implementation, through=asked)
-        y = y.reshape(*y.shape[:3], blocks, -1)
-        linear = monarch.from_blocks(self.out_linear, blocks, x.shape[-1])
-        y = jnp.swapaxes(y, 3, 4) if linear is None else jnp.swapaxes(y, 2, 3)
+        return self._out(y.reshape(*x.shape), x.shape[-1], blocks)
+
+    def _out(self, y: jax.Array, width: int, blocks: int) -> jax.Array:
+        """The output projection of ``y [B, N, D]``, whose heads' channels are in the order of ``blocks`` blocks."""
+        linear = monarch.from_blocks(self.out_linear, blocks, width)
+        parts = y.reshape(*y.shape[:2], self.heads, blocks, -1)
+        parts = jnp.swapaxes(parts, 3, 4) if linear is None else jnp.swapaxes(parts, 2, 3)
         linear = linear or self.out_linear
-        return linear(x.shape[-1], name="out", axes=("heads", "embed"), dtype=self.dtype)(y.reshape(x.shape))
+        return linear(width, name="out", axes=("heads", "embed"), dtype=self.dtype)(parts.reshape(y.shape))
 
     def _is_asked(self) -> bool:
         """Whether somebody asks for the probabilities or for their gradient."""
@@ -282,18 +336,8 @@ class MultiHeadAttention(nn.Module):
         kept.value = jax.lax.dynamic_update_slice_in_dim(kept.value, new, cache.start, axis=1)
         return kept.value
 
-    def _project(self, x: jax.Array, name: str, width: int, blocks: int) -> list[jax.Array]:
-        """``[B, N, D]`` -> for each letter of ``name`` ``[B, N, K, E]``, E in the order of ``blocks`` blocks."""
-        parts, size = len(name), width // self.heads
-        linear = self.qkv_linear if blocks == 1 else monarch.blocked(self.qkv_linear, width * parts)[0]
-        init = xavier_uniform_parts(parts)
-        layer = linear(width * parts, name=name, axes=("embed", "heads"), dtype=self.dtype, kernel_init=init)
-        y = layer(x).reshape(*x.shape[:2], blocks, self.heads, parts, size // blocks)
-        y = sharding.constrain(y, "batch", None, None, "heads", None, None)
-        if sharding.platform() == "gpu":  # cuDNN takes tokens before heads
-            y = jnp.moveaxis(y, 2, 4).reshape(*x.shape[:2], self.heads, parts, size)
-            return [y[..., part, :] for part in range(parts)]
-        # The barrier makes heads-first one copy: XLA:CPU would emit a slower one for each of q, k and v.
-        y = jax.lax.optimization_barrier(y.transpose(4, 0, 3, 1, 2, 5))
-        y = y.reshape(*y.shape[:4], size)
-        return [jnp.swapaxes(part[0], 1, 2) for part in jax.lax.split(y, (1,) * parts, axis=0)]
+    def _product(self, x: jax.Array, name: str, width: int, blocks: int) -> jax.Array:
+        """``[B, N, D]`` -> ``[B, N, width * len(name)]``, ordered (blocks, heads, parts, E / blocks)."""
+        linear = self.qkv_linear if blocks == 1 else monarch.blocked(self.qkv_linear, width * len(name))[0]
+        init = xavier_uniform_parts(len(name))
+        return linear(width * len(name), name=name, axes=("embed", "heads"), dtype=self.dtype, kernel_init=init)(x)

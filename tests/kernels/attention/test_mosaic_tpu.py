@@ -1,0 +1,119 @@
+"""The TPU kernel against the definition in float64, what it refuses, and the real compiler, which needs no TPU."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_jax import models, sharding
+from vit_jax.kernels.attention import mosaic_tpu, reference
+from vit_jax.layers.attention import MultiHeadAttention
+
+TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
+CASES = {  # images, tokens, heads, channels of a head; causal
+    "pairs of heads": ((2, 37, 4, 64), False),
+    "an odd number": ((1, 19, 3, 64), False),
+    "whole registers": ((1, 16, 2, 128), True),
+    "around their ends": ((1, 9, 8, 80), True),
+    "small heads": ((2, 5, 3, 16), True),
+    "more keys than lanes": ((1, 131, 2, 64), True),
+}
+
+
+def both(heads, causal, qkv, g):
+    y, pull = jax.vjp(functools.partial(mosaic_tpu.run, heads=heads, causal=causal), qkv)
+    return y, *pull(g)
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize(("case", "dtype"), [*((case, "float32") for case in CASES), ("pairs of heads", "bfloat16")])
+def test_value_and_gradient_equal_float64(rng, case, dtype):
+    (images, tokens, heads, size), causal = CASES[case]
+    qkv = jnp.asarray(rng.standard_normal((images, tokens, 3 * heads * size)), dtype)
+    g = jnp.asarray(rng.standard_normal((images, tokens, heads * size)), dtype)
+    got = jax.jit(functools.partial(both, heads, causal))(qkv, g)
+    want = (
+        reference.attention(qkv, heads, causal=causal),
+        reference.gradient(qkv, g, heads, causal=causal),
+    )
+    for a, b in zip(got, want, strict=True):
+        assert (a.dtype, a.shape) == (dtype, b.shape)
+        np.testing.assert_allclose(np.asarray(a, np.float64), b, rtol=0, atol=TOLERANCE[dtype] * np.abs(b).max())
+
+
+@pytest.mark.usefixtures("interpreted_simply")
+@pytest.mark.parametrize(("config", "heads"), [((2, 2, 2), 4), ((4, 1, 2), 3)])
+def test_each_device_has_its_images_and_heads(rng, config, heads):
+    mesh = sharding.make_mesh(sharding.MeshConfig(*config), jax.devices())
+    qkv, g = (rng.standard_normal((8, 5, n * heads * 16)).astype("float32") for n in (3, 1))
+    with jax.set_mesh(mesh):
+        got = jax.jit(functools.partial(both, heads, False))(*jax.device_put((qkv, g), sharding.data_sharding(mesh)))
+    for a, b in zip(got, (reference.attention(qkv, heads), reference.gradient(qkv, g, heads)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_the_layer_is_the_same(rng):
+    x = rng.standard_normal((1, 9, 32)).astype("float32")
+    layers = [MultiHeadAttention(2, causal=True, implementation=name) for name in ("xla", "mosaic_tpu")]
+    params = jax.jit(layers[0].init)(jax.random.key(0), x)
+    run = jax.jit(jax.value_and_grad(lambda p, layer: jnp.sum(jnp.sin(layer.apply(p, x)))), static_argnums=1)
+    want, got = (run(params, layer) for layer in layers)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)
+
+
+@pytest.mark.parametrize(
+    ("shape", "heads", "reason"),
+    [
+        ((0, 197, 2304), 12, "there are no rows"),
+        ((8, 197, 3 * 16 * 160), 16, "heads have 160 channels, more than 128"),
+        ((8, 197, 3 * 4 * 12), 4, "heads have 12 channels, not a multiple of 8"),
+        ((8, 1025, 3072), 16, "2 heads of 1025 tokens have 2,377,728 logits, more than the 1,048,576 it is"),
+        ((8, 197, 2304), 12, None),
+        ((8, 577, 3072), 16, None),
+    ],
+)
+def test_what_it_refuses(shape, heads, reason):
+    found = mosaic_tpu.unsupported_reason(jax.ShapeDtypeStruct(shape, "bfloat16"), heads, False)
+    assert found == reason or (reason and found.startswith(reason))
+
+
+def test_images_that_devices_do_not_divide():
+    with jax.set_mesh(sharding.make_mesh(sharding.MeshConfig(), jax.devices())):
+        found = mosaic_tpu.unsupported_reason(jax.ShapeDtypeStruct((12, 197, 2304), "bfloat16"), 12, False)
+    assert found == "12 images are not divisible by 8 devices"
+
+
+def test_heads_of_a_program_fill_registers_and_divide_all():
+    assert [mosaic_tpu._heads(*sizes) for sizes in ((12, 64, 197), (16, 64, 577), (3, 64, 197), (16, 72, 256))] == [
+        12, 2, 3, 16,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2"])
+@pytest.mark.parametrize(("tokens", "heads", "size", "causal"), [(197, 3, 64, False), (77, 8, 80, True)])
+def test_the_compiler_takes_it(tpu_chips, topology, tokens, heads, size, causal):
+    mesh = sharding.make_mesh(sharding.MeshConfig(2, 2), tpu_chips(topology))
+    place = sharding.data_sharding(mesh)
+    args = [jax.ShapeDtypeStruct((8, tokens, n * heads * size), "bfloat16", sharding=place) for n in (3, 1)]
+    with jax.set_mesh(mesh):
+        text = jax.jit(functools.partial(both, heads, causal)).lower(*args).compile().as_text()
+    assert "attention_forward" in text and "attention_backward" in text and "all-" not in text
+
+
+def test_a_vit_for_a_tpu_copies_nothing_for_its_attention(tpu_chips):
+    mesh = sharding.make_mesh(sharding.MeshConfig(), tpu_chips("v5e:2x2")[:1])
+    whole = jax.sharding.NamedSharding(mesh, jax.P())
+    model = models.create("vit_b16", depth=1, dtype="bfloat16")
+    shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3))))
+    place = lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=whole)  # noqa: E731
+    args = jax.tree.map(place, (shapes, jax.ShapeDtypeStruct((64, 224, 224, 3), "bfloat16")))
+    with jax.set_mesh(mesh):
+        text = jax.jit(model.apply).lower(*args).compile().as_text()
+    assert "attention_forward" in text
+    assert not [
+        line for line in text.splitlines() if "/attention/" in line and (" copy(" in line or "transpose(" in line)
+    ]

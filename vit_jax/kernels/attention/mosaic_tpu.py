@@ -1,0 +1,175 @@
+"""A Pallas kernel for TPUs that has all tokens of an image in vector memory.
+
+One program reads all tokens of some heads as the product left them and writes them as the next product takes them. The
+gradient computes the probabilities once more, so that nothing but ``qkv`` is kept for it; keys are its rows, which
+makes all but one of its products and the sums of the softmax run the way that registers lie.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from vit_jax import sharding
+from vit_jax.kernels import sharded, vmem
+from vit_jax.kernels.attention.lanes import group, only, pieces, read, rolled, write
+from vit_jax.kernels.dispatch import Implementation
+from vit_jax.kernels.products import differentiable, dot
+from vit_jax.kernels.windows import LANES, up
+
+LOGITS = 12 * 200 * 256
+"""Logits that a program is unrolled for, those of ViT-B/16: more would only lengthen the code."""
+MOST = 2**20
+"""Logits above which the heads that fill whole registers are too many to unroll."""
+
+
+def run(qkv: jax.Array, heads: int, causal: bool) -> jax.Array:
+    """``[B, N, heads * 3 * E] -> [B, N, heads * E]``, see :mod:`vit_jax.kernels.attention`."""
+    mesh = sharded.mesh()
+    if mesh is None:
+        return _attention(heads, causal, qkv)
+    tensor = _tensor(mesh, heads)
+    layout = jax.P(sharding.BATCH, None, "tensor" if tensor > 1 else None)
+    one = functools.partial(_attention, heads // tensor, causal)
+    return jax.shard_map(one, mesh=mesh, in_specs=layout, out_specs=layout, check_vma=False)(qkv)
+
+
+def unsupported_reason(qkv: jax.Array, heads: int, causal: bool) -> str | None:
+    """Why the kernel cannot run this, as the end of a sentence, or None. Array or shape."""
+    if reason := vmem.unsupported_rows(qkv):
+        return reason
+    (batch, tokens, width), mesh = qkv.shape, sharded.mesh()
+    parts = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in sharding.BATCH)
+    size, here = width // heads // 3, heads // (1 if mesh is None else _tensor(mesh, heads))
+    if batch % parts:
+        return f"{batch} images are not divisible by {parts} devices"
+    if size > LANES:
+        return f"heads have {size} channels, more than {LANES}"
+    if size % 8:
+        return f"heads have {size} channels, not a multiple of 8"
+    count = _heads(here, size, tokens)
+    if (logits := count * _logits(tokens)) > MOST:
+        return f"{count} heads of {tokens} tokens have {logits:,} logits, more than the {MOST:,} it is unrolled for"
+    columns = up(3 * count * size, LANES)
+    need = 2 * 8 * up(tokens, 16) * columns * qkv.dtype.itemsize // 3 + 40 * _logits(tokens)
+    return vmem.excess("it", need)
+
+
+def _tensor(mesh: Any, heads: int) -> int:
+    """Among how many devices the heads are divided."""
+    return mesh.shape["tensor"] if heads % mesh.shape["tensor"] == 0 else 1
+
+
+def _logits(tokens: int) -> int:
+    """Of a head, with what fills registers up."""
+    return up(tokens, 8) * up(tokens, LANES)
+
+
+def _heads(heads: int, size: int, tokens: int) -> int:
+    """Heads of a program: whole registers, as many as it is unrolled for, or all of them."""
+    least = group(size)
+    fits = [n for n in range(least, heads + 1, least) if heads % n == 0]
+    return max((n for n in fits if n * _logits(tokens) <= LOGITS), default=min(fits, default=heads))
+
+
+def _backward(heads: int, causal: bool, qkv: jax.Array, g: jax.Array) -> tuple[jax.Array]:
+    return (_call(_backward_kernel, "attention_backward", heads, causal, 3, qkv, g.astype(qkv.dtype)),)
+
+
+@differentiable(_backward, static=2)
+def _attention(heads: int, causal: bool, qkv: jax.Array) -> jax.Array:
+    return _call(_forward_kernel, "attention_forward", heads, causal, 1, qkv)
+
+
+def _call(kernel: Any, name: str, heads: int, causal: bool, parts: int, qkv: jax.Array, *more: jax.Array) -> jax.Array:
+    """Runs a kernel that has ``parts * E`` columns of output for each head."""
+    batch, tokens, width = qkv.shape
+    size = width // heads // 3
+    count = _heads(heads, size, tokens)
+
+    def block(parts: int) -> pl.BlockSpec:
+        return pl.BlockSpec((1, tokens, up(parts * count * size, LANES)), lambda image, part: (image, 0, part))
+
+    y: jax.Array = pl.pallas_call(
+        functools.partial(kernel, count, size, causal),
+        name=name,
+        grid=(batch, heads // count),
+        in_specs=[block(3), *(block(1) for _ in more)],
+        out_specs=block(parts),
+        out_shape=jax.ShapeDtypeStruct((batch, tokens, parts * heads * size), qkv.dtype),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=vmem.budget()
+        ),
+    )(qkv, *more)
+    return y
+
+
+def _forward_kernel(heads: int, size: int, causal: bool, qkv: Any, y: Any) -> None:
+    width, out = 3 * heads * size, []
+    for pair in _in_turn(pieces(heads, size)):
+        read_all = [_read(qkv, width, *one) for one in pair]
+        logits = [_masked(dot(q, k, 1, 1), causal, 0) for q, k, _ in read_all]
+        weights = [_exponentials(x, size, 1) for x in logits]
+        for (_, _, v), (p, total), (*_, head) in zip(read_all, weights, pair, strict=True):
+            out.append((head, dot(p.astype(v.dtype), v, 1, 0) * _reciprocal(total)))
+    write(y, out)
+
+
+def _backward_kernel(heads: int, size: int, causal: bool, qkv: Any, g: Any, dqkv: Any) -> None:
+    width, scale, out = 3 * heads * size, size**-0.5, []
+    for pair in _in_turn(pieces(heads, size)):
+        read_all = [_read(qkv, width, *one) for one in pair]
+        gs = [only(read(g, head, heads * size, head.lane), head) for *_, head in pair]
+        logits = [_masked(dot(k, q, 1, 1), causal, 1) for q, k, _ in read_all]  # keys before queries
+        dweights = [dot(v, h, 1, 1) for (_, _, v), h in zip(read_all, gs, strict=True)]
+        exponentials = [_exponentials(x, size, 0) for x in logits]
+        weights = [p * _reciprocal(total) for p, total in exponentials]
+        for (q, k, _), (qs, ks, vs, head), p, dp, h in zip(read_all, pair, weights, dweights, gs, strict=True):
+            dlogits = (p * (dp - jnp.sum(p * dp, axis=0, keepdims=True)) * scale).astype(q.dtype)
+            out.append((qs, jnp.transpose(dot(k, dlogits, 0, 0))))
+            out.append((ks, rolled(dot(dlogits, q, 1, 0), ks.lane - qs.lane)))
+            out.append((vs, rolled(dot(p.astype(h.dtype), h, 1, 0), vs.lane - head.lane)))
+    write(dqkv, out)
+
+
+def _in_turn(heads: list[Any]) -> list[list[Any]]:
+    """Two heads at a time: while one is in the matrix units, the other is in the vector units."""
+    return [heads[i : i + 2] for i in range(0, len(heads), 2)]
+
+
+def _read(qkv: Any, width: int, q: Any, k: Any, v: Any, head: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Query and key at the lanes of the query, zeros beside the query; value at the lanes of the output."""
+    here = read(qkv, q, width, q.lane)
+    return only(here, q), read(qkv, k, width, q.lane), read(qkv, v, width, head.lane)
+
+
+def _masked(logits: jax.Array, causal: bool, queries: int) -> jax.Array:
+    """``logits``, with queries along an axis, of the keys that a query may see."""
+    if not causal:
+        return logits
+    query, key = (jax.lax.broadcasted_iota(jnp.int32, logits.shape, axis) for axis in (queries, 1 - queries))
+    return jnp.where(key <= query, logits, jnp.finfo(jnp.float32).min)
+
+
+def _exponentials(logits: jax.Array, size: int, keys: int) -> tuple[jax.Array, jax.Array]:
+    """Numerators of a softmax over the axis ``keys`` of ``logits / sqrt(size)``, and their sums."""
+    scale = math.log2(math.e) * size**-0.5  # which is a part of 2^x, not a pass of its own
+    most = jnp.max(logits, axis=keys, keepdims=True)
+    p = jnp.exp2(logits * scale - most * scale)
+    return p, jnp.sum(p, axis=keys, keepdims=True)
+
+
+def _reciprocal(x: jax.Array) -> jax.Array:
+    """``1 / x`` to rounding: Newton's steps each double the bits, of which the hardware has seven or more."""
+    y = pl.reciprocal(x, approx=True)
+    y = y * (2.0 - x * y)
+    return y * (2.0 - x * y)
+
+
+IMPLEMENTATION = Implementation(run, unsupported_reason, platform="tpu")

@@ -1,0 +1,36 @@
+"""The definition in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def attention(qkv: np.ndarray, heads: int, *, causal: bool = False) -> np.ndarray:
+    """``softmax(q k^T / sqrt(E)) v`` per head: ``[B, N, heads * 3 * E] -> [B, N, heads * E]`` (Vaswani et al. 2017)."""
+    q, k, v = _parts(qkv, heads)
+    return np.einsum("bknm,bmke->bnke", _weights(q, k, causal), v).reshape(*qkv.shape[:2], -1)
+
+
+def gradient(qkv: np.ndarray, g: np.ndarray, heads: int, *, causal: bool = False) -> np.ndarray:
+    """The gradient of ``sum(g * attention(qkv))``."""
+    q, k, v = _parts(qkv, heads)
+    g = np.asarray(g, np.float64).reshape(v.shape)
+    p = _weights(q, k, causal)
+    dp = np.einsum("bnke,bmke->bknm", g, v)
+    dlogits = p * (dp - np.sum(p * dp, axis=-1, keepdims=True)) / np.sqrt(q.shape[-1])
+    dq, dk = np.einsum("bknm,bmke->bnke", dlogits, k), np.einsum("bknm,bnke->bmke", dlogits, q)
+    return np.stack([dq, dk, np.einsum("bknm,bnke->bmke", p, g)], axis=3).reshape(qkv.shape)
+
+
+def _parts(qkv: np.ndarray, heads: int) -> np.ndarray:
+    """Queries, keys, values, each ``[B, N, heads, E]``."""
+    parts: np.ndarray = np.asarray(qkv, np.float64).reshape(*qkv.shape[:2], heads, 3, -1)
+    return np.moveaxis(parts, 3, 0)
+
+
+def _weights(q: np.ndarray, k: np.ndarray, causal: bool) -> np.ndarray:
+    logits = np.einsum("bnke,bmke->bknm", q, k) / np.sqrt(q.shape[-1])
+    if causal:
+        logits = np.where(np.tril(np.ones(logits.shape[-2:], bool)), logits, -np.inf)
+    e = np.exp(logits - np.max(logits, axis=-1, keepdims=True))
+    return e / np.sum(e, axis=-1, keepdims=True)
