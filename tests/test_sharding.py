@@ -319,7 +319,7 @@ def shallow(model):
 
 SIZED = {name: {} for name in models.MODELS if name not in models.FAMILIES}
 SOON = ("vit_g14", "vit_r26_s32", "mixer_l16", "m2_vit_b16", "siglip_vit_so400m14", "lit_vit_b16", "coca_vit_l14")
-MAPS = ("monarch(4)", "block_diagonal(4)", "low_rank(64)", "sparse24", "packed24", "block_sparse(0.25)")
+MAPS = ("monarch(4)", "block_diagonal(4)", "low_rank(64)", "sparse24", "packed24", "block_sparse(0.25)", "int8")
 
 
 @pytest.mark.parametrize(

@@ -376,7 +376,7 @@ def convert(
       to: ``"vit_jax"``, ``"timm"``, ``"open_clip"``, ``"hf"``, ``"npz"`` or ``"big_vision"``.
       model: see :func:`load`.
       linear: linear maps to change on the way: ``"dense"`` multiplies structured ones out, ``"monarch(4)"`` projects,
-        ``"mlp_linear=packed24(int8)"`` packs those of one field.
+        ``"int8"`` rounds, ``"mlp_linear=packed24(int8)"`` packs those of one field.
       verify: compare with the other projects' own models, which takes their packages.
 
     Returns:

@@ -13,6 +13,7 @@ from vit_jax.convert.pretrained import Stored
 from vit_jax.io.tensors import Tensor
 from vit_jax.layers.linear import Dense
 from vit_jax.layers.linear.block_sparse import BlockSparse
+from vit_jax.layers.linear.int8 import Int8
 from vit_jax.layers.linear.low_rank import LowRank
 from vit_jax.layers.linear.monarch import Monarch
 from vit_jax.layers.linear.sparse24 import Packed24, Sparse24, prune
@@ -166,6 +167,26 @@ def test_a_runs_configuration_follows(rng):
     )
     assert models.create(**packed.config["model"]).mlp_linear == packed.model.mlp_linear
     assert "num_classes" not in packed.config["model"]
+
+
+def test_every_map_of_a_mixer_in_a_quarter_of_the_bytes(rng):
+    """Those across tokens where they are named; what says how they are computed changes no number of what is stored."""
+    found = pretrained(
+        models.create("mixer", token_dim=16, num_classes=3, **{**SMALL, "width": 64, "mlp_dim": 128}), rng
+    )
+    only, notes = changed(found, "int8")
+    assert notes[0].startswith("4 linear maps go from dense to int8(float), off by 0.00") and len(notes) == 2
+    assert only.model.token_linear == Dense() and only.model.mlp_linear == Int8()
+    small, notes = changed(found, "int8", "token_linear=int8")
+    quick, _ = changed(only, "mlp_linear=int8(dynamic)", "token_linear=int8(dynamic)")
+    bytes_of = lambda p: sum(t.read().nbytes for k, t in p.params.items() if "/mlp/" in k or "/tokens/" in k)  # noqa: E731
+    assert 0.25 < bytes_of(small) / bytes_of(found) < 0.29 and bytes_of(quick) == bytes_of(small)
+    want = outputs(found)
+    far = [np.abs(outputs(other) - want).max() / np.abs(want).max() for other in (small, quick)]
+    assert 0 < far[0] < 0.02 and 0 < far[1] < 0.04 and far[0] != far[1]
+    dense, notes = changed(quick, "dense", "token_linear=dense")
+    assert notes[0] == "8 linear maps go from int8(dynamic) to dense, exactly"
+    np.testing.assert_allclose(outputs(dense), outputs(small), atol=2e-5)
 
 
 def test_what_is_there_already_stays(rng):

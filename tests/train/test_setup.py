@@ -94,6 +94,10 @@ def test_evaluators_are_merged_and_unreadable_images_counted(tiny, one_device, m
         ({"batch_size": 18, "accumulate": 4}, "not divisible"),
         ({"model": {"mlp_linear": "packed24"}}, "mlp_in/kernel_index holds uint8 numbers, which cannot be trained"),
         (
+            {"model": {"out_linear": "int8"}},
+            "out/kernel_values holds int8 numbers, which cannot be trained; train a dense",
+        ),
+        (
             {"evaluators": ({"name": "zero_shot", "data": "no_such_folder"},), "best": "val/zero_shot/accuracy"},
             "no_such_folder",
         ),

@@ -13,6 +13,7 @@ from vit_jax.bench.timing import alternate
 from vit_jax.kernels.block_diagonal.case import BlockDiagonal
 from vit_jax.kernels.block_sparse.case import BlockSparse
 from vit_jax.kernels.case import Case
+from vit_jax.kernels.int8.case import Int8
 from vit_jax.kernels.monarch.case import Monarch
 from vit_jax.kernels.products import matmul
 from vit_jax.kernels.sparse24.case import Sparse24
@@ -24,6 +25,7 @@ CASES: dict[str, Callable[..., Callable[..., Case]]] = {
     "block_diagonal": BlockDiagonal,
     "block_sparse": BlockSparse,
     "sparse24": Sparse24,
+    "int8": Int8,
     "topk_mlp": TopKMLP,
 }
 """What can be timed, by name: options of the operation -> its case ``(rows, inputs, outputs, dtype)``."""

@@ -15,7 +15,7 @@ MODEL = {
     "size": (224, "side of the image", 4096),
     "rounds": (10, "pairs of measurements", 10_000),
 }
-OPS = "monarch(nblocks), block_diagonal(nblocks), block_sparse(density, block), sparse24 or topk_mlp(k)"
+OPS = "monarch(nblocks), block_diagonal(nblocks), block_sparse(density, block), sparse24, int8(dynamic) or topk_mlp(k)"
 KINDS: dict[str, tuple[str, dict[str, tuple[Any, ...]]]] = {
     "forward": ("images to logits, against the same ViT of plain flax layers in its faster type", MODEL),
     "train": ("forward, backward and AdamW, against the same ViT of plain flax layers in its faster type", MODEL),

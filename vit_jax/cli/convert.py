@@ -23,7 +23,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--linear", action="append", default=[], metavar="[FIELD=]SPEC",
         help="change linear maps on the way: 'packed24(int8)' packs what was trained as sparse24, 'dense' multiplies "
-        "out, 'monarch(4)' projects; 'mlp_linear=packed24' those of one field; may be repeated",
+        "out, 'monarch(4)' projects, 'int8' rounds; 'mlp_linear=packed24' those of one field; may be repeated",
     )  # fmt: skip
     parser.add_argument(
         "--verify",

@@ -27,7 +27,7 @@ from vit_jax.io.tensors import Tensor, Tensors
 from vit_jax.kernels.sparse24.packed import compress
 from vit_jax.layers.linear import Dense, LinearSpec
 from vit_jax.layers.linear.sparse24 import Packed24, Sparse24
-from vit_jax.layers.linear.specs import FIELDS, Spec, name_of
+from vit_jax.layers.linear.specs import FIELDS, TOKENS, Spec, name_of
 from vit_jax.models.describe import describe, shapes
 from vit_jax.trees import fields, flat, nested
 from vit_jax.types import Params, UserError
@@ -39,7 +39,7 @@ class Request:
 
     Attributes:
       spec: the structure.
-      field: of which maps: one of ``specs.FIELDS``, or None for all of them.
+      field: of which maps: one of ``specs.FIELDS`` or ``specs.TOKENS``; None for those of all ``specs.FIELDS``.
     """
 
     spec: LinearSpec
@@ -55,7 +55,7 @@ class Request:
         field, equals, rest = text.partition("=")
         if not equals or "(" in field:
             return cls(config.parse(Spec, text, "--linear"))
-        config.lookup(dict.fromkeys(FIELDS), field.strip(), "field of --linear")
+        config.lookup(dict.fromkeys((*FIELDS, TOKENS)), field.strip(), "field of --linear")
         return cls(config.parse(Spec, rest.strip(), f"--linear {field}"), field.strip())
 
 
@@ -77,7 +77,7 @@ def relinear(pretrained: Stored, requests: Sequence[Request]) -> tuple[Stored, l
         path: request.spec
         for request in requests
         for path in _specs(model)
-        if (field := path.rpartition(".")[2]) in FIELDS and request.field in (None, field)
+        if path.rpartition(".")[2] in (FIELDS if request.field is None else (request.field,))
     }
     if not chosen:
         raise UserError(f"{type(model).__name__} has no linear maps to choose for; leave --linear out.")
@@ -146,7 +146,7 @@ def restructure(
 
 LOST = 0.5
 """Norm of what a map loses, as a share of its own, above which it is warned of."""
-COMPUTED = ("implementation", "bits", "lam")
+COMPUTED = ("implementation", "activations", "bits", "lam")
 """Fields of specs that say how a map is computed or trained, not what its parameters are."""
 
 

@@ -17,6 +17,7 @@ from vit_jax.checks import Finite, Range
 from vit_jax.layers.linear import Linear
 from vit_jax.layers.linear.block_diagonal import BlockDiagonal
 from vit_jax.layers.linear.block_sparse import BlockSparse
+from vit_jax.layers.linear.int8 import Int8
 from vit_jax.layers.linear.monarch import Monarch
 from vit_jax.layers.linear.sparse24 import Packed24
 from vit_jax.layers.stack import Stack, TransformerStack
@@ -190,7 +191,7 @@ def replace_in_towers(model: nn.Module, **fields: Any) -> nn.Module:
 PLAIN: dict[type, dict[str, Any]] = {
     Stack: {"scan": False, "remat": "none"},
     TransformerStack: {"attention": "xla"},
-    **{spec: {"implementation": "xla"} for spec in (Monarch, BlockDiagonal, BlockSparse, Packed24)},
+    **{spec: {"implementation": "xla"} for spec in (Monarch, BlockDiagonal, BlockSparse, Packed24, Int8)},
 }
 """Fields that change who computes and not what, as they are for any platform."""
 

@@ -271,8 +271,8 @@ def untrainable_reason(shapes: Params) -> str | None:
     for name, leaf in flat(shapes).items():
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             return (
-                f"{name} holds {leaf.dtype} numbers, which cannot be trained; train 'sparse24', and take 'packed24' to "
-                "run what it has learned."
+                f"{name} holds {leaf.dtype} numbers, which cannot be trained; train a dense model or 'sparse24', and "
+                "convert it with --linear to run what it has learned."
             )
     return None
 

@@ -112,6 +112,7 @@ STRUCTURED = {
         "qkv_linear": "low_rank(4)", "out_linear": "block_diagonal(4)", "mlp_linear": "block_sparse(0.5, block=8)",
     },
     "packed24": {"mlp_linear": "packed24"},
+    "int8": {"qkv_linear": "int8", "mlp_linear": "int8(dynamic)"},
 }  # fmt: skip
 MODELS = {
     "pooling, registers": {"pool": "map", "registers": 2, "layer_scale": 0.5, "activation": "quick_gelu"},

@@ -17,6 +17,7 @@ TEXTS = {
     "sparse24": "sparse24",
     "packed24": "packed24",
     "block_sparse": "block_sparse(density=0.5, block=16)",
+    "int8": "int8",
 }
 """Name -> what a user may write."""
 
@@ -54,6 +55,7 @@ def test_layer_equals_the_product_with_its_dense_kernel(rng, name, dtype):
         "monarch(2, implementation=xla)",
         "sparse24(mask=frozen, bits=8)",
         "packed24(int8)",
+        "int8(dynamic)",
         "block_sparse(pattern=random, seed=3)",
     ],
 )

@@ -258,7 +258,8 @@ def _dot_general(g: Graph, e: Equation) -> Tensor:
         together, inner = left.shape[: len(batch[0])], math.prod(a.shape[i] for i in contract[0])
         left = g.reshape(left, (*together, math.prod(a.shape[i] for i in free_a), inner))
         right = g.reshape(right, (*together, inner, math.prod(b.shape[i] for i in free_b)))
-    return g.reshape(Tensor(g.one("MatMul", left, right), (*left.shape[:-1], right.shape[-1])), target)
+    op = "MatMulInteger" if a.dtype == b.dtype == np.int8 else "MatMul"  # sums of bytes are int32
+    return g.reshape(Tensor(g.one(op, left, right), (*left.shape[:-1], right.shape[-1])), target)
 
 
 def _inverse(order: Sequence[int]) -> list[int]:

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vit_jax.kernels.int8 import rounding
 from vit_jax.types import Array, UserError
 
 
@@ -110,10 +111,8 @@ def pack_int8(kernel: Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 @jax.jit
 def quantise(values: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """float32 packed values -> ``(values int8, index, scale float32 [out])``."""
-    top = jnp.max(jnp.abs(values), 0)
-    scale = jnp.where(top > 0, top / 127, 1.0)
-    steps = jnp.round(values / scale[None])
-    return jnp.clip(steps, -127, 127).astype(jnp.int8), index, scale
+    steps, scale = rounding.quantise(values, 0)
+    return steps, index, scale[0]
 
 
 @jax.jit

@@ -10,6 +10,7 @@ from vit_jax import config
 from vit_jax.layers.linear.base import Dense, LinearSpec
 from vit_jax.layers.linear.block_diagonal import BlockDiagonal
 from vit_jax.layers.linear.block_sparse import BlockSparse
+from vit_jax.layers.linear.int8 import Int8
 from vit_jax.layers.linear.low_rank import LowRank
 from vit_jax.layers.linear.monarch import Monarch
 from vit_jax.layers.linear.sparse24 import Packed24, Sparse24
@@ -22,12 +23,15 @@ LINEARS: dict[str, Callable[..., LinearSpec]] = {
     "sparse24": Sparse24,
     "packed24": Packed24,
     "block_sparse": BlockSparse,
+    "int8": Int8,
 }
 Spec = Annotated[LinearSpec, config.Choice(LINEARS, LinearSpec)]
 """Type of a module's field that holds a :class:`~vit_jax.layers.linear.LinearSpec`."""
 
 FIELDS = ("qkv_linear", "out_linear", "mlp_linear")
 """The fields of models for the maps of attention and of the MLPs across channels."""
+TOKENS = "token_linear"
+"""The field of models for the maps across tokens, whose sizes few structures divide: changed where it is named."""
 
 
 def name_of(spec: LinearSpec) -> str:
