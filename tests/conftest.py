@@ -15,10 +15,7 @@ import importlib.metadata
 import importlib.util
 import os
 import pathlib
-import re
 import signal
-import sys
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -51,13 +48,12 @@ import numpy as np
 import pytest
 from jax.experimental import topologies
 
+from tests import peers
+
 matplotlib.use("Agg")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)  # tiny programs: compiling them is nearly all of the time
-
-
-_LIBRARIES: list[Any] = []  # PyTorch forgets operators with the object that declared them
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -230,27 +226,7 @@ def open_clip(torch: Any) -> Any:
 
 
 def _peer(name: str) -> Any:
-    """Imports a package that imports torchvision.
-
-    Beside a PyTorch for the CPU alone torchvision comes without its compiled half; models need none of it, but its
-    Python half refuses to be imported before the operators' names are declared.
-    """
-    import torch
-
-    for _ in range(20):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                importlib.import_module("torchvision")
-                return importlib.import_module(name)
-        except ModuleNotFoundError as e:
-            pytest.skip(str(e))
-        except RuntimeError as e:
-            missing = re.search(r"operator (torchvision)::(\w+) does not exist", str(e))
-            if not missing:
-                raise
-            _LIBRARIES.append(torch.library.Library(missing[1], "FRAGMENT"))
-            _LIBRARIES[-1].define(f"{missing[2]}() -> ()")
-            for module in [m for m in sys.modules if m.split(".")[0] == "torchvision"]:
-                del sys.modules[module]
-    raise AssertionError("torchvision cannot be imported")
+    try:
+        return peers.imported(name)
+    except ModuleNotFoundError as e:
+        pytest.skip(str(e))

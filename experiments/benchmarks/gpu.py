@@ -249,8 +249,8 @@ def side(name: str, race: str, tiny: bool) -> None:
         import jax
 
         from vit_jax import models
-        from vit_jax.bench.models import candidate
         from vit_jax.bench.plain import twin
+        from vit_jax.bench.steps import candidate
         from vit_jax.layers import attention
 
         if "XLA" in name:

@@ -8,17 +8,21 @@ import textwrap
 
 import pytest
 
-from vit_jax.bench.sides import Side, alternate
+from vit_jax.bench import sides
+from vit_jax.bench.sides import Side, alternate, started
 from vit_jax.types import UserError
 
 PROGRAM = """
-    import sys, time
+    import subprocess, sys, time
     from vit_jax.bench.sides import serve
+    from vit_jax.types import UserError
 
     def make():
         print("not an answer")
         if sys.argv[1] == "broken":
             raise SystemExit(3)
+        if sys.argv[1] == "refused":
+            raise UserError("it takes more.")
         calls = []
         waited = []
         global facts
@@ -29,21 +33,23 @@ PROGRAM = """
 """
 
 
+def command(argument):
+    return [sys.executable, "-c", textwrap.dedent(PROGRAM), argument]
+
+
 def side(argument, seconds=60):
-    return Side([sys.executable, "-c", textwrap.dedent(PROGRAM), argument], seconds)
+    return Side(command(argument), seconds)
 
 
 def test_sides_are_timed_in_turn():
-    sides = {"fast": side("0.001"), "slow": side("0.03")}
+    both = {"fast": side("0.001"), "slow": side("0.03")}
     try:
-        assert all(s.answer() > 0 for s in sides.values())  # ready
-        times = alternate(sides, rounds=3, calls=2)
-        assert times["slow"].median >= 0.03 and times["fast"].over(times["slow"])[0] > 2
-        assert {name: s.ask("facts") for name, s in sides.items()} == {
-            name: {"calls": 9, "waited": 6} for name in sides
-        }
+        assert all(s.answer() > 0 for s in both.values())  # ready
+        times = alternate(both, rounds=3, calls=2)
+        assert times["slow"].median >= 0.03 > times["slow"].median_work and times["fast"].over(times["slow"])[0] > 2
+        assert {name: s.ask("facts") for name, s in both.items()} == {name: {"calls": 9, "waited": 6} for name in both}
     finally:
-        for s in sides.values():
+        for s in both.values():
             s.close()
 
 
@@ -55,6 +61,19 @@ def test_a_side_that_ends_is_said():
         with pytest.raises(UserError, match="ended"):
             one.ask("facts")
         one.close()
+
+
+def test_sides_end_with_the_block(monkeypatch):
+    begun = []
+
+    def start(command):
+        begun.append(Side(command))
+        return begun[-1]
+
+    monkeypatch.setattr(sides, "Side", start)
+    with pytest.raises(UserError, match=r"^it takes more\.$"), started({"no": command("refused")}):
+        pass
+    assert [one._process.poll() is not None for one in begun] == [True]
 
 
 @pytest.mark.slow  # 3 minutes

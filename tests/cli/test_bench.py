@@ -5,7 +5,9 @@ import json
 import jax
 import pytest
 
+from tests.bench.here import Here
 from vit_jax import models
+from vit_jax.bench import sides
 from vit_jax.bench.kernels import CASES
 from vit_jax.cli import main
 from vit_jax.cli.bench import table
@@ -16,28 +18,34 @@ SIZES = {"patch": 4, "width": 16, "depth": 1, "heads": 2, "mlp_dim": 32, "num_cl
 
 def test_models(monkeypatch, capsys):
     monkeypatch.setitem(models.NAMES, "tiny", Variant(models.ViT, SIZES))
+    monkeypatch.setattr(sides, "Side", Here)
     run = ["bench", "forward", "--model", "tiny", "--size", "8", "--batch", "2", "--rounds", "1"]
     with jax.numpy_dtype_promotion("standard"):  # flax's own layers promote
         assert main([*run, "--json", "-"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert list(found) == [
-        "processor", "model", "vit_jax images/s", "plain flax bfloat16 images/s", "plain flax float32 images/s",
+        "processor", "threads", "model",
+        "vit_jax images/s", "plain flax bfloat16 images/s", "plain flax float32 images/s",
+        "vit_jax core seconds/step", "plain flax bfloat16 core seconds/step", "plain flax float32 core seconds/step",
         "times faster (median)", "times faster (10th percentile)",
         "times faster (90th percentile)", "share of one large product's speed",
     ]  # fmt: skip
     assert main([*run, "--linear", "low_rank(2)"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1] == f"{'model':34s} tiny bfloat16, 2 images of 8 px" and lines[2].startswith("low_rank(2) images/s ")
+    assert lines[2] == f"{'model':34s} tiny bfloat16, 2 images of 8 px" and lines[3].startswith("low_rank(2) images/s ")
     assert lines[-1].startswith("share of the dense model's parameters ")
     assert main([*run, "--linear", "low_rnak(2)"]) == 2
     assert "--linear" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("model", [["vit_r50_b16"], ["mixer_b16", "--linear", "monarch(4)"]])
-def test_what_is_no_plain_vit(capsys, model):
+@pytest.mark.parametrize(("model", "said"), [
+    (["vit_r50_b16"], "--against flax compares ViTs, and 'vit_r50_b16' is none, or no plain one; take vit_b16"),
+    (["mixer_b16", "--linear", "monarch(4)"], "--linear compares ViTs, and 'mixer_b16' is none; take vit_b16"),
+    (["m2_vit_ti16", "--against", "timm"], "models that timm has, and 'm2_vit_ti16' is none; take vit_b16 or mixer"),
+])  # fmt: skip
+def test_what_there_is_no_rival_of(capsys, model, said):
     assert main(["bench", "train", "--model", *model]) == 1
-    said = f"bench train compares ViTs, and {model[0]!r} is none, or no plain one; take vit_b16"
-    assert said in capsys.readouterr().err
+    assert f"bench train {said}" in capsys.readouterr().err.replace("--against timm compares ", "")
 
 
 def test_input(capsys):

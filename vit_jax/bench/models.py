@@ -1,33 +1,41 @@
-"""Speed of a model, forward or in training, against the same model in another form."""
+"""Speed of a model, forward or in training, against the same model in another form, each in a process of its own."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
-import optax
 
 from vit_jax import models
+from vit_jax.bench import sides, timm
 from vit_jax.bench.plain import twin
-from vit_jax.bench.timing import alternate, processor
+from vit_jax.bench.rivals import Rival
+from vit_jax.bench.steps import Kind
+from vit_jax.bench.timing import processor
 from vit_jax.layers.linear import LinearSpec
 from vit_jax.layers.linear.specs import FIELDS
-from vit_jax.losses import softmax_cross_entropy
 from vit_jax.models import cost
-from vit_jax.types import Params, UserError
+from vit_jax.models.describe import describe
+from vit_jax.types import UserError
 
-Kind = Literal["forward", "train"]
 DTYPES = ("bfloat16", "float32")
+AGAINST = ("flax", "timm", "timm_compiled")
+"""Whose model ours is compared with: plain layers of Flax in their faster type, timm's, timm's under torch.compile."""
 
 
 def compare(
-    kind: Kind, name: str, dtype: str, batch: int, size: int, *, linear: tuple[str, LinearSpec] | None, rounds: int
+    kind: Kind,
+    name: str,
+    dtype: str,
+    batch: int,
+    size: int,
+    *,
+    rounds: int,
+    against: str = "flax",
+    linear: tuple[str, LinearSpec] | None = None,
 ) -> dict[str, Any]:
-    """Times a ViT against one of Flax's own layers in its faster type or, with ``linear``, against itself.
+    """Times a model against another one or, with ``linear``, against itself.
 
     Args:
       kind: "forward", images to logits; "train", forward, backward and AdamW.
@@ -35,76 +43,65 @@ def compare(
       dtype: of the computation; Flax's layers are timed in float32 and in bfloat16.
       batch: images a step.
       size: side of the image, in pixels.
-      linear: a structured map for attention and MLPs, after the name that it has in the result; None for none.
       rounds: pairs of measurements.
+      against: one of :data:`AGAINST`.
+      linear: a structured map for attention and MLPs, after the name that it has in the result; None for none.
 
     Returns:
-      The processor, images per second of each, how many times faster the first is than the fastest other one, and its
-      share of the dense model's parameters or of the speed of one large product.
+      The processor, images per second of each and the processor's seconds that a step takes it, how many times faster
+      the first is than the fastest other one, and its share of the dense model's parameters or of the speed of one
+      large product.
 
     Raises:
-      UserError: the model is no ViT.
+      UserError: there is no such model to compare with, or a side cannot be started.
     """
     model = models.create(name, dtype=dtype)
-    if linear and {f.name for f in dataclasses.fields(model)}.issuperset(FIELDS):
-        rivals = {linear[0]: model.clone(**dict.fromkeys(FIELDS, linear[1])), "dense": model}
-    elif not linear and (plain := twin(model)):
-        rivals = {"vit_jax": model, **{f"plain flax {kind}": plain.clone(dtype=kind) for kind in DTYPES}}
-    else:
-        none = f"{name!r} is none, or no plain one"
-        raise UserError(f"bench {kind} compares ViTs, and {none}; take vit_b16 for instance.")
-    candidates, sizes = {}, []
-    for label, one in rivals.items():
-        candidates[label], parameters = candidate(kind, one, batch, size)
-        sizes.append(parameters)
-    times = alternate(candidates, rounds)
-    ours, *others = times.values()
-    theirs = min(others, key=lambda timing: timing.median)
+    rivals = _rivals(Rival("vit_jax", kind, describe(model), dtype, batch, size), model, name, against, linear)
+    with sides.started({label: rival.command() for label, rival in rivals.items()}) as ready:
+        facts = {label: side.ask("facts") for label, side in ready.items()}
+        ours, *others = (f["parameters"] for f in facts.values())
+        if not linear and set(others) != {ours}:
+            raise UserError(f"{name!r} has {ours:,} parameters, what it is compared with {others[0]:,}.")
+        times = sides.alternate(ready, rounds)
+    first, *rest = times.values()
     result = {
         "processor": processor(),
+        "threads": " and ".join(map(str, sorted({f["threads"] for f in facts.values()}))),
         "model": f"{name} {dtype}, {batch} images of {size} px",
+        **{label: f["version"] for label, f in facts.items() if "version" in f},
         **{f"{label} images/s": batch / t.median for label, t in times.items()},
-        **ours.compared("times faster", theirs),
+        **{f"{label} core seconds/step": t.median_work for label, t in times.items()},
+        **first.compared("times faster", min(rest, key=lambda timing: timing.median)),
     }
     if linear:
-        return {**result, "share of the dense model's parameters": sizes[0] / sizes[1]}
+        return {**result, "share of the dense model's parameters": ours / others[0]}
     total = cost.flops(model, model.inputs(size)) * batch * (1 if kind == "forward" else 3)
     peak = cost.peak(jax.local_devices()[0], dtype)
-    return {**result, "share of one large product's speed": total / ours.median / peak}
+    return {**result, "share of one large product's speed": total / first.median / peak}
 
 
-def candidate(kind: Kind, model: Any, batch: int, size: int) -> tuple[Callable[[], Any], int]:
-    """What is timed, on random images: a call starts one step and returns its arrays; and how many parameters."""
-    images = jax.random.uniform(jax.random.key(0), (batch, size, size, 3))
-    labels = jnp.arange(batch) % model.num_classes
-    params = jax.jit(lambda: nn.unbox(model.init(jax.random.key(1), images)["params"]))()
-    run = (_forward if kind == "forward" else _train)(model, params, images, labels)
-    return run, sum(x.size for x in jax.tree.leaves(params))
+def _rivals(own: Rival, model: Any, name: str, against: str, linear: tuple[str, LinearSpec] | None) -> dict[str, Rival]:
+    """The first is what the others are compared with."""
+    if not linear:
+        return {"vit_jax": own, **(_flax if against == "flax" else _timm)(own, model, name, against)}
+    if not {f.name for f in dataclasses.fields(model)}.issuperset(FIELDS):
+        raise UserError(f"bench {own.kind} --linear compares ViTs, and {name!r} is none; take vit_b16 for instance.")
+    structured = describe(model.clone(**dict.fromkeys(FIELDS, linear[1])))
+    return {linear[0]: dataclasses.replace(own, model=structured), "dense": own}
 
 
-def _forward(model: Any, params: Params, images: jax.Array, labels: jax.Array) -> Callable[[], Any]:
-    run = jax.jit(lambda p, x: model.apply({"params": p}, x))
-    return lambda: run(params, images)  # float32 parameters for both, as in training and evaluation
+def _flax(own: Rival, model: Any, name: str, _: str) -> dict[str, Rival]:
+    if twin(model) is None:
+        known = f"bench {own.kind} --against flax compares ViTs, and {name!r} is none, or no plain one"
+        raise UserError(f"{known}; take vit_b16 for instance, or --against timm.")
+    plain = dataclasses.replace(own, by="flax")
+    return {f"plain flax {dtype}": dataclasses.replace(plain, dtype=dtype) for dtype in DTYPES}
 
 
-def _train(model: Any, params: Params, images: jax.Array, labels: jax.Array) -> Callable[[], Any]:
-    tx = optax.adamw(1e-4, weight_decay=0.1)
-
-    def loss(p: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
-        return softmax_cross_entropy(model.apply({"params": p}, images), labels).mean()
-
-    def step(state: Any, images: jax.Array, labels: jax.Array) -> Any:
-        p, opt = state
-        value, grads = jax.value_and_grad(loss)(p, images, labels)
-        updates, opt = tx.update(grads, opt, p)
-        return (optax.apply_updates(p, updates), opt), value
-
-    compiled = jax.jit(step, donate_argnums=0)
-    state = (params, jax.jit(tx.init)(params))
-
-    def run() -> Any:
-        nonlocal state
-        state, value = compiled(state, images, labels)
-        return value, jax.tree.leaves(state)[0]
-
-    return run
+def _timm(own: Rival, model: Any, name: str, by: Any) -> dict[str, Rival]:
+    try:
+        found = timm.arguments(model, own.size)
+    except UserError as e:
+        known = f"bench {own.kind} --against timm compares models that timm has, and {name!r} is none"
+        raise UserError(f"{known}; take vit_b16 or mixer_b16 for instance.") from e
+    return {by.replace("_", " "): dataclasses.replace(own, by=by, model=found)}

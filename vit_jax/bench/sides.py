@@ -1,6 +1,7 @@
 """Timing candidates that live in processes of their own, in turn: their thread pools and memory do not meet.
 
-A side is a program that calls :func:`serve`; :class:`Side` starts it and asks for one round after the other.
+A side is a program that calls :func:`serve`; :class:`Side` starts it and asks for one round after the other. While one
+computes, the others wait for a word.
 """
 
 from __future__ import annotations
@@ -8,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,29 +27,38 @@ from vit_jax.types import UserError
 class Side:
     """A candidate in a process of its own, which begins to make itself ready at once.
 
+    Ctrl-C does not reach it: whoever started it gets that, and :meth:`close` ends it with all that it has started. It
+    ends by itself when that one is no more.
+
     Args:
       command: the program and its arguments; it calls :func:`serve`.
-      seconds: after which it is ended, whatever it does.
+      seconds: after which it is ended, whatever it does; None for never.
     """
 
-    def __init__(self, command: Sequence[str], seconds: float) -> None:
-        self._process = subprocess.Popen(list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._limit = threading.Timer(max(seconds, 0), self._process.kill)
+    def __init__(self, command: Sequence[str], seconds: float | None = None) -> None:
+        self._process = subprocess.Popen(
+            list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+        self._limit = threading.Timer(max(seconds or 0, 0), self._kill)
         self._limit.daemon = True
-        self._limit.start()
+        if seconds is not None:
+            self._limit.start()
 
     def answer(self) -> Any:
         """Waits for the next answer; the first comes unasked once the side is ready.
 
         Raises:
-          UserError: the process has ended.
+          UserError: the process has ended, or says why it cannot compute.
         """
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
             raise UserError(f"the process of a candidate ended with exit code {code}; its output says why.")
-        return jsonfile.loads(line)
+        answer = jsonfile.loads(line)
+        if isinstance(answer, dict) and "error" in answer:
+            raise UserError(answer["error"])
+        return answer
 
     def ask(self, word: str) -> Any:
         """Sends a word and waits for the answer."""
@@ -59,25 +70,37 @@ class Side:
     def close(self) -> None:
         """Ends the process."""
         self._limit.cancel()
-        self._process.kill()
+        self._kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
             with contextlib.suppress(BrokenPipeError):  # of a word that nobody read
                 pipe.close()
 
+    def _kill(self) -> None:
+        if not hasattr(os, "killpg"):
+            return self._process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
 
 def serve(make: Callable[[], tuple[Callable[[], Any], Callable[[Any], Any]]], facts: Callable[[], Any]) -> None:
-    """Says how many seconds it took to be ready, then answers "time N" (seconds of one of N calls) and "facts".
+    """Says how many seconds it took to be ready, then answers "time N" and "facts".
+
+    The answer to "time N" is how long one of N calls takes: seconds, and seconds of all the processor's cores.
 
     Args:
-      make: returns what starts one computation and returns a handle, and what waits for a handle.
-      facts: JSON about this process when all has been timed, as its peak of memory.
+      make: returns what starts one computation and returns a handle, and what waits for a handle; a
+        :class:`vit_jax.types.UserError` of it is answered, and is one where the side is asked.
+      facts: JSON about this process, as its peak of memory.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     start = time.perf_counter()
-    run, wait = make()
+    try:
+        run, wait = make()
+    except UserError as e:
+        return print(json.dumps({"error": str(e)}), file=answers, flush=True)
     for _ in range(3):
         wait(run())
     print(time.perf_counter() - start, file=answers, flush=True)
@@ -86,17 +109,35 @@ def serve(make: Callable[[], tuple[Callable[[], Any], Callable[[Any], Any]]], fa
         if word == "facts":
             print(json.dumps(facts()), file=answers, flush=True)
             continue
-        start = time.perf_counter()
+        before = np.array([time.perf_counter(), time.process_time()])
         for _ in range(int(number[0])):
             handle = run()
         wait(handle)
-        print((time.perf_counter() - start) / int(number[0]), file=answers, flush=True)
+        taken = (np.array([time.perf_counter(), time.process_time()]) - before) / int(number[0])
+        print(json.dumps(taken.tolist()), file=answers, flush=True)
 
 
-def alternate(sides: Mapping[str, Side], rounds: int, calls: int) -> dict[str, Timing]:
+@contextlib.contextmanager
+def started(commands: Mapping[str, Sequence[str]]) -> Iterator[dict[str, Side]]:
+    """The sides by their names once all of them are ready; they end with the block.
+
+    Raises:
+      UserError: one could not make itself ready.
+    """
+    with contextlib.ExitStack() as stack:
+        sides: dict[str, Side] = {}
+        for name, command in commands.items():
+            sides[name] = Side(command)
+            stack.callback(sides[name].close)
+        for side in sides.values():
+            side.answer()
+        yield sides
+
+
+def alternate(sides: Mapping[str, Side], rounds: int, calls: int = 1) -> dict[str, Timing]:
     """Times every side once a round, ``calls`` calls each; all of them are ready before."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    taken: dict[str, list[list[float]]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, side in sides.items():
-            seconds[name].append(float(side.ask(f"time {calls}")))
-    return {name: Timing(np.asarray(s)) for name, s in seconds.items()}
+            taken[name].append(side.ask(f"time {calls}"))
+    return {name: Timing(*np.asarray(rows, float).T) for name, rows in taken.items()}

@@ -17,13 +17,24 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Seconds per call of one candidate, a number per round."""
+    """How long a call of one candidate takes, a number per round.
+
+    Attributes:
+      seconds: by the clock.
+      work: seconds of all cores together, that other processes do not change much; None where they were not measured.
+    """
 
     seconds: np.ndarray
+    work: np.ndarray | None = None
 
     @property
     def median(self) -> float:
         return float(np.median(self.seconds))
+
+    @property
+    def median_work(self) -> float:
+        assert self.work is not None
+        return float(np.median(self.work))
 
     def over(self, other: Timing) -> tuple[float, float, float]:
         """How many times faster than ``other``: median, 10th and 90th percentile over the paired rounds."""
@@ -64,8 +75,12 @@ def processor() -> str:
     if kind != "cpu":
         return kind
     names = re.findall(r"^model name\s*: (.+)$", _read("/proc/cpuinfo"), re.MULTILINE) or [platform.processor()]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{names[0] or platform.machine()}, {cores} cores"
+    return f"{names[0] or platform.machine()}, {cores()} cores"
+
+
+def cores() -> int:
+    """Cores that this process may use, for which XLA starts as many threads."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _read(path: str) -> str:

@@ -10,15 +10,16 @@ from vit_jax.cli import options
 
 HELP = "measure speed, as ratios within one run"
 MODEL = {
-    "model": ("vit_b16", "a ViT"),
+    "model": ("vit_b16", "its name"),
     "batch": (8, "images a step", 2**16),
     "size": (224, "side of the image", 4096),
     "rounds": (10, "pairs of measurements", 10_000),
 }
+AGAINST = ("flax", "timm", "timm_compiled")
 OPS = "monarch(nblocks), block_diagonal(nblocks), block_sparse(density, block), sparse24, int8(dynamic) or topk_mlp(k)"
 KINDS: dict[str, tuple[str, dict[str, tuple[Any, ...]]]] = {
-    "forward": ("images to logits, against the same ViT of plain flax layers in its faster type", MODEL),
-    "train": ("forward, backward and AdamW, against the same ViT of plain flax layers in its faster type", MODEL),
+    "forward": ("images to logits, against the same model of others", MODEL),
+    "train": ("forward, backward and AdamW, against the same model of others", MODEL),
     "loss": ("a contrastive loss and its gradient, chunked against dense: time and memory", {
         "loss": ("softmax", "softmax, sigmoid or cloob"),
         "batch": (16384, "pairs", 2**20),
@@ -55,8 +56,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     for sub in (forward, train, kernels):
         options.value(sub, "dtype", "bfloat16", "of the computation", choices=("bfloat16", "float32"))
     for sub in (forward, train):
+        which = sub.add_mutually_exclusive_group()
+        text = "whose: of plain flax layers in its faster type (default), timm's, timm's under torch.compile"
+        which.add_argument("--against", choices=AGAINST, default="flax", help=text)
         text = "instead compare it with itself, its maps being, for instance, monarch(4)"
-        sub.add_argument("--linear", type=options.filled, metavar="SPEC", help=text)
+        which.add_argument("--linear", type=options.filled, metavar="SPEC", help=text)
     loss.add_argument("--alone", action="store_true", help="leave the dense form out, for batches that it cannot hold")
     kernels.add_argument("--backward", action="store_true", help="time value and gradients, not the value alone")
     kernels.add_argument("--plot", type=options.path, metavar="FILE", help="draw how the ratios change with the rows")
@@ -94,7 +98,8 @@ def _models(args: argparse.Namespace) -> dict[str, Any]:
     from vit_jax.layers.linear.specs import Spec
 
     linear = (args.linear, config.parse(Spec, args.linear, "--linear")) if args.linear else None
-    return compare(args.kind, args.model, args.dtype, args.batch, args.size, linear=linear, rounds=args.rounds)
+    sizes = {"batch": args.batch, "size": args.size, "rounds": args.rounds}
+    return compare(args.kind, args.model, args.dtype, **sizes, against=args.against, linear=linear)
 
 
 def _kernels(args: argparse.Namespace) -> list[dict[str, Any]]:
