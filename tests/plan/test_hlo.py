@@ -45,7 +45,9 @@ HloModule jit_step, is_scheduled=true
   %g.2 = bf16[256,512] fusion(%i), kind=kCustom, calls=%piece.2
   %f = f32[128,512] fusion(%i, %i), kind=kOutput, calls=%product, metadata={op_name="jit(step)/while/body/closed_call/\
 jvp(ViT)/ViT._run/encoder/encoder._scan/block_3/mlp/mlp_in/dot_general"}, backend_config={"estimated_cycles":"1000"}
-  %k = f32[8] custom-call(%f), custom_call_target="tpu_custom_call", metadata={op_name="jit(step)/kernel"}
+  %k = f32[8] custom-call(%f), custom_call_target="tpu_custom_call", \
+metadata={op_name="jit(step)/transpose(jvp(ViT))/mlp/shard_map/transpose(jvp(times))/pallas_call"}, \
+backend_config={"flag_configs":[],"custom_call_config":{"body":"TUw="},"retry_config":{"retry_count":"0"}}
   %s = f32[64,64] fusion(%f), kind=kCustom, calls=%all-reduce-scatter.1
   ROOT %next = (s32[], f32[128,512]) tuple(%i, %f)
 }
@@ -112,7 +114,10 @@ def test_cycles_and_products_are_those_of_a_step(program):
         "optimizer, augmentation and the rest": 50,
     }
     assert hlo.matrix_flops(program) == 13 * 2 * 128 * 256 * 512
-    assert hlo.kernels(program) == {"k": 12}
+    ((kernel, path), calls), *others = hlo.kernels(program).items()
+    assert calls == 12 and not others and kernel.name == "times" and hlo.layer(path) == "backward mlp"
+    assert kernel.operands == (("f32", (128, 512)),) and kernel.results == (("f32", (8,)),)
+    assert kernel.config == '{"custom_call_config": {"body": "TUw="}}'
 
 
 BACKWARD = "jit(step)/transpose(jvp(ViT))/"

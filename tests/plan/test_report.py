@@ -3,9 +3,13 @@
 import dataclasses
 import json
 
-from vit_jax.plan.report import Exchange, Memory, Plan, Time
+from vit_jax.plan.report import Exchange, Kernel, Memory, Plan, Time
 
 GIB = 2**30
+KERNELS = (
+    Kernel("times f32[8]", "forward mlp", 12, 700, 25, 12 * 25 * 700, 0, ""),
+    Kernel("odd", "", 3, 0, 0, 0, 0, "refused"),
+)  # fmt: skip
 PLAN = Plan(
     topology="v5e:4x4", devices=16, hosts=4, mesh={"replica": 1, "fsdp": 16, "tensor": 1},
     settings={"batch_size": 4096, "accumulate": 1},
@@ -15,7 +19,7 @@ PLAN = Plan(
         8 * GIB + 2**21, 16 * GIB, True,
     ),
     flops=2e12, program_flops=2.5e12, exchanges=(Exchange("all-gather", 24, 2**30, 2**29, 0.004),),
-    cycles={f"layer {i}": 10**6 for i in range(20)}, kernels={}, time=Time(0.01, 0.004, 0.002, 0.01, 0.014),
+    cycles={f"layer {i}": 10**6 for i in range(20)}, kernels=KERNELS, time=Time(0.01, 0.004, 0.002, 0.01, 0.014),
     mfu=(0.5, 0.7), images_per_host=1e5, bytes_per_host=2e10, checkpoint=3 * GIB, notes=("Assumed so.",),
 )  # fmt: skip
 
@@ -34,6 +38,7 @@ def test_the_report_names_every_part():
         "optimizer                                2.000",
         "5.000  gradients as large as the parameters, then 4.000 of activations", "of 16.00 (50%): fits",
         "2.00 TFLOP of the model", "all-gather                            24     1,024.00       512.00      4.00",
+        "0.21     12 700 x 25", "?      3",
         "4 more", "10.0 ms with every exchange hidden, 14.0 ms with none", "MFU: 50.0% to 70.0%", "100,000 images/s",
         "Checkpoint: 3.00 GiB", "Assumed so.",
     ):  # fmt: skip

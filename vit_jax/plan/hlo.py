@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,9 @@ INSIDE = re.compile(r"(?:calls|to_apply|true_computation|false_computation)=%?([
 BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
 STEPS = ("fusion", "call", "async-start", "conditional", "custom-call")
 """Operations that run other computations once. What others name, as the sum of an ``all-reduce``, is a part of them."""
+
+CONTROL = ("while", "body", "cond", "closed_call", "shard_map")
+"""Parts of a path that are no layer."""
 
 Shape = tuple[str, tuple[int, ...]]
 """Type of an element, and the dimensions."""
@@ -334,20 +338,48 @@ def cycles(program: Program) -> dict[str, int]:
     return dict(table.most_common())
 
 
-def kernels(program: Program) -> dict[str, int]:
-    """Name -> calls a step of the kernels (Pallas), of which the compiler estimates no cycles."""
-    table: collections.Counter[str] = collections.Counter()
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """A call of a kernel (Pallas), of which the compiler estimates no cycles.
+
+    Attributes:
+      name: that the kernel's author gave it.
+      operands: types and shapes of what it reads, on one device.
+      results: of what it writes.
+      config: JSON of its code and of what it asks of the compiler.
+    """
+
+    name: str
+    operands: tuple[Shape, ...]
+    results: tuple[Shape, ...]
+    config: str
+
+
+def kernels(program: Program) -> dict[tuple[Kernel, str], int]:
+    """Kernel, and the path of its call in the traced program -> calls of a step."""
+    table: collections.Counter[tuple[Kernel, str]] = collections.Counter()
     for run in executed(program):
         if 'custom_call_target="tpu_custom_call"' in run.op.attributes:
-            table[re.sub(r"\.\d+$", "", run.op.name)] += run.times
+            table[_kernel(program.computations[run.computation], run.op), run.op.path] += run.times
     return dict(table.most_common())
+
+
+def _kernel(around: Mapping[str, Op], op: Op) -> Kernel:
+    _, _, text = op.attributes.partition("backend_config=")
+    found = json.JSONDecoder().raw_decode(text)[0] if text else {}
+    config = {key: found[key] for key in ("custom_call_config", "scoped_memory_configs") if key in found}
+    operands = tuple(around[name].shapes[0] for name in op.operands)
+    said = re.search(r"(\w+)\W*/pallas_call$", op.path)
+    name = said[1] if said else re.sub(r"\.\d+$", "", op.name)
+    return Kernel(name, operands, op.shapes, json.dumps(config))
 
 
 def layer(path: str) -> str:
     """What an instruction belongs to, in words: ``"backward encoder/block/mlp/mlp_in"``."""
     parts = path.split("/")
+    end = -2 if parts[-1] == "pallas_call" else -1  # before it stands the kernel's name
     way = "backward " if any(p.startswith("transpose(") for p in parts) else "forward "
-    inside = [p for p in parts[:-1] if re.fullmatch(r"\w+", p) and p not in ("while", "body", "cond", "closed_call")]
+    inside = [p for p in parts[:end] if re.fullmatch(r"\w+", p) and p not in CONTROL]
     if not any("jvp(" in p or "." in p for p in parts):  # neither differentiated nor a method of a module
         return "optimizer, augmentation and the rest"
     if "rematted_computation" in inside or "checkpoint" in inside:

@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -19,8 +19,8 @@ from vit_jax import trees
 from vit_jax.config import parse
 from vit_jax.io import cache, jsonfile
 from vit_jax.layers.stack import Stack
-from vit_jax.plan import hlo, program, topology
-from vit_jax.plan.report import Exchange, Memory, Plan, Time
+from vit_jax.plan import hlo, program, schedule, topology
+from vit_jax.plan.report import Exchange, Kernel, Memory, Plan, Time
 from vit_jax.plan.topology import Topology
 from vit_jax.train import inherit
 from vit_jax.train.config import TrainConfig
@@ -83,7 +83,8 @@ def _plan(setup: Setup, devices: Topology, found: program.Compiled, parts: Mappi
     chip, count = devices.chip, len(devices.devices)
     memory = Memory(parts, found.memory, found.needed, devices.memory, bool(found.text))
     parsed = hlo.parse(found.text)
-    exchanges, cycles, kernels = _exchanges(parsed, devices, setup.mesh), hlo.cycles(parsed), hlo.kernels(parsed)
+    exchanges, kernels = _exchanges(parsed, devices, setup.mesh), [] if chip is None else schedule.kernels(parsed, chip)
+    cycles = schedule.added(hlo.cycles(parsed), kernels)
     time, mfu, rate = None, None, None
     size, flops = setup.config.batch_size, setup.step_flops / count
     if chip is not None and found.text:
@@ -104,7 +105,7 @@ def _plan(setup: Setup, devices: Topology, found: program.Compiled, parts: Mappi
         program_flops=hlo.matrix_flops(parsed),
         exchanges=exchanges,
         cycles=cycles,
-        kernels=kernels,
+        kernels=tuple(kernels),
         time=time,
         mfu=mfu,
         images_per_host=rate,
@@ -149,7 +150,7 @@ def stacks(model: Any, path: str = "model") -> dict[str, Any]:
     return found
 
 
-def _assumptions(devices: Topology, parsed: hlo.Program, kernels: Mapping[str, int]) -> list[str]:
+def _assumptions(devices: Topology, parsed: hlo.Program, kernels: Sequence[Kernel]) -> list[str]:
     chip, notes = devices.chip, []
     if chip is None:
         notes.append("A compiler for CPUs estimates no cycles: there is no predicted time.")
@@ -164,10 +165,7 @@ def _assumptions(devices: Topology, parsed: hlo.Program, kernels: Mapping[str, i
         notes.append(f"A host is a process with {len(devices.devices) // devices.hosts} chips.")
     if loops := hlo.unknown_loops(parsed) if parsed.entry else 0:
         notes.append(f"{loops} loops do not show how often they run and count once.")
-    if kernels:
-        calls = ", ".join(f"{name} ({n:,})" for name, n in kernels.items())
-        notes.append(f"Not in the cycles, as the compiler estimates none for kernels: {calls}; a step takes longer.")
-    return notes
+    return notes + schedule.notes(kernels)
 
 
 def kept(raw: Mapping[str, Any], where: str, *options: Any) -> pathlib.Path | None:

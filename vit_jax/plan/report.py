@@ -75,6 +75,31 @@ class Time:
 
 
 @dataclasses.dataclass(frozen=True)
+class Kernel:
+    """A kernel (Pallas) of a step.
+
+    Attributes:
+      name: that of its author, and what it writes: ``"monarch_forward bf16[12608,3072]"``.
+      layer: what calls it.
+      calls: of a step.
+      bundles: of its code: cycles of one pass.
+      steps: of its grid, on one core.
+      cycles: of all calls by the final schedule; 0 where that is not known.
+      unknown: loops of its own that do not show how often they turn, and count once.
+      reason: why it is not; "" where it is.
+    """
+
+    name: str
+    layer: str
+    calls: int
+    bundles: int
+    steps: int
+    cycles: int
+    unknown: int
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """What a training step takes on devices that need not be here.
 
@@ -88,8 +113,8 @@ class Plan:
       flops: operations of the model, of one device and step: those that MFU counts.
       program_flops: products in the compiled program, of one device and step; recomputation included.
       exchanges: collectives by kind.
-      cycles: layer -> estimated cycles of a step; empty for CPUs.
-      kernels: kernel -> calls in a step that the estimate leaves out.
+      cycles: layer -> estimated cycles of a step, kernels among them; empty for CPUs.
+      kernels: those that a step calls.
       time: None where nothing tells, as for CPUs.
       mfu: model FLOPs utilisation if no exchange is hidden, and if all are; None without ``time``.
       images_per_host: images a second that a host must deliver at most; None without ``time``.
@@ -108,7 +133,7 @@ class Plan:
     program_flops: float
     exchanges: tuple[Exchange, ...]
     cycles: Mapping[str, int]
-    kernels: Mapping[str, int]
+    kernels: tuple[Kernel, ...]
     time: Time | None
     mfu: tuple[float, float] | None
     images_per_host: float | None
@@ -133,6 +158,7 @@ class Plan:
         found["time"] = found["time"] and Time(**found["time"])
         found["mfu"] = found["mfu"] and tuple(found["mfu"])
         found["exchanges"] = tuple(Exchange(**e) for e in found["exchanges"])
+        found["kernels"] = tuple(Kernel(**k) for k in found["kernels"])
         return cls(**{**found, "notes": tuple(found["notes"])})
 
     def text(self) -> str:
@@ -199,6 +225,12 @@ class Plan:
             yield f"  {name[-60:]:60s} {count / 1e6:>9,.2f} {count / total:>6.1%}"
         if rest := sum(count for _, count in rows[SHOWN:]):
             yield f"  {f'{len(rows) - SHOWN} more':60s} {rest / 1e6:>9,.2f} {rest / total:>6.1%}"
+        if self.kernels:
+            yield ""
+            yield f"{'Kernels among them, by their final schedule':62s} {'million':>9s} {'calls':>6s} bundles x steps"
+        for k in self.kernels:
+            what = f"{k.cycles / 1e6:>9,.2f} {k.calls:>6,d} {k.bundles:,} x {k.steps:,}"
+            yield f"  {k.name[:60]:60s} " + (f"{'?':>9s} {k.calls:>6,d}" if k.reason else what)
 
     def _time(self) -> Iterator[str]:
         if self.time is None or self.mfu is None:

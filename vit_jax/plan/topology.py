@@ -142,10 +142,14 @@ def find(name: str) -> Topology:
         os.environ.setdefault(key, value)
     from jax.experimental import topologies
 
-    one = {"chips_per_host_bounds": (1, 1, 1)} if shape == "1x1" else {}
     with quiet():
-        devices: Any = topologies.get_topology_desc(name, platform="tpu", **one).devices
+        devices: Any = topologies.get_topology_desc(name, platform="tpu", **options(shape)).devices
     return Topology(name, chip, devices, len({device.process_index for device in devices}))
+
+
+def options(shape: str) -> dict[str, Any]:
+    """What JAX has to be told beside the name of a topology: a host has four chips or more, unless it is said."""
+    return {"chips_per_host_bounds": (1, 1, 1)} if shape == "1x1" else {}
 
 
 def _cpus(name: str, text: str) -> Topology:
