@@ -178,3 +178,16 @@ def test_others_leave_at_once(monkeypatch):
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
             signal.raise_signal(number)
     assert left == [75] * 3 and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_nothing_changes_the_status_of_what_is_done():
+    """Schedulers, and who closes a terminal, may ask while Python is on its way out."""
+    code = (
+        "import atexit, os, signal, sys; from vit_jax import interrupts\n"
+        "atexit.register(lambda: [os.kill(os.getpid(), number) for number in interrupts.ASKS])\n"
+        "with interrupts.left_when_asked(75, 'stopped', last=True):\n"
+        "    pass\n"
+        "sys.exit(3)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "", "")

@@ -88,20 +88,29 @@ def asked() -> Iterator[list[int]]:
 
 
 @contextlib.contextmanager
-def left_when_asked(status: int, sentence: str) -> Iterator[None]:
-    """Inside, :data:`ASKS` but for Ctrl-C end the process at once with ``status``, after a sentence."""
+def left_when_asked(status: int, sentence: str, *, last: bool = False) -> Iterator[None]:
+    """Inside, :data:`ASKS` but for Ctrl-C end the process at once with ``status``, after a sentence.
+
+    Args:
+      status: of the process.
+      sentence: on its standard error.
+      last: whether the process ends afterwards. None of them then keeps it from the status that it has by then.
+    """
 
     def leave(*_: Any) -> None:
         with contextlib.suppress(OSError):
             os.write(2, f"{sentence}\n".encode())
         os._exit(status)
 
-    with _handled({number: leave for number in ASKS if number != signal.SIGINT and _may_take(number)}):
+    handlers: dict[int, Any] = {number: leave for number in ASKS if _may_take(number)}
+    handlers[signal.SIGINT] = signal.getsignal(signal.SIGINT) or signal.default_int_handler
+    with _handled(handlers, signal.SIG_IGN if last else None):
         yield
 
 
 @contextlib.contextmanager
-def _handled(handlers: dict[int, Any]) -> Iterator[None]:
+def _handled(handlers: dict[int, Any], afterwards: Any = None) -> Iterator[None]:
+    """Inside, signals have these handlers, and ``afterwards`` that one, or those from before for None."""
     try:
         old = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     except ValueError:  # not in the main thread, of a notebook server for instance
@@ -110,7 +119,7 @@ def _handled(handlers: dict[int, Any]) -> Iterator[None]:
         yield
     finally:
         for number, handler in old.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler if afterwards is None else afterwards)
 
 
 def _may_take(number: int) -> bool:

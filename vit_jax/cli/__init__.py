@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with interrupts.delivered(), contextlib.ExitStack() as stack:
             stack.enter_context(_repeated())
             if args.command == "train":
-                stack.enter_context(interrupts.left_when_asked(75, OUTSIDE))
+                stack.enter_context(interrupts.left_when_asked(75, OUTSIDE, last=argv is None))
             with interrupts.held():
                 if argv is None and args.command in REPEATING:
                     memory.restart()
