@@ -34,21 +34,20 @@ def run(qkv: jax.Array, heads: int, causal: bool) -> jax.Array:
     mesh = sharded.mesh()
     if mesh is None:
         return _attention(heads, causal, qkv)
-    tensor = _tensor(mesh, heads)
+    tensor, batch = _tensor(mesh, heads), qkv.shape[0]
     layout = jax.P(sharding.BATCH, None, "tensor" if tensor > 1 else None)
     one = functools.partial(_attention, heads // tensor, causal)
-    return jax.shard_map(one, mesh=mesh, in_specs=layout, out_specs=layout, check_vma=False)(qkv)
+    more = -batch % math.prod(mesh.shape[axis] for axis in sharding.BATCH)  # images that devices have besides
+    qkv = jnp.pad(qkv, ((0, more), (0, 0), (0, 0))) if more else qkv
+    return jax.shard_map(one, mesh=mesh, in_specs=layout, out_specs=layout, check_vma=False)(qkv)[:batch]
 
 
 def unsupported_reason(qkv: jax.Array, heads: int, causal: bool) -> str | None:
     """Why the kernel cannot run this, as the end of a sentence, or None. Array or shape."""
     if reason := vmem.unsupported_rows(qkv):
         return reason
-    (batch, tokens, width), mesh = qkv.shape, sharded.mesh()
-    parts = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in sharding.BATCH)
+    (_, tokens, width), mesh = qkv.shape, sharded.mesh()
     size, here = width // heads // 3, heads // (1 if mesh is None else _tensor(mesh, heads))
-    if batch % parts:
-        return f"{batch} images are not divisible by {parts} devices"
     if size > LANES:
         return f"heads have {size} channels, more than {LANES}"
     if size % 8:
