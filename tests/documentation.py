@@ -23,7 +23,6 @@ from sybil.parsers.markdown import CodeBlockParser
 
 import vit_jax
 from vit_jax import api, cli, config, score
-from vit_jax.objectives.distill import Distill
 from vit_jax.sharding import make_mesh
 from vit_jax.train import inherit, setup
 from vit_jax.train.config import TrainConfig
@@ -139,8 +138,6 @@ def shrunk(c: TrainConfig, page: pathlib.Path | None = None) -> dict[str, Any]:
         out |= {f"{tower}{name}": value for name, value in SIZES.items() if name in fields}
     if towers:
         out["model.embed_dim"] = SIZES["width"]
-    if isinstance(c.objective, Distill):
-        out["objective.blocks"] = SIZES["depth"]
     return out
 
 
