@@ -7,6 +7,8 @@ import socket
 import threading
 import types
 
+import jax
+import jax.numpy as jnp
 import pytest
 from jax._src.lib import _jax
 
@@ -110,3 +112,16 @@ def test_a_silent_host_is_named(states):
     assert [str(e) for e in found] == [text] * 2 and all(isinstance(e, UserError) for e in found)
     (alone,) = everybody(lambda _: hosts.barrier("alone", 0.2), only=[1])
     assert re.search(r"^host 1 of 3, host 3 of 3 did not come .* they printed\.$", str(alone))
+
+
+def test_a_program_is_compiled_everywhere_before_it_runs(monkeypatch):
+    met = []
+    run = hosts.together(jax.jit(lambda x, y: x + y["a"]))
+    assert run(1.0, {"a": 2.0}) == 3.0 and not met
+    monkeypatch.setattr(hosts, "count", lambda: 2)
+    monkeypatch.setattr(hosts, "barrier", lambda what, seconds: met.append(what))
+    for value in (1.0, 2.0):
+        assert run(jnp.float32(value), {"a": jnp.float32(3.0)}) == value + 3
+    assert met == ["the compiled program"]
+    assert run(jnp.ones(2), {"a": jnp.ones(2)}).tolist() == [2.0, 2.0]
+    assert len(met) == 2

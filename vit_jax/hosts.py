@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import collections
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax._src import distributed
 
 from vit_jax.types import Stopped, UserError
@@ -19,7 +21,8 @@ RESUME = Stopped.status
 """Exit status of a run that stopped and that the same command goes on with: launchers restart on it."""
 PATIENCE = 300.0
 """Seconds that hosts wait for each other where nothing else is said: one may have a slow disk to read from."""
-
+COMPILING = 3600.0
+"""Seconds that they wait for each other's compiler."""
 ASKING = 200
 """Milliseconds in which the store answers for a host that came, also after the time in which others did not."""
 
@@ -49,6 +52,27 @@ def first() -> bool:
 def name(host: int | None = None) -> str:
     """What people call a host, counted from 1: ``host 3 of 8``; without a number, this one."""
     return f"host {(index() if host is None else host) + 1} of {count()}"
+
+
+def together(run: jax.stages.Wrapped) -> Callable[..., Any]:
+    """``run``, a jitted function, that on several hosts all have compiled before any calls it.
+
+    Who compiles longer would leave the others waiting in their first exchange, for which CPUs have half a minute and no
+    setting (JAX issue 40831).
+    """
+    compiled: dict[Any, Callable[..., Any]] = {}
+
+    def call(*args: Any) -> Any:
+        if count() == 1:
+            return run(*args)
+        leaves, structure = jax.tree.flatten(args)
+        key = structure, *((jnp.shape(x), jnp.result_type(x), getattr(x, "sharding", None)) for x in leaves)
+        if key not in compiled:
+            compiled[key] = run.lower(*args).compile()
+            barrier("the compiled program", COMPILING)
+        return compiled[key](*args)
+
+    return call
 
 
 def share(what: str, text: str, seconds: float = PATIENCE) -> list[str]:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from vit_jax import hosts
 from vit_jax.evals.base import DataInfo, EvalContext
 from vit_jax.objectives.base import Apply
 from vit_jax.sharding import replicated_like
@@ -48,7 +49,8 @@ def gather(
 
 def _jitted(apply: Apply, make: Make, static: tuple[Any, ...], replicated: NamedSharding | None) -> Any:
     run = make(apply, *static)
-    return jax.jit(lambda p, batch, *x: {**run(p, batch, *x), "mask": batch["mask"]}, out_shardings=replicated)
+    masked = lambda p, batch, *x: {**run(p, batch, *x), "mask": batch["mask"]}  # noqa: E731
+    return hosts.together(jax.jit(masked, out_shardings=replicated))
 
 
 def _valid(result: dict[str, jax.Array]) -> dict[str, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vit_jax import sharding
+from vit_jax import hosts, sharding
 from vit_jax.metrics import Mean
 from vit_jax.models import ModelFn
 from vit_jax.objectives import Apply, Metrics, Objective, base
@@ -95,7 +96,11 @@ class Step:
     frozen_inputs: Callable[[], Any]
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        return self.jitted(state, batch, self.frozen_inputs())
+        return self._together(state, batch, self.frozen_inputs())
+
+    @functools.cached_property
+    def _together(self) -> Callable[..., tuple[TrainState, StepMetrics]]:
+        return hosts.together(self.jitted)
 
     def trace(self, state: Any, batch: Any) -> jax.stages.Traced:
         """The step traced by JAX and not compiled; ``state`` and ``batch`` may be shapes."""
