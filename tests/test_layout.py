@@ -25,7 +25,7 @@ TIERS = (
     ("sharding", "metrics"), ("data", "augment", "kernels"), ("layers",), ("models",),
     ("losses",), ("objectives",), ("optim",), ("checkpoint", "report", "decoding"), ("evals", "convert"), ("compress",),
     ("train",),
-    ("predict", "bench", "explain", "create", "find", "plan", "publish"), ("export", "score"), ("launch", "api"),
+    ("predict", "explain", "create", "find", "plan", "publish"), ("export", "score", "bench"), ("launch", "api"),
     ("cli",),
     ("__main__",),
 )  # fmt: skip

@@ -1,5 +1,6 @@
 """``bench``: what is printed and written; the measurements are tested in ``tests/bench``."""
 
+import dataclasses
 import json
 
 import jax
@@ -7,11 +8,13 @@ import pytest
 
 from tests.bench.here import Here
 from vit_jax import models
-from vit_jax.bench import sides
+from vit_jax.bench import sides, tpu
 from vit_jax.bench.kernels import CASES
+from vit_jax.bench.tpu import Estimate
 from vit_jax.cli import main
 from vit_jax.cli.bench import table
 from vit_jax.config import Variant
+from vit_jax.plan.account import Entry
 
 SIZES = {"patch": 4, "width": 16, "depth": 1, "heads": 2, "mlp_dim": 32, "num_classes": 3}
 
@@ -94,3 +97,28 @@ def test_a_line_a_row():
     head, line = table([row]).splitlines()
     assert head.split()[:3] == ["rows", "runs", "as"]
     assert line.split() == ["197", "xla", "1.000", "150", "3.0", "2.000", "2.00", "(1.50", "to", "2.50)"]
+
+
+def test_tpu(monkeypatch, capsys, tmp_path):
+    ours = Estimate("tiny", 1500, 100, 10, 1e-6, 0.4, 3, (Entry("mlp", "copy", 9, 0.0, 0, 0, 1),), (), ("Assumed.",))
+    asked = []
+
+    def compare(*what, **options):
+        asked.append((*what[:2], what[-1], options))
+        return [ours, dataclasses.replace(ours, name="tiny plain", cycles=3000)]
+
+    monkeypatch.setattr(tpu, "compare", compare)
+    run = ["bench", "tpu", "--model", "vit_ti16", "--chip", "v6e", "--train", "--against", "plain"]
+    assert main([*run, "--plot", str(tmp_path / "a.png"), "--json", str(tmp_path / "a.json")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == (
+        "Estimate of the TPU's compiler, no measurement: loss and gradient, 64 images of 224 px, bfloat16, one v6e chip"
+    )
+    assert (
+        lines[-2:] == ["Assumed.", "tiny plain takes 2.00 times the cycles of tiny."] and (tmp_path / "a.png").exists()
+    )
+    assert asked == [("train", "vit_ti16", "v6e", {"batch": 64, "size": 224, "linear": None, "against": "plain"})]
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert found["times the cycles"] == 2.0 and [one["cycles"] for one in found["models"]] == [1500, 3000]
+    assert main(["bench", "tpu", "--against", "dense"]) == 2
+    assert "--linear, which is not given" in capsys.readouterr().err

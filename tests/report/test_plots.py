@@ -164,6 +164,19 @@ def test_crossover(tmp_path: pathlib.Path, drawn: list[Any]) -> None:
     assert ax.lines[1].get_xdata().tolist() == [1, 4] and ax.lines[1].get_ydata().tolist() == [1, 4]
 
 
+def test_stacked(tmp_path: pathlib.Path, drawn: list[Any]) -> None:
+    panels = {
+        "ours": {"mlp": {"product": 2.0, "copy": 1.0}, "head": {"product": 0.5}},
+        "theirs": {"mlp": {"copy": 4.0}},
+    }
+    plots.stacked(panels, ("product", "copy"), "title", "cycles", tmp_path / "s.png")
+    ours, theirs = drawn[0].axes
+    assert is_picture(tmp_path / "s.png") and ours.get_title(loc="left") == "ours: 3.5"
+    assert [t.get_text() for t in ours.get_yticklabels()] == ["mlp", "head"]
+    assert [(bar.get_x(), bar.get_width()) for bar in ours.patches] == [(0, 2), (0, 0.5), (2, 1), (0.5, 0)]
+    assert [bar.get_width() for bar in theirs.patches] == [0, 4]
+
+
 def test_retrieval(tmp_path: pathlib.Path, drawn: list[Any], rng: np.random.Generator) -> None:
     gradient = np.broadcast_to(np.linspace(0, 1, 8)[:, None, None], (8, 8, 3))
     norm = lambda x: (x - [0.4, 0.5, 0.6]) / [0.2, 0.3, 0.5]  # noqa: E731

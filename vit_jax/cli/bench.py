@@ -34,6 +34,11 @@ KINDS: dict[str, tuple[str, dict[str, tuple[Any, ...]]]] = {
         "rows": ("197,1576", "numbers of rows, one table line each"),
         "rounds": (10, "pairs of measurements", 10_000),
     }),
+    "tpu": ("what a TPU's compiler expects of a model on one chip that need not be here (extra tpu-compile)", {
+        "model": ("vit_b16", "its name"),
+        "batch": (64, "images a step", 2**16),
+        "size": (224, "side of the image", 4096),
+    }),
     "input": ("batches from a data source, without any model", {
         "data": ("fake:2000x224x10", "source"),
         "batch": (64, "images a batch", 2**16),
@@ -52,7 +57,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         for name, (default, meaning, *most) in values.items():
             options.value(sub, name, default, meaning, *most)
         options.json(sub, "result")
-    forward, train, loss, kernels, _ = kinds.choices.values()
+    forward, train, loss, kernels, tpu, _ = kinds.choices.values()
     for sub in (forward, train, kernels):
         options.value(sub, "dtype", "bfloat16", "of the computation", choices=("bfloat16", "float32"))
     for sub in (forward, train):
@@ -62,6 +67,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         text = "instead compare it with itself, its maps being, for instance, monarch(4)"
         which.add_argument("--linear", type=options.filled, metavar="SPEC", help=text)
     loss.add_argument("--alone", action="store_true", help="leave the dense form out, for batches that it cannot hold")
+    options.value(tpu, "chip", "v5e", "which", choices=("v5e", "v5p", "v6e"))
+    tpu.add_argument("--train", action="store_true", help="loss and gradient instead of the forward pass")
+    tpu.add_argument("--linear", type=options.filled, metavar="SPEC", help="its maps being, for instance, monarch(4)")
+    text = "the same model of plain flax layers, or with dense maps"
+    tpu.add_argument("--against", choices=("plain", "dense"), default="", help=text)
+    tpu.add_argument("--plot", type=options.path, metavar="FILE", help="draw cycles by layer and kind")
     kernels.add_argument("--backward", action="store_true", help="time value and gradients, not the value alone")
     kernels.add_argument("--plot", type=options.path, metavar="FILE", help="draw how the ratios change with the rows")
 
@@ -70,6 +81,8 @@ def run(args: argparse.Namespace) -> int:
     """Measures and prints."""
     from vit_jax.cli import output
 
+    if args.kind == "tpu":
+        return _tpu(args)
     result: Any = {"input": _input, "loss": _loss, "kernels": _kernels}.get(args.kind, _models)(args)
     if args.json != "-" and isinstance(result, list):
         print(table(result))
@@ -100,6 +113,40 @@ def _models(args: argparse.Namespace) -> dict[str, Any]:
     linear = (args.linear, config.parse(Spec, args.linear, "--linear")) if args.linear else None
     sizes = {"batch": args.batch, "size": args.size, "rounds": args.rounds}
     return compare(args.kind, args.model, args.dtype, **sizes, against=args.against, linear=linear)
+
+
+def _tpu(args: argparse.Namespace) -> int:
+    import jax
+
+    from vit_jax import config, models
+    from vit_jax.bench import tpu
+    from vit_jax.cli import output
+    from vit_jax.layers.linear.specs import Spec
+    from vit_jax.plan.account import KINDS as PARTS
+    from vit_jax.report import plots
+
+    jax.config.update("jax_platforms", "cpu")  # the devices of this machine are not asked
+    if args.against == "dense" and not args.linear:
+        raise vj.UsageError("--against dense compares with --linear, which is not given; --against plain does not.")
+    linear = (args.linear, config.parse(Spec, args.linear, "--linear")) if args.linear else None
+    work: Any = "train" if args.train else "forward"
+    sizes = {"batch": args.batch, "size": args.size}
+    model = models.create(args.model)
+    found = tpu.compare(work, args.model, model, args.chip, **sizes, linear=linear, against=args.against)
+    what = "loss and gradient" if args.train else "forward"
+    title = f"Estimate of the TPU's compiler, no measurement: {what}, {args.batch} images of {args.size} px, bfloat16, "
+    title += f"one {args.chip} chip"
+    result: dict[str, Any] = {"estimate": title, "models": [one.summary() for one in found]}
+    if len(found) > 1:
+        result["times the cycles"] = found[1].cycles / found[0].cycles
+    if args.json != "-":
+        print(title, *(line for one in found for line in ("", *one.lines())), "", *found[0].notes, sep="\n")
+        if len(found) > 1:
+            print(f"{found[1].name} takes {result['times the cycles']:.2f} times the cycles of {found[0].name}.")
+    if args.plot:
+        plots.stacked({one.name: tpu.bars(one) for one in found}, PARTS, title, "million cycles", args.plot)
+    output.write(args.json, result)
+    return 0
 
 
 def _kernels(args: argparse.Namespace) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}"
 STEPS = ("fusion", "call", "async-start", "conditional", "custom-call")
 """Operations that run other computations once. What others name, as the sum of an ``all-reduce``, is a part of them."""
 
-CONTROL = ("while", "body", "cond", "closed_call", "shard_map")
+CONTROL = ("while", "body", "cond", "closed_call", "shard_map", "rematted_computation", "checkpoint")
 """Parts of a path that are no layer."""
 
 Shape = tuple[str, tuple[int, ...]]
@@ -46,6 +46,7 @@ class Op:
       operands: names of its operands.
       literal: what stands between its parentheses.
       attributes: what follows them.
+      near: of every result, whether it is kept in a memory of the chip's own (VMEM), not in HBM.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Op:
     operands: tuple[str, ...]
     literal: str
     attributes: str
+    near: tuple[bool, ...]
 
     @functools.cached_property
     def cycles(self) -> int:
@@ -124,7 +126,8 @@ def _instruction(line: str) -> Op | None:
     close = _closing(rest, len(kind))
     inner = rest[len(kind) + 1 : close]
     operands = tuple(re.findall(r"%([\w.\-]+)", inner))
-    return Op(name.lstrip("%"), kind.strip(), _shapes(shape), operands, inner, rest[close + 1 :])
+    near = tuple("S(" in layout for layout in re.findall(r"\w+\[[^\]]*\]((?:\{[^}]*\})?)", shape))
+    return Op(name.lstrip("%"), kind.strip(), _shapes(shape), operands, inner, rest[close + 1 :], near)
 
 
 def _closing(text: str, start: int) -> int:
@@ -291,13 +294,15 @@ def _group(attributes: str) -> tuple[int, ...]:
 
 def matrix_flops(program: Program) -> float:
     """Operations (2 per multiply-add) of the products and convolutions of a step on one device."""
-    total = 0.0
-    for run in executed(program):
-        if run.op.kind in ("dot", "convolution"):
-            shapes = [program.computations[run.computation][name].shapes[0] for name in run.op.operands[:2]]
-            count = _dot if run.op.kind == "dot" else _convolution
-            total += run.times * count(run.op, [dims for _, dims in shapes])
-    return total
+    return sum(run.times * flops(program.computations[run.computation], run.op) for run in executed(program))
+
+
+def flops(around: Mapping[str, Op], op: Op) -> float:
+    """Operations of a product or convolution in its computation; 0 of anything else."""
+    if op.kind not in ("dot", "convolution"):
+        return 0.0
+    count = _dot if op.kind == "dot" else _convolution
+    return count(op, [around[name].shapes[0][1] for name in op.operands[:2]])
 
 
 def _dot(op: Op, operands: list[tuple[int, ...]]) -> float:
@@ -377,13 +382,17 @@ def _kernel(around: Mapping[str, Op], op: Op) -> Kernel:
 def layer(path: str) -> str:
     """What an instruction belongs to, in words: ``"backward encoder/block/mlp/mlp_in"``."""
     parts = path.split("/")
-    end = -2 if parts[-1] == "pallas_call" else -1  # before it stands the kernel's name
-    way = "backward " if any(p.startswith("transpose(") for p in parts) else "forward "
-    inside = [p for p in parts[:end] if re.fullmatch(r"\w+", p) and p not in CONTROL]
     if not any("jvp(" in p or "." in p for p in parts):  # neither differentiated nor a method of a module
         return "optimizer, augmentation and the rest"
-    if "rematted_computation" in inside or "checkpoint" in inside:
-        inside = [p for p in inside if p not in ("rematted_computation", "checkpoint")]
+    way = "backward " if any(p.startswith("transpose(") for p in parts) else "forward "
+    if {"rematted_computation", "checkpoint"} & set(parts):
         way = "recomputed " if "rematted_computation" in parts else way
-    names = [re.sub(r"^block(s|_\d+)$", "block", p) for p in inside]
-    return way + ("/".join(names) or "loss")
+    return way + (module(path) or "loss")
+
+
+def module(path: str) -> str:
+    """The names of modules around an instruction, those of blocks without their number; "" where there are none."""
+    parts = path.split("/")
+    end = -2 if parts[-1] == "pallas_call" else -1  # before it stands the kernel's name
+    names = [p for p in parts[:end] if re.fullmatch(r"\w+", p) and p not in CONTROL]
+    return "/".join(re.sub(r"^block(s|_\d+)$", "block", p) for p in names)

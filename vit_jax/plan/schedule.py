@@ -20,7 +20,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import vit_jax
@@ -130,15 +130,15 @@ def _origin(text: str, register: str) -> str:
     return value
 
 
-def kernels(program: hlo.Program, chip: Chip) -> list[report.Kernel]:
-    """The kernels that a step calls, by layer, the one that takes most first."""
+def kernels(program: hlo.Program, chip: Chip, layer: Callable[[str], str] = hlo.layer) -> list[report.Kernel]:
+    """The kernels that a step calls, the one that takes most first; ``layer`` names what calls them, from its path."""
     calls = hlo.kernels(program)
     known, table = of(list({kernel: None for kernel, _ in calls}), chip), dict[report.Kernel, int]()
     for (kernel, path), times in calls.items():
         found = known[kernel]
         s, reason = (found, "") if isinstance(found, Schedule) else (Schedule(0, 0, 0, 0), found)
         name = " ".join([kernel.name, *(f"{kind}{list(dims)}".replace(" ", "") for kind, dims in kernel.results)])
-        row = report.Kernel(name, hlo.layer(path), 1, s.bundles, s.steps, s.cycles, s.unknown, reason)
+        row = report.Kernel(name, layer(path), 1, s.bundles, s.steps, s.cycles, s.unknown, reason)
         table[row] = table.get(row, 0) + times
     rows = [dataclasses.replace(row, calls=n, cycles=n * row.cycles) for row, n in table.items()]
     return sorted(rows, key=lambda row: -row.cycles)

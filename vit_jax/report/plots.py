@@ -301,6 +301,29 @@ def crossover(
     _save(figure, path)
 
 
+def stacked(
+    panels: Mapping[str, Mapping[str, Mapping[str, float]]], parts: Sequence[str], title: str, xlabel: str, path: Path
+) -> None:
+    """Bars of several panels with one scale: panel -> bar -> part -> value; ``parts`` in the order of their colours."""
+    most = max(len(bars) for bars in panels.values())
+    figure = _figure(5.6 * len(panels), 1.4 + 0.27 * most)
+    shades = (TRAIN, VAL, UNDER, OVER, INK, GREY)
+    axes = figure.subplots(1, len(panels), sharex=True, squeeze=False)[0]
+    for ax, (name, bars) in zip(axes, panels.items(), strict=True):
+        left = np.zeros(len(bars))
+        for i, part in enumerate(parts):
+            values = np.asarray([bar.get(part, 0.0) for bar in bars.values()])
+            ax.barh(range(len(bars)), values, left=left, color=shades[i % len(shades)], height=0.7, label=part)
+            left += values
+        _dress(ax, f"{name}: {left.sum():,.1f}", "", xlabel)
+        ax.grid(axis="y", visible=False)
+        ax.set_yticks(range(len(bars)), [_short(row, 60) for row in bars], fontsize=8.5, parse_math=False)
+        ax.set_ylim(most - 0.4, -0.6)
+    figure.axes[-1].legend(frameon=False, fontsize=9, loc="lower right")
+    figure.suptitle(title, fontsize=10, color=GREY)
+    _save(figure, path)
+
+
 def rates(rate: np.ndarray, losses: np.ndarray, smoothed: np.ndarray, marks: Mapping[str, float], path: Path) -> None:
     """Loss over a learning rate that rises from step to step; ``marks`` are rates to point out, by name."""
     figure = _figure(6.4, 4.0)
