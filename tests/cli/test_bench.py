@@ -54,7 +54,8 @@ def test_what_there_is_no_rival_of(capsys, model, said):
 def test_input(capsys):
     assert main(["bench", "input", "--data", "fake:64x16x4", "--batch", "8", "--canvas", "16", "--rounds", "3"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["data", "fake:64x16x4"] and float(lines[1].split()[-1]) > 0
+    assert lines[0].split() == ["data", "fake:64x16x4"] and lines[1].split()[0] == "processor"
+    assert lines[3].startswith("loader images/s ") and float(lines[3].split()[-1]) > 0
 
 
 def test_loss_alone(capsys):

@@ -39,11 +39,12 @@ KINDS: dict[str, tuple[str, dict[str, tuple[Any, ...]]]] = {
         "batch": (64, "images a step", 2**16),
         "size": (224, "side of the image", 4096),
     }),
-    "input": ("batches from a data source, without any model", {
+    "input": ("batches from a data source without any model, against bare decoding: speed, and where time goes", {
         "data": ("fake:2000x224x10", "source"),
         "batch": (64, "images a batch", 2**16),
         "canvas": (224, "side of the canvas", 4096),
-        "rounds": (30, "batches to time", 10_000),
+        "rounds": (10, "pairs of measurements, of four batches each", 10_000),
+        "workers": (0, "threads, 0 for one per core", 1024, 0),
     }),
 }  # fmt: skip
 """What is measured -> what that is, and its options: default, meaning and the most that a number may be."""
@@ -96,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
 def _input(args: argparse.Namespace) -> dict[str, Any]:
     from vit_jax.bench.input import measure
 
-    return measure(args.data, batch=args.batch, canvas=args.canvas, rounds=args.rounds)
+    return measure(args.data, batch=args.batch, canvas=args.canvas, rounds=args.rounds, workers=args.workers)
 
 
 def _loss(args: argparse.Namespace) -> dict[str, Any]:

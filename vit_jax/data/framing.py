@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
@@ -24,6 +24,17 @@ Filter = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming", 
 """Pillow's, antialiased but for ``"nearest"``; ``"bilinear_plain"`` is that of ``tf.image.resize``, not antialiased."""
 Byte = Annotated[int, Range(0, 255)]
 Rounding = Literal["vit_jax", "torchvision", "transformers"]
+
+
+class Picture(Protocol):
+    """What framing asks of an image in RGB: Pillow's can do it, and :class:`vit_jax.data.resizing.Pixels`."""
+
+    @property
+    def size(self) -> tuple[int, int]: ...
+
+    def crop(self, box: tuple[int, int, int, int]) -> Picture: ...
+
+    def resize(self, size: tuple[int, int], resample: Any, box: Any = None) -> Picture: ...
 
 
 class Rounds(NamedTuple):
@@ -75,13 +86,13 @@ class Framing(Checked):
     fill: tuple[Byte, Byte, Byte] = (0, 0, 0)
     draft: bool = False
 
-    def __call__(self, image: Image.Image, canvas: int) -> Image.Image:
+    def __call__(self, image: Picture, canvas: int) -> Picture:
         """``image``, RGB, as a square of ``canvas`` pixels."""
         cut = canvas + self.rest
         size = self.resized(image.size, self.edge or cut)
         left, top = (self._offset(side - cut) for side in size)
         if size[0] * size[1] > LARGEST:  # a ribbon
-            x, y = image.width / size[0], image.height / size[1]
+            x, y = (old / new for old, new in zip(image.size, size, strict=True))
             box = (left * x, top * y, (left + canvas) * x, (top + canvas) * y)
             return image.resize((canvas, canvas), _PILLOW.get(self.interpolation, Image.Resampling.BILINEAR), box=box)
         image = _resize(image, size, self.interpolation, ROUNDINGS[self.rounding].torch)
@@ -89,7 +100,7 @@ class Framing(Checked):
             return image
         if min(size) < cut:
             square = Image.new("RGB", (canvas, canvas), self.fill)
-            square.paste(image, (-left, -top))
+            square.paste(Image.fromarray(np.asarray(image)), (-left, -top))
             return square
         return image.crop((left, top, left + canvas, top + canvas))
 
@@ -120,17 +131,17 @@ TRAINING = Framing("squash", draft=True)
 _PILLOW = {name.lower(): filters for name, filters in Image.Resampling.__members__.items()}
 
 
-def _resize(image: Image.Image, size: tuple[int, int], interpolation: Filter, torch: bool) -> Image.Image:
+def _resize(image: Picture, size: tuple[int, int], interpolation: Filter, torch: bool) -> Picture:
     """``image`` itself where it has that ``size`` (width, height); by PyTorch's arithmetic with ``torch``."""
     if image.size == size:
         return image
     if interpolation == "bilinear_plain":
         return _plain(image, size)
-    if not (torch and interpolation in _KERNELS):
+    if not (torch and interpolation in KERNELS):
         return image.resize(size, _PILLOW[interpolation])
     pixels = np.asarray(image)
     for axis, new in ((1, size[0]), (0, size[1])):
-        pixels = _sixteen_bits(pixels, axis, new, *_KERNELS[interpolation])
+        pixels = _sixteen_bits(pixels, axis, new, *KERNELS[interpolation])
     return Image.fromarray(pixels)
 
 
@@ -147,7 +158,7 @@ def _lanczos(x: np.ndarray) -> np.ndarray:
     return np.where(x < 3, np.sinc(x) * np.sinc(x / 3), 0.0)
 
 
-_KERNELS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], int]] = {
+KERNELS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], int]] = {
     "bilinear": (_hat, 1), "bicubic": (_cubic, 2), "lanczos": (_lanczos, 3),
 }  # fmt: skip
 """Distance in pixels -> weight, and from where on it is 0."""
@@ -183,7 +194,7 @@ def _sixteen_bits(
     return np.moveaxis(out, 0, axis)
 
 
-def _plain(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def _plain(image: Picture, size: tuple[int, int]) -> Image.Image:
     """The four nearest pixels blended, as ``tf.image.resize(method="bilinear", antialias=False)``."""
     pixels = np.asarray(image)
     for axis, new in ((0, size[1]), (1, size[0])):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
 
-from vit_jax.data.framing import Framing
+from vit_jax.data import resizing
+from vit_jax.data.framing import Framing, Picture
 from vit_jax.data.image_formats import JPEG, opened, without_texts
 from vit_jax.data.sources.base import Record, Unreadable
 
@@ -38,7 +40,7 @@ _TURNS = dict(
 
 
 def decode(
-    record: Record, canvas: int, frame: Framing, max_pixels: int = MAX_PIXELS
+    record: Record, canvas: int, frame: Framing, max_pixels: int = MAX_PIXELS, fast: bool = False
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """The image of ``record`` on a square canvas.
 
@@ -47,6 +49,7 @@ def decode(
       canvas: side of the square in pixels.
       frame: how the image becomes that square.
       max_pixels: an image with more is refused, but for a JPEG, which can be decoded at a fraction of its size.
+      fast: whether to load :mod:`vit_jax.data.resizing` for it, which pays for itself over a thousand images.
 
     Returns:
       uint8[canvas, canvas, 3] in RGB and the upright original's (height, width).
@@ -54,10 +57,19 @@ def decode(
     Raises:
       Unreadable: (a UserError) the image is truncated, of an unknown format or larger than ``max_pixels``.
     """
+    with upright(record, canvas, frame, max_pixels, fast) as (image, size):
+        return np.asarray(frame(image, canvas)), size
+
+
+@contextlib.contextmanager
+def upright(
+    record: Record, canvas: int, frame: Framing, max_pixels: int = MAX_PIXELS, fast: bool = False
+) -> Iterator[tuple[Picture, tuple[int, int]]]:
+    """What :func:`decode` makes a canvas of, with its arguments: decoded, RGB and upright; and its (height, width)."""
     draft = 2 * canvas if frame.draft else None  # twice: what remains to be resized is antialiased as usual
     with contextlib.ExitStack() as stack:
         image, size = _open(record, draft, 2 * canvas, max_pixels, stack)
-        return np.asarray(frame(image, canvas)), size
+        yield resizing.picture(image) if fast else image, size
 
 
 def _open(

@@ -33,7 +33,7 @@ from vit_jax.data.text import TextConfig
 from vit_jax.types import Stuck, UserError
 
 _NO_EPOCH = -1  # names the seed's use for captions, as epochs name its uses for the order
-_CHUNK = 16  # rows one task decodes: enough to hide its cost, few enough to share a batch among threads
+CHUNK = 16  # rows one task decodes: enough to hide its cost, few enough to share a batch among threads
 _GRACE = 10.0  # seconds that closing waits for what is being read
 
 
@@ -226,8 +226,8 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         while len(self._ahead) < self._prefetch and (step := next(self._steps, None)) is not None:
             batch = self._reader.empty(self._rows(step))
             draws = self._draws(step) if self._draws else None
-            starts = range(0, len(batch["mask"]), _CHUNK)
-            tasks = [self._pool.submit(self._reader.fill, batch, slice(i, i + _CHUNK), draws) for i in starts]
+            starts = range(0, len(batch["mask"]), CHUNK)
+            tasks = [self._pool.submit(self._reader.fill, batch, slice(i, i + CHUNK), draws) for i in starts]
             self._ahead.append((batch, tasks))
 
     def news(self) -> tuple[list[int], int]:

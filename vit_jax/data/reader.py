@@ -108,7 +108,7 @@ class Reader:
             top = max(info.num_classes, 1) - 1
             raise UserError(f"the label {record['label']} of {record['name']} is outside 0..{top}.")
         captions = valid_captions(record) if info.encoder else ()  # before anything is written
-        batch["image"][row], batch["size"][row] = decode(record, self.canvas, self.frame, self.max_pixels)
+        batch["image"][row], batch["size"][row] = decode(record, self.canvas, self.frame, self.max_pixels, fast=True)
         batch["label"][row] = record["label"]
         if info.encoder is None:
             return 0

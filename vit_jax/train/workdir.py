@@ -18,10 +18,12 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import jax
+import PIL
 
 from vit_jax import checkpoint, hosts, imports, loggers, metrics
 from vit_jax.config import difference, parse, record, unparse
 from vit_jax.configfile import STORED
+from vit_jax.data import resizing
 from vit_jax.data.sources import Source
 from vit_jax.io import atomic, installation, jsonfile, mirror
 from vit_jax.io.store import public
@@ -284,6 +286,7 @@ def provenance() -> dict[str, Any]:
         **installation.provenance(),
         "jax": jax.__version__,
         "python": sys.version.split()[0],
+        "images": ", ".join(filter(None, (f"pillow {PIL.__version__}", resizing.version()))),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "command": [public(argument) for argument in sys.argv],
     }
