@@ -17,7 +17,7 @@ def both(g, *args):
     return y, *pull(g)
 
 
-@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize(("shape", "features"), [((5, 7), 3), ((2, 3, 7), 5), ((2, 1, 3, 4), 9)])
 def test_matmul_and_gradients_equal_float64(rng, monkeypatch, dtype, shape, features, platform):

@@ -61,9 +61,18 @@ def shift(bias: jax.Array | None, outputs: int) -> jax.Array:
 
 
 def bias_gradient(g: jax.Array, bias: jax.Array | None) -> jax.Array | None:
-    """The float32 sum of ``g [..., out]`` over all leading axes in the type of ``bias``, None for None."""
+    """The float32 sum of ``g [..., out]`` over all leading axes in the type of ``bias``, None for None.
+
+    On a TPU bfloat16 is summed by the matrix units, as a product with ones: the vector units take several times longer.
+    """
+    if bias is None:
+        return None
     rows = tuple(range(g.ndim - 1))
-    return None if bias is None else jnp.sum(g, axis=rows, dtype=jnp.float32).astype(bias.dtype)
+    if sharding.platform() != "tpu" or g.dtype != jnp.bfloat16:
+        return jnp.sum(g, axis=rows, dtype=jnp.float32).astype(bias.dtype)
+    ones = jnp.ones((8, *g.shape[:-1]), g.dtype)  # rows of a register: one alone XLA would make a sum of again
+    sums = jax.lax.dot_general(ones, g, ((tuple(r + 1 for r in rows), rows), ((), ())), None, jnp.float32)
+    return sums[0].astype(bias.dtype)
 
 
 def differentiable(

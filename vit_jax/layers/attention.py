@@ -153,31 +153,34 @@ IMPLEMENTATIONS = {
 """``(q, k, v, mask of rank 4 or None) -> out``."""
 
 
-def self_attention(qkv: jax.Array, heads: int, *, causal: bool = False, implementation: str | None = None) -> jax.Array:
+def self_attention(
+    qkv: jax.Array, heads: int, *, causal: bool = False, blocks: int = 1, implementation: str | None = None
+) -> jax.Array:
     """:func:`attention` of tokens to each other, given the product that holds queries, keys and values.
 
     Args:
-      qkv: ``[B, N, heads * 3 * E]``, ordered (heads, 3, E).
+      qkv: ``[B, N, heads * 3 * E]``, ordered (blocks, heads, 3, E / blocks).
       heads: number of heads.
       causal: token i sees those up to i.
+      blocks: in how many blocks the channels of a head come.
       implementation: a name in :data:`SELF_IMPLEMENTATIONS` or :data:`IMPLEMENTATIONS`; None picks.
 
     Returns:
-      ``[B, N, heads * E]`` in the type of ``qkv``.
+      ``[B, N, heads * E]`` in the type of ``qkv``, ordered (blocks, heads, E / blocks).
 
     Raises:
       UsageError: an unknown implementation, or one that does not compute this.
     """
     if implementation in (None, *SELF_IMPLEMENTATIONS):
-        run = choose("self-attention", SELF_IMPLEMENTATIONS, implementation, qkv, heads, causal)
-        y: jax.Array = run(qkv, heads, causal)
+        run = choose("self-attention", SELF_IMPLEMENTATIONS, implementation, qkv, heads, causal, blocks)
+        y: jax.Array = run(qkv, heads, causal, blocks)
         return y
-    return _apart(qkv, heads, causal, implementation)
+    return _apart(qkv, heads, causal, blocks, implementation)
 
 
-def _apart(qkv: jax.Array, heads: int, causal: bool, implementation: str | None = None) -> jax.Array:
-    q, k, v = split_heads(qkv, heads, 3)
-    return attention(q, k, v, causal=causal, implementation=implementation).reshape(*qkv.shape[:2], -1)
+def _apart(qkv: jax.Array, heads: int, causal: bool, blocks: int, implementation: str | None = None) -> jax.Array:
+    q, k, v = split_heads(qkv, heads, 3, blocks)
+    return join_heads(attention(q, k, v, causal=causal, implementation=implementation), blocks)
 
 
 def split_heads(y: jax.Array, heads: int, parts: int, blocks: int = 1) -> list[jax.Array]:
@@ -194,8 +197,14 @@ def split_heads(y: jax.Array, heads: int, parts: int, blocks: int = 1) -> list[j
     return [jnp.swapaxes(part[0], 1, 2) for part in jax.lax.split(y, (1,) * parts, axis=0)]
 
 
+def join_heads(y: jax.Array, blocks: int = 1) -> jax.Array:
+    """``[B, N, heads, E] -> [B, N, D]`` ordered (blocks, heads, E / blocks), the inverse of :func:`split_heads`."""
+    parts = y.reshape(*y.shape[:3], blocks, -1)
+    return jnp.swapaxes(parts, 2, 3).reshape(*y.shape[:2], -1)
+
+
 SELF_IMPLEMENTATIONS = {"mosaic_tpu": mosaic_tpu.IMPLEMENTATION, "apart": Implementation(_apart)}
-"""``(qkv, heads, causal) -> out``; ``apart`` is one of :data:`IMPLEMENTATIONS`."""
+"""``(qkv, heads, causal, blocks) -> out``; ``apart`` is one of :data:`IMPLEMENTATIONS`."""
 
 
 class KVCache(NamedTuple):
@@ -275,8 +284,9 @@ class MultiHeadAttention(nn.Module):
         asked = through if see is not None or self._is_asked() else None
         if context is None:
             qkv = self._product(x, "qkv", x.shape[-1], blocks)
-            if blocks == 1 and all(p is None for p in (cache, mask, bias, asked, self.rotary, self.logit_bias)):
-                y = self_attention(qkv, self.heads, causal=causal, implementation=self.implementation)
+            if all(p is None for p in (cache, mask, bias, asked, self.rotary, self.logit_bias)):
+                options: dict[str, Any] = {"causal": causal, "blocks": blocks, "implementation": self.implementation}
+                y = self_attention(qkv, self.heads, **options)
                 return self._out(y, x.shape[-1], blocks)
             q, k, v = split_heads(qkv, self.heads, 3, blocks)
             if self.rotary is not None:
@@ -298,15 +308,15 @@ class MultiHeadAttention(nn.Module):
             term = self.logit_bias(name="logit_bias")(q, k)
             bias = term if bias is None else bias + term
         y = attention(q, k, v, mask=mask, bias=bias, causal=causal, implementation=self.implementation, through=asked)
-        return self._out(y.reshape(*x.shape), x.shape[-1], blocks)
+        return self._out(join_heads(y, blocks), x.shape[-1], blocks)
 
     def _out(self, y: jax.Array, width: int, blocks: int) -> jax.Array:
-        """The output projection of ``y [B, N, D]``, whose heads' channels are in the order of ``blocks`` blocks."""
+        """The output projection of ``y [B, N, D]``, ordered (blocks, heads, E / blocks)."""
         linear = monarch.from_blocks(self.out_linear, blocks, width)
-        parts = y.reshape(*y.shape[:2], self.heads, blocks, -1)
-        parts = jnp.swapaxes(parts, 3, 4) if linear is None else jnp.swapaxes(parts, 2, 3)
-        linear = linear or self.out_linear
-        return linear(width, name="out", axes=("heads", "embed"), dtype=self.dtype)(parts.reshape(y.shape))
+        if linear is None:  # it wants (heads, E), the blocks interleaved
+            linear = self.out_linear
+            y = jnp.moveaxis(y.reshape(*y.shape[:2], blocks, self.heads, -1), 2, 4).reshape(y.shape)
+        return linear(width, name="out", axes=("heads", "embed"), dtype=self.dtype)(y)
 
     def _is_asked(self) -> bool:
         """Whether somebody asks for the probabilities or for their gradient."""

@@ -13,32 +13,37 @@ from vit_jax.kernels.attention import mosaic_tpu, reference
 from vit_jax.layers.attention import MultiHeadAttention
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
-CASES = {  # images, tokens, heads, channels of a head; causal
-    "pairs of heads": ((2, 37, 4, 64), False),
-    "an odd number": ((1, 19, 3, 64), False),
-    "whole registers": ((1, 16, 2, 128), True),
-    "around their ends": ((1, 9, 8, 80), True),
-    "small heads": ((2, 5, 3, 16), True),
-    "more keys than lanes": ((1, 131, 2, 64), True),
+CASES = {  # images, tokens, heads, channels of a head; causal; blocks
+    "pairs of heads": ((2, 37, 4, 64), False, 1),
+    "an odd number": ((1, 19, 3, 64), False, 1),
+    "whole registers": ((1, 16, 2, 128), True, 1),
+    "around their ends": ((1, 9, 8, 80), True, 1),
+    "small heads": ((2, 5, 3, 16), True, 1),
+    "more keys than lanes": ((1, 131, 2, 64), True, 1),
+    "blocks": ((1, 7, 4, 64), False, 4),
+    "blocks around the ends": ((1, 7, 3, 40), True, 2),
 }
 
 
-def both(heads, causal, qkv, g):
-    y, pull = jax.vjp(functools.partial(mosaic_tpu.run, heads=heads, causal=causal), qkv)
+def both(heads, causal, qkv, g, blocks=1):
+    y, pull = jax.vjp(functools.partial(mosaic_tpu.run, heads=heads, causal=causal, blocks=blocks), qkv)
     return y, *pull(g)
 
 
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize(("case", "dtype"), [*((case, "float32") for case in CASES), ("pairs of heads", "bfloat16")])
 def test_value_and_gradient_equal_float64(rng, case, dtype):
-    (images, tokens, heads, size), causal = CASES[case]
+    (images, tokens, heads, size), causal, blocks = CASES[case]
     qkv = jnp.asarray(rng.standard_normal((images, tokens, 3 * heads * size)), dtype)
     g = jnp.asarray(rng.standard_normal((images, tokens, heads * size)), dtype)
-    got = jax.jit(functools.partial(both, heads, causal))(qkv, g)
-    want = (
-        reference.attention(qkv, heads, causal=causal),
-        reference.gradient(qkv, g, heads, causal=causal),
+    got = jax.jit(functools.partial(both, heads, causal, blocks=blocks))(qkv, g)
+    apart, there = (
+        np.moveaxis(np.reshape(x, (images, tokens, blocks, heads, -1, size // blocks)), 2, 4) for x in (qkv, g)
     )
+    apart, there = apart.reshape(qkv.shape), there.reshape(g.shape)
+    want = reference.attention(apart, heads, causal=causal), reference.gradient(apart, there, heads, causal=causal)
+    want = [np.moveaxis(np.reshape(x, (images, tokens, heads, -1, blocks, size // blocks)), 4, 2) for x in want]
+    want = [np.reshape(x, (images, tokens, -1)) for x in want]
     for a, b in zip(got, want, strict=True):
         assert (a.dtype, a.shape) == (dtype, b.shape)
         np.testing.assert_allclose(np.asarray(a, np.float64), b, rtol=0, atol=TOLERANCE[dtype] * np.abs(b).max())

@@ -19,7 +19,8 @@ from vit_jax.kernels.monarch import crossover, monarch, xla
         ("gpu", "bfloat16", 1024, 4, "have 50% of the dense map's weights, which on a GPU is slower"),
         ("gpu", "bfloat16", 4096, 8, None),
         ("gpu", "float32", 4096, 4, None),
-        ("tpu", "bfloat16", 4096, 2, None),
+        ("tpu", "bfloat16", 4096, 8, "have 25% of the dense map's weights, which on a TPU is slower"),
+        ("tpu", "bfloat16", 4096, 32, None),
     ],
 )
 def test_too_many_weights_lose_to_the_dense_map_from_many_rows_on(monkeypatch, platform, dtype, rows, nblocks, dense):

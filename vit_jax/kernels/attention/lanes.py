@@ -21,31 +21,44 @@ from vit_jax.kernels.windows import LANES
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """Columns of a row.
+    """The columns of a head: runs of equal length.
 
     Attributes:
-      start: the first of them.
-      size: how many, at most 128.
+      starts: the first column of each run.
+      size: columns of a run.
     """
 
-    start: int
+    starts: tuple[int, ...]
     size: int
 
     @property
-    def lane(self) -> int:
-        """Of the first column."""
-        return self.start % LANES
+    def channels(self) -> int:
+        """All columns, at most 128."""
+        return len(self.starts) * self.size
 
     @property
-    def tiles(self) -> range:
-        """The registers that it lies in, one or two."""
-        return range(self.start // LANES, (self.start + self.size - 1) // LANES + 1)
+    def lane(self) -> int:
+        """Of the first column of the first run; the other runs come behind it, wherever they are in the row."""
+        return self.starts[0] % LANES
+
+    def tiles(self, run: int) -> range:
+        """The registers that a run lies in, one or two."""
+        return range(self.starts[run] // LANES, (self.starts[run] + self.size - 1) // LANES + 1)
 
 
-def pieces(heads: int, size: int) -> list[tuple[Piece, Piece, Piece, Piece]]:
-    """Query, key and value of each head in a row of ``qkv``, and the head in a row of the output."""
-    at = lambda i: Piece(i * size, size)  # noqa: E731
-    return [(at(3 * h), at(3 * h + 1), at(3 * h + 2), at(h)) for h in range(heads)]
+def pieces(heads: int, size: int, blocks: int = 1) -> list[tuple[Piece, Piece, Piece, Piece]]:
+    """Query, key and value of each head in a row of ``qkv``, and the head in a row of the output.
+
+    Args:
+      heads: of the row.
+      size: channels of a head.
+      blocks: rows of ``qkv`` are ordered (blocks, heads, 3, size / blocks), those of the output likewise.
+    """
+
+    def at(i: int, parts: int) -> Piece:
+        return Piece(tuple((b * heads * parts + i) * size // blocks for b in range(blocks)), size // blocks)
+
+    return [(at(3 * h, 3), at(3 * h + 1, 3), at(3 * h + 2, 3), at(h, 1)) for h in range(heads)]
 
 
 def group(size: int) -> int:
@@ -54,7 +67,7 @@ def group(size: int) -> int:
 
 
 def read(ref: Any, piece: Piece, width: int, lane: int) -> jax.Array:
-    """``[N, 128]`` of a block ``[1, N, ...]``: the piece moved to ``lane``, and others' columns beside it.
+    """``[N, 128]`` of a block ``[1, N, ...]``: the piece from ``lane`` on, and others' columns beside it.
 
     Args:
       ref: the block.
@@ -62,22 +75,38 @@ def read(ref: Any, piece: Piece, width: int, lane: int) -> jax.Array:
       width: columns of the array; what a block has behind them is unknown and becomes 0.
       lane: where the first of its columns is to be.
     """
-    lanes = jax.lax.broadcasted_iota(jnp.int32, (1, LANES), 1)
-    parts: list[jax.Array] = []
-    for tile in piece.tiles:
-        part, rest = ref[0, :, tile * LANES : (tile + 1) * LANES], width - tile * LANES
-        parts.append(jnp.where(lanes < rest, part, jnp.zeros_like(part)) if rest < LANES else part)
-    x: jax.Array = parts[0] if len(parts) == 1 else jnp.where(lanes >= piece.lane, parts[0], parts[1])
-    return rolled(x, lane - piece.lane)
+    found = None
+    for run in range(len(piece.starts)):
+        parts = [_tile(ref, tile, width) for tile in piece.tiles(run)]
+        first = piece.starts[run] % LANES
+        x: jax.Array = parts[0] if len(parts) == 1 else jnp.where(_lanes() >= first, parts[0], parts[1])
+        x = rolled(x, lane + run * piece.size - first)
+        found = x if found is None else jnp.where(_inside(lane + run * piece.size, piece.size), x, found)
+    assert found is not None
+    return found
+
+
+def _tile(ref: Any, tile: int, width: int) -> jax.Array:
+    x: jax.Array = ref[0, :, tile * LANES : (tile + 1) * LANES]
+    rest = width - tile * LANES
+    return jnp.where(_lanes() < rest, x, jnp.zeros_like(x)) if rest < LANES else x
+
+
+def _lanes() -> jax.Array:
+    return jax.lax.broadcasted_iota(jnp.int32, (1, LANES), 1)
+
+
+def _inside(lane: int, size: int) -> jax.Array:
+    """bool ``[1, 128]``: the lanes from ``lane`` on, modulo 128."""
+    lanes, first, end = _lanes(), lane % LANES, lane % LANES + size
+    return (lanes >= first) & (lanes < end) if end <= LANES else (lanes >= first) | (lanes < end - LANES)
 
 
 def only(x: jax.Array, piece: Piece) -> jax.Array:
     """``x [N, 128]``, which has the piece at its own lane, with zeros beside it."""
-    if piece.size == LANES:
+    if piece.channels == LANES:
         return x
-    lanes, end = jax.lax.broadcasted_iota(jnp.int32, (1, LANES), 1), piece.lane + piece.size
-    inside = (lanes >= piece.lane) & (lanes < end) if end <= LANES else (lanes >= piece.lane) | (lanes < end - LANES)
-    return jnp.where(inside, x, jnp.zeros_like(x))
+    return jnp.where(_inside(piece.lane, piece.channels), x, jnp.zeros_like(x))
 
 
 def rolled(x: jax.Array, by: int) -> jax.Array:
@@ -86,13 +115,14 @@ def rolled(x: jax.Array, by: int) -> jax.Array:
 
 
 def write(ref: Any, values: Iterable[tuple[Piece, jax.Array]]) -> None:
-    """Writes pieces ``[N, 128]``, each at its own lanes, which together are the block ``[1, N, ...]``."""
-    lanes = jax.lax.broadcasted_iota(jnp.int32, (1, LANES), 1)
+    """Writes pieces ``[N, 128]``, each at its own lane, which together are the block ``[1, N, ...]``."""
     tiles: dict[int, jax.Array] = {}
     for piece, value in values:
-        for tile in piece.tiles:
-            first = piece.start - tile * LANES
-            here = (lanes >= first) & (lanes < first + piece.size)
-            tiles[tile] = jnp.where(here, value, tiles[tile]) if tile in tiles else value
+        for run, start in enumerate(piece.starts):
+            moved = rolled(value, start - piece.lane - run * piece.size)
+            for tile in piece.tiles(run):
+                first = start - tile * LANES
+                here = (_lanes() >= first) & (_lanes() < first + piece.size)
+                tiles[tile] = jnp.where(here, moved, tiles[tile]) if tile in tiles else moved
     for tile, value in tiles.items():
         ref[0, :, tile * LANES : (tile + 1) * LANES] = value.astype(ref.dtype)

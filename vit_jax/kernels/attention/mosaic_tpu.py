@@ -29,30 +29,30 @@ MOST = 2**20
 """Logits above which the heads that fill whole registers are too many to unroll."""
 
 
-def run(qkv: jax.Array, heads: int, causal: bool) -> jax.Array:
+def run(qkv: jax.Array, heads: int, causal: bool, blocks: int = 1) -> jax.Array:
     """``[B, N, heads * 3 * E] -> [B, N, heads * E]``, see :mod:`vit_jax.kernels.attention`."""
     mesh = sharded.mesh()
     if mesh is None:
-        return _attention(heads, causal, qkv)
-    tensor, batch = _tensor(mesh, heads), qkv.shape[0]
+        return _attention(heads, causal, blocks, qkv)
+    tensor, batch = _tensor(mesh, heads, blocks), qkv.shape[0]
     layout = jax.P(sharding.BATCH, None, "tensor" if tensor > 1 else None)
-    one = functools.partial(_attention, heads // tensor, causal)
+    one = functools.partial(_attention, heads // tensor, causal, blocks)
     more = -batch % math.prod(mesh.shape[axis] for axis in sharding.BATCH)  # images that devices have besides
     qkv = jnp.pad(qkv, ((0, more), (0, 0), (0, 0))) if more else qkv
     return jax.shard_map(one, mesh=mesh, in_specs=layout, out_specs=layout, check_vma=False)(qkv)[:batch]
 
 
-def unsupported_reason(qkv: jax.Array, heads: int, causal: bool) -> str | None:
+def unsupported_reason(qkv: jax.Array, heads: int, causal: bool, blocks: int = 1) -> str | None:
     """Why the kernel cannot run this, as the end of a sentence, or None. Array or shape."""
     if reason := vmem.unsupported_rows(qkv):
         return reason
     (_, tokens, width), mesh = qkv.shape, sharded.mesh()
-    size, here = width // heads // 3, heads // (1 if mesh is None else _tensor(mesh, heads))
+    size, here = width // heads // 3, heads // (1 if mesh is None else _tensor(mesh, heads, blocks))
     if size > LANES:
         return f"heads have {size} channels, more than {LANES}"
     if size % 8:
         return f"heads have {size} channels, not a multiple of 8"
-    count = _heads(here, size, tokens)
+    count = _heads(here, size, tokens, blocks)
     if (logits := count * _logits(tokens)) > MOST:
         return f"{count} heads of {tokens} tokens have {logits:,} logits, more than the {MOST:,} it is unrolled for"
     columns = up(3 * count * size, LANES)
@@ -60,9 +60,9 @@ def unsupported_reason(qkv: jax.Array, heads: int, causal: bool) -> str | None:
     return vmem.excess("it", need)
 
 
-def _tensor(mesh: Any, heads: int) -> int:
-    """Among how many devices the heads are divided."""
-    return mesh.shape["tensor"] if heads % mesh.shape["tensor"] == 0 else 1
+def _tensor(mesh: Any, heads: int, blocks: int) -> int:
+    """Among how many devices the heads are divided; those in blocks are not contiguous."""
+    return mesh.shape["tensor"] if heads % mesh.shape["tensor"] == 0 and blocks == 1 else 1
 
 
 def _logits(tokens: int) -> int:
@@ -70,33 +70,37 @@ def _logits(tokens: int) -> int:
     return up(tokens, 8) * up(tokens, LANES)
 
 
-def _heads(heads: int, size: int, tokens: int) -> int:
-    """Heads of a program: whole registers, as many as it is unrolled for, or all of them."""
+def _heads(heads: int, size: int, tokens: int, blocks: int = 1) -> int:
+    """Heads of a program: whole registers, as many as it is unrolled for; or all, as of those in blocks."""
+    if blocks > 1:
+        return heads
     least = group(size)
     fits = [n for n in range(least, heads + 1, least) if heads % n == 0]
     return max((n for n in fits if n * _logits(tokens) <= LOGITS), default=min(fits, default=heads))
 
 
-def _backward(heads: int, causal: bool, qkv: jax.Array, g: jax.Array) -> tuple[jax.Array]:
-    return (_call(_backward_kernel, "attention_backward", heads, causal, 3, qkv, g.astype(qkv.dtype)),)
+def _backward(heads: int, causal: bool, blocks: int, qkv: jax.Array, g: jax.Array) -> tuple[jax.Array]:
+    kernel = functools.partial(_backward_kernel, blocks, causal)
+    return (_call(kernel, "attention_backward", heads, blocks, 3, qkv, g.astype(qkv.dtype)),)
 
 
-@differentiable(_backward, static=2)
-def _attention(heads: int, causal: bool, qkv: jax.Array) -> jax.Array:
-    return _call(_forward_kernel, "attention_forward", heads, causal, 1, qkv)
+@differentiable(_backward, static=3)
+def _attention(heads: int, causal: bool, blocks: int, qkv: jax.Array) -> jax.Array:
+    kernel = functools.partial(_forward_kernel, blocks, causal)
+    return _call(kernel, "attention_forward", heads, blocks, 1, qkv)
 
 
-def _call(kernel: Any, name: str, heads: int, causal: bool, parts: int, qkv: jax.Array, *more: jax.Array) -> jax.Array:
+def _call(kernel: Any, name: str, heads: int, blocks: int, parts: int, qkv: jax.Array, *more: jax.Array) -> jax.Array:
     """Runs a kernel that has ``parts * E`` columns of output for each head."""
     batch, tokens, width = qkv.shape
     size = width // heads // 3
-    count = _heads(heads, size, tokens)
+    count = _heads(heads, size, tokens, blocks)
 
     def block(parts: int) -> pl.BlockSpec:
         return pl.BlockSpec((1, tokens, up(parts * count * size, LANES)), lambda image, part: (image, 0, part))
 
     y: jax.Array = pl.pallas_call(
-        functools.partial(kernel, count, size, causal),
+        functools.partial(kernel, count, size),
         name=name,
         grid=(batch, heads // count),
         in_specs=[block(3), *(block(1) for _ in more)],
@@ -109,9 +113,9 @@ def _call(kernel: Any, name: str, heads: int, causal: bool, parts: int, qkv: jax
     return y
 
 
-def _forward_kernel(heads: int, size: int, causal: bool, qkv: Any, y: Any) -> None:
+def _forward_kernel(blocks: int, causal: bool, heads: int, size: int, qkv: Any, y: Any) -> None:
     width, out = 3 * heads * size, []
-    for pair in _in_turn(pieces(heads, size)):
+    for pair in _in_turn(pieces(heads, size, blocks)):
         read_all = [_read(qkv, width, *one) for one in pair]
         logits = [_masked(dot(q, k, 1, 1), causal, 0) for q, k, _ in read_all]
         weights = [_exponentials(x, size, 1) for x in logits]
@@ -120,9 +124,9 @@ def _forward_kernel(heads: int, size: int, causal: bool, qkv: Any, y: Any) -> No
     write(y, out)
 
 
-def _backward_kernel(heads: int, size: int, causal: bool, qkv: Any, g: Any, dqkv: Any) -> None:
+def _backward_kernel(blocks: int, causal: bool, heads: int, size: int, qkv: Any, g: Any, dqkv: Any) -> None:
     width, scale, out = 3 * heads * size, size**-0.5, []
-    for pair in _in_turn(pieces(heads, size)):
+    for pair in _in_turn(pieces(heads, size, blocks)):
         read_all = [_read(qkv, width, *one) for one in pair]
         gs = [only(read(g, head, heads * size, head.lane), head) for *_, head in pair]
         logits = [_masked(dot(k, q, 1, 1), causal, 1) for q, k, _ in read_all]  # keys before queries

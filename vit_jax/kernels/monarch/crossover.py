@@ -11,7 +11,7 @@ from vit_jax import sharding
 ROWS = 1024
 """From so many rows on, multiplying the weight out costs no more than it saves (``bench kernels --op 'monarch(2)'``:
 768 x 768 so took 0.7 to 1.0 of the factors' time for 1,576 and 6,304 rows, with gradients or not, in both types)."""
-SHARE = {"cpu": 1.0, "gpu": 0.3}
+SHARE = {"cpu": 1.0, "gpu": 0.3, "tpu": 0.1}
 """The share of the dense map's weights from which on the dense product is faster."""
 
 
@@ -23,6 +23,7 @@ def dense_is_faster(
     Measured on CPUs: with half of the dense weights or fewer the factors win forward and backward but for single
     shapes, which are within 20 % of dense; with as many as the dense map has, they lose. On an H200 they lose with 31 %
     of them, 0.72 of dense forward and 0.87 with gradients in bfloat16 (12,608 rows, 768 to 3072).
+    For a v5e chip the compiler expects four times the cycles of dense with 31 % of them (the same shapes).
     """
     blocks, _, size = kernel_1.shape
     factors, dense = kernel_1.size + kernel_2.size, blocks * size * kernel_2.shape[0] * kernel_2.shape[1]
