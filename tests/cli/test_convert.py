@@ -96,6 +96,32 @@ def test_packing_by_one_command(run, tmp_path, capsys):
     np.testing.assert_allclose(Predictor.load(dense).probabilities(images), expected, atol=2e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", ["int8", "int8(dynamic)"])
+def test_int8_by_one_command(run, tmp_path, capsys, spec):
+    """From a run that was trained dense; every command takes what comes of it but training."""
+    small, dense = tmp_path / "small", tmp_path / "dense"
+    assert main(["convert", str(run.workdir), str(small), "--to", "vit_jax", "--linear", spec]) == 0
+    assert f"linear maps go from dense to {spec}, off by 0.00" in capsys.readouterr().out.replace("(float)", "")
+    found = []
+    for folder in (run.workdir, small):
+        assert main(["evaluate", "--workdir", str(folder), "--json", str(tmp_path / "x.json")]) == 0
+        found.append(json.loads((tmp_path / "x.json").read_text()))
+    assert found[1]["val/loss"] == pytest.approx(found[0]["val/loss"], rel=0.02)
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
+    expected = Predictor.load(small).probabilities(images)
+    np.testing.assert_allclose(Predictor.load(run.workdir).probabilities(images), expected, atol=0.02)
+    photo = str(run.images / "ant" / "0.png")
+    assert main(["predict", "--workdir", str(small), photo]) == 0
+    assert main(["embed", "--workdir", str(small), photo, "--output", str(tmp_path / "x.npy")]) == 0
+    assert main(["export", "--workdir", str(small), "--to", "stablehlo", str(tmp_path / "program")]) == 0
+    program = jax.export.deserialize(bytearray((tmp_path / "program" / "model.stablehlo").read_bytes()))
+    np.testing.assert_allclose(np.asarray(program.call(images)), expected, atol=2e-6)
+    capsys.readouterr()
+    assert main(["convert", str(small), str(dense), "--to", "timm", "--linear", "dense"]) == 0
+    assert f"from {spec} to dense, exactly" in capsys.readouterr().out.replace("(float)", "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [

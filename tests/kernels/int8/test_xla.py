@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,8 @@ import pytest
 
 from vit_jax.kernels.int8 import int8, xla
 from vit_jax.kernels.int8.rounding import quantise
+from vit_jax.kernels.products import matmul
+from vit_jax.plan import hlo
 from vit_jax.types import UsageError, UserError
 
 SHAPES = [((5,), 16, 24), ((2, 3), 37, 5), ((), 8, 1), ((1, 4, 1), 1, 9)]
@@ -123,3 +126,21 @@ def test_what_does_not_fit_is_refused():
     long = jax.ShapeDtypeStruct((3, 133_145), "float32"), jax.ShapeDtypeStruct((133_145, 4), "int8"), scale
     with pytest.raises(UserError, match="133145 inputs, more than 133144, may not fit into int32"):
         jax.eval_shape(functools.partial(int8, activations="dynamic", implementation="xla"), *long)
+
+
+def test_a_tpu_multiplies_bytes(tpu_chips):
+    """In fewer of its compiler's cycles than bfloat16; what rounds the rows comes on top."""
+    place = jax.sharding.SingleDeviceSharding(tpu_chips("v5e:2x2")[0])
+
+    def product(run, kind, *vectors):
+        arguments = [((1576, 768), "bfloat16"), ((768, 3072), kind), *[((3072,), "float32")] * len(vectors)]
+        text = jax.jit(run).lower(*(jax.ShapeDtypeStruct(*a, sharding=place) for a in arguments)).compile().as_text()
+        program = hlo.parse(text)
+        ops = [run.op for run in hlo.executed(program) if not run.fused and run.op.path.endswith("dot_general")]
+        return sum(op.cycles for op in ops), text
+
+    low, _ = product(matmul, "bfloat16", "bias")
+    cycles, text = product(
+        functools.partial(int8, activations="dynamic", implementation="xla"), "int8", "scale", "bias"
+    )
+    assert re.search(r"s32\[1576,3072[^=]* convolution\(", text) and 0 < cycles < low
