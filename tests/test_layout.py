@@ -205,6 +205,7 @@ def test_one_lister_of_images():
         "vit_jax.io.files",
         "vit_jax.io.store",
         "vit_jax.data.sources.shards",
+        "vit_jax.bench.breakdown",  # of what JAX's profiler wrote
     }
     assert users <= {"vit_jax.io.images", "vit_jax.io.mirror", "vit_jax.publish.push", *others}, users
 

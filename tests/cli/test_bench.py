@@ -8,7 +8,7 @@ import pytest
 
 from tests.bench.here import Here
 from vit_jax import models
-from vit_jax.bench import sides, tpu
+from vit_jax.bench import compile, memory, sides, tpu
 from vit_jax.bench.kernels import CASES
 from vit_jax.bench.tpu import Estimate
 from vit_jax.cli import main
@@ -49,6 +49,32 @@ def test_models(monkeypatch, capsys):
 def test_what_there_is_no_rival_of(capsys, model, said):
     assert main(["bench", "train", "--model", *model]) == 1
     assert f"bench train {said}" in capsys.readouterr().err.replace("--against timm compares ", "")
+
+
+def test_tables_of_layers_and_of_what_is_kept(monkeypatch, capsys, tmp_path):
+    row = {"blocks": "scan", "layers": 12, "all s": 1 / 3}
+    monkeypatch.setattr(compile, "compare", lambda *sizes, layers, rounds: [row | {"layers": n} for n in layers])
+    assert main(["bench", "compile", "--layers", "12,48"]) == 0
+    assert capsys.readouterr().out == "blocks  layers   all s\nscan        12  0.3333\nscan        48  0.3333\n"
+    assert main(["bench", "compile", "--layers", "12;48"]) == 2
+    assert "--layers '12;48': '12;48' is no whole number" in capsys.readouterr().err
+    monkeypatch.setattr(memory, "compare", lambda *sizes, scan, rounds: [{"remat": "none", "MB": rounds, "scan": scan}])
+    assert main(["bench", "memory", "--rounds", "0", "--scan", "--json", str(tmp_path / "m.json")]) == 0
+    assert json.loads((tmp_path / "m.json").read_text()) == [{"remat": "none", "MB": 0, "scan": True}]
+    for kind in ("compile", "memory"):
+        monkeypatch.undo()
+        assert main(["bench", kind, "--model", "clip_vit_b32"]) == 1
+        assert f"bench {kind} takes models of images, and 'clip_vit_b32' is none" in capsys.readouterr().err
+
+
+def test_breakdown(monkeypatch, capsys):
+    monkeypatch.setitem(models.NAMES, "tiny", Variant(models.ViT, SIZES))
+    run = ["bench", "forward", "--model", "tiny", "--size", "8", "--batch", "2", "--rounds", "2", "--breakdown"]
+    assert main(run) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split()[:2] == ["kind", "ms"] and rows[-1].startswith("the whole step")
+    with pytest.raises(SystemExit):
+        main([*run, "--against", "timm"])
 
 
 def test_input(capsys):

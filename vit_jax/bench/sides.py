@@ -94,27 +94,32 @@ def serve(make: Callable[[], tuple[Callable[[], Any], Callable[[Any], Any]]], fa
         :class:`vit_jax.types.UserError` of it is answered, and is one where the side is asked.
       facts: JSON about this process, as its peak of memory.
     """
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
-    start = time.perf_counter()
+    say, start = answering(), time.perf_counter()
     try:
         run, wait = make()
     except UserError as e:
-        return print(json.dumps({"error": str(e)}), file=answers, flush=True)
+        return say({"error": str(e)})
     for _ in range(3):
         wait(run())
-    print(time.perf_counter() - start, file=answers, flush=True)
+    say(time.perf_counter() - start)
     for line in sys.stdin:
         word, *number = line.split()
         if word == "facts":
-            print(json.dumps(facts()), file=answers, flush=True)
+            say(facts())
             continue
         before = np.array([time.perf_counter(), time.process_time()])
         for _ in range(int(number[0])):
             handle = run()
         wait(handle)
         taken = (np.array([time.perf_counter(), time.process_time()]) - before) / int(number[0])
-        print(json.dumps(taken.tolist()), file=answers, flush=True)
+        say(taken.tolist())
+
+
+def answering() -> Callable[[Any], None]:
+    """What sends JSON to whoever started this process; what libraries print goes where errors go."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return lambda value: print(json.dumps(value), file=answers, flush=True)
 
 
 @contextlib.contextmanager

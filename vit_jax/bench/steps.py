@@ -10,10 +10,23 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vit_jax import models
 from vit_jax.losses import softmax_cross_entropy
+from vit_jax.types import UserError
 
 Kind = Literal["forward", "train"]
 AdamW = optax.adamw(1e-4, weight_decay=0.1)
+
+
+def classifier(kind: str, name: str, **fields: Any) -> Any:
+    """The model ``name`` with ``fields``, for ``bench KIND``.
+
+    Raises:
+      UserError: it does not classify images.
+    """
+    if not isinstance(models.create(name), models.ImageModel):
+        raise UserError(f"bench {kind} takes models of images, and {name!r} is none; take vit_b16 for instance.")
+    return models.create(name, **fields)
 
 
 def inputs(model: Any, batch: int, size: int) -> tuple[jax.Array, jax.Array]:

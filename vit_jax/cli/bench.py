@@ -9,17 +9,25 @@ import vit_jax as vj
 from vit_jax.cli import options
 
 HELP = "measure speed, as ratios within one run"
-MODEL = {
+SIZES = {
     "model": ("vit_b16", "its name"),
     "batch": (8, "images a step", 2**16),
     "size": (224, "side of the image", 4096),
-    "rounds": (10, "pairs of measurements", 10_000),
 }
+MODEL = SIZES | {"rounds": (10, "pairs of measurements", 10_000)}
 AGAINST = ("flax", "timm", "timm_compiled")
 OPS = "monarch(nblocks), block_diagonal(nblocks), block_sparse(density, block), sparse24, int8(dynamic) or topk_mlp(k)"
 KINDS: dict[str, tuple[str, dict[str, tuple[Any, ...]]]] = {
     "forward": ("images to logits, against the same model of others", MODEL),
     "train": ("forward, backward and AdamW, against the same model of others", MODEL),
+    "compile": ("tracing, lowering and compiling a train step, unrolled and as a loop, each in a new process", {
+        **SIZES,
+        "layers": ("12,24,48", "numbers of blocks, two table lines each"),
+        "rounds": (1, "measurements of each", 1000),
+    }),
+    "memory": ("what a train step keeps and how long it takes, by what the backward pass computes again", {
+        **SIZES, "rounds": (5, "measurements of each; 0 compiles alone", 10_000, 0),
+    }),
     "loss": ("a contrastive loss and its gradient, chunked against dense: time and memory", {
         "loss": ("softmax", "softmax, sigmoid or cloob"),
         "batch": (16384, "pairs", 2**20),
@@ -47,7 +55,7 @@ KINDS: dict[str, tuple[str, dict[str, tuple[Any, ...]]]] = {
         "workers": (0, "threads, 0 for one per core", 1024, 0),
     }),
 }  # fmt: skip
-"""What is measured -> what that is, and its options: default, meaning and the most that a number may be."""
+"""What is measured -> what that is, and its options: default, meaning, the most and least that a number may be."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,11 +63,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
     for kind, (text, values) in KINDS.items():
         sub = kinds.add_parser(kind, help=text)
-        for name, (default, meaning, *most) in values.items():
-            options.value(sub, name, default, meaning, *most)
+        for name, (default, meaning, *ends) in values.items():
+            options.value(sub, name, default, meaning, *ends)
         options.json(sub, "result")
-    forward, train, loss, kernels, tpu, _ = kinds.choices.values()
-    for sub in (forward, train, kernels):
+    forward, train, compiling, memory, loss, kernels, tpu, _ = kinds.choices.values()
+    for sub in (forward, train, compiling, memory, kernels):
         options.value(sub, "dtype", "bfloat16", "of the computation", choices=("bfloat16", "float32"))
     for sub in (forward, train):
         which = sub.add_mutually_exclusive_group()
@@ -67,6 +75,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         which.add_argument("--against", choices=AGAINST, default="flax", help=text)
         text = "instead compare it with itself, its maps being, for instance, monarch(4)"
         which.add_argument("--linear", type=options.filled, metavar="SPEC", help=text)
+        text = "instead profile single steps on the CPU: time by kind of operation"
+        which.add_argument("--breakdown", action="store_true", help=text)
+    memory.add_argument("--scan", action="store_true", help="run the blocks as one loop")
     loss.add_argument("--alone", action="store_true", help="leave the dense form out, for batches that it cannot hold")
     options.value(tpu, "chip", "v5e", "which", choices=("v5e", "v5p", "v6e"))
     tpu.add_argument("--train", action="store_true", help="loss and gradient instead of the forward pass")
@@ -84,14 +95,28 @@ def run(args: argparse.Namespace) -> int:
 
     if args.kind == "tpu":
         return _tpu(args)
-    result: Any = {"input": _input, "loss": _loss, "kernels": _kernels}.get(args.kind, _models)(args)
+    measure = {"input": _input, "loss": _loss, "kernels": _kernels, "compile": _compile, "memory": _memory}
+    result: Any = measure.get(args.kind, _models)(args)
     if args.json != "-" and isinstance(result, list):
-        print(table(result))
+        print(table(result) if args.kind == "kernels" else columns(result))
     elif args.json != "-":
         for key, value in result.items():
-            print(f"{key:34s} {value:.4g}" if isinstance(value, float) else f"{key:34s} {value}")
+            print(f"{key:34s} {_shown(value)}")
     output.write(args.json, result)
     return 0
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def columns(rows: list[dict[str, Any]]) -> str:
+    """Every key a column, texts to the left and numbers to the right."""
+    texts = [list(rows[0]), *([_shown(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    sides = ["<" if isinstance(value, str) else ">" for value in rows[0].values()]
+    cells = ([f"{t:{side}{w}s}" for t, side, w in zip(line, sides, widths, strict=True)] for line in texts)
+    return "\n".join("  ".join(line).rstrip() for line in cells)
 
 
 def _input(args: argparse.Namespace) -> dict[str, Any]:
@@ -106,13 +131,29 @@ def _loss(args: argparse.Namespace) -> dict[str, Any]:
     return compare(args.loss, args.batch, args.dim, chunk=args.chunk, rounds=args.rounds, alone=args.alone)
 
 
-def _models(args: argparse.Namespace) -> dict[str, Any]:
+def _compile(args: argparse.Namespace) -> list[dict[str, Any]]:
+    from vit_jax.bench.compile import compare
+
+    layers = _numbers("layers", args.layers, 1024)
+    return compare(args.model, args.dtype, args.batch, args.size, layers=layers, rounds=args.rounds)
+
+
+def _memory(args: argparse.Namespace) -> list[dict[str, Any]]:
+    from vit_jax.bench.memory import compare
+
+    return compare(args.model, args.dtype, args.batch, args.size, scan=args.scan, rounds=args.rounds)
+
+
+def _models(args: argparse.Namespace) -> dict[str, Any] | list[dict[str, Any]]:
     from vit_jax import config
+    from vit_jax.bench import breakdown
     from vit_jax.bench.models import compare
     from vit_jax.layers.linear.specs import Spec
 
     linear = (args.linear, config.parse(Spec, args.linear, "--linear")) if args.linear else None
     sizes = {"batch": args.batch, "size": args.size, "rounds": args.rounds}
+    if args.breakdown:
+        return breakdown.profile(args.kind, args.model, args.dtype, **sizes)
     return compare(args.kind, args.model, args.dtype, **sizes, against=args.against, linear=linear)
 
 
@@ -156,15 +197,18 @@ def _kernels(args: argparse.Namespace) -> list[dict[str, Any]]:
     from vit_jax.report import plots
 
     make = config.parse(Annotated[Any, config.Choice(CASES)], args.op, "--op")
-    try:
-        sizes = [options.number(1, 2**20)(n) for n in args.rows.split(",")]
-    except argparse.ArgumentTypeError as e:
-        raise vj.UsageError(f"--rows {args.rows!r:.80}: {e}, several as 197,1576.") from None
-    cases = (make(n, args.inputs, args.outputs, args.dtype) for n in sizes)
+    cases = (make(n, args.inputs, args.outputs, args.dtype) for n in _numbers("rows", args.rows, 2**20))
     rows = [row for case in cases for row in compare(case, rounds=args.rounds, backward=args.backward)]
     if args.plot:
         plots.crossover(rows, f"{args.op}, {args.inputs} to {args.outputs}, {args.dtype}", args.plot)
     return rows
+
+
+def _numbers(name: str, text: str, most: int) -> list[int]:
+    try:
+        return [options.number(1, most)(n) for n in text.split(",")]
+    except argparse.ArgumentTypeError as e:
+        raise vj.UsageError(f"--{name} {text!r:.80}: {e}, several as 12,48.") from None
 
 
 def table(rows: list[dict[str, Any]]) -> str:
