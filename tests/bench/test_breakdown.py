@@ -47,9 +47,11 @@ def test_kinds_are_read_from_the_program():
 
 
 def test_instants_are_shared():
-    intervals = [("a", 0.0, 10.0), ("b", 5.0, 15.0), ("b", 20.0, 21.0), ("a", 5.0, 6.0)]
+    intervals = [("a", 0.0, 10.0), ("b", 5.0, 15.0), ("b", 20.0, 21.0), ("a", 5.0, 6.0), ("c", 7.0, 7.0)]
     found = shared(intervals)
-    assert found == pytest.approx({"a": 5 + 2 / 3 + 4 / 2, "b": 1 / 3 + 4 / 2 + 5 + 1, "between operations": 5.0})
+    assert found == pytest.approx(
+        {"a": 5 + 2 / 3 + 4 / 2, "b": 1 / 3 + 4 / 2 + 5 + 1, "between operations": 5.0, "c": 0}
+    )
     assert sum(found.values()) == pytest.approx(21)
 
 

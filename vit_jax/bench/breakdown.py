@@ -54,7 +54,7 @@ def profile(kind: steps.Kind, name: str, dtype: str, batch: int, size: int, *, r
         jax.block_until_ready(run())
     names = kinds(program.as_text())
     traced = [_traced(run) for _ in range(rounds)]
-    taken = [shared([(names.get(op, "the rest"), *when) for op, *when in intervals]) for intervals in traced]
+    taken = [shared([(names.get(op, "the rest"), start, end) for op, start, end in step]) for step in traced]
     counts = collections.Counter(names.get(op, "the rest") for op, *_ in traced[-1])
     whole = [sum(step.values()) for step in taken]
     rows = [_row(what, [step.get(what, 0.0) for step in taken], whole, counts[what]) for what in taken[-1]]
@@ -93,8 +93,9 @@ def _traced(run: Any) -> list[Interval]:
 
 def shared(intervals: Sequence[Interval]) -> dict[str, float]:
     """Nanoseconds by name, each instant shared among the intervals that hold it; the gaps are ``BETWEEN``."""
-    edges = sorted([(start, 1, name) for name, start, _ in intervals] + [(end, -1, name) for name, _, end in intervals])
-    taken: collections.Counter[str] = collections.Counter()
+    edges = [(start, 1, name) for name, start, _ in intervals] + [(end, -1, name) for name, _, end in intervals]
+    edges.sort(key=lambda edge: (edge[0], -edge[1]))  # what takes no time opens before it closes
+    taken: dict[str, float] = collections.defaultdict(float)
     open_: collections.Counter[str] = collections.Counter()
     before = edges[0][0]
     for at, change, name in edges:
