@@ -145,3 +145,13 @@ def test_the_commit_is_that_of_our_own_repository(checkout, monkeypatch):
         assert installation.commit(package) is None and not ran.exists()
     monkeypatch.setenv("GIT_DIR", str(package.parents[1] / ".git"))  # as inside a hook of that repository
     assert installation.commit(checkout("again", ".venv", "app")[0]) is None and not ran.exists()
+
+
+def test_children_find_the_package(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    code = "import os, vit_jax; print(vit_jax.__file__, os.environ['PYTHONPATH'].split(os.pathsep)[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=os.environ | installation.for_children(), capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == [vit_jax.__file__, str(tmp_path)]

@@ -21,6 +21,7 @@ import numpy as np
 
 from vit_jax.bench.timing import Timing
 from vit_jax.io import jsonfile
+from vit_jax.io.installation import for_children
 from vit_jax.types import UserError
 
 
@@ -37,8 +38,9 @@ class Side:
 
     def __init__(self, command: Sequence[str], seconds: float | None = None) -> None:
         self._process = subprocess.Popen(
-            list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-        )
+            list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+            env=os.environ | for_children(),
+        )  # fmt: skip
         self._limit = threading.Timer(max(seconds or 0, 0), self._kill)
         self._limit.daemon = True
         if seconds is not None:

@@ -20,6 +20,12 @@ from vit_jax.io import jsonfile, text
 NAME = "vit_jax"
 
 
+def for_children() -> dict[str, str]:
+    """The variable with which processes started from here find this package, wherever they run, installed or not."""
+    root = str(pathlib.Path(vit_jax.__file__).parents[1])
+    return {"PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
 @dataclasses.dataclass(frozen=True)
 class Installation:
     """How the package got here.

@@ -23,8 +23,8 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import vit_jax
 from vit_jax.io import cache, jsonfile
+from vit_jax.io.installation import for_children
 from vit_jax.plan import alone, hlo, report
 from vit_jax.plan.topology import ENVIRONMENT, Chip, options
 from vit_jax.types import UserError
@@ -216,12 +216,14 @@ def _compiled(kernels: Sequence[hlo.Kernel], chip: Chip) -> list[Schedule | str]
 
 def _run(folder: str, question: bytes) -> tuple[list[bytes], str]:
     """The lines that the process answers, and why there are no more."""
-    root = str(pathlib.Path(vit_jax.__file__).parents[1])
-    added = ENVIRONMENT | {
-        "JAX_PLATFORMS": "cpu",
-        "LIBTPU_INIT_ARGS": f"{os.environ.get('LIBTPU_INIT_ARGS', '')} {DUMP.format(folder)}".strip(),
-        "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]),
-    }
+    added = (
+        ENVIRONMENT
+        | for_children()
+        | {
+            "JAX_PLATFORMS": "cpu",
+            "LIBTPU_INIT_ARGS": f"{os.environ.get('LIBTPU_INIT_ARGS', '')} {DUMP.format(folder)}".strip(),
+        }
+    )
     command = [sys.executable, "-P", str(alone.__file__), folder]
     try:
         done = subprocess.run(command, input=question, capture_output=True, timeout=SECONDS, env=os.environ | added)
