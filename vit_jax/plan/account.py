@@ -154,7 +154,7 @@ def _far(shapes: Sequence[hlo.Shape], near: Sequence[bool]) -> int:
 
 
 def copies(program: Program, sizes: Container[int], inputs: str) -> int:
-    """How often a step copies, lays out anew or casts an activation, and does nothing else with it.
+    """How often the cores copy, lay out anew or cast an activation in a step, and do nothing else with it.
 
     Args:
       program: of one device.
@@ -165,7 +165,7 @@ def copies(program: Program, sizes: Container[int], inputs: str) -> int:
     return sum(
         run.times
         for run, inside in operations(program)
-        if run.op.kind not in NOTHING
+        if run.op.cycles  # what is moved beside the work has none
         and (run.computation, run.op.name) in found
         and kind(run, inside, 0.0) == "copy"
         and not any(r.op.kind in ("dot", "convolution") for r in inside)
