@@ -1,9 +1,6 @@
 """Models are compared within one run."""
 
-import json
 import os
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -94,13 +91,10 @@ def one_core():
     os.sched_setaffinity(0, before)
 
 
-def test_timm_in_a_process_of_its_own(timm, one_core, tmp_path):
+def test_timm_in_a_process_of_its_own(timm, one_core, tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text(SITE)
-    command = [sys.executable, "-m", "vit_jax", "bench", "train", "--against", "timm", "--model", "vit_ti16"]
-    command += ["--batch", "1", "--size", "32", "--rounds", "2", "--json", "-"]
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setitem(models.NAMES, "tiny", Variant(models.ViT, SIZES))
+    found = compare("train", "tiny", "bfloat16", 2, 8, rounds=2, against="timm")
     assert found["timm"].startswith(f"timm {timm.__version__}, torch") and found["threads"] == "1"
     assert found["vit_jax images/s"] > 0 and found["timm images/s"] > 0 and found["times faster (median)"] > 0
