@@ -113,7 +113,7 @@ def test_int8_by_one_command(run, tmp_path, capsys, spec):
     np.testing.assert_allclose(Predictor.load(run.workdir).probabilities(images), expected, atol=0.02)
     photo = str(run.images / "ant" / "0.png")
     assert main(["predict", "--workdir", str(small), photo]) == 0
-    assert main(["embed", "--workdir", str(small), photo, "--output", str(tmp_path / "x.npy")]) == 0
+    assert main(["embed", "--workdir", str(small), photo, "--output", str(tmp_path / "embedded.npy")]) == 0
     assert main(["export", "--workdir", str(small), "--to", "stablehlo", str(tmp_path / "program")]) == 0
     program = jax.export.deserialize(bytearray((tmp_path / "program" / "model.stablehlo").read_bytes()))
     np.testing.assert_allclose(np.asarray(program.call(images)), expected, atol=2e-6)
