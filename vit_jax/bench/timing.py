@@ -21,7 +21,7 @@ class Timing:
 
     Attributes:
       seconds: by the clock.
-      work: seconds of all cores together, that other processes do not change much; None where they were not measured.
+      work: seconds of all cores together, threads that wait by spinning included; None where they were not measured.
     """
 
     seconds: np.ndarray
