@@ -115,11 +115,11 @@ def test_a_silent_host_is_named(states):
 
 
 def test_a_program_is_compiled_everywhere_before_it_runs(monkeypatch):
-    met = []
-    run = hosts.together(jax.jit(lambda x, y: x + y["a"]))
-    assert run(1.0, {"a": 2.0}) == 3.0 and not met
+    met, jitted = [], jax.jit(lambda x, y: x + y["a"])
+    assert hosts.together(jitted) is jitted
     monkeypatch.setattr(hosts, "count", lambda: 2)
     monkeypatch.setattr(hosts, "barrier", lambda what, seconds: met.append(what))
+    run = hosts.together(jitted)
     for value in (1.0, 2.0):
         assert run(jnp.float32(value), {"a": jnp.float32(3.0)}) == value + 3
     assert met == ["the compiled program"]

@@ -60,11 +60,11 @@ def together(run: jax.stages.Wrapped) -> Callable[..., Any]:
     Who compiles longer would leave the others waiting in their first exchange, for which CPUs have half a minute and no
     setting (JAX issue 40831).
     """
+    if count() == 1:
+        return run
     compiled: dict[Any, Callable[..., Any]] = {}
 
     def call(*args: Any) -> Any:
-        if count() == 1:
-            return run(*args)
         leaves, structure = jax.tree.flatten(args)
         key = structure, *((jnp.shape(x), jnp.result_type(x), getattr(x, "sharding", None)) for x in leaves)
         if key not in compiled:

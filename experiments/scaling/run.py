@@ -112,8 +112,7 @@ def draw(results: dict) -> None:
     axes[0].set_yscale("log")
     axes[1].set_yscale("log")
     axes[2].set_ylim(0, 1.05)
-    axes[2].set_visible(bool(axes[2].lines))
-    axes[0].legend(frameon=False)
+    axes[2].legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="lower left")
     figure.savefig(HERE / "scaling.png", dpi=150)
 
 

@@ -308,7 +308,7 @@ class MultiHeadAttention(nn.Module):
             term = self.logit_bias(name="logit_bias")(q, k)
             bias = term if bias is None else bias + term
         y = attention(q, k, v, mask=mask, bias=bias, causal=causal, implementation=self.implementation, through=asked)
-        return self._out(join_heads(y, blocks), x.shape[-1], blocks)
+        return self._out(join_heads(y, blocks).reshape(x.shape), x.shape[-1], blocks)
 
     def _out(self, y: jax.Array, width: int, blocks: int) -> jax.Array:
         """The output projection of ``y [B, N, D]``, ordered (blocks, heads, E / blocks)."""

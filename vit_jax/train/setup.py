@@ -18,7 +18,6 @@ from jax.sharding import Mesh
 
 from vit_jax import hosts, sharding
 from vit_jax.config import Duration, known, suggest
-from vit_jax.data import resizing
 from vit_jax.data.framing import TRAINING
 from vit_jax.data.loader import Batches, Reader, eval_batches, train_batches
 from vit_jax.data.sources import Source
@@ -89,10 +88,6 @@ class Setup:
         """What is to be known of data, batches and mesh before the first step, one sentence each."""
         sources = (self.train, self.val, *self.eval_sources.values())
         said = [f"data: {note}" for note in dict.fromkeys(note for source in sources for note in source.info.notes)]
-        if found := resizing.version():
-            said.append(
-                f"data: images of {resizing.SMALLEST:,} pixels or more are resized by {found}, to Pillow's pixels"
-            )
         size, n = self.config.batch_size, len(self.train)
         if size > n:
             said.append(
