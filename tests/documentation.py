@@ -40,6 +40,8 @@ WHOLE = os.environ.get("VIT_JAX_DOCS") == "whole"
 BENCH = {
     "forward": "--model vit_ti16 --size 32 --batch 2 --rounds 1",
     "train": "--model vit_ti16 --size 32 --batch 2 --rounds 1",
+    "compile": "--model vit_ti16 --size 32 --batch 2 --layers 1",
+    "memory": "--model vit_ti16 --size 32 --batch 2 --rounds 0",
     "loss": "--batch 32 --chunk 16 --dim 8 --rounds 1",
     "kernels": "--inputs 32 --outputs 32 --rows 8,16 --rounds 1",
     "input": "--rounds 2 --batch 4",
