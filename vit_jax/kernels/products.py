@@ -63,7 +63,8 @@ def shift(bias: jax.Array | None, outputs: int) -> jax.Array:
 def bias_gradient(g: jax.Array, bias: jax.Array | None) -> jax.Array | None:
     """The float32 sum of ``g [..., out]`` over all leading axes in the type of ``bias``, None for None.
 
-    On a TPU bfloat16 is summed by the matrix units, as a product with ones: the vector units take several times longer.
+    On a TPU bfloat16 is summed by the matrix units, as a product with ones: of loss and gradient of two blocks of
+    ViT-B/16 on a v5e chip the compiler expects 1.4 % fewer cycles so.
     """
     if bias is None:
         return None
