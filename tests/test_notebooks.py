@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import importlib.util
 import os
 import pathlib
 import runpy
@@ -22,10 +23,12 @@ SAYS = {
     "quickstart": ("360 held-out digits are right", "expected calibration error after", "outputs differ by 0"),
     "clip_zero_shot": ("(recall at 1)", "360 held-out digits are right, without a label", "a green zero"),
     "own_images": ("starts from", "of 30 images are mistaken"),
+    "monarch": ("from dense to monarch(4)", "fine-tuned", "of 360 held-out digits are right", "the TPU's compiler"),
     "tpu_pod": ("it fits", "images/s", "the log of both hosts ends at step 2", "queued-resources create b16"),
 }
 """Notebook -> what it prints."""
-PICTURES = {"quickstart": 5, "clip_zero_shot": 3, "own_images": 4, "tpu_pod": 3}
+PICTURES = {"quickstart": 5, "clip_zero_shot": 3, "own_images": 4, "monarch": 3, "tpu_pod": 3}
+PICTURES["monarch"] += bool(importlib.util.find_spec("libtpu"))  # drawn of what the compiler says, where it is
 MARKS = {"tpu_pod": [pytest.mark.tpu]}
 
 
@@ -36,7 +39,10 @@ def code(path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", [pytest.param(p, id=p.stem, marks=MARKS.get(p.stem, ())) for p in NOTEBOOKS])
+@pytest.mark.parametrize("path", [
+    *(pytest.param(p, id=p.stem, marks=MARKS.get(p.stem, ())) for p in NOTEBOOKS),
+    pytest.param(FOLDER / "monarch.ipynb", id="monarch with the compiler", marks=pytest.mark.tpu),
+])  # fmt: skip
 @pytest.mark.filterwarnings("ignore")  # of the notebook client's own dependencies; the kernel is another process
 def test_runs(path, tmp_path, monkeypatch):
     notebook = nbformat.read(path, as_version=4)

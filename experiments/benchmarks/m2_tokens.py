@@ -1,6 +1,6 @@
 """Time of one block over the number of tokens: attention against the long convolutions of M2-ViT, A B A B in one run.
 
-    python experiments/benchmarks/m2_tokens.py --json experiments/benchmarks/m2_tokens_cpu.json --plot m2_tokens.png
+    python experiments/benchmarks/m2_tokens.py --json m2_tokens.json --plot m2_tokens.png
 
 Models of one block, forward, without their patches' share being taken off: the same for all.
 """

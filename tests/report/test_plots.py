@@ -164,6 +164,16 @@ def test_crossover(tmp_path: pathlib.Path, drawn: list[Any]) -> None:
     assert ax.lines[1].get_xdata().tolist() == [1, 4] and ax.lines[1].get_ydata().tolist() == [1, 4]
 
 
+def test_ratios(tmp_path: pathlib.Path, drawn: list[Any]) -> None:
+    plots.ratios({"a": (2.0, 1.5, 3.0), "b_1": (0.5, 0.4, 0.6), "c": (1.0, 0.9, 1.1)}, "title", tmp_path / "r.png")
+    (ax,) = drawn[0].axes
+    assert is_picture(tmp_path / "r.png") and [t.get_text() for t in ax.get_yticklabels()] == ["a", "b_1", "c"]
+    spreads, medians = ax.lines[1::2], ax.lines[2::2]
+    assert [tuple(line.get_xdata()) for line in spreads] == [(1.5, 3.0), (0.4, 0.6), (0.9, 1.1)]
+    assert [float(line.get_xdata()[0]) for line in medians] == [2.0, 0.5, 1.0]
+    assert [line.get_color() for line in medians] == [plots.TRAIN, plots.VAL, plots.GREY]
+
+
 def test_stacked(tmp_path: pathlib.Path, drawn: list[Any]) -> None:
     panels = {
         "ours": {"mlp": {"product": 2.0, "copy": 1.0}, "head": {"product": 0.5}},

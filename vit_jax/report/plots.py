@@ -301,6 +301,24 @@ def crossover(
     _save(figure, path)
 
 
+def ratios(rows: Mapping[str, Sequence[float]], title: str, path: Path) -> None:
+    """How many times as fast, a line each: median, 10th and 90th percentile, on a scale where a doubling is a step."""
+    figure = _figure(8.4, 1.2 + 0.27 * len(rows))
+    ax = figure.add_subplot()
+    ax.axvline(1, color=GREY, lw=1, ls="--")
+    for place, (middle, low, high) in enumerate(rows.values()):
+        color = TRAIN if low > 1 else VAL if high < 1 else GREY
+        ax.plot((low, high), (place, place), color=color, lw=5, alpha=0.35, solid_capstyle="butt")
+        ax.plot(middle, place, color=color, marker="o", ms=4.5)
+    _dress(ax, title, "", "times as fast")
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
+    ax.grid(axis="y", visible=False)
+    ax.set_yticks(range(len(rows)), [_short(row, 90) for row in rows], fontsize=8.5, parse_math=False)
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    _save(figure, path)
+
+
 def stacked(
     panels: Mapping[str, Mapping[str, Mapping[str, float]]], parts: Sequence[str], title: str, xlabel: str, path: Path
 ) -> None:

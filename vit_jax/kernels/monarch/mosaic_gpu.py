@@ -47,7 +47,7 @@ def slower_reason(
     """Why another implementation should run unless this one is named, as the end of a sentence.
 
     On an H200 it took 0.76 of the time of XLA's products, but with gradients 1.20 of it (12,608 rows, 768 to 3072 in
-    four blocks: ``experiments/benchmarks/gpu_h200.json``).
+    four blocks: ``experiments/benchmarks/results/gpu_h200.json``).
     """
     if reason := other_gpu("9.0"):
         return reason
