@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from vit_jax.models import create
-from vit_jax.models.base import Features, ImageModel, cast_kernels, portable
+from vit_jax.models.base import Features, ImageModel, cast_kernels, portable, rematerialises
 
 
 class Mean(ImageModel):
@@ -49,3 +49,9 @@ def test_a_portable_model_has_no_kernel_of_a_platform_and_the_same_parameters():
         create("vit", mlp_linear="monarch(2)").mlp_linear, implementation="xla"
     )
     assert portable(plain) is plain
+
+
+def test_a_model_rematerialises_if_one_of_its_towers_does():
+    assert not rematerialises(create("vit", scan=True)) and rematerialises(create("vit", remat="dots"))
+    assert rematerialises(create("two_tower", image_tower={"name": "vit"}, text_tower={"remat": "full"}))
+    assert not rematerialises(create("two_tower", image_tower={"name": "vit"}, text_tower={}))

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax import sharding
+from vit_jax import models, sharding
 from vit_jax.objectives import Classify
-from vit_jax.train.step import GradFn, check_batch
+from vit_jax.train.step import GradFn, check_batch, compiler_options
 from vit_jax.types import UsageError
 
 
@@ -149,3 +149,10 @@ def test_indivisible_batches(size, accumulate, group, text):
 def test_divisible_batches():
     check_batch(64, 4, 16, mesh())
     check_batch(7, 7, 7, mesh(1))
+
+
+def test_barriers_hold_where_something_is_computed_again():
+    """What they save, ``bench memory`` tells."""
+    kept = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+    assert compiler_options(mesh(1), models.create("vit", remat="full")) == kept
+    assert compiler_options(mesh(1), models.create("vit", scan=True)) == {}

@@ -24,8 +24,9 @@ def compare(name: str, dtype: str, batch: int, size: int, *, scan: bool, rounds:
       rounds: measurements of each; 0 compiles alone.
 
     Returns:
-      A row for each: megabytes of temporaries at their peak, as the compiler plans them, beside parameters, optimizer
-      state and batch; their share of those without recomputation, and how many times as long a step takes.
+      A row for each: megabytes of temporaries at their peak, as the compiler plans them, and of these together with
+      parameters, optimizer state and batch; the shares of both of those without recomputation, and how many times as
+      long a step takes.
 
     Raises:
       UserError: the model does not classify images, or its blocks do not fit into a loop.
@@ -37,10 +38,16 @@ def compare(name: str, dtype: str, batch: int, size: int, *, scan: bool, rounds:
         remat: steps.program("train", model.clone(remat=remat)).lower(state, images, labels).compile()
         for remat in ("none", *REMAT)
     }
-    planned = {remat: program.memory_analysis().temp_size_in_bytes / 1e6 for remat, program in programs.items()}
+    planned = {remat: program.memory_analysis() for remat, program in programs.items()}
+    temporary = {remat: found.temp_size_in_bytes / 1e6 for remat, found in planned.items()}
+    whole = {remat: temporary[remat] + found.argument_size_in_bytes / 1e6 for remat, found in planned.items()}
     rows = [
-        {"remat": remat, "temporaries MB": mb, "share of none's": mb / planned["none"]} for remat, mb in planned.items()
-    ]
+        {
+            "remat": remat, "temporaries MB": mb, "share of none's": mb / temporary["none"],
+            "with state MB": whole[remat], "share of none's with state": whole[remat] / whole["none"],
+        }
+        for remat, mb in temporary.items()
+    ]  # fmt: skip
     if not rounds:
         return rows
     state = jax.jit(lambda: steps.initial("train", model, images))()

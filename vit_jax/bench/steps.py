@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vit_jax import models
+from vit_jax import models, sharding
 from vit_jax.losses import softmax_cross_entropy
+from vit_jax.train.step import barriers
 from vit_jax.types import UserError
 
 Kind = Literal["forward", "train"]
@@ -63,7 +64,8 @@ def step(kind: Kind, model: Any) -> Callable[[Any, jax.Array, jax.Array], Any]:
 
 def program(kind: Kind, model: Any) -> Any:
     """:func:`step` under ``jax.jit``; in training the state is donated."""
-    return jax.jit(step(kind, model), donate_argnums=() if kind == "forward" else 0)
+    donated: Any = () if kind == "forward" else 0
+    return jax.jit(step(kind, model), donate_argnums=donated, compiler_options=barriers(sharding.platform(), model))
 
 
 def candidate(kind: Kind, model: Any, batch: int, size: int) -> tuple[Callable[[], Any], int]:

@@ -188,6 +188,14 @@ def replace_in_towers(model: nn.Module, **fields: Any) -> nn.Module:
     return model.clone(**changes)
 
 
+def rematerialises(model: nn.Module) -> bool:
+    """Whether the backward pass of ``model``, or of a module among its fields, computes anything again."""
+    values = trees.fields(model)
+    return values.get("remat", "none") != "none" or any(
+        rematerialises(v) for v in values.values() if isinstance(v, nn.Module)
+    )
+
+
 PLAIN: dict[type, dict[str, Any]] = {
     Stack: {"scan": False, "remat": "none"},
     TransformerStack: {"attention": "xla"},

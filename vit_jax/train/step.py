@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from vit_jax import hosts, sharding
 from vit_jax.metrics import Mean
 from vit_jax.models import ModelFn
+from vit_jax.models.base import rematerialises
 from vit_jax.objectives import Apply, Metrics, Objective, base
 from vit_jax.objectives.base import VARIABLES
 from vit_jax.train import rng
@@ -133,15 +134,27 @@ def _mean(measured: Mean | None, before: Any) -> Any:
     return jax.tree.map(mean, measured.total, before)
 
 
-def compiler_options(mesh: Mesh) -> dict[str, str] | None:
-    """What a step asks of the compiler of its devices; None for nothing.
+def barriers(platform: str, model: nn.Module) -> dict[str, str]:
+    """What a step asks of the compiler in order that ``model.remat`` saves memory.
+
+    XLA:CPU drops barriers before it last looks for computations that are equal, and takes the results of the forward
+    pass for what was to be computed again: of a ViT with 4 blocks the temporaries stay as they are without ``remat``.
+    Only where something is computed again: a barrier also keeps loops apart that could be one.
+    """
+    again = platform == "cpu" and rematerialises(model)
+    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if again else {}
+
+
+def compiler_options(mesh: Mesh, model: nn.Module) -> dict[str, str]:
+    """What a step of ``model`` asks of the compiler of its devices.
 
     Weights that ``fsdp`` splits are to be gathered. Where activations are large XLA for TPUs would rather pass their
     parts around in a loop with a part of the product in each turn, and write the sums to memory every time: of 16,448
     rows by 1,024 x 4,096 on 16 chips of v5e it expects 21.8 million cycles so, and 1.1 million if they are gathered.
     """
-    if mesh.devices.flat[0].platform != "tpu" or mesh.shape["tensor"] > 1:
-        return None
+    platform = mesh.devices.flat[0].platform
+    if platform != "tpu" or mesh.shape["tensor"] > 1:
+        return barriers(platform, model)
     return {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 
 
@@ -203,5 +216,5 @@ def make_train_step(
 
     layouts = (shardings, sharding.data_sharding(mesh), None)  # frozen inputs keep theirs
     out: dict[str, Any] = {"out_shardings": (shardings, NamedSharding(mesh, P())), "donate_argnums": 0}
-    jitted = jax.jit(step, in_shardings=layouts, **out, compiler_options=compiler_options(mesh))
+    jitted = jax.jit(step, in_shardings=layouts, **out, compiler_options=compiler_options(mesh, model))
     return Step(jitted, frozen_inputs)
