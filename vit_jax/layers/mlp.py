@@ -87,7 +87,12 @@ def _activate(activation: Any, x: jax.Array) -> jax.Array:
     return activation(x.astype(jnp.float32)).astype(x.dtype)
 
 
-@differentiable(lambda activation, x, g: jax.vjp(functools.partial(_activate, activation), x)[1](g), static=1)
+def _gradient(activation: Any, x: jax.Array, g: jax.Array) -> Any:
+    x = jax.lax.optimization_barrier(x)  # else XLA keeps what the forward pass computed of x, in float32
+    return jax.vjp(functools.partial(_activate, activation), x)[1](g)
+
+
+@differentiable(_gradient, static=1)
 def activate(activation: Activation, x: jax.Array) -> jax.Array:
     """``activation`` of ``x``, computed in float32, in the type of ``x``; the backward keeps only ``x``."""
     return _activate(activation, x)
