@@ -62,3 +62,31 @@ def test_rows_behind_the_last_are_zeros():
     assert vmem.inside(value, jnp.int32(1), 8) is value
     np.testing.assert_array_equal(vmem.inside(value, jnp.int32(0), 6), value)
     np.testing.assert_array_equal(vmem.inside(value, jnp.int32(1), 6), value.at[2:].set(0))
+
+
+@pytest.mark.parametrize(
+    ("mib", "rows", "tile"),
+    [
+        (0.5, 64, 64),
+        (0.5, 37, 37),  # all rows, however many
+        (0.5, 65, 48),  # two tiles, as even as their unit allows
+        (0.5, 200, 64),
+        (2, 40, 16),
+    ],
+)
+def test_no_tile_is_nearly_empty(mib, rows, tile):
+    assert vmem.even(SIZES, rows, lambda size: size * mib * 2**20) == tile
+
+
+@pytest.mark.parametrize(
+    ("shape", "seen"),
+    [
+        ((5,), (1, 5)),
+        ((3, 5), (3, 5)),
+        ((2, 127, 5), (254, 5)),
+        ((2, 128, 5), (2, 128, 5)),
+        ((2, 3, 197, 5), (6, 197, 5)),
+    ],
+)
+def test_images_of_many_rows_stay_apart(shape, seen):
+    assert vmem.images(jnp.zeros(shape)).shape == seen

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from vit_jax import config
+from vit_jax.kernels.monarch_mlp import monarch_mlp
 from vit_jax.kernels.topk_mlp import reference
 from vit_jax.layers.linear import Dense, matmul
 from vit_jax.layers.linear.low_rank import LowRank
+from vit_jax.layers.linear.monarch import Monarch
 from vit_jax.layers.mlp import ACTIVATIONS, MLP, Activation, TopK, TopKLinear, activate
 from vit_jax.types import UserError
 
@@ -192,3 +194,33 @@ def test_topk_is_read_from_text():
     }.items():
         with pytest.raises(UserError, match=message):
             config.parse(Activation, text)
+
+
+@pytest.mark.parametrize(
+    ("fields", "spec", "at_once"),
+    [
+        ({}, Monarch(2), True),
+        ({"dropout": 0.5}, Monarch(2), False),
+        ({"activation": TopK(3)}, Monarch(2), False),
+        ({}, Monarch(2, "xla"), False),  # the user named who runs
+        ({}, Monarch(3), False),  # blocks are filled up
+        ({}, Dense(), False),
+    ],
+)
+def test_maps_of_blocks_run_at_once_where_nothing_is_between(rng, monkeypatch, fields, spec, at_once):
+    seen = []
+    monkeypatch.setattr("vit_jax.layers.mlp.monarch_mlp", lambda *args: seen.append(args) or monarch_mlp(*args))
+    x = jnp.asarray(rng.standard_normal((2, 3, 8)), jnp.float32)
+    module = MLP(16, linear=spec, **fields)
+    params = nn.meta.unbox(module.init(jax.random.key(0), x))
+    seen.clear()
+    y = module.apply(params, x, key=jax.random.key(1))
+    assert bool(seen) == at_once
+    if at_once:
+        maps = (spec.to_dense(params["params"][name]) for name in ("mlp_in", "mlp_out"))
+        (a, b), (c, d) = ((np.asarray(kernel), np.asarray(bias)) for kernel, bias in maps)
+        hidden = activate("gelu", jnp.asarray(np.asarray(x) @ a + b.reshape(1, 1, -1)))
+        np.testing.assert_allclose(y, np.asarray(hidden) @ c + d.reshape(1, 1, -1), atol=1e-5)
+    seen.clear()
+    module.apply(params, x, mutable=["activity"])
+    assert not seen  # somebody asks for the hidden layer

@@ -28,7 +28,7 @@ def shard_rows(f: Callable[..., Any], split: tuple[jax.Array, ...], whole: tuple
 
     Args:
       f: the program of one device; its arrays are a tuple, its sums any tree.
-      split: ``[rows, n]``, divided among the devices, zeros behind them where the rows do not divide evenly.
+      split: ``[rows, ..., n]``, divided among the devices, zeros behind them where the rows do not divide evenly.
       whole: what every device has, arrays or trees of them.
     """
     devices = mesh()
@@ -36,7 +36,7 @@ def shard_rows(f: Callable[..., Any], split: tuple[jax.Array, ...], whole: tuple
         return f(*split, *whole)
     count = split[0].shape[0]
     more = -count % _parts(devices)
-    split = tuple(jnp.pad(x, ((0, more), (0, 0))) for x in split) if more else split
+    split = tuple(jnp.pad(x, [(0, more)] + [(0, 0)] * (x.ndim - 1)) for x in split) if more else split
     run = sharding.over_batch(f, devices, (True,) * len(split) + (False,) * len(whole))
     arrays, sums = run(*split, *whole)
     return tuple(a[:count] for a in arrays), sums

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 
 from vit_jax import config, sharding
 from vit_jax.checks import Checked, Size, shown
+from vit_jax.kernels.monarch_mlp import monarch_mlp
 from vit_jax.kernels.products import differentiable
 from vit_jax.kernels.topk_mlp import topk_mlp
 from vit_jax.layers.linear import Dense, DType, Linear, LinearSpec
-from vit_jax.layers.linear.monarch import pair
+from vit_jax.layers.linear.monarch import in_one, pair
 from vit_jax.layers.stochastic import dropout
 from vit_jax.types import UsageError
 
@@ -98,6 +99,12 @@ def activate(activation: Activation, x: jax.Array) -> jax.Array:
     return _activate(activation, x)
 
 
+@functools.cache
+def _activating(activation: str) -> Callable[[jax.Array], jax.Array]:
+    """:func:`activate`, one function for a name: as another one it would be traced anew."""
+    return functools.partial(activate, activation)
+
+
 class TopKLinear(Linear):
     """A ``Linear`` whose input has at most ``k`` units per token that are not 0: same parameters, same map.
 
@@ -146,9 +153,15 @@ class MLP(nn.Module):
         first, second = pair(self.linear, self.hidden)
         if isinstance(self.activation, TopK):
             second = self.activation.after(second)
-        h = first(self.hidden, name="mlp_in", axes=("embed", "mlp"), **kwargs)(x)
+        into = first(self.hidden, name="mlp_in", axes=("embed", "mlp"), **kwargs)
+        out = second(x.shape[-1], name="mlp_out", axes=("mlp", "embed"), **kwargs)
+        asked = self.is_mutable_collection("activity") and not self.is_initializing()
+        dropped = self.dropout and key is not None
+        if in_one(into, out, x.shape[-1]) and not (asked or dropped or isinstance(self.activation, TopK)):
+            factors = into.factors(x.shape[-1]), out.factors(self.hidden)
+            return monarch_mlp(x.astype(self.dtype), *factors, _activating(self.activation))
+        h = into(x)
         h = activate(self.activation, sharding.constrain(h, "batch", *[None] * (h.ndim - 2), "mlp"))
-        if self.is_mutable_collection("activity") and not self.is_initializing():
+        if asked:
             self.sow("activity", "active", jnp.mean(h != 0, axis=-1, dtype=jnp.float32))
-        h = dropout(h, self.dropout, key)
-        return second(x.shape[-1], name="mlp_out", axes=("mlp", "embed"), **kwargs)(h)
+        return out(dropout(h, self.dropout, key))

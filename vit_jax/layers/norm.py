@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vit_jax.kernels.dispatch import Implementation, choose
+from vit_jax.kernels.layer_norm import mosaic_tpu
 from vit_jax.layers.linear import DType, logical
 
 EPSILON = 1e-6
@@ -25,11 +29,15 @@ class LayerNorm(nn.Module):
     epsilon: float = EPSILON
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, *, beside: Callable[[jax.Array], None] | None = None) -> jax.Array:
+        """``[..., D] -> [..., D]``; ``beside`` is called with the ``x`` that goes on beside: one gradient adds both."""
         width = x.shape[-1:]
         scale = self.param("scale", logical(nn.initializers.ones, ("embed",)), width)
         bias = self.param("bias", logical(nn.initializers.zeros, ("embed",)), width)
-        return layer_norm(x, scale, bias, self.epsilon).astype(self.dtype)
+        x, y = choose("layer norm", IMPLEMENTATIONS, None, x, scale, bias, self.epsilon)(x, scale, bias, self.epsilon)
+        if beside is not None:
+            beside(x)
+        return y.astype(self.dtype)
 
 
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float = EPSILON) -> jax.Array:
@@ -40,6 +48,13 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float =
     inverse = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + epsilon)
     affine = [jax.lax.broadcast_in_dim(p.astype(jnp.float32), x.shape, (x.ndim - 1,)) for p in (scale, bias)]
     return (centred * inverse * affine[0] + affine[1]).astype(x.dtype)
+
+
+IMPLEMENTATIONS = {
+    "mosaic_tpu": mosaic_tpu.IMPLEMENTATION,
+    "xla": Implementation(lambda x, scale, bias, epsilon: (x, layer_norm(x, scale, bias, epsilon))),
+}
+"""``(x, scale, bias, epsilon) -> (x, layer_norm(x, scale, bias, epsilon))``."""
 
 
 def unit(x: jax.Array) -> jax.Array:

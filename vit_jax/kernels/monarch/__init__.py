@@ -73,9 +73,9 @@ def monarch(
     """
     sizes = Sizes.of(x.shape[-1], kernel_1, kernel_2, bias, input_parts)
     options = {"input_parts": input_parts, "blocked": blocked}
-    rows = jnp.reshape(x, (-1, sizes.inputs))
-    run = choose("Monarch product", IMPLEMENTATIONS, implementation, rows, kernel_1, kernel_2, bias, **options)
-    return jnp.reshape(run(rows, kernel_1, kernel_2, bias, **options), (*x.shape[:-1], sizes.outputs))
+    run = choose("Monarch product", IMPLEMENTATIONS, implementation, x, kernel_1, kernel_2, bias, **options)
+    y: jax.Array = run(x, kernel_1, kernel_2, bias, **options)
+    return jnp.reshape(y, (*x.shape[:-1], sizes.outputs))
 
 
 def to_dense(kernel_1: jax.Array, kernel_2: jax.Array) -> jax.Array:

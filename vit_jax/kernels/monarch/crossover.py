@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +33,7 @@ def dense_is_faster(
     here = sharding.platform()
     if here == "gpu" and x.dtype == jnp.float32:
         return None  # not measured
-    if factors >= SHARE.get(here, np.inf) * dense and x.shape[0] >= ROWS:
+    if factors >= SHARE.get(here, np.inf) * dense and math.prod(x.shape[:-1]) >= ROWS:
         return (
             f"factors {kernel_1.shape} and {kernel_2.shape} have {factors / dense:.0%} of the dense map's weights, "
             f"which on a {here.upper()} is slower than that map from {ROWS:,} rows on"

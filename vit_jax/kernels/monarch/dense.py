@@ -24,7 +24,7 @@ def weight(sizes: Sizes, kernel_1: jax.Array, kernel_2: jax.Array, blocked: bool
 def run(
     x: jax.Array, kernel_1: jax.Array, kernel_2: jax.Array, bias: jax.Array | None, *, input_parts: int, blocked: bool
 ) -> jax.Array:
-    """The product of ``x [rows, n]``; see ``vit_jax.kernels.monarch``."""
+    """The product of ``x [..., n]``; see ``vit_jax.kernels.monarch``."""
     sizes = Sizes.of(x.shape[-1], kernel_1, kernel_2, bias, input_parts)
     b = blocked_bias(sizes, bias) if blocked and bias is not None else bias
     return matmul(x, weight(sizes, kernel_1, kernel_2, blocked), b)

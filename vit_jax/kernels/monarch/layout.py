@@ -90,12 +90,18 @@ def first_back(sizes: Sizes, chunks: jax.Array) -> jax.Array:
 def in_natural_order(product: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """The ``run`` of an implementation whose ``product(sizes, x, kernel_1, kernel_2, bias)`` has blocked outputs.
 
-    Its ``bias`` is blocked too.
+    Its ``x`` is ``[rows, n]``, its ``bias`` is blocked too.
     """
 
     def run(x: Any, kernel_1: Any, kernel_2: Any, bias: Any, *, input_parts: int, blocked: bool) -> jax.Array:
         sizes = Sizes.of(x.shape[-1], kernel_1, kernel_2, bias, input_parts)
-        y = product(sizes, x, kernel_1, kernel_2, None if bias is None else blocked_bias(sizes, bias))
+        y = product(
+            sizes,
+            jnp.reshape(x, (-1, sizes.inputs)),
+            kernel_1,
+            kernel_2,
+            None if bias is None else blocked_bias(sizes, bias),
+        )
         if blocked:
             return y
         return jnp.reshape(jnp.transpose(jnp.reshape(y, (-1, sizes.L, sizes.S)), (0, 2, 1)), (-1, sizes.outputs))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from typing import Any
 
 import jax
@@ -33,11 +34,11 @@ def unsupported_reason(
 ) -> str | None:
     """Why the kernel cannot run this product, as the end of a sentence, or None."""
     sizes = Sizes.of(x.shape[-1], kernel_1, kernel_2, bias, input_parts)
-    if x.shape[0] == 0:
+    if (rows := math.prod(x.shape[:-1])) == 0:
         return "there are no rows"
     if x.dtype != jnp.bfloat16:
         return f"x is {x.dtype}, not bfloat16, in which alone the matrix unit of a GPU is exact"
-    found = plan(sizes, x.shape[0], False), plan(sizes, x.shape[0], True)
+    found = plan(sizes, rows, False), plan(sizes, rows, True)
     return next((f for f in found if isinstance(f, str)), None)
 
 
@@ -52,7 +53,7 @@ def slower_reason(
     if reason := other_gpu("9.0"):
         return reason
     sizes = Sizes.of(x.shape[-1], kernel_1, kernel_2, bias, input_parts)
-    p, dense = plan(sizes, x.shape[0], False), sizes.inputs * sizes.outputs
+    p, dense = plan(sizes, math.prod(x.shape[:-1]), False), sizes.inputs * sizes.outputs
     if isinstance(p, str):
         return p
     if p.area < dense:

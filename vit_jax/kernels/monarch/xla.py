@@ -25,10 +25,10 @@ UNROLLED = 16
 def run(
     x: jax.Array, kernel_1: jax.Array, kernel_2: jax.Array, bias: jax.Array | None, *, input_parts: int, blocked: bool
 ) -> jax.Array:
-    """The product of ``x [rows, n]``; see ``vit_jax.kernels.monarch``."""
+    """The product of ``x [..., n]``, as ``[rows, l * s]``; see ``vit_jax.kernels.monarch``."""
     sizes = Sizes.of(x.shape[-1], kernel_1, kernel_2, bias, input_parts)
     form = _unrolled if max(sizes.K, sizes.L) <= UNROLLED else _batched
-    y = form(sizes, x, first(sizes, kernel_1), kernel_2, bias, blocked)
+    y = form(sizes, jnp.reshape(x, (-1, sizes.inputs)), first(sizes, kernel_1), kernel_2, bias, blocked)
     return jnp.reshape(y, (-1, sizes.outputs))
 
 

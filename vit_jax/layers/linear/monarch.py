@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from vit_jax.checks import Checked, Range
 from vit_jax.kernels.monarch import monarch, to_dense
+from vit_jax.kernels.monarch_mlp.factors import Factors
 from vit_jax.layers.linear.base import Init, LinearLayer, LinearSpec, logical
 from vit_jax.layers.linear.low_rank import rows_of
 from vit_jax.layers.linear.projection import factor_shapes, project
@@ -46,20 +47,26 @@ class MonarchLinear(LinearLayer):
     input_parts: int = 1
     blocked: bool = False
 
-    @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        inputs, features, n = x.shape[-1], self.features, self.nblocks
+        factors = self.factors(x.shape[-1])
+        more = factors.kernel_1.shape[0] * factors.kernel_1.shape[2] - x.shape[-1]
+        assert not (self.input_parts > 1 and more), "padded in blocks"
+        x = jnp.pad(x.astype(self.dtype), [(0, 0)] * (x.ndim - 1) + [(0, more)])
+        parts, run = self.input_parts, self.implementation
+        y = monarch(x, *factors, input_parts=parts, blocked=self.blocked, implementation=run)
+        return jax.lax.slice_in_dim(y, 0, self.features, axis=-1)
+
+    @nn.compact
+    def factors(self, inputs: int) -> Factors:
+        """The parameters of the map of so many inputs, filled up with zeros where blocks are."""
+        features, n = self.features, self.nblocks
         first, second = factor_shapes(inputs, features, n)
-        more_inputs, more_features = n * first[2] - inputs, n * second[1] - features
-        assert not (self.blocked and more_features) and not (self.input_parts > 1 and more_inputs), "padded in blocks"
+        more = n * second[1] - features
+        assert not (self.blocked and more), "padded in blocks"
         kernel_1 = self.param("kernel_1", logical(nn.initializers.normal((n / inputs) ** 0.5), (None,) * 3), first)
         kernel_2 = self.param("kernel_2", logical(_second_of(self.kernel_init, inputs, features), (None,) * 3), second)
         bias = self.make_bias()
-        bias = None if bias is None else jnp.pad(bias, (0, more_features))
-        x = jnp.pad(x.astype(self.dtype), [(0, 0)] * (x.ndim - 1) + [(0, more_inputs)])
-        parts, run = self.input_parts, self.implementation
-        y = monarch(x, kernel_1, kernel_2, bias, input_parts=parts, blocked=self.blocked, implementation=run)
-        return jax.lax.slice_in_dim(y, 0, features, axis=-1)
+        return Factors(kernel_1, kernel_2, None if bias is None else jnp.pad(bias, (0, more)))
 
 
 def _second_of(kernel_init: Init, inputs: int, features: int) -> Init:
@@ -144,3 +151,11 @@ def pair(spec: LinearSpec, hidden: int) -> tuple[LinearSpec, LinearSpec]:
     first, n = blocked(spec, hidden)
     second = from_blocks(spec, n, hidden)
     return (spec, spec) if second is None else (first, second)
+
+
+def in_one(first: nn.Module, second: nn.Module, inputs: int) -> bool:
+    """Whether ``monarch_mlp`` computes two maps at once, from ``inputs`` into a hidden layer and out of it."""
+    if not isinstance(first, MonarchLinear) or not isinstance(second, MonarchLinear):
+        return False
+    free = first.implementation is None and second.input_parts > 1
+    return free and inputs % first.nblocks == 0 and second.features % second.nblocks == 0
