@@ -99,12 +99,6 @@ def activate(activation: Activation, x: jax.Array) -> jax.Array:
     return _activate(activation, x)
 
 
-@functools.cache
-def _activating(activation: str) -> Callable[[jax.Array], jax.Array]:
-    """:func:`activate`, one function for a name: as another one it would be traced anew."""
-    return functools.partial(activate, activation)
-
-
 class TopKLinear(Linear):
     """A ``Linear`` whose input has at most ``k`` units per token that are not 0: same parameters, same map.
 
@@ -159,7 +153,8 @@ class MLP(nn.Module):
         dropped = self.dropout and key is not None
         if in_one(into, out, x.shape[-1]) and not (asked or dropped or isinstance(self.activation, TopK)):
             factors = into.factors(x.shape[-1]), out.factors(self.hidden)
-            return monarch_mlp(x.astype(self.dtype), *factors, _activating(self.activation))
+            activation = config.lookup(ACTIVATIONS, self.activation, "activation")
+            return monarch_mlp(x.astype(self.dtype), *factors, activation)
         h = into(x)
         h = activate(self.activation, sharding.constrain(h, "batch", *[None] * (h.ndim - 2), "mlp"))
         if asked:

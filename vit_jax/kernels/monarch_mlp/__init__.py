@@ -32,7 +32,7 @@ def monarch_mlp(
       x: ``[..., n]``; its type is the compute type.
       first: of the map into the hidden layer.
       second: of the map out of it. Its blocks fall into as many equal parts as the first map has blocks.
-      activation: elementwise and differentiable, computed in float32 whatever its argument, in whose type it returns.
+      activation: elementwise and differentiable, of float32.
       implementation: a name in :data:`IMPLEMENTATIONS`; by default the first that fits.
 
     Returns:
