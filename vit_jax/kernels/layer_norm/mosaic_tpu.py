@@ -53,7 +53,7 @@ def _beside_fwd(epsilon: float, x: jax.Array, scale: jax.Array, bias: jax.Array)
     return (x, y), (x, scale, bias)
 
 
-_beside.defvjp(_beside_fwd, lambda epsilon, saved, g: _gradients(epsilon, *saved, g))
+_beside.defvjp(_beside_fwd, lambda epsilon, saved, g: _gradients(epsilon, saved[0], saved[1], saved[2], g))
 
 
 def _row(parameter: jax.Array) -> jax.Array:
