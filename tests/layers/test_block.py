@@ -305,3 +305,11 @@ def test_attention_has_a_gradient_under_scan_and_remat(params, tokens, options):
         was = shown[block]["attention"]["attention"][0]
         np.testing.assert_allclose(seen[block]["attention"]["attention"][0], was + 1e-2 * direction, atol=1e-6)
     assert all(float(jnp.max(jnp.abs(g))) > 1e-3 for g in jax.tree.leaves(grads))
+
+
+def test_a_scan_takes_rows_of_gradients_by_indices_the_compiler_does_not_know(params, tokens):
+    """Constant ones give a kernel for each block and parameter, and half a second of compiling for each block."""
+    loss = lambda p: jnp.sum(Encoder(2, STOCHASTIC, scan=True).apply({"params": p}, tokens))  # noqa: E731
+    text = jax.jit(jax.grad(loss)).lower(params).as_text()
+    outside = text[text.rindex("stablehlo.while") :]
+    assert outside.count("stablehlo.dynamic_slice") >= 2 * len(jax.tree.leaves(params["block_0"]))

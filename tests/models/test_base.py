@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from vit_jax.models import create
-from vit_jax.models.base import Features, ImageModel, cast_kernels, portable, rematerialises
+from vit_jax.models.base import Features, ImageModel, cast_kernels, needs_barriers, portable
 
 
 class Mean(ImageModel):
@@ -51,7 +51,8 @@ def test_a_portable_model_has_no_kernel_of_a_platform_and_the_same_parameters():
     assert portable(plain) is plain
 
 
-def test_a_model_rematerialises_if_one_of_its_towers_does():
-    assert not rematerialises(create("vit", scan=True)) and rematerialises(create("vit", remat="dots"))
-    assert rematerialises(create("two_tower", image_tower={"name": "vit"}, text_tower={"remat": "full"}))
-    assert not rematerialises(create("two_tower", image_tower={"name": "vit"}, text_tower={}))
+def test_barriers_are_needed_if_one_of_the_towers_needs_them():
+    assert not needs_barriers(create("vit"))
+    assert needs_barriers(create("vit", remat="dots")) and needs_barriers(create("vit", scan=True))
+    assert needs_barriers(create("two_tower", image_tower={"name": "vit"}, text_tower={"remat": "full"}))
+    assert not needs_barriers(create("two_tower", image_tower={"name": "vit"}, text_tower={}))

@@ -243,7 +243,7 @@ class Encoder(nn.Module):
 
         def stack(variables: Any) -> Any:
             rows = {c: [nn.unbox(tree[name]) for name in names] for c, tree in variables.items() if names[0] in tree}
-            return {c: {"blocks": jax.tree.map(lambda *v: jnp.stack(v), *row)} for c, row in rows.items()}
+            return {c: {"blocks": jax.tree.map(_stack, *row)} for c, row in rows.items()}
 
         def unstack(variables: Any) -> Any:
             found = {c: tree["blocks"] for c, tree in variables.items() if "blocks" in tree}
@@ -271,3 +271,22 @@ def _array(x: jax.Array | Tokens) -> jax.Array:
 
 def _take(tree: Any, i: int) -> Any:
     return jax.tree.map(lambda leaf: leaf[i], tree)
+
+
+@jax.custom_vjp
+def _stack(*rows: jax.Array) -> jax.Array:
+    """``jnp.stack(rows)``; XLA:CPU compiles one kernel for all rows of the gradient that are used alike.
+
+    It would compile one for each, as each has a place of its own, if the index did not come from behind a barrier.
+    """
+    return jnp.stack(rows)
+
+
+def _unstacked(count: int, g: jax.Array) -> tuple[jax.Array, ...]:
+    if sharding.platform() != "cpu":
+        return tuple(g)
+    index = [jax.lax.optimization_barrier(jnp.int32(i)) for i in range(count)]
+    return tuple(jax.lax.dynamic_index_in_dim(g, i, keepdims=False) for i in index)
+
+
+_stack.defvjp(lambda *rows: (jnp.stack(rows), len(rows)), _unstacked)

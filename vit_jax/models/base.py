@@ -188,12 +188,11 @@ def replace_in_towers(model: nn.Module, **fields: Any) -> nn.Module:
     return model.clone(**changes)
 
 
-def rematerialises(model: nn.Module) -> bool:
-    """Whether the backward pass of ``model``, or of a module among its fields, computes anything again."""
+def needs_barriers(model: nn.Module) -> bool:
+    """Whether ``model``, or a module among its fields, computes anything again or runs blocks as a loop."""
     values = trees.fields(model)
-    return values.get("remat", "none") != "none" or any(
-        rematerialises(v) for v in values.values() if isinstance(v, nn.Module)
-    )
+    here = values.get("remat", "none") != "none" or bool(values.get("scan"))
+    return here or any(needs_barriers(v) for v in values.values() if isinstance(v, nn.Module))
 
 
 PLAIN: dict[type, dict[str, Any]] = {

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from vit_jax import hosts, sharding
 from vit_jax.metrics import Mean
 from vit_jax.models import ModelFn
-from vit_jax.models.base import rematerialises
+from vit_jax.models.base import needs_barriers
 from vit_jax.objectives import Apply, Metrics, Objective, base
 from vit_jax.objectives.base import VARIABLES
 from vit_jax.train import rng
@@ -135,14 +135,14 @@ def _mean(measured: Mean | None, before: Any) -> Any:
 
 
 def barriers(platform: str, model: nn.Module) -> dict[str, str]:
-    """What a step asks of the compiler in order that ``model.remat`` saves memory.
+    """What a step asks of the compiler in order that ``model.remat`` saves memory and ``model.scan`` compiles fast.
 
     XLA:CPU drops barriers before it last looks for computations that are equal, and takes the results of the forward
     pass for what was to be computed again: of a ViT with 4 blocks the temporaries stay as they are without ``remat``.
-    Only where something is computed again: a barrier also keeps loops apart that could be one.
+    Only where they are needed: a barrier also keeps loops apart that could be one.
     """
-    again = platform == "cpu" and rematerialises(model)
-    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if again else {}
+    kept = platform == "cpu" and needs_barriers(model)
+    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if kept else {}
 
 
 def compiler_options(mesh: Mesh, model: nn.Module) -> dict[str, str]:
