@@ -39,7 +39,7 @@ class Recipe:
 
 
 MIXER = {"name": "mixer", "patch": 2, "width": 96, "token_dim": 64, "depth": 4, "mlp_dim": 192}
-SHORT = {"model.patch": 8, "model.dtype": "float32", "batch_size": "128", "duration": "4 epochs"}
+SHORT = {"model.patch": "8", "model.dtype": "float32", "batch_size": "128", "duration": "4 epochs"}
 MODELS = {
     "ViT, digits": Recipe("digits"),
     "MLP-Mixer, digits": Recipe("digits", {}, MIXER, ("mlp_linear", "token_linear")),
