@@ -87,7 +87,8 @@ def scores(name: str, seed: int, args: argparse.Namespace) -> list[dict[str, Any
         place = trained
         if spec:
             place = trained.with_name(f"{trained.name}_{''.join(filter(str.isalnum, spec))}")
-            vj.convert(trained, place, to="vit_jax", linear=[f"{field}={spec}" for field in recipe.fields])
+            if not place.exists():  # else of a run that was cut
+                vj.convert(trained, place, to="vit_jax", linear=[f"{field}={spec}" for field in recipe.fields])
         metrics = vj.evaluate(place, changes={"model.dtype": dtype}).metrics
         rows.append({"model": name, "seed": seed, "arithmetic": arithmetic, **{k: float(metrics[k]) for k in METRICS}})
         print(rows[-1], flush=True)
