@@ -39,18 +39,18 @@ def result(row: Row) -> Any:
 
 
 def rendered(name: str) -> str:
-    """A table in Markdown, by what it was measured, and the commands."""
+    """A table in Markdown, which timm it compares with, and the commands."""
     table = TABLES[name]
     columns = table.columns.split(" | ")
     lines, commands, by = [columns, ["---"] * len(columns)], [], set[str]()
     for row in table.rows:
         found = result(row)
-        by |= {found[key] for key in ("processor", "timm") if isinstance(found, dict) and key in found}
+        by |= {found["timm"]} if isinstance(found, dict) and "timm" in found else set()
         lines += [[row.what, "not measured yet"]] if found is None else table.lines(row, found)
         program = "python experiments/benchmarks/" if ".py" in row.argv else "vit_jax "
         commands += [f"{program}{row.argv}  # {row.name}"] if row.argv else []
     cells = "\n".join(f"| {' | '.join(line + [''] * (len(columns) - len(line)))} |" for line in lines)
-    cells += f"\n\nBy {'; '.join(sorted(by))}." if by else ""
+    cells += f"\n\nAgainst {'; '.join(sorted(by))}." if by else ""
     return cells + (f"\n\n```bash\n{chr(10).join(commands)}\n```" if commands else "")
 
 

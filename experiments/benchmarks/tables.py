@@ -38,7 +38,8 @@ def speed(row: Row, found: Found) -> Iterator[list[str]]:
     work = [value for key, value in found.items() if key.endswith("core seconds/step")]
     share = found.get("share of one large product's speed")
     cores = f"{min(work[1:]) / work[0]:.2f}x" if work else ""
-    yield [row.what, row.against, spread(ratio(found)), cores, f"{share:.0%}" if share else ""]
+    share = f"{share:.0%}" if share else ""
+    yield [row.what, row.against, spread(ratio(found)), cores, share, found.get("processor", "")]
 
 
 def others(row: Row, found: Found) -> Iterator[list[str]]:
@@ -61,7 +62,8 @@ def compiling(row: Row, found: list[Found]) -> Iterator[list[str]]:
 
 def memory(row: Row, found: list[Found]) -> Iterator[list[str]]:
     for one in found:
-        yield [row.what, f"`{one['remat']}`", "**{share of none's:.2f}x**".format(**one), spread(ratio(one))]
+        shares = [f"{one[key]:.2f}x" for key in ("share of none's", "share of none's with state")]
+        yield [row.what, f"`{one['remat']}`", *shares, spread(times) if (times := ratio(one)) else ""]
 
 
 def loading(row: Row, found: Found) -> Iterator[list[str]]:
@@ -93,7 +95,7 @@ def gpu(row: Row, found: Found) -> Iterator[list[str]]:
 
 FLAX, PLAIN = "plain Flax layers, faster type", "by plain Flax layers"
 TABLES = {
-    "cpu": Table("model | against | times as fast | by core seconds | of one large product's speed", speed, (
+    "cpu": Table("model | against | times as fast | by core seconds | of one large product's speed | by", speed, (
         Row("vit_b16_forward_timm", "ViT-B/16 forward, bfloat16", "bench forward --against timm", "timm"),
         Row("vit_b16_train_timm", "ViT-B/16 train step, bfloat16", "bench train --against timm", "timm"),
         Row("vit_b16_forward_timm_float32", "ViT-B/16 forward, float32",
@@ -131,7 +133,7 @@ TABLES = {
     "compile": Table("train step | blocks | cache | seconds (least to most) | times those of 12 layers", compiling, (
         Row("compile", "ViT-B/16", "bench compile --layers 12,24,48 --rounds 3"),
     )),
-    "memory": Table("train step | remat | temporaries | times as long", memory, (
+    "memory": Table("train step | remat | temporaries | with parameters, optimizer and batch | times as long", memory, (
         Row("memory", "ViT-L/16, 16 images", "bench memory --model vit_l16 --batch 16 --rounds 3"),
     )),
     "input": Table("images | against | times as fast | resized by | a thread's time", loading, (

@@ -39,9 +39,21 @@ def test_ratios_are_of_paired_rounds(rng):
     assert Timing(a).compared("faster", Timing(b)) == pytest.approx(want)
 
 
-@pytest.mark.parametrize("text, name", [("x : 1\nmodel name\t: A B\nmodel name\t: A B\n", "A B"), ("", "Z")])
-def test_the_processor_is_named(monkeypatch, text, name):
+CPU = "x : 1\nmodel name\t: A B\n"
+
+
+@pytest.mark.parametrize(
+    "text, name, units",
+    [
+        (CPU + CPU, "A B", ""),
+        ("", "Z", ""),
+        (CPU + "flags\t\t: fpu avx512_bf16\n", "A B", ", AVX-512 for bfloat16"),
+        (CPU + "flags\t\t: amx_bf16 avx512_bf16 amx_int8\n", "A B", ", AMX"),
+        (CPU + "flags\t\t: fpu avx2\n", "A B", ", no products in bfloat16"),
+    ],
+)
+def test_the_processor_is_named(monkeypatch, text, name, units):
     monkeypatch.setattr(timing, "_read", lambda path: text)
     monkeypatch.setattr(timing.platform, "processor", lambda: "Z")
     found = timing.processor()
-    assert found.startswith(f"{name}, ") and found.endswith(" cores")
+    assert found.startswith(f"{name}, ") and found.endswith(f" cores{units}")

@@ -69,13 +69,22 @@ def alternate(candidates: Mapping[str, Callable[[], Any]], rounds: int, calls: i
     return {name: Timing(np.asarray(s)) for name, s in seconds.items()}
 
 
+UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 for bfloat16"}
+"""Flags of a CPU that multiplies bfloat16, and what that is called; one without is slower in it than in float32."""
+
+
 def processor() -> str:
-    """What computes: ``"NVIDIA H200"``, or the name of the CPU and how many of its cores this process may use."""
+    """What computes: ``"NVIDIA H200"``, or the name of the CPU, how many of its cores this process may use, and whether
+    it multiplies bfloat16."""
     kind = jax.local_devices()[0].device_kind
     if kind != "cpu":
         return kind
-    names = re.findall(r"^model name\s*: (.+)$", _read("/proc/cpuinfo"), re.MULTILINE) or [platform.processor()]
-    return f"{names[0] or platform.machine()}, {cores()} cores"
+    text = _read("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*: (.+)$", text, re.MULTILINE) or [platform.processor()]
+    flags = re.findall(r"^flags\s*: (.+)$", text, re.MULTILINE)
+    units = [f", {called}" for flag, called in UNITS.items() if flag in " ".join(flags[:1]).split()]
+    units = units or [", no products in bfloat16"] * bool(flags)
+    return f"{names[0] or platform.machine()}, {cores()} cores{''.join(units[:1])}"
 
 
 def cores() -> int:
