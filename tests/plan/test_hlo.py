@@ -114,8 +114,14 @@ def test_cycles_and_products_are_those_of_a_step(program):
         "optimizer, augmentation and the rest": 50,
     }
     assert hlo.matrix_flops(program) == 13 * 2 * 128 * 256 * 512
-    ((kernel, path), calls), *others = hlo.kernels(program).items()
-    assert calls == 12 and not others and kernel.name == "times" and hlo.layer(path) == "backward mlp"
+    ((kernel, path, moved), calls), *others = hlo.kernels(program).items()
+    assert (
+        calls == 12
+        and not others
+        and moved == 4 * (128 * 512 + 8)
+        and kernel.name == "times"
+        and hlo.layer(path) == "backward mlp"
+    )
     assert kernel.operands == (("f32", (128, 512)),) and kernel.results == (("f32", (8,)),)
     assert kernel.config == '{"custom_call_config": {"body": "TUw="}}'
 

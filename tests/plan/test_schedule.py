@@ -113,17 +113,23 @@ def call(name: str, around: str) -> str:
     return f'%{name}.1 = f32[8,128] custom-call(%x), custom_call_target="tpu_custom_call", {metadata}'
 
 
+HBM = round(4 * (1024 * 1024 + 8) / V5E.bandwidth * V5E.clock)
+"""Cycles of a v5e chip in which HBM takes or gives the array that a kernel reads and the one it writes."""
+
+
 def test_kernels_are_rows_and_part_of_their_layers(monkeypatch):
-    text = "\n  ".join(
-        ["ENTRY %main (x: f32[8]) -> f32[8] {", "%x = f32[8] parameter(0)", call("once", "mlp"), call("odd", "mlp")]
-    )
-    known = [Schedule(100, 4, 380, 1), "refused"]
+    calls = [call(name, "mlp") for name in ("once", "odd", "waits")]
+    text = "\n  ".join(["ENTRY %main (x: f32[8]) -> f32[8] {", "%x = f32[8] parameter(0)", *calls])
+    text = text.replace("%waits.1 = f32[8,128] ", "%waits.1 = f32[1024,1024]{1,0} ")
+    known = [Schedule(100, 4, 380, 1), "refused", Schedule(10, 4, 40, 0)]
     monkeypatch.setattr(schedule, "of", lambda kernels, chip: dict(zip(kernels, known, strict=True)))
     rows = schedule.kernels(hlo.parse(text + "\n}"), V5E)
     assert [(k.name, k.layer, k.calls, k.cycles, k.reason) for k in rows] == [
-        ("once f32[8,128]", "forward mlp", 1, 380, ""), ("odd f32[8,128]", "forward mlp", 1, 0, "refused"),
+        ("waits f32[1024,1024]", "forward mlp", 1, HBM, ""), ("once f32[8,128]", "forward mlp", 1, 380, ""),
+        ("odd f32[8,128]", "forward mlp", 1, 0, "refused"),
     ]  # fmt: skip
-    assert schedule.added({"forward head": 400, "forward mlp": 30}, rows) == {"forward mlp": 410, "forward head": 400}
+    layers = {"forward mlp": 30 + 380 + HBM, "forward head": 400}
+    assert schedule.added({"forward head": 400, "forward mlp": 30}, rows) == layers
     assumed, once, left = schedule.notes(rows)
     assert "final schedule" in assumed and "once f32[8,128] 1 loops" in once and "odd f32[8,128] (1; refused)" in left
     assert schedule.notes([]) == []

@@ -36,7 +36,7 @@ class Entry:
     Attributes:
       layer: names of modules, ``"backward encoder/block/mlp/mlp_in"``.
       kind: one of :data:`KINDS`.
-      cycles: the compiler's estimate, a kernel's by its schedule.
+      cycles: the compiler's estimate, a kernel's by its schedule and its bytes.
       flops: of matrix products, 2 a multiply-add; those inside of kernels are not known.
       bytes: read from HBM and written to it.
       floor: cycles of the products at the peak of the matrix units, or of the bytes at the bandwidth of HBM, whichever
@@ -133,7 +133,7 @@ def traffic(program: Program, run: Run, inside: Sequence[Run]) -> int:
     if updates:
         written = sum(hlo.size(body[o.operands[1]].shapes) for o in updates if o.operands[1] in body)
     else:
-        written = _far(op.shapes, op.near)
+        written = hlo.far(op)
     return written + sum(_read(around.get(name), i, body, op) for i, name in enumerate(op.operands))
 
 
@@ -146,11 +146,7 @@ def _read(source: Op | None, place: int, body: Mapping[str, Op], op: Op) -> int:
         return sum(hlo.size(o.shapes) for o in users)
     if users and all(o.kind == "dynamic-update-slice" and o.operands[0] in names | {source.name} for o in users):
         return 0
-    return _far(source.shapes, source.near)
-
-
-def _far(shapes: Sequence[hlo.Shape], near: Sequence[bool]) -> int:
-    return sum(hlo.size([shape]) for shape, close in zip(shapes, near, strict=True) if not close)
+    return hlo.far(source)
 
 
 def copies(program: Program, sizes: Container[int], inputs: str) -> int:

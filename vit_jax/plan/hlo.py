@@ -360,13 +360,20 @@ class Kernel:
     config: str
 
 
-def kernels(program: Program) -> dict[tuple[Kernel, str], int]:
-    """Kernel, and the path of its call in the traced program -> calls of a step."""
-    table: collections.Counter[tuple[Kernel, str]] = collections.Counter()
+def kernels(program: Program) -> dict[tuple[Kernel, str, int], int]:
+    """Kernel, the path of its call in the traced program, bytes from and to HBM of a call -> calls of a step."""
+    table: collections.Counter[tuple[Kernel, str, int]] = collections.Counter()
     for run in executed(program):
         if 'custom_call_target="tpu_custom_call"' in run.op.attributes:
-            table[_kernel(program.computations[run.computation], run.op), run.op.path] += run.times
+            around = program.computations[run.computation]
+            moved = far(run.op) + sum(far(around[name]) for name in run.op.operands)
+            table[_kernel(around, run.op), run.op.path, moved] += run.times
     return dict(table.most_common())
+
+
+def far(op: Op) -> int:
+    """Bytes of those results that lie in HBM."""
+    return sum(size([shape]) for shape, close in zip(op.shapes, op.near, strict=True) if not close)
 
 
 def _kernel(around: Mapping[str, Op], op: Op) -> Kernel:

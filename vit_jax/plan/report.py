@@ -84,7 +84,8 @@ class Kernel:
       calls: of a step.
       bundles: of its code: cycles of one pass.
       steps: of its grid, on one core.
-      cycles: of all calls by the final schedule; 0 where that is not known.
+      cycles: of all calls by the final schedule, or what their bytes take from and to HBM where that is more; 0 where
+        the schedule is not known.
       unknown: loops of its own that do not show how often they turn, and count once.
       reason: why it is not; "" where it is.
     """

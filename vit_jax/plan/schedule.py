@@ -2,7 +2,7 @@
 
 The compiler estimates no cycles for a kernel, but it packs it into bundles, one a cycle. A kernel is compiled alone, in
 a process that has libtpu write the bundles; here they are read: which of them are a loop, and how often it turns. What
-is not in them is waiting for HBM.
+is not in them is waiting for HBM, so a call takes what its bytes take there where that is more.
 """
 
 from __future__ import annotations
@@ -133,12 +133,13 @@ def _origin(text: str, register: str) -> str:
 def kernels(program: hlo.Program, chip: Chip, layer: Callable[[str], str] = hlo.layer) -> list[report.Kernel]:
     """The kernels that a step calls, the one that takes most first; ``layer`` names what calls them, from its path."""
     calls = hlo.kernels(program)
-    known, table = of(list({kernel: None for kernel, _ in calls}), chip), dict[report.Kernel, int]()
-    for (kernel, path), times in calls.items():
+    known, table = of(list({kernel: None for kernel, *_ in calls}), chip), dict[report.Kernel, int]()
+    for (kernel, path, moved), times in calls.items():
         found = known[kernel]
         s, reason = (found, "") if isinstance(found, Schedule) else (Schedule(0, 0, 0, 0), found)
         name = " ".join([kernel.name, *(f"{kind}{list(dims)}".replace(" ", "") for kind, dims in kernel.results)])
-        row = report.Kernel(name, layer(path), 1, s.bundles, s.steps, s.cycles, s.unknown, reason)
+        cycles = 0 if reason else max(s.cycles, round(moved / chip.bandwidth * chip.clock))
+        row = report.Kernel(name, layer(path), 1, s.bundles, s.steps, cycles, s.unknown, reason)
         table[row] = table.get(row, 0) + times
     rows = [dataclasses.replace(row, calls=n, cycles=n * row.cycles) for row, n in table.items()]
     return sorted(rows, key=lambda row: -row.cycles)
@@ -159,8 +160,8 @@ def notes(kernels: Sequence[report.Kernel]) -> list[str]:
     if known:
         found.append(
             "Kernels count by the compiler's final schedule: a cycle for every bundle, as often as its loop and the "
-            "grid of a core run it; what is conditional as if always taken; no waiting for HBM, and nothing for a step "
-            "of the grid or a call beside their bundles."
+            "grid of a core run it, or what HBM takes for the bytes of a call where that is more. What is conditional "
+            "counts as if always taken; a step of the grid or a call takes nothing beside its bundles."
         )
     for name, n in {k.name: k.unknown for k in known if k.unknown}.items():
         found.append(f"Of {name} {n} loops do not show how often they turn and count once; a step takes longer.")
