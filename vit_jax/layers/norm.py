@@ -8,8 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.kernels.dispatch import Implementation, choose
-from vit_jax.kernels.layer_norm import mosaic_tpu
+from vit_jax.kernels.layer_norm import layer_norm
 from vit_jax.layers.linear import DType, logical
 
 EPSILON = 1e-6
@@ -34,27 +33,10 @@ class LayerNorm(nn.Module):
         width = x.shape[-1:]
         scale = self.param("scale", logical(nn.initializers.ones, ("embed",)), width)
         bias = self.param("bias", logical(nn.initializers.zeros, ("embed",)), width)
-        x, y = choose("layer norm", IMPLEMENTATIONS, None, x, scale, bias, self.epsilon)(x, scale, bias, self.epsilon)
+        x, y = layer_norm(x, scale, bias, self.epsilon)
         if beside is not None:
             beside(x)
         return y.astype(self.dtype)
-
-
-def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float = EPSILON) -> jax.Array:
-    """``(x - mean) / sqrt(variance + epsilon) * scale + bias`` over the last axis, in the type of ``x``."""
-    wide = x.astype(jnp.float32)
-    mean = jnp.mean(wide, axis=-1, keepdims=True)
-    centred = wide - mean
-    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + epsilon)
-    affine = [jax.lax.broadcast_in_dim(p.astype(jnp.float32), x.shape, (x.ndim - 1,)) for p in (scale, bias)]
-    return (centred * inverse * affine[0] + affine[1]).astype(x.dtype)
-
-
-IMPLEMENTATIONS = {
-    "mosaic_tpu": mosaic_tpu.IMPLEMENTATION,
-    "xla": Implementation(lambda x, scale, bias, epsilon: (x, layer_norm(x, scale, bias, epsilon))),
-}
-"""``(x, scale, bias, epsilon) -> (x, layer_norm(x, scale, bias, epsilon))``."""
 
 
 def unit(x: jax.Array) -> jax.Array:

@@ -11,6 +11,7 @@ from jax.experimental import pallas as pl
 
 from vit_jax.kernels import vmem
 from vit_jax.kernels.dispatch import Implementation
+from vit_jax.kernels.layer_norm import xla
 from vit_jax.kernels.sharded import shard_rows
 
 ROWS = (512, 256, 128, 64, 32, 16)
@@ -43,9 +44,7 @@ def _gradients(epsilon: float, x: jax.Array, scale: jax.Array, bias: jax.Array, 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _beside(epsilon: float, x: jax.Array, scale: jax.Array, bias: jax.Array) -> Any:
     """Without gradients XLA's form is as fast beside dense products, into which it fuses parts of the norm."""
-    normalised, _ = _normalised(epsilon, x.astype(jnp.float32))
-    affine = (jnp.reshape(p.astype(jnp.float32), (1,) * (x.ndim - 1) + (-1,)) for p in (scale, bias))
-    return x, (normalised * next(affine) + next(affine)).astype(x.dtype)
+    return xla.run(x, scale, bias, epsilon)
 
 
 def _beside_fwd(epsilon: float, x: jax.Array, scale: jax.Array, bias: jax.Array) -> Any:
@@ -76,14 +75,8 @@ def _backward(epsilon: float, x: jax.Array, beside: jax.Array, g: jax.Array, sca
     return (dx,), tuple(found)
 
 
-def _normalised(epsilon: float, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    centred = x - jnp.mean(x, axis=-1, keepdims=True)
-    inverse = jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + epsilon)
-    return centred * inverse, inverse
-
-
 def _forward_kernel(epsilon: float, x: Any, scale: Any, bias: Any, y: Any) -> None:
-    normalised, _ = _normalised(epsilon, x[...].astype(jnp.float32))
+    normalised, _ = xla.normalised(x[...].astype(jnp.float32), epsilon)
     y[...] = (normalised * scale[...] + bias[...]).astype(y.dtype)
 
 
@@ -91,7 +84,7 @@ def _backward_kernel(
     epsilon: float, rows: int, x: Any, beside: Any, g: Any, scale: Any, dx: Any, dscale: Any, dbias: Any
 ) -> None:
     read = lambda ref: vmem.inside(ref[...], pl.program_id(1), rows).astype(jnp.float32)  # noqa: E731
-    (normalised, inverse), outer = _normalised(epsilon, read(x)), read(g)
+    (normalised, inverse), outer = xla.normalised(read(x), epsilon), read(g)
     dscale[...] += jnp.sum(outer * normalised, axis=0, keepdims=True)
     dbias[...] += jnp.sum(outer, axis=0, keepdims=True)
     inner = outer * scale[...]
