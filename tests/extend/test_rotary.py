@@ -8,7 +8,6 @@ import pytest
 from tests.extend.rotary.positions import Axial
 from vit_jax import models
 from vit_jax.layers.attention import attention_weights
-from vit_jax.models.vit import coordinates
 from vit_jax.train import loop
 
 FIELDS = dict(patch=4, width=32, depth=2, heads=2, mlp_dim=32, positions="sincos2d", num_classes=3)
@@ -16,13 +15,13 @@ FIELDS = dict(patch=4, width=32, depth=2, heads=2, mlp_dim=32, positions="sincos
 
 def test_logits_depend_on_differences(rng):
     q, k = (jnp.asarray(rng.normal(size=(2, 9, 2, 16)), jnp.float32) for _ in range(2))
-    at = jnp.asarray(coordinates(3, 3))
+    at = jnp.asarray(Axial().coordinates(3, 3))
     weights = jax.jit(lambda shift: attention_weights(*Axial().rotate(q, k, at + shift)))
     here, there = weights(jnp.zeros((1, 2))), weights(jnp.asarray([[5.0, -3.0]]))
     np.testing.assert_allclose(here, there, atol=1e-5)
     assert np.abs(np.asarray(here) - np.asarray(jax.jit(attention_weights)(q, k))).max() > 0.01
     one = Axial().rotate(q, k, at)[0]
-    angles = coordinates(3, 3)[:, :, None] * 100.0 ** (-np.arange(4) / 4)  # by complex numbers
+    angles = Axial().coordinates(3, 3)[:, :, None] * 100.0 ** (-np.arange(4) / 4)  # by complex numbers
     z = (np.asarray(q[..., :8]) + 1j * np.asarray(q[..., 8:])) * np.exp(1j * angles.reshape(1, 9, 1, 8))
     np.testing.assert_allclose(one, np.concatenate([z.real, z.imag], -1), atol=1e-5)
 

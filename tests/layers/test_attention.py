@@ -247,3 +247,31 @@ def test_gpus_without_fused_attention_are_left_to_xla(monkeypatch, capability, f
     monkeypatch.setattr(jax, "local_devices", lambda: [types.SimpleNamespace(compute_capability=capability)])
     run = dispatch.choose("attention", A.IMPLEMENTATIONS, None, *spec(197, 64), None)
     assert run is (A.attention_cudnn if fused else A.attention_xla)
+
+
+@pytest.mark.parametrize(
+    ("bias", "norm", "linear"), [("qv", "layer", Dense()), ("none", "rms", Dense()), ("qv", None, Monarch(2))]
+)
+def test_biases_and_norms_of_queries_and_keys_equal_float64(rng, bias, norm, linear):
+    """A layer without biases and norms whose inputs the formula treats instead."""
+    x = jnp.asarray(rng.standard_normal((2, 5, 16)), jnp.float32)
+    module = MultiHeadAttention(2, qkv_linear=linear, qkv_bias=bias, qk_norm=norm, norm_epsilon=1e-3)
+    shapes = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), x)["params"])
+    params = jax.tree.map(lambda s: jnp.asarray(rng.standard_normal(s.shape), jnp.float32), shapes)
+    assert set(params) == {"qkv", "out"} | ({"bias_q", "bias_v"} if bias == "qv" else set()) | (
+        {"norm_q", "norm_k"} if norm else set()
+    )
+    assert "bias" not in params["qkv"]
+    p = jax.tree.map(lambda v: np.asarray(v, np.float64), params)
+    kernel = np.asarray(linear.to_dense(params["qkv"])[0], np.float64).reshape(16, 2, 3, 8)
+    q, k, v = (np.einsum("bnd,dke->bnke", np.asarray(x, np.float64), kernel[:, :, i]) for i in range(3))
+    if bias == "qv":
+        q, v = (y + p[f"bias_{name}"].reshape(2, 8) for y, name in ((q, "q"), (v, "v")))
+    for name, y in (("q", q), ("k", k)) if norm else ():
+        y -= y.mean(-1, keepdims=True) if norm == "layer" else 0
+        y /= np.sqrt((y**2).mean(-1, keepdims=True) + 1e-3)
+        y *= p[f"norm_{name}"]["scale"]
+        y += p[f"norm_{name}"].get("bias", 0)
+    y = reference(q, k, v)[0].reshape(2, 5, 16)
+    got = jax.jit(module.apply)({"params": params}, x)
+    np.testing.assert_allclose(got, y @ p["out"]["kernel"] + p["out"]["bias"], atol=2e-4)

@@ -66,6 +66,9 @@ class Rope:
     def __call__(self, *, name):
         return self.turn
 
+    def coordinates(self, height, width):
+        return np.indices((height, width)).reshape(2, -1).T.astype(np.float32)
+
     def turn(self, q, k, at):
         return tuple(self.turned(x, at) for x in (q, k))
 

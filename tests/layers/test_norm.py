@@ -6,8 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from vit_jax.layers.norm import LayerNorm, unit
+from vit_jax.layers.norm import LayerNorm, RMSNorm, unit
 
 
 def test_module_equals_flax_in_value_and_gradient(rng):
@@ -31,6 +32,17 @@ def test_bfloat16_is_the_rounded_float32_result_and_params_stay_float32(rng):
     wide = jax.jit(LayerNorm().apply)(boxed, x.astype(jnp.float32))
     assert got.dtype == jnp.bfloat16 and nn.meta.unbox(boxed)["params"]["scale"].dtype == jnp.float32
     np.testing.assert_array_equal(got, wide.astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rms_norm_equals_float64_and_goes_on_beside(rng, dtype):
+    x, scale = jnp.asarray(rng.standard_normal((2, 3, 7)) + 3, dtype), jnp.asarray(rng.standard_normal(7), jnp.float32)
+    seen = []
+    got = RMSNorm(dtype, 1e-3).apply({"params": {"scale": scale}}, x, beside=seen.append)
+    wide = np.asarray(x, np.float64)
+    want = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-3) * np.asarray(scale, np.float64)
+    assert got.dtype == dtype and seen[0] is x
+    np.testing.assert_allclose(np.asarray(got, np.float64), want, rtol=1e-6 if dtype == "float32" else 2**-8, atol=1e-6)
 
 
 def test_unit_of_zero_is_zero_with_a_finite_gradient():

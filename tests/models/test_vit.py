@@ -267,3 +267,20 @@ def test_a_norm_after_pooling_beside_a_class_token(image, run):
     others = {**params, "position": {"embedding": np.asarray(params["position"]["embedding"])[:, 1:]}}
     assert "cls" not in init(without, image)
     assert not np.allclose(run(without, others, image), run(model, params, image))
+
+
+def test_a_distilled_vit_has_two_class_tokens_and_two_heads(image):
+    """Each head sees its own token, and the answer is the mean (Touvron et al. 2021)."""
+    model = models.create("vit", **TINY, distilled=True)
+    params = init(model, image)
+    assert params["position"]["embedding"].shape == (1, 2 + 6, 16) and params["dist"].shape == (1, 1, 16)
+    found = jax.jit(lambda p: model.apply({"params": p}, image, method="features"))(params)
+    maps = jax.tree.map(np.asarray, [params[name] for name in ("head", "head_dist")])
+    heads = [np.asarray(found.tokens[:, i]) @ m["kernel"] + m["bias"] for i, m in enumerate(maps)]
+    np.testing.assert_allclose(jax.jit(model.apply)({"params": params}, image), np.mean(heads, axis=0), atol=1e-5)
+    np.testing.assert_allclose(found.pooled, found.tokens[:, :2].mean(1), atol=1e-6)
+    role = model.roles(params)
+    assert (role["dist"].kind, role["dist"].part, role["head_dist"]["kernel"].part) == ("token", "stem", "head")
+    assert role["head_dist"]["kernel"].new
+    with pytest.raises(UserError, match="distilled=True has two class tokens and pool='gap' none"):
+        jax.eval_shape(models.create("vit", **TINY, distilled=True, pool="gap").init, jax.random.key(0), image)

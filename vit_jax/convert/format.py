@@ -122,6 +122,8 @@ class Codec:
       parts: classes of the modules that are among their fields: towers and decoders.
       limits: what of these modules it cannot say.
       spelled: tensors that ``matches`` -> the same by the names that ``rules`` give, and a note for each change.
+      takes: whether it can store a model of its ``kinds`` at all; another codec of the format may.
+      says: fields whose unusual values it can say, see :func:`unusual`, and of what type those are.
       processor: ``(path, our model)`` -> the project's own preparation of images as what lies at ``path`` describes it,
         a function from a file to float32[S,S,3]; None where nothing there does.
     """
@@ -135,7 +137,13 @@ class Codec:
     parts: tuple[type[nn.Module], ...] = ()
     limits: tuple[Limit, ...] = ()
     spelled: Callable[[Tensors], tuple[Tensors, list[str]]] = lambda theirs: (theirs, [])
+    takes: Callable[[Any], bool] = lambda model: True
+    says: Mapping[str, type] = dataclasses.field(default_factory=dict)
     processor: Callable[[pathlib.Path, Any], Callable[[pathlib.Path], Any] | None] = lambda path, model: None
+
+    def can_say(self, module: nn.Module, field: str) -> bool:
+        """Whether it can say the unusual value of a ``field``."""
+        return field in self.says and isinstance(getattr(module, field), self.says[field])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +169,8 @@ class Format:
     def codec(self, model: nn.Module) -> Codec | None:
         """What stores ``model``, None where nothing does."""
         own, *parts = map(type, modules(model))
-        return next((c for c in self.codecs if own in c.kinds and set(parts).issubset(c.parts)), None)
+        able = [c for c in self.codecs if own in c.kinds and set(parts).issubset(c.parts)]
+        return next((c for c in able if c.takes(model)), able[0] if able else None)
 
     def matches(self, names: Collection[str]) -> bool:
         """Whether tensors of these names are in this format."""
@@ -215,6 +224,19 @@ def modules(model: nn.Module) -> Iterator[nn.Module]:
             yield from modules(value)
 
 
+USUAL: Mapping[str, Any] = {"qkv_bias": "qkv", "qk_norm": None, "distilled": False}
+"""Fields of plain data -> the value that every format can say."""
+
+
+def unusual(module: nn.Module) -> dict[str, str]:
+    """Fields of ``module`` itself whose values few formats can say, as a user writes these."""
+    plain = {name: getattr(module, name, value) for name, value in USUAL.items()}
+    found = {name: str(value) for name, value in plain.items() if value != USUAL[name]}
+    if getattr(module, "positions", "") == "none":
+        found["positions"] = "none"
+    return {**structured(module), **found}
+
+
 def check(model: nn.Module, fmt: Format, others: Iterable[Format]) -> None:
     """Raises a :class:`UserError` for what ``fmt`` has not: a structured value of a field, the family, what it limits.
 
@@ -223,15 +245,18 @@ def check(model: nn.Module, fmt: Format, others: Iterable[Format]) -> None:
       fmt: how.
       others: the formats, the first of which that has the family is named; ours has them all.
     """
+    codec = fmt.codec(model)
     for module in modules(model):
-        for name, value in structured(module).items():
+        for name, value in unusual(module).items():
             if isinstance(getattr(module, name), LinearSpec):
                 raise UserError(
                     f"{fmt.title} has dense maps alone, not {name}='{value}'; add --linear dense, which multiplies "
                     "them out, or write --to vit_jax."
                 )
-            raise UserError(f"{fmt.title} has no {name}='{value}'; write --to vit_jax.")
-    if (codec := fmt.codec(model)) is None:
+            if codec is None or not codec.can_say(module, name):
+                sayable = (other.name for other in others if (c := other.codec(model)) and c.can_say(module, name))
+                raise UserError(f"{fmt.title} has no {name}='{value}'; write --to {next(sayable, 'vit_jax')}.")
+    if codec is None:
         known = {kind for codec in fmt.codecs for kind in codec.kinds + codec.parts}
         new = next((type(module).__name__ for module in modules(model) if type(module) not in known), None)
         able = next((other.name for other in others if other.codec(model)), "vit_jax")

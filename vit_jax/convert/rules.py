@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from vit_jax.convert.transforms import (
+    HALVES,
     LINEAR,
     SAME,
     Arrays,
@@ -58,9 +59,10 @@ def torch_linear(theirs: str, ours: str) -> list[Rule]:
     return [rule(f"{theirs}.weight", f"{ours}/kernel", LINEAR), rule(f"{theirs}.bias", f"{ours}/bias")]
 
 
-def torch_norm(theirs: str, ours: str) -> list[Rule]:
+def torch_norm(theirs: str, ours: str, bias: bool = True) -> list[Rule]:
     """Weight and bias of a norm."""
-    return [rule(f"{theirs}.weight", f"{ours}/scale"), rule(f"{theirs}.bias", f"{ours}/bias")]
+    found = [rule(f"{theirs}.weight", f"{ours}/scale")]
+    return [*found, rule(f"{theirs}.bias", f"{ours}/bias")] if bias else found
 
 
 def torch_mlp(theirs: str, ours: str, names: tuple[str, str] = (".fc1", ".fc2")) -> list[Rule]:
@@ -91,6 +93,10 @@ class Block(NamedTuple):
       mlp: the two maps of the MLP.
       norms: before attention and before the MLP.
       scales: of either branch, in a model with layer scale.
+      biases: tensors, of queries and of values, where keys have none.
+      qk_norms: of queries and of keys.
+      gate: the map to the gate of a gated MLP; "" where that of ``mlp`` holds gate and value one after the other.
+      mlp_norm: of the hidden layer of a gated MLP.
     """
 
     qkv: tuple[str, ...]
@@ -98,6 +104,10 @@ class Block(NamedTuple):
     mlp: tuple[str, str]
     norms: tuple[str, str]
     scales: tuple[str, str] = ("", "")
+    biases: tuple[str, str] = ("attn.q_bias", "attn.v_bias")
+    qk_norms: tuple[str, str] = ("attn.q_norm", "attn.k_norm")
+    gate: str = ""
+    mlp_norm: str = "mlp.norm"
 
 
 def torch_blocks(theirs: str, ours: str, tower: Any, names: Block, bias: bool = True) -> Iterator[Rule]:
@@ -113,11 +123,34 @@ def torch_blocks(theirs: str, ours: str, tower: Any, names: Block, bias: bool = 
             *torch_norm(a + names.norms[1], f"{b}norm_mlp"),
         )
         yield rule([a + part.format("weight") for part in names.qkv], f"{b}attention/qkv/kernel", qkv)
-        biases = [a + part.format("bias") for part in names.qkv if bias]
-        yield rule(biases, f"{b}attention/qkv/bias", qkv if bias else zeros(3 * tower.width))
-        yield from (*torch_linear(a + names.out, f"{b}attention/out"), *torch_mlp(a, f"{b}mlp", names.mlp))
+        if tower.qkv_bias == "qkv":
+            biases = [a + part.format("bias") for part in names.qkv if bias]
+            yield rule(biases, f"{b}attention/qkv/bias", qkv if bias else zeros(3 * tower.width))
+        elif tower.qkv_bias == "qv":
+            yield from (rule(a + x, f"{b}attention/bias_{y}") for x, y in zip(names.biases, "qv", strict=True))
+        if tower.qk_norm is not None:
+            for x, y in zip(names.qk_norms, "qk", strict=True):
+                yield from torch_norm(a + x, f"{b}attention/norm_{y}", tower.qk_norm == "layer")
+        yield from (*torch_linear(a + names.out, f"{b}attention/out"), *_torch_ffn(a, f"{b}mlp", tower, names))
         if tower.layer_scale is not None:
             yield from (rule(a + x, f"{b}scale_{y}") for x, y in zip(names.scales, ("attention", "mlp"), strict=True))
+
+
+def _torch_ffn(theirs: str, ours: str, tower: Any, names: Block) -> Iterator[Rule]:
+    """The MLP of a block, or the gated one (:class:`vit_jax.layers.gated.Gated`) in its place."""
+    if tower.ffn is None:
+        yield from torch_mlp(theirs, ours, names.mlp)
+        return
+    both, (first, second) = (f"{ours}/mlp_gate", f"{ours}/mlp_in"), names.mlp
+    if names.gate:
+        for a, b in zip((names.gate, first), both, strict=True):
+            yield from torch_linear(theirs + a, b)
+    else:
+        yield rule(f"{theirs}{first}.weight", [f"{b}/kernel" for b in both], HALVES)
+        yield rule(f"{theirs}{first}.bias", [f"{b}/bias" for b in both], HALVES)
+    yield from torch_linear(theirs + second, f"{ours}/mlp_out")
+    if tower.ffn.norm_epsilon is not None:
+        yield from torch_norm(theirs + names.mlp_norm, f"{ours}/norm")
 
 
 def into(

@@ -33,6 +33,10 @@ CONV = permute(2, 3, 1, 0)
 """``torch.nn.Conv2d``'s weight ``[out, in, h, w]`` <-> ``[h, w, in, out]``."""
 
 
+HALVES = Transform(lambda x: tuple(half.T for half in np.split(x, 2)), lambda *xs: (np.concatenate([x.T for x in xs]),))
+"""Two torch weights ``[out, in]`` (or biases), one below the other <-> ``[in, out]`` each."""
+
+
 LEADING = Transform(lambda x: (x[None],), lambda x: (x[0],))
 """``[N, D]`` <-> ``[1, N, D]``."""
 TOKEN = Transform(lambda x: (x[None, None],), lambda x: (x[0, 0],))

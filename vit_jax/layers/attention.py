@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -13,8 +14,12 @@ from vit_jax import sharding
 from vit_jax.kernels.attention import mosaic_tpu
 from vit_jax.kernels.dispatch import Implementation, choose, older_gpu
 from vit_jax.layers.hooks import Attended, LogitBias, Rotary
-from vit_jax.layers.linear import Dense, DType, LinearSpec, monarch, xavier_uniform_parts
+from vit_jax.layers.linear import Dense, DType, LinearSpec, logical, monarch, xavier_uniform_parts
+from vit_jax.layers.norm import EPSILON, NORMS, Norm
 from vit_jax.types import UserError
+
+QKVBias = Literal["qkv", "qv", "none"]
+"""Which of queries, keys and values have a bias."""
 
 
 def attention(
@@ -242,6 +247,10 @@ class MultiHeadAttention(nn.Module):
       implementation: how attention is computed, as :func:`attention` takes it; None picks.
       rotary: positions as a function of queries and keys, of self-attention; None for none.
       logit_bias: a term added to the logits; None for none.
+      qkv_bias: which of queries, keys and values have a bias in self-attention: all in the projection's, ``bias_q`` and
+        ``bias_v`` alone as BEiT and EVA have it ("qv"), or "none".
+      qk_norm: norm of the queries and keys of every head, ``norm_q`` and ``norm_k``, in self-attention; None for none.
+      norm_epsilon: of these norms.
     """
 
     heads: int
@@ -252,6 +261,9 @@ class MultiHeadAttention(nn.Module):
     implementation: str | None = None
     rotary: Rotary | None = None
     logit_bias: LogitBias | None = None
+    qkv_bias: QKVBias = "qkv"
+    qk_norm: Norm | None = None
+    norm_epsilon: float = EPSILON
 
     @nn.compact
     def __call__(
@@ -284,11 +296,14 @@ class MultiHeadAttention(nn.Module):
         asked = through if see is not None or self._is_asked() else None
         if context is None:
             qkv = self._product(x, "qkv", x.shape[-1], blocks)
-            if all(p is None for p in (cache, mask, bias, asked, self.rotary, self.logit_bias)):
+            if all(p is None for p in (cache, mask, bias, asked, self.rotary, self.logit_bias, self.qk_norm)):
                 options: dict[str, Any] = {"causal": causal, "blocks": blocks, "implementation": self.implementation}
                 y = self_attention(qkv, self.heads, **options)
                 return self._out(y, x.shape[-1], blocks)
             q, k, v = split_heads(qkv, self.heads, 3, blocks)
+            if self.qk_norm is not None:
+                norm = functools.partial(NORMS[self.qk_norm], self.dtype, self.norm_epsilon)
+                q, k = norm(name="norm_q")(q), norm(name="norm_k")(k)
             if self.rotary is not None:
                 q, k = self.rotary(name="rotary")(q, k, at)
             if cache is not None:
@@ -349,5 +364,16 @@ class MultiHeadAttention(nn.Module):
     def _product(self, x: jax.Array, name: str, width: int, blocks: int) -> jax.Array:
         """``[B, N, D]`` -> ``[B, N, width * len(name)]``, ordered (blocks, heads, parts, E / blocks)."""
         linear = self.qkv_linear if blocks == 1 else monarch.blocked(self.qkv_linear, width * len(name))[0]
-        init = xavier_uniform_parts(len(name))
-        return linear(width * len(name), name=name, axes=("embed", "heads"), dtype=self.dtype, kernel_init=init)(x)
+        fields: dict[str, Any] = {"name": name, "axes": ("embed", "heads"), "dtype": self.dtype}
+        fields["kernel_init"] = xavier_uniform_parts(len(name))
+        if name != "qkv" or self.qkv_bias == "qkv":
+            return linear(width * len(name), **fields)(x)
+        y = linear(width * len(name), use_bias=False, **fields)(x)
+        return y if self.qkv_bias == "none" else y + self._bias(width, blocks).astype(y.dtype)
+
+    def _bias(self, width: int, blocks: int) -> jax.Array:
+        """Of queries and values, ``[1, 1, 3 * width]``, ordered (blocks, heads, 3, E / blocks)."""
+        init = logical(nn.initializers.zeros, ("heads",))
+        q, v = (self.param(f"bias_{part}", init, (width,)) for part in "qv")
+        parts = jnp.stack([q, jnp.zeros_like(q), v]).reshape(3, self.heads, -1, blocks)
+        return parts.transpose(3, 1, 0, 2).reshape(1, 1, -1)

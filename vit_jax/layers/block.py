@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import config, sharding
-from vit_jax.layers.attention import KVCache, MultiHeadAttention
+from vit_jax.layers.attention import KVCache, MultiHeadAttention, QKVBias
 from vit_jax.layers.hooks import Adapter, Attended, LogitBias, MLPSpec, Rotary, Tokens
 from vit_jax.layers.linear import Dense, DType, LinearSpec, logical
 from vit_jax.layers.mlp import MLP, Activation
-from vit_jax.layers.norm import EPSILON, LayerNorm
+from vit_jax.layers.norm import EPSILON, LayerNorm, Norm
 from vit_jax.layers.stochastic import drop_path, dropout
 from vit_jax.types import UserError
 
@@ -92,6 +92,8 @@ class Block(ResidualBlock):
         decoders do: two blocks in one.
       qkv_linear: linear map (dense, or a structured one) of the projections to queries, keys and values.
       out_linear: linear map (dense, or a structured one) of attention's output projection.
+      qkv_bias: which of queries, keys and values have a bias in self-attention: all, "qv", or "none" of them.
+      qk_norm: norm of the queries and keys of every head; None for none.
       attention_implementation: how attention is computed, as :func:`vit_jax.layers.attention.attention` takes it; None
         picks.
       rotary: positions as a function of queries and keys; None for none.
@@ -104,6 +106,8 @@ class Block(ResidualBlock):
     split: bool = False
     qkv_linear: LinearSpec = Dense()
     out_linear: LinearSpec = Dense()
+    qkv_bias: QKVBias = "qkv"
+    qk_norm: Norm | None = None
     attention_implementation: str | None = None
     rotary: Rotary | None = None
     logit_bias: LogitBias | None = None
@@ -151,6 +155,7 @@ class Block(ResidualBlock):
 
         def self_attention(y: jax.Array, _: Any) -> jax.Array:
             hooks: dict[str, Any] = {"rotary": self.rotary, "logit_bias": self.logit_bias, "name": "attention"}
+            hooks |= {"qkv_bias": self.qkv_bias, "qk_norm": self.qk_norm, "norm_epsilon": self.norm_epsilon}
             bias = None if size is None else jnp.log(size)[:, None, None, :]
             see = None if self.reducer is None else seen.append
             return attend(causal=self.causal, **hooks)(y, mask=mask, bias=bias, cache=cache, at=at, see=see)

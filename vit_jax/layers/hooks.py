@@ -12,6 +12,7 @@ import jax
 
 from vit_jax.layers.linear import DType, LinearSpec
 from vit_jax.layers.mlp import Activation
+from vit_jax.types import Array
 
 
 class Tokens(NamedTuple):
@@ -62,6 +63,9 @@ class Rotary(Protocol):
 
     def __call__(self, *, name: str) -> Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, jax.Array]]:
         """Makes ``(q, k [B, N, K, E], coordinates [P, A] of the last P tokens) -> q, k``."""
+
+    def coordinates(self, height: int, width: int) -> Array:
+        """Of the tokens of a grid, row by row, float32 ``[height * width, A]``."""
 
 
 @runtime_checkable

@@ -26,6 +26,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "silu": lambda x: x * jax.nn.sigmoid(x),
 }
 """By name, on float32. ``gelu`` is exact (erf), ``gelu_tanh`` Flax's default, ``quick_gelu`` OpenAI CLIP's."""
 
@@ -78,7 +79,7 @@ class TopK(Checked):
 
 
 TOPK = {"topk": TopK}
-Activation = Literal["gelu", "gelu_tanh", "relu", "quick_gelu"] | TopK
+Activation = Literal["gelu", "gelu_tanh", "relu", "quick_gelu", "silu"] | TopK
 """A name in :data:`ACTIVATIONS` or "topk(128)"."""
 
 

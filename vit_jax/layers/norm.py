@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -37,6 +38,34 @@ class LayerNorm(nn.Module):
         if beside is not None:
             beside(x)
         return y.astype(self.dtype)
+
+
+class RMSNorm(nn.Module):
+    """``x / sqrt(mean(x ** 2) + epsilon) * scale`` over the last axis (Zhang and Sennrich 2019, arXiv:1910.07467).
+
+    Attributes:
+      dtype: type of the result, computed in float32; the parameter ``scale`` ``[D]`` is float32.
+      epsilon: added to the mean square.
+    """
+
+    dtype: DType = "float32"
+    epsilon: float = EPSILON
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, beside: Callable[[jax.Array], None] | None = None) -> jax.Array:
+        """As :class:`LayerNorm`; ``beside`` gets ``x`` itself."""
+        scale = self.param("scale", logical(nn.initializers.ones, ("embed",)), x.shape[-1:])
+        if beside is not None:
+            beside(x)
+        wide = x.astype(jnp.float32)
+        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.epsilon)
+        scale = jax.lax.broadcast_in_dim(scale.astype(jnp.float32), x.shape, (x.ndim - 1,))
+        return (wide * inverse * scale).astype(self.dtype)
+
+
+NORMS = {"layer": LayerNorm, "rms": RMSNorm}
+Norm = Literal["layer", "rms"]
+"""A name in :data:`NORMS`."""
 
 
 def unit(x: jax.Array) -> jax.Array:

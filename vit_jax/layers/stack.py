@@ -13,12 +13,14 @@ import jax.numpy as jnp
 
 from vit_jax.checks import Depth, Finite, Heads, Rate, Share, Size
 from vit_jax.config import resumable
-from vit_jax.layers.attention import KVCache
+from vit_jax.layers.attention import KVCache, QKVBias
 from vit_jax.layers.block import Block, Encoder, Remat, ResidualBlock
-from vit_jax.layers.hooks import Adapter, LogitBias, MLPSpec, Reducer, Rotary
+from vit_jax.layers.gated import FFNSpec
+from vit_jax.layers.hooks import Adapter, LogitBias, Reducer
 from vit_jax.layers.linear import Dense, DType, Spec
 from vit_jax.layers.mlp import Activation
-from vit_jax.layers.norm import EPSILON
+from vit_jax.layers.norm import EPSILON, Norm
+from vit_jax.layers.rotary import RotarySpec
 
 
 def common(source: nn.Module, target: type[nn.Module]) -> dict[str, Any]:
@@ -47,7 +49,8 @@ class Stack(nn.Module):
       remat: what the backward pass recomputes instead of keeping: "none" or a name in
         :data:`vit_jax.layers.block.REMAT`.
       adapter: what the output of every residual branch goes through before it is added; None for nothing.
-      ffn: what stands in place of the MLPs across channels, a gated one for example; None for the two-layer MLP.
+      ffn: what stands in place of the MLPs across channels: ``gated(align=8)``, with ``activation="silu"`` a SwiGLU;
+        None for the two-layer MLP.
     """
 
     depth: Depth = 12
@@ -62,7 +65,7 @@ class Stack(nn.Module):
     scan: bool = resumable(False)
     remat: Remat = resumable("none")
     adapter: Adapter | None = None
-    ffn: MLPSpec | None = None
+    ffn: FFNSpec | None = None
 
     def stack(self, block: Callable[..., nn.Module], **options: Any) -> Encoder:
         """The encoder of ``depth`` such blocks; ``options`` are fields of :class:`Encoder`."""
@@ -81,8 +84,11 @@ class TransformerStack(Stack):
       heads: number of attention heads; divides the width.
       qkv_linear: linear map (dense, or a structured one) of attention's projections to queries, keys and values.
       out_linear: linear map (dense, or a structured one) of attention's output projection.
+      qkv_bias: which of queries, keys and values have a bias in self-attention: all, "qv", or "none" of them.
+      qk_norm: norm of the queries and keys of every head, before they turn (Dehghani et al. 2023, arXiv:2302.05442);
+        None for none.
       attention: implementation of attention, None picks.
-      rotary: positions as a function of queries and keys; None for none but those of the embedding.
+      rotary: positions as a function of queries and keys, ``rope(base=100)``; None for none but those of the embedding.
       logit_bias: a term added to the logits of self-attention; None for none.
       reducer: what leaves tokens out or merges them between attention and MLP; None keeps all.
     """
@@ -90,8 +96,10 @@ class TransformerStack(Stack):
     heads: Heads = 3
     qkv_linear: Spec = Dense()
     out_linear: Spec = Dense()
+    qkv_bias: QKVBias = "qkv"
+    qk_norm: Norm | None = None
     attention: str | None = None
-    rotary: Rotary | None = None
+    rotary: RotarySpec | None = None
     logit_bias: LogitBias | None = None
     reducer: Reducer | None = None
 

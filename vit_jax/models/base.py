@@ -71,16 +71,18 @@ class ImageModel(Model):
     def _run(self, image: jax.Array, train: bool) -> tuple[Features, jax.Array]:
         found = self.encode(image, train)
         found = Features(found.tokens, found.pooled.astype(jnp.float32))
-        if not self.num_classes:
-            return found, found.pooled
-        head = Linear(
-            self.num_classes,
-            ("embed", "classes"),
-            kernel_init=nn.initializers.zeros,
-            bias_init=nn.initializers.constant(self.head_bias_init),
-            name="head",
-        )
-        return found, head(found.pooled)
+        return found, self.classify(found) if self.num_classes else found.pooled
+
+    def classify(self, found: Features) -> jax.Array:
+        """Logits float32 ``[B, num_classes]`` of the features."""
+        return self.to_classes("head", found.pooled)
+
+    @nn.compact
+    def to_classes(self, name: str, x: jax.Array) -> jax.Array:
+        """float32 ``[B, D]`` -> ``[B, num_classes]`` by the linear map ``name``."""
+        bias = nn.initializers.constant(self.head_bias_init)
+        fields: dict[str, Any] = {"kernel_init": nn.initializers.zeros, "bias_init": bias, "name": name}
+        return Linear(self.num_classes, ("embed", "classes"), **fields)(x)
 
 
 class ImageTextModel(Model):

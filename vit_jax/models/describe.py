@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -76,11 +76,20 @@ def _plain(value: Any, hint: Any) -> Any:
     """A field's value as a configuration says it: a frozen value by its name and fields, anything else as it is."""
     if not dataclasses.is_dataclass(value):
         return value
-    table = next((a.table for a in typing.get_args(hint) if isinstance(a, config.Choice)), TOPK)
+    table = next(_tables(hint), TOPK)
     name = next((name for name, row in table.items() if row is type(value)), config.name_of(value))
     if name is None:
         return config.record(value)
     return {"name": name, **{f.name: getattr(value, f.name) for f in dataclasses.fields(value)}}
+
+
+def _tables(hint: Any) -> Iterator[Mapping[str, Any]]:
+    """Those of the choices in a type, however deep."""
+    for part in typing.get_args(hint):
+        if isinstance(part, config.Choice):
+            yield part.table
+        else:
+            yield from _tables(part)
 
 
 PLAIN = (str, int, float, tuple, type(None), nn.Module)

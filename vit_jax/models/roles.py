@@ -53,17 +53,17 @@ class Model(nn.Module):
     """The field that is the model's image encoder, where that is a model of its own; None where it is the model."""
 
     PARTS: ClassVar[Mapping[str, Part]] = {
-        **dict.fromkeys(("stem", "patch", "cls", "registers", "position", "token", "norm_pre"), "stem"),
-        **dict.fromkeys(("norm", "norm_pool", "pool", "map", "head", "pre_logits"), "head"),
+        **dict.fromkeys(("stem", "patch", "cls", "dist", "registers", "position", "token", "norm_pre"), "stem"),
+        **dict.fromkeys(("norm", "norm_pool", "pool", "map", "head", "head_dist", "pre_logits"), "head"),
     }
     """Name of a module or a parameter -> its part; what is below ``block_<i>`` or ``stage_<i>`` is in a block."""
     KINDS: ClassVar[Mapping[str, Kind]] = {
         "kernel": "kernel", "bias": "bias", "scale": "scale",
-        **dict.fromkeys(("embedding", "cls", "registers", "probe", "queries"), "token"),
+        **dict.fromkeys(("embedding", "cls", "dist", "registers", "probe", "queries"), "token"),
         **dict.fromkeys(("kernel_values", "kernel_index", "kernel_scale"), "packed"),
     }  # fmt: skip
     """Name of a module, of a parameter, or the first word of a parameter's -> its kind."""
-    NEW: ClassVar[tuple[str, ...]] = ("head", "pre_logits", "adapter_*")
+    NEW: ClassVar[tuple[str, ...]] = ("head", "head_dist", "pre_logits", "adapter_*")
     """Names of modules, wildcards allowed, that weights may lack."""
 
     def __post_init__(self) -> None:

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from vit_jax import config
 from vit_jax.checks import Pixels, Range, Size
@@ -20,10 +19,10 @@ from vit_jax.layers.stack import TransformerStack
 from vit_jax.layers.stochastic import dropout
 from vit_jax.models.base import Features, ImageModel
 from vit_jax.models.resnet import Numerics, ResNet
-from vit_jax.types import Array
+from vit_jax.types import Array, UserError
 
 POOLS = ("cls", "gap", "map", "cls_gap")
-POSITIONS = ("learn", "sincos2d")
+POSITIONS = ("learn", "sincos2d", "none")
 
 
 class ViT(TransformerStack, ImageModel):
@@ -34,13 +33,15 @@ class ViT(TransformerStack, ImageModel):
       width: channels D of a token.
       pool: "cls" token, "gap" (average of the grid), "map" (attention pooling) or "cls_gap" (cls beside the average:
         2D features, as the linear classifiers of DINOv2 see, Oquab et al. 2024, arXiv:2304.07193).
-      positions: "learn" or "sincos2d" (fixed); those of ``rotary`` come on top.
+      positions: "learn", "sincos2d" (fixed) or "none"; those of ``rotary`` come on top.
       patch_bias: whether the patch embedding has a bias.
       cls_token: a class token beside the grid even where ``pool`` does not look at it, as in fine-tuned masked
         autoencoders (He et al. 2022, arXiv:2111.06377).
       pre_norm: a layer norm before the first block, as CLIP has (Radford et al. 2021).
       final_norm: a layer norm after the last block.
       pool_norm: a layer norm after pooling, as those have that are ``final_norm=False`` and average (timm's fc_norm).
+      distilled: a second class token with a head of its own, for a teacher's answer; logits and pooled features are the
+        means of both (Touvron et al. 2021, arXiv:2012.12877, section 4). Takes ``pool="cls"``.
       registers: extra learned tokens without position (Darcet et al. 2024, arXiv:2309.16588).
       pre_logits: size of a tanh layer before the head, None for none.
       stem: bottlenecks per stage of a ResNetV2 before the patches, None for no stem.
@@ -50,8 +51,9 @@ class ViT(TransformerStack, ImageModel):
     patch: Pixels = 16
     width: Size = 192
     pool: Literal["cls", "gap", "map", "cls_gap"] = "cls"
-    positions: Literal["learn", "sincos2d"] = "learn"
+    positions: Literal["learn", "sincos2d", "none"] = "learn"
     cls_token: bool = False
+    distilled: bool = False
     patch_bias: bool = True
     pre_norm: bool = False
     final_norm: bool = True
@@ -63,14 +65,20 @@ class ViT(TransformerStack, ImageModel):
 
     def encode(self, image: jax.Array, train: bool) -> Features:
         tokens, grid = self.embed(image, train)
-        tokens = self.encode_tokens(tokens, train, coordinates(*grid))
+        tokens = self.encode_tokens(tokens, train, self.coordinates(*grid))
         return Features(tokens, self.pooled(tokens))
+
+    def coordinates(self, height: int, width: int) -> Array | None:
+        """Of the tokens of a grid, row by row, ``[height * width, A]`` for ``rotary``; None without it."""
+        return None if self.rotary is None else self.rotary.coordinates(height, width)
 
     @nn.compact
     def embed(self, image: jax.Array, train: bool) -> tuple[jax.Array, tuple[int, int]]:
         """``[B, H, W, C] -> [B, N, D]``, cls, registers and grid with positions, and the grid's (rows, columns)."""
         config.lookup(dict.fromkeys(POOLS), self.pool, "pool")
         config.lookup(dict.fromkeys(POSITIONS), self.positions, "positions")
+        if self.distilled and self.pool != "cls":
+            raise UserError(f"distilled=True has two class tokens and pool={self.pool!r} none; leave pool='cls'.")
         x, grid = self._embed(image)
         if self.pre_norm:
             x = LayerNorm(self.dtype, self.norm_epsilon, name="norm_pre")(x)
@@ -81,8 +89,13 @@ class ViT(TransformerStack, ImageModel):
     @nn.compact
     def encode_tokens(self, tokens: jax.Array, train: bool, at: Array | None = None) -> jax.Array:
         """``[B, N, D] -> [B, N, D]``, for any of the tokens; ``at`` are coordinates of the last ones for ``rotary``."""
-        encoder = self.stack(Block, name="encoder")
-        return encoder(tokens, train=train, at=None if self.rotary is None else at)
+        return self.stack(Block, name="encoder")(tokens, train=train, at=at)
+
+    def classify(self, found: Features) -> jax.Array:
+        if not self.distilled:
+            return super().classify(found)
+        cls, dist = found.tokens[:, 0].astype(jnp.float32), found.tokens[:, 1].astype(jnp.float32)
+        return (self.to_classes("head", cls) + self.to_classes("head_dist", dist)) / 2
 
     @nn.compact
     def pooled(self, tokens: jax.Array) -> jax.Array:
@@ -95,7 +108,7 @@ class ViT(TransformerStack, ImageModel):
         return x
 
     def _embed(self, image: jax.Array) -> tuple[jax.Array, tuple[int, int]]:
-        """Only cls and grid have positions."""
+        """Only class tokens and grid have positions."""
         if self.stem is not None:
             image = ResNet(self.stem, dtype=self.dtype, numerics=self.stem_numerics, name="stem")(image)
         grid = PatchEmbed(self.patch, self.width, self.dtype, self.patch_bias, name="patch")(image)
@@ -103,8 +116,8 @@ class ViT(TransformerStack, ImageModel):
         x = grid.reshape(b, h * w, d)
         if self.positions == "sincos2d":
             x += jnp.asarray(sincos_positions(h, w, d)[None], x.dtype)
-        if self._has_cls():
-            x = jnp.concatenate([self._tokens("cls", nn.initializers.zeros, 1, b), x], axis=1)
+        names = (["cls"] if self._has_cls() else []) + (["dist"] if self.distilled else [])
+        x = jnp.concatenate([*(self._tokens(name, nn.initializers.zeros, 1, b) for name in names), x], axis=1)
         if self.positions == "learn":
             x = PositionEmbedding(self.dtype, name="position")(x)
         if self.registers:
@@ -121,6 +134,8 @@ class ViT(TransformerStack, ImageModel):
         return self.cls_token or self.pool in ("cls", "cls_gap")
 
     def _pool(self, tokens: jax.Array) -> jax.Array:
+        if self.distilled:
+            return average(tokens[:, :2])
         if self.pool == "cls":
             return tokens[:, 0]
         if self.pool == "map":
@@ -128,8 +143,3 @@ class ViT(TransformerStack, ImageModel):
             return pool(tokens)
         grid = average(tokens[:, self._has_cls() + self.registers :])
         return grid if self.pool == "gap" else jnp.concatenate([tokens[:, 0], grid], axis=-1)
-
-
-def coordinates(height: int, width: int) -> np.ndarray:
-    """Row and column of every token of a grid, float32 ``[height * width, 2]``."""
-    return np.indices((height, width)).reshape(2, -1).T.astype(np.float32)

@@ -72,7 +72,7 @@ def adapt(
             else:
                 out[path], note = fitted
                 notes.append(note)
-    unused = [p for p in have if p in new or p == "cls"]
+    unused = [p for p in have if p in new or p in ("cls", "dist")]
     notes += [f"{path} is not used" for path in unused]
     wrong += [f"{path} is left over" for path in have if path not in unused]
     if wrong:
@@ -124,10 +124,10 @@ def _fit(path: str, value: np.ndarray, shape: tuple[int, ...], method: str) -> t
 
 
 def _positions(path: str, value: np.ndarray, count: int, method: str) -> tuple[np.ndarray, str]:
-    """Position embeddings resized to another grid; models here have a square grid and at most one prefix token."""
+    """Position embeddings resized to another grid; models here have a square grid and at most two prefix tokens."""
     sides = []
     for n in (value.shape[1], count):
-        prefix = next((p for p in range(2) if round((n - p) ** 0.5) ** 2 == n - p), None)
+        prefix = next((p for p in range(3) if round((n - p) ** 0.5) ** 2 == n - p), None)
         if prefix is None:
             raise UserError(f"{path}: {n} positions are no square grid, so they cannot be resized.")
         sides.append((prefix, round((n - prefix) ** 0.5)))

@@ -89,7 +89,7 @@ def test_without_settings_those_of_transformers_are_assumed():
         ({"vision_model__embeddings__patch_embedding__weight": (768, 1, 32, 32)}, {}, "only square RGB patches"),
         ({"text_model__embeddings__token_embedding__weight": None}, {}, "the weights lack .*token_embedding.weight"),
         ({"text_projection__weight": None}, {}, "the weights lack text_projection.weight"),
-        ({}, {"vision_config": {"hidden_act": "silu"}}, "hidden_act='silu' is no activation here"),
+        ({}, {"vision_config": {"hidden_act": "mish"}}, "hidden_act='mish' is no activation here"),
         ({}, {"text_config": {"eos_token_id": [1, 2]}}, r"eos_token_id=\[1, 2\] is no token"),
         ({}, {"text_config": {"eos_token_id": None}}, "eos_token_id=None is no token"),
     ],

@@ -52,7 +52,7 @@ def test_what_is_not_said_is_assumed_and_noted():
             {},
             "the weights lack encoder.layer.0.intermediate.dense.weight",
         ),
-        ({}, {"hidden_act": "silu"}, "hidden_act='silu' is no activation here; allowed: gelu"),
+        ({}, {"hidden_act": "mish"}, "hidden_act='mish' is no activation here; allowed: gelu"),
         ({"pooler.dense.weight": (32, 32)}, {"pooler_act": "relu"}, "pooler_act='relu'"),
     ],
 )

@@ -57,6 +57,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "epsilon": ("vit_base_patch32_clip_quickgelu_224", SMALL | {"pre_norm": False}),
     "clip": ("vit_base_patch32_clip_quickgelu_224", SMALL),  # a norm before the blocks, patches without a bias
     "stem": ("vit_tiny_r_s16_p8_224", SMALL | {"patch_size": 2}),
+    "distilled": ("deit_tiny_distilled_patch16_224", SMALL),
+    "swiglu": ("vit_giant_patch14_reg4_dinov2", SMALL | {"mlp_ratio": 4}),
+    "qk_norm": ("vit_tiny_patch16_224", SMALL | {"qk_norm": True}),
+    "dinov3": ("vit_small_patch16_dinov3", SMALL | {"global_pool": "token"}),  # no position but rotary ones
+    "dinov3_gates": ("vit_small_plus_patch16_dinov3_qkvb", SMALL),  # biases of queries and values
+    "eva": ("eva_giant_patch14_224", SMALL),  # no rotary positions
+    "eva02": ("eva02_tiny_patch14_224", SMALL | {"num_heads": 4}),
+    "eva02_norms": ("eva02_base_patch14_224", SMALL),  # maps of their own, a norm in the MLP
+    "rope": ("vit_small_patch16_rope_ape_224", SMALL),
+    "rope_registers": ("vit_medium_patch16_rope_reg1_gap_256", SMALL),
 }
 SLOW_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "r26": ("vit_small_r26_s32_224", SMALL | {"patch_size": 1, "img_size": 64}),
@@ -82,7 +92,9 @@ def build_peer(path: pathlib.Path) -> Any:
     return image.build_peer(path, vit.CODEC, vit.content)
 
 
-@pytest.mark.parametrize("case", rest_slow(CASES, "cls", "placed", "gap", "map", "stem", "bare"))
+@pytest.mark.parametrize(
+    "case", rest_slow(CASES, "cls", "placed", "gap", "map", "stem", "bare", "distilled", "dinov3_gates", "eva02_norms")
+)
 def test_logits_tokens_and_every_block_are_timms(case, timm, torch):
     module = create(timm, torch, *CASES[case])
     if case == "epsilon":  # small enough for 1e-5 and 1e-6 to differ by percents
@@ -118,6 +130,7 @@ def test_full_sizes_and_deep_stems(case, timm, torch):
 
 
 VIT: dict[str, Any] = dict(name="vit", width=32, depth=2, heads=2, mlp_dim=96, patch=8, num_classes=3)
+DINOV3 = {"rotary": "rope", "positions": "none", "qkv_bias": "none", "norm_epsilon": 1e-5}
 WRITTEN: dict[str, dict[str, Any]] = {
     "cls": VIT,
     "cls_nowhere": VIT,  # a class token whose position is zero
@@ -130,6 +143,11 @@ WRITTEN: dict[str, dict[str, Any]] = {
     "clip_finer": VIT | {"pre_norm": True, "patch_bias": False, "final_norm": False},
     "stem": VIT | {"stem": (), "stem_numerics": "timm", "patch": 2},
     "relu": VIT | {"activation": "relu", "heads": 4},
+    "distilled": VIT | {"distilled": True, "qk_norm": "layer"},
+    "swiglu": VIT | {"ffn": "gated(8)", "activation": "silu", "registers": 2, "layer_scale": 1e-5},
+    "dinov3": VIT | DINOV3 | {"ffn": "gated", "activation": "silu", "layer_scale": 1e-5, "registers": 2},
+    "rope": VIT | {"rotary": "rope(50, interleaved, 5, xy)", "pool": "gap", "final_norm": False, "pool_norm": True},
+    "eva": VIT | {"qkv_bias": "qv", "ffn": "gated(None, 1e-6)", "activation": "silu", "cls_token": True, "pool": "gap"},
     "mixer": {"name": "mixer_s32", "depth": 8, "token_dim": 24, "mlp_dim": 65, "num_classes": 3},
 }
 NAMES = ("a cat", "ein Hund", "\N{BIRD}")
@@ -236,12 +254,11 @@ def test_fixed_positions_are_written_as_numbers(timm, torch, tmp_path):
 
 
 ALIEN = {
-    "deit_tiny_distilled_patch16_224": "distillation token",
-    "vit_giant_patch14_dinov2": "gated MLPs",
-    "gmixer_12_224": "gated MLPs",
+    "gmixer_12_224": "gated MLP",
     "aimv2_large_patch14_224": "norm of patches",
-    "eva02_enormous_patch14_clip_224": "queries, keys and values",
-    "vit_small_patch16_dinov3": "gamma_1",
+    "eva02_enormous_patch14_clip_224": "norms after the branches",
+    "eva02_base_patch16_clip_224": "norms inside of attention",
+    "vit_small_patch16_lingbot": "architecture='vit_small_patch16_lingbot'",
     "vit_base_patch16_rope_mixed_224": "rotary",
     "vit_pe_core_gigantic_patch14_448": "rotary positions, which no tensor shows",
     "vit_relpos_small_patch16_224": "relative positions",
@@ -288,7 +305,7 @@ def test_norms_and_biases_that_nothing_tells_of(args, missing, says, timm, torch
         FORMAT.read(there, {})
 
 
-ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu"}
+ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu", "SiLU": "silu"}
 
 
 @pytest.mark.parametrize(
@@ -328,7 +345,7 @@ def test_every_architecture_is_read_as_timm_builds_it_or_refused(timm, torch):
         assert {n for r in FORMAT.rules(model, found.layout) for n in r.theirs} == there.keys()
         block = module.blocks[0]
         mlp = block.mlp if hasattr(block, "mlp") else block.mlp_channels
-        assert type(module).__name__ in ("VisionTransformer", "MlpMixer")
+        assert type(module).__name__ in ("VisionTransformer", "VisionTransformerDistilled", "Eva", "MlpMixer")
         assert (model.norm_epsilon, model.activation) == (block.norm1.eps, ACTIVATIONS[type(mlp.act).__name__]), name
         assert not hasattr(block, "attn") or model.heads == block.attn.num_heads, name
         read.append(name)
@@ -356,7 +373,7 @@ def test_damaged_or_odd_files(timm, torch):
         with pytest.raises(UserError, match=words):
             convert(files, None)
     for name, words in (
-        ("blocks.0.attn.q_norm.weight", "norms of queries"), ("blocks.1.attn.norm.bias", "norms inside"),
+        ("blocks.0.attn.q_norm.weight", "attn.k_norm.weight"), ("blocks.1.attn.norm.bias", "norms inside"),
         ("blocks.0.attn.lambda_q1", "differential"), ("pre_logits.fc.bias", "a layer before the head"),
         ("blocks.0.mlp.w12.weight", "gated"), ("layers.0.x", "stages"), ("surprise", "surprise is left over"),
     ):  # fmt: skip
@@ -366,7 +383,7 @@ def test_damaged_or_odd_files(timm, torch):
     for args, words in (
         ({"global_pool": "avg"}, "global_pool='avg' with a class token"),
         ({"global_pool": "prr"}, "'prr'"),
-        ({"act_layer": "silu"}, "act_layer='silu'.*gelu_tanh"),
+        ({"act_layer": "mish"}, "act_layer='mish'.*gelu_tanh"),
         ({"norm_layer": "rmsnorm"}, "norm_layer='rmsnorm'"),
     ):
         with pytest.raises(UserError, match=words):

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from vit_jax.layers.block import Block, Encoder
 from vit_jax.layers.linear import Linear, logical
 from vit_jax.models import Features, ImageModel, ViT
-from vit_jax.models.vit import coordinates
 
 
 class MAE(ImageModel):
@@ -45,7 +44,7 @@ class MAE(ImageModel):
         kept = max(1, round(n * (1 - self.ratio)))
         order = jnp.argsort(jax.random.uniform(self.make_rng("mask"), (b, n)), axis=1)
         seen = jnp.take_along_axis(tokens, order[:, :kept, None], axis=1)
-        x = Linear(self.dim, name="narrow")(self.vit.encode_tokens(seen, train, coordinates(*grid)))
+        x = Linear(self.dim, name="narrow")(self.vit.encode_tokens(seen, train, self.vit.coordinates(*grid)))
         token = self.param("mask_token", logical(nn.initializers.normal(0.02), (None, None, "embed")), (1, 1, self.dim))
         x = jnp.concatenate([x, jnp.broadcast_to(token, (b, n - kept, self.dim))], axis=1)
         x = jnp.take_along_axis(x, jnp.argsort(order, axis=1)[:, :, None], axis=1)  # each to its own place

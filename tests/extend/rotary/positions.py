@@ -6,6 +6,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +21,10 @@ class Axial:
 
     def __call__(self, *, name: str):
         return self.rotate
+
+    def coordinates(self, height: int, width: int) -> np.ndarray:
+        """Row and column of every token of a grid, float32 ``[height * width, 2]``."""
+        return np.indices((height, width)).reshape(2, -1).T.astype(np.float32)
 
     def rotate(self, q: jax.Array, k: jax.Array, at: jax.Array) -> tuple[jax.Array, jax.Array]:
         size, axes = q.shape[-1], at.shape[1]

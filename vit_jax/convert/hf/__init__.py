@@ -1,7 +1,7 @@
-"""Hugging Face transformers: CLIP, SigLIP and their image towers; ViT and DINOv2, bare or with a classifier."""
+"""Hugging Face transformers: CLIP, SigLIP and their image towers; ViT and DINOv2, bare or with a classifier; DINOv3."""
 
 from vit_jax.convert.format import Format
-from vit_jax.convert.hf import clip, tower, vit
+from vit_jax.convert.hf import clip, dinov3, tower, vit
 
-CODECS = (clip.CODEC, vit.CODEC, tower.CODEC)
+CODECS = (clip.CODEC, dinov3.CODEC, vit.CODEC, tower.CODEC)
 FORMAT = Format("hf", "Hugging Face transformers", ".safetensors", "bicubic_plain", CODECS)

@@ -21,6 +21,12 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "DeiT": {**HALF, "resample": 3, "size": {"height": 256, "width": 256}, "crop_size": 224, "do_center_crop": True},
     "Bit": {**CLIP, "resample": 3, "size": {"shortest_edge": 224}, "crop_size": 224, "do_center_crop": True},
     "CLIP": {**CLIP, "resample": 3, "size": {"shortest_edge": 224}, "crop_size": 224, "do_center_crop": True},
+    "DINOv3ViT": {
+        **IMAGENET,
+        "resample": 2,
+        "size": {"height": 224, "width": 224},
+        "do_center_crop": False,
+    },
     "Siglip": {**HALF, "resample": 3, "size": {"height": 224, "width": 224}, "do_center_crop": False},
 }
 """What transformers assumes where the file is silent, by the name of the processor without its ending."""
@@ -28,6 +34,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
     "vit": ("ViT", {}),
     **dict.fromkeys(("dinov2", "dinov2_with_registers"), ("Bit", {**IMAGENET, "size": {"shortest_edge": 256}})),
+    "dinov3_vit": ("DINOv3ViT", {}),
     "clip": ("CLIP", {}),
     "siglip": ("Siglip", {}),
 }
@@ -39,8 +46,8 @@ FILTERS: dict[int, Filter] = {
 """Pillow's numbers of its filters."""
 MODES: tuple[Mode, ...] = ("center", "squash")
 ROUNDING: Rounding = "transformers"
-RESIZES = ("dinov2", "dinov2_with_registers")
-"""Families that resize their positions to whatever image they get; others refuse it."""
+RESIZES = ("dinov2", "dinov2_with_registers", "dinov3_vit")
+"""Families that take whatever image they get, as they resize or compute their positions; others refuse it."""
 
 
 def read(content: Mapping[str, Any] | None, family: str, size: int, patch: int = 1) -> tuple[Preprocess, list[str]]:
@@ -103,7 +110,7 @@ def _edge(size: Any, kind: str) -> tuple[int, bool]:
         raise UserError(
             f"{FILE} has a size of {size!r}, expected one side in pixels; only square inputs are converted."
         )
-    both = sides[0] is None if isinstance(size, Mapping) else kind in ("ViT", "DeiT")
+    both = sides[0] is None if isinstance(size, Mapping) else kind in ("ViT", "DeiT", "DINOv3ViT")
     return given.pop(), both
 
 

@@ -16,7 +16,7 @@ from vit_jax.types import UserError
 FILE = "config.json"
 ACTIVATIONS = {
     "gelu": "gelu", "gelu_python": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh", "quick_gelu": "quick_gelu", "relu": "relu",
+    "gelu_fast": "gelu_tanh", "quick_gelu": "quick_gelu", "relu": "relu", "silu": "silu", "swish": "silu",
 }  # fmt: skip
 """``hidden_act`` -> ours; the first of equals is written."""
 EPSILON = {"vit": 1e-12, "dinov2": 1e-6, "dinov2_with_registers": 1e-6}

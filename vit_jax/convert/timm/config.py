@@ -19,7 +19,7 @@ from vit_jax.io.sidecar import About
 from vit_jax.layers.norm import EPSILON
 from vit_jax.types import UserError
 
-ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu")
+ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu", "silu")
 """Names of ``act_layer`` that mean the same here."""
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "box", "hamming", "lanczos")
 CROP_MODES: dict[str, Mode] = {"center": "center", "squash": "squash", "border": "pad"}
@@ -34,6 +34,29 @@ UNSEEN: tuple[tuple[str, dict[str, Any]], ...] = (
     (r"vit_giantopt_.*|vit_base_patch16_gap_224", {"num_heads": 16}),
     (r"(deit3|flexivit)_.*|vit_base_mci_.*|vit_.*_(xp|radio|reg\d+)_.*", {"no_embed_class": True}),
     (r"vit_intern300m_.*", {"final_norm": False}),
+    (r"vit_giant_patch14_(reg4_)?dinov2", {"act_layer": "silu", "num_heads": 24}),
+    (r"eva_giant_.*", {"use_rot_pos_emb": False}),
+    (r"eva(02)?_.*_clip_.*", {"global_pool": "token"}),
+    (r"eva02_enormous_.*", {"use_post_norm": True}),
+    (r"eva02_.*", {"use_rot_pos_emb": True, "ref_feat_shape": [16, 16]}),
+    (r"vit_.*_rope_reg\d+_gap_.*", {"use_rot_pos_emb": True, "ref_feat_shape": [16, 16]}),
+    (
+        r"vit_.*_rope(_ape)?_\d+",
+        {"use_rot_pos_emb": True, "rope_temperature": 100.0, "rope_grid_indexing": "xy", "global_pool": "token"},
+    ),
+    (r"vit_.*_rope_ape_\d+", {"no_embed_class": True}),
+    (
+        r"vit_.*_dinov3.*",
+        {
+            "norm_epsilon": CLIP_EPSILON,
+            "use_rot_pos_emb": True,
+            "rope_type": "dinov3",
+            "rope_temperature": 100.0,
+            "rope_rotate_half": True,
+        },
+    ),
+    (r"vit_huge_plus_patch16_dinov3.*", {"num_heads": 20}),
+    (r"vit_7b_patch16_dinov3", {"num_heads": 32}),
     (r"test_vit2?", {"num_heads": 2}),
     (r"test_vit3", {"num_heads": 3, "pool_include_prefix": True}),
 )
@@ -80,7 +103,7 @@ class Config:
 
     def heads(self, width: int) -> int | None:
         """Those that it says or its architecture has, None where that cannot be told."""
-        size = re.match(r"(?:vit|deit3?|flexivit)_([a-z\d]+)_", self.architecture or "")
+        size = re.match(r"(?:vit|deit3?|flexivit|eva02?|beit(?:v2)?)_([a-z\d]+)_", self.architecture or "")
         return self.args.get("num_heads") or (HEADS.get(size[1], {}).get(width) if size else None)
 
     def grids(self, unit: int) -> list[tuple[int, int]]:

@@ -7,7 +7,7 @@ import json
 import pathlib
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,16 +29,13 @@ from vit_jax.types import UserError
 
 UNSUPPORTED = {
     r"patch_embed\.norm\.|stem\.norm\.": "a norm of patches, before positions are added",
-    r"(dist_token$|head_dist\.)": "a distillation token (as of DeiT)",
     r"pre_logits\.": "a layer before the head, which timm itself leaves out since 2022",
-    r".*attn\w*\.[qk]_norm\.": "norms of queries and keys (q_norm, k_norm)",
-    r".*\.attn\.norm\.|.*\.mlp\.norm\.": "norms inside of attention or MLP",
+    r".*\.attn\.norm\.": "norms inside of attention",
+    r".*\.attn\.gate\.": "gates of attention",
     r".*\.attn\.lambda_": "differential attention",
-    r".*\.attn\.([qkv]_proj\.|[qkv]_bias$)": "separate queries, keys and values (as of EVA and BEiT)",
-    r".*rope|.*freqs": "rotary positions",
+    r".*rope(?!_embed\.periods$)|.*freqs": "learned rotary positions (as of rope_mixed)",
+    r".*\.mlp\.w\d+\.": "gated MLPs of another kind",
     r".*rel(ative)?_pos": "relative positions",
-    r".*\.mlp\.(w\d+|fc1_[gx])\.|.*\.mlp\.gate\.": "gated MLPs (as of SwiGLU)",
-    r"blocks\.\d+\.gamma_\d": "layer scales named gamma_1 (as of EVA and CaiT; those of timm's ViTs are ls1.gamma)",
     r"blocks\.\d+\.(attns|ffns|in_norm|in_proj)\b": "parallel blocks",
     r"blocks\.\d+\.(linear_tokens|mlp_channels\.gate)\b": "blocks as of ResMLP or gMLP",
     r"blocks\.\d+\.\d+\.|layers\.\d+\.|stages\.\d+\.|blocks_token_only\.": "stages (as of Swin, Hiera, CaiT)",
@@ -49,12 +46,14 @@ NORMS = "norm.weight|fc_norm.weight"
 MISSING = {
     NORMS: "a model without a norm after the blocks, of which no config.json says final_norm=False,",
     "blocks.0.norm1.bias": "norms without a bias (RMSNorm)",
-    "blocks.0.mlp.fc1.bias|blocks.0.mlp_channels.fc1.bias": "maps without a bias",
+    "blocks.0.mlp.fc1.bias|blocks.0.mlp.fc1_x.bias|blocks.0.mlp_channels.fc1.bias": "maps without a bias",
     "patch_embed.proj.bias|stem.proj.bias|norm_pre.weight": "patches without a bias and a norm after them (pre_norm)",
-    "pos_embed|stem.proj.weight": "a model without learned positions",
 }
 """Names, one of which must be there -> what its absence means."""
 UNUSED = {
+    r"rope_embed\.periods$": "positions are computed",
+    r"blocks\.\d+\.attn\.qkv\.bias_mask$": "keys have no bias",
+    r"local_cls_norm\.": "pretraining alone uses it",
     r"mask_token$": "masked pretraining alone uses it",
     r"decoder_(embed|pos_embed|blocks|norm|pred)\b": "the decoder of masked pretraining",
 }
@@ -78,22 +77,28 @@ def codec(
     content: Content,
     write: Callable[[Stored], Writing],
     limits: tuple[Limit, ...],
+    spelled: Callable[[Tensors], tuple[Tensors, list[str]]] = lambda theirs: (theirs, []),
+    alone: Callable[[Tensors], Mapping[str, Any]] = lambda theirs: {},
 ) -> Codec:
     """The codec of a family.
 
     Args:
       kind: its class.
-      start: of the name of a tensor that tells it from other families.
+      start: pattern of the beginning of the name of a tensor that tells it from other families.
       crop: what its models are evaluated with, for want of a file.
       fields: of a model, from shapes; what those do not show from ``config.json`` (see :mod:`.config`).
       rules: as of the codec.
       content: of ``config.json``.
       write: as of the codec.
       limits: as of the codec.
+      spelled: as of the codec.
+      alone: content of ``config.json`` that stands for one that is missing, {} for none.
     """
 
     def read(theirs: Tensors, about: About) -> Reading:
-        config = read_config(about)
+        config = read_config(
+            about if "architecture" in about.get("config.json", {}) else {"config.json": alone(theirs)}
+        )
         model, layout, size, notes, assumed = architecture(theirs, config, fields)
         images, more = preprocess(config, size, crop, model["patch"] * stride(model.get("stem")))
         unused = {name: why for start, why in UNUSED.items() for name in theirs if re.match(start, name)}
@@ -118,8 +123,8 @@ def codec(
         return dataclasses.replace(writing, notes=(*notes, *writing.notes))
 
     made = Codec(
-        (kind,), lambda names: any(name.startswith(start) for name in names), read, rules, at_native, peer, (), limits,
-        processor=processor,
+        (kind,), lambda names: any(re.match(start, name) for name in names), read, rules, at_native, peer, (), limits,
+        spelled=spelled, processor=processor,
     )  # fmt: skip
     return made
 
@@ -145,20 +150,20 @@ def architecture(theirs: Tensors, config: Config, fields: Fields) -> Found:
     if config.architecture is None and model.get("pre_norm"):
         epsilon = CLIP_EPSILON
         notes.append(f"norm epsilon {epsilon:g} is assumed, as of CLIP, which has a norm before the blocks too")
-    model |= {"num_classes": classes, "activation": config.activation, "norm_epsilon": epsilon}
+    model = {"num_classes": classes, "activation": config.activation, "norm_epsilon": epsilon, **model}
     return model, layout, size, notes, assumed
 
 
 def refused(what: str, why: str) -> UserError:
     """The error for a part that no model here has."""
-    known = "plain ViTs (with registers, layer scale, attention pooling, CLIP's norm), ResNet hybrids and MLP-Mixers"
+    known = "ViTs (DeiT, CLIP, DINOv2, DINOv3, EVA-02, axial rope), ResNet hybrids and MLP-Mixers"
     return unsupported(what, why, "timm", known)
 
 
 def check_gate(theirs: Tensors, mlp: str, hidden: int) -> None:
     """Raises :class:`UserError` where an MLP has more inputs than its second map, as a gated one."""
     if (inner := shape(theirs, f"{mlp}.fc2.weight", 2)[1]) != hidden:
-        raise refused("gated MLPs (as of SwiGLU)", f"{mlp} goes to {hidden} and comes from {inner} channels")
+        raise refused("this gated MLP", f"{mlp} goes to {hidden} and comes from {inner} channels")
 
 
 def build_peer(
@@ -179,7 +184,8 @@ def build_peer(
         import timm
         import torch
     about = beside(path)
-    with open_tensors(path) as theirs, tempfile.TemporaryDirectory() as folder:
+    with open_tensors(path) as stored, tempfile.TemporaryDirectory() as folder:
+        theirs, _ = codec.spelled(stored)
         found = codec.read(theirs, about)
         config = about.get("config.json", {})
         if "architecture" not in config and content is not None:

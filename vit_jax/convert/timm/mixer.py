@@ -76,4 +76,4 @@ def write(pretrained: Stored) -> Writing:
     return Writing(None, {"config.json": config}, tuple(notes))
 
 
-CODEC = image.codec(Mixer, "stem.proj.", 0.875, fields, rules, content, write, LIMITS)
+CODEC = image.codec(Mixer, r"stem\.proj\.", 0.875, fields, rules, content, write, LIMITS)

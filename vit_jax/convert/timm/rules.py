@@ -20,11 +20,27 @@ class Layout:
       prefix: rows of ``pos_embed`` before those of the grid: none, or one for the class token and every register.
       qkv_bias: whether queries, keys and values have a bias.
       grey: whether its images have one channel.
+      eva: whether scales of branches are called as in timm's Eva, ``gamma_1``.
+      split: whether queries, keys and values are maps of their own.
+      gate: whether the gates of MLPs are.
     """
 
     prefix: int = 0
     qkv_bias: bool = True
     grey: bool = False
+    eva: bool = False
+    split: bool = False
+    gate: bool = False
+
+    @property
+    def block(self) -> Block:
+        """How the parts of a block are called."""
+        names = Block(("attn.qkv.{}",), "attn.proj", ("mlp.fc1", "mlp.fc2"), ("norm1", "norm2"))
+        names = names._replace(scales=("gamma_1", "gamma_2") if self.eva else ("ls1.gamma", "ls2.gamma"))
+        if self.split:
+            qkv = ("attn.q_proj.{}", "attn.k_proj.{}", "attn.v_proj.{}")
+            names = names._replace(qkv=qkv, biases=("attn.q_proj.bias", "attn.v_proj.bias"))
+        return names._replace(mlp=("mlp.fc1_x", "mlp.fc2"), gate="mlp.fc1_g") if self.gate else names
 
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -47,9 +63,6 @@ def head_rules(model: ImageModel) -> list[Rule]:
     return [*torch_norm("norm", "encoder/norm"), *(torch_linear("head", "head") if model.num_classes else [])]
 
 
-BLOCK = Block(("attn.qkv.{}",), "attn.proj", ("mlp.fc1", "mlp.fc2"), ("norm1", "norm2"), ("ls1.gamma", "ls2.gamma"))
-
-
 def rules(model: Any, layout: Layout) -> list[Rule]:
     """Every tensor of a file and what it is of ``model``, a ViT."""
     out = _token_rules(model, layout)
@@ -57,7 +70,7 @@ def rules(model: Any, layout: Layout) -> list[Rule]:
     out += torch_norm("norm_pre", "norm_pre") if model.pre_norm else []
     if model.stem is not None:
         out += _stem_rules(model.stem)
-    out += torch_blocks("blocks.", "encoder/block_", model, BLOCK, layout.qkv_bias)
+    out += torch_blocks("blocks.", "encoder/block_", model, layout.block, layout.qkv_bias)
     if model.pool == "map":
         a, b = "attn_pool", "pool/attention"
         out += [rule(f"{a}.latent", "pool/probe"), *torch_linear(f"{a}.q", f"{b}/q")]
@@ -65,6 +78,7 @@ def rules(model: Any, layout: Layout) -> list[Rule]:
         kv = fused_linear(model.heads, 2)
         out += [rule(f"{a}.kv.weight", f"{b}/kv/kernel", kv), rule(f"{a}.kv.bias", f"{b}/kv/bias", kv)]
         out += [*torch_norm(f"{a}.norm", "pool/norm_mlp"), *torch_mlp(f"{a}.mlp", "pool/mlp")]
+    out += torch_linear("head_dist", "head_dist") if model.distilled and model.num_classes else []
     own = head_rules(model) if model.final_norm else head_rules(model)[2:]
     return out + own + (torch_norm("fc_norm", "norm_pool") if model.pool_norm else [])
 
@@ -89,19 +103,20 @@ def _stem_rules(stages: tuple[int, ...]) -> list[Rule]:
 def _token_rules(model: ViT, layout: Layout) -> list[Rule]:
     has_cls = model.cls_token or model.pool in ("cls", "cls_gap")
     out = [rule("cls_token", "cls")] if has_cls else []
+    out += [rule("dist_token", "dist")] if model.distilled else []
     if model.positions != "learn":
         return out + ([rule("reg_token", "registers")] if model.registers else [])
     joined = rule("pos_embed", "position/embedding")
     if model.registers:
         joined = rule(("reg_token", "pos_embed"), ("registers", "position/embedding"))
-    return [*out, dataclasses.replace(joined, transform=_positions(int(has_cls), layout.prefix))]
+    return [*out, dataclasses.replace(joined, transform=_positions(has_cls + model.distilled, layout.prefix))]
 
 
 def _positions(cls: int, prefix: int) -> Transform:
     """``reg_token`` (if any) and ``pos_embed`` <-> registers and positions, which only class token and grid have.
 
     Args:
-      cls: 1 with a class token, else 0.
+      cls: number of class tokens, that of distillation among them.
       prefix: number of rows of ``pos_embed`` before the grid's.
     """
 

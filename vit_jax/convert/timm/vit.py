@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from vit_jax.convert.timm.image import Found, check_gate, refused
 from vit_jax.convert.timm.rules import Layout, rules
 from vit_jax.io.tensors import Tensor, Tensors
 from vit_jax.layers.embed import sincos_positions
+from vit_jax.layers.gated import Gated
 from vit_jax.models import ALIASES, ViT
 from vit_jax.models.describe import describe
 
@@ -52,6 +54,13 @@ LIMITS = (
     Limit(ViT, "", lambda m: m.patch_bias != m.pre_norm,
           "timm has a norm before the blocks (pre_norm) or a bias of patches, not pre_norm={0.pre_norm} with "
           "patch_bias={0.patch_bias}; write another format."),
+    Limit(ViT, "ffn", lambda ffn: ffn is None or ffn.norm_epsilon is None,
+          "timm has no norm in the MLPs (ffn) of a ViT without rotary positions; write another format."),
+    Limit(ViT, "", lambda m: m.norm_epsilon != CLIP_EPSILON or not (m.distilled or m.ffn),
+          "timm has no norm_epsilon={0.norm_epsilon:g} with a distillation token or gated MLPs; write another format."),
+    Limit(ViT, "", lambda m: not m.distilled or (m.ffn is None and m.stem is None),
+          "timm has no distillation token with gated MLPs or a stem; write another format."),
+    Limit(ViT, "qk_norm", (None, "layer"), "timm has no qk_norm={0.qk_norm!r} here; write another format."),
     Limit(ViT, "", lambda m: not (m.cls_token and m.pool == "map"),
           "timm pools no class token by attention (pool='map'); write another format."),
 )  # fmt: skip
@@ -68,15 +77,16 @@ def fields(theirs: Tensors, config: Config) -> Found:
     channels = (1, 3) if stem is None else (64,) if not stem else (256 * 2 ** (len(stem) - 1),)
     width, patch = patches(theirs, "patch_embed.proj.weight", *channels)
     unit = patch * stride(stem)
-    blocks, mlp_dim = depth(theirs, r"blocks\."), shape(theirs, "blocks.0.mlp.fc1.weight", 2)[0]
-    check_gate(theirs, "blocks.0.mlp", mlp_dim)
-    has_cls = "cls_token" in theirs
+    blocks, (mlp_dim, gated) = depth(theirs, r"blocks\."), hidden(theirs)
+    has_cls, distilled = "cls_token" in theirs, "dist_token" in theirs
     registers = shape(theirs, "reg_token", 3)[1] if "reg_token" in theirs else 0
     pool, notes = _pool(theirs, has_cls, registers, config)
     heads, assumed = config.heads(width), {}
     if heads is None:
         heads, assumed["heads"] = heads_of(width, blocks, mlp_dim)
-    tokens, rows = has_cls + registers, shape(theirs, "pos_embed", 3)[1]
+    if "pos_embed" not in theirs:
+        raise refused("a model without learned positions", "there is no pos_embed")
+    tokens, rows = has_cls + distilled + registers, shape(theirs, "pos_embed", 3)[1]
     before = (0, tokens) if config.args.get("no_embed_class") else (tokens, 0)
     prefix, side = grid(rows, before if tokens else (0,), config.grids(unit), "pos_embed", UNTOLD)
     grey = theirs["patch_embed.proj.weight"].shape[1] == 1
@@ -85,17 +95,40 @@ def fields(theirs: Tensors, config: Config) -> Found:
         notes.append("its images have one channel: those here are made grey (0.299 R + 0.587 G + 0.114 B)")
     if not layout.qkv_bias:
         notes.append("its queries, keys and values have no bias, here it is zero")
-    if prefix and registers and theirs["pos_embed"].read()[:, int(has_cls) : prefix].any():
+    if gated and config.architecture is None:
+        assumed["activation"] = "the gates of its MLPs are assumed to be silu, as of DINOv2"
+    if prefix and registers and theirs["pos_embed"].read()[:, has_cls + distilled : prefix].any():
         notes.append("the positions of its registers are added to the registers, the function is the same")
     found: dict[str, Any] = {"name": "vit", "patch": patch, "width": width, "depth": blocks, "heads": heads}
     found |= {"mlp_dim": mlp_dim, "pool": pool, "positions": "learn", "registers": registers, "pre_logits": None}
     found |= {"stem": stem, "stem_numerics": "original" if stem is None else "timm", "layer_scale": None}
-    found |= {"cls_token": has_cls and pool == "gap", "final_norm": "norm.weight" in theirs}
+    found |= {"cls_token": has_cls and pool == "gap", "final_norm": "norm.weight" in theirs, "distilled": distilled}
+    found |= {"ffn": "gated" if gated else None, "qk_norm": qk_norm(theirs)}
+    found |= {"activation": "silu"} if gated and config.architecture is None else {}
     found["pool_norm"] = "fc_norm.weight" in theirs
     found |= {"pre_norm": "norm_pre.weight" in theirs, "patch_bias": "patch_embed.proj.bias" in theirs}
     if "blocks.0.ls1.gamma" in theirs:
         found["layer_scale"] = config.args.get("init_values") or 1e-5
     return found, layout, side * unit, notes, assumed
+
+
+def hidden(theirs: Tensors) -> tuple[int, bool]:
+    """Size of the hidden layer of MLPs, and whether gates and values come from one map.
+
+    Raises:
+      UserError: a tensor that tells it is missing or fits neither.
+    """
+    rows, inner = shape(theirs, "blocks.0.mlp.fc1.weight", 2)[0], shape(theirs, "blocks.0.mlp.fc2.weight", 2)[1]
+    if rows != 2 * inner:
+        check_gate(theirs, "blocks.0.mlp", rows)
+    return inner, rows == 2 * inner
+
+
+def qk_norm(theirs: Collection[str]) -> str | None:
+    """The norm of queries and keys that these names tell."""
+    if "blocks.0.attn.q_norm.weight" not in theirs:
+        return None
+    return "layer" if "blocks.0.attn.q_norm.bias" in theirs else "rms"
 
 
 UNTOLD = (
@@ -106,11 +139,14 @@ UNTOLD = (
 
 
 def spelled(theirs: Tensors) -> tuple[Tensors, list[str]]:
-    """The tensors by timm's own names, where they are those of DINOv2's training: chunks of blocks, registers.
+    """The tensors by timm's own names, where they are those of DINOv2: gated MLPs, chunks of blocks, registers.
 
     Source: ``models/vision_transformer.py`` of facebookresearch/dinov2, whose blocks are numbered across its chunks.
     """
-    notes, renamed = [], dict(theirs)
+    gates = {".mlp.w12.": ".mlp.fc1.", ".mlp.w3.": ".mlp.fc2."}
+    notes, renamed = renamed_parts(theirs, gates, "its gated MLPs are called w12 and w3")
+    theirs = renamed
+    renamed = dict(theirs)
     chunked = {name: m for name in theirs if (m := re.fullmatch(r"blocks\.(\d+)\.(\d+)\.(.+)", name))}
     places = {(m[1], m[2]) for m in chunked.values()}
     all_chunked = len(chunked) == sum(name.startswith("blocks.") for name in theirs)
@@ -124,6 +160,17 @@ def spelled(theirs: Tensors) -> tuple[Tensors, list[str]]:
         if rows is not None and len(rows.shape) == len(registers.shape) == 3:
             renamed["pos_embed"] = _with_rows(rows, registers.shape[1])
     return (renamed, notes) if notes else (theirs, [])
+
+
+def renamed_parts(theirs: Tensors, parts: Mapping[str, str], note: str) -> tuple[list[str], dict[str, Tensor]]:
+    """The ``note`` where a name has one of ``parts``, and the tensors with those replaced."""
+    found = {}
+    for name, tensor in theirs.items():
+        new = name
+        for old, part in parts.items():
+            new = new.replace(old, part)
+        found[new] = tensor
+    return ([note] if found.keys() != theirs.keys() else []), found
 
 
 def _with_rows(rows: Tensor, count: int) -> Tensor:
@@ -176,6 +223,10 @@ def content(pretrained: Stored, layout: Layout) -> tuple[dict[str, Any], list[st
         architecture = STEMS[model.stem]
         if model.stem_numerics != "timm":
             notes.append("timm's ResNet stem has other epsilons than the original's: its logits differ from ours")
+    elif model.distilled:
+        architecture = "deit_tiny_distilled_patch16_224"
+    elif model.ffn is not None:
+        architecture = "vit_giant_patch14_dinov2"  # the only way to its MLPs
     elif model.norm_epsilon == CLIP_EPSILON:
         architecture = "vit_base_patch16_clip_224"  # the only way to this epsilon
     notes += less_epsilon(model.norm_epsilon, CLIP_EPSILON if "_clip_" in architecture else EPSILON)
@@ -184,8 +235,9 @@ def content(pretrained: Stored, layout: Layout) -> tuple[dict[str, Any], list[st
         "embed_dim": model.width,
         "depth": model.depth,
         "num_heads": model.heads,
-        "mlp_ratio": ratio(model.mlp_dim, model.width),
+        "mlp_ratio": ratio(2 * model.ffn.hidden(model.mlp_dim) if model.ffn else model.mlp_dim, model.width),
         "global_pool": POOLS[model.pool],
+        "qk_norm": model.qk_norm is not None,
         "pool_include_prefix": model.pool == "map" and model.registers > 0,
         "class_token": model.cls_token or model.pool == "cls",
         "reg_tokens": model.registers,
@@ -210,7 +262,8 @@ def write(pretrained: Stored) -> Writing:
     model: Any = pretrained.model
     prefix, extra, fixed = 0, {}, []
     if (model.cls_token or model.pool == "cls") and model.positions == "learn":
-        prefix = 1 + model.registers if pretrained.params["position/embedding"].read()[:, 0].any() else 0
+        has = pretrained.params["position/embedding"].read()[:, : 1 + model.distilled].any()
+        prefix = 1 + model.distilled + model.registers if has or model.distilled else 0
     config, notes = content(pretrained, Layout(prefix))
     if model.positions == "sincos2d":
         side = pretrained.preprocess.size // (model.patch * stride(model.stem))
@@ -220,5 +273,6 @@ def write(pretrained: Stored) -> Writing:
 
 
 CODEC = dataclasses.replace(
-    image.codec(ViT, "patch_embed.", 0.9, fields, rules, content, write, LIMITS), spelled=spelled
+    image.codec(ViT, r"patch_embed\.", 0.9, fields, rules, content, write, LIMITS, spelled),
+    says={"ffn": Gated, "qk_norm": str, "distilled": bool},
 )

@@ -1,0 +1,79 @@
+"""Rotary positions (Su et al. 2021, arXiv:2104.09864): pairs of channels of queries and keys turn with the place."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax import config
+from vit_jax.checks import Checked, Positive, Size
+from vit_jax.layers.hooks import Rotary
+from vit_jax.types import Array, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope(Checked):
+    """Along every axis alike: of E channels and A axes, pair i of an axis turns by ``base ** (-2 A i / E)`` a unit.
+
+    The first pairs turn with the first axis, the next with the second. Logits depend on differences of coordinates
+    alone. Tokens without coordinates (cls, registers) do not turn.
+
+    Attributes:
+      base: of the wavelengths; 100 in DINOv3 (Siméoni et al. 2025, arXiv:2508.10104), 10,000 in EVA-02 (Fang et al.
+        2023, arXiv:2303.11331).
+      layout: which channels are a pair: the i-th of either "half" (DINOv3), or two neighbours ("interleaved", EVA-02).
+      grid: coordinates of patches. "unit": their centres, on an image from -1 to 1 whatever its size, times 2 pi
+        (DINOv3); "index": row and column; a number: these, scaled to a grid of so many rows and columns (EVA-02: 16).
+      axes: which comes first, rows ("yx") or columns ("xy", Heo et al. 2024, arXiv:2403.13298).
+    """
+
+    base: Positive = 100.0
+    layout: Literal["half", "interleaved"] = "half"
+    grid: Literal["unit", "index"] | Size = "unit"
+    axes: Literal["yx", "xy"] = "yx"
+
+    def __call__(self, *, name: str) -> Callable[[jax.Array, jax.Array, Array], tuple[jax.Array, jax.Array]]:
+        return self.rotate
+
+    def coordinates(self, height: int, width: int) -> np.ndarray:
+        sides = np.asarray([[height, width]], np.float64)
+        at = np.indices((height, width)).reshape(2, -1).T.astype(np.float64)
+        if self.grid == "unit":
+            at = 2 * np.pi * (2 * (at + 0.5) / sides - 1)
+        elif self.grid != "index":
+            at *= self.grid / sides
+        return (at if self.axes == "yx" else at[:, ::-1]).astype(np.float32)
+
+    def rotate(self, q: jax.Array, k: jax.Array, at: Array) -> tuple[jax.Array, jax.Array]:
+        """``q, k [B, N, K, E]``, the last P tokens of which are at ``[P, A]``, turned: in float32, in their type.
+
+        Raises:
+          UserError: a head's channels do not make pairs for every axis.
+        """
+        size, (places, axes) = q.shape[-1], at.shape
+        if size % (2 * axes):
+            raise UserError(f"{size} channels of a head are no pairs for {axes} axes of rope; choose other heads.")
+        pairs = size // (2 * axes)
+        rates = jnp.asarray(self.base ** -(np.arange(pairs) / pairs), jnp.float32)
+        angle = (jnp.asarray(at)[:, :, None] * rates[None, None]).reshape(1, places, 1, -1)
+        cos, sin = jnp.cos(angle), jnp.sin(angle)
+        split, axis = ((2, -1), -2) if self.layout == "half" else ((-1, 2), -1)
+
+        def turned(x: jax.Array) -> jax.Array:
+            still, wide = x[:, :-places], x[:, -places:].astype(jnp.float32)
+            a, b = jnp.moveaxis(wide.reshape(*wide.shape[:-1], *split), axis, 0)
+            c, s = jnp.broadcast_to(cos, a.shape), jnp.broadcast_to(sin, a.shape)
+            pair = jnp.stack([a * c - b * s, a * s + b * c], axis)
+            return jnp.concatenate([still, pair.reshape(wide.shape).astype(x.dtype)], axis=1)
+
+        return turned(q), turned(k)
+
+
+ROTARIES = {"rope": Rope}
+RotarySpec = Annotated[Rotary, config.Choice(ROTARIES, Rotary)]
+"""Type of a module's field that holds a :class:`~vit_jax.layers.hooks.Rotary`."""
