@@ -53,6 +53,38 @@ VIT: dict[str, Row] = {
 """Of ``ViT``; a hybrid's name gives the total stride, its ``patch`` counts on the stem's grid."""
 
 
+DINO = {"layer_scale": 1e-5}
+DINOV3 = {
+    "patch": 16, "positions": "none", "rotary": "rope", "qkv_bias": "none", "registers": 4, "norm_epsilon": 1e-5, **DINO,
+}  # fmt: skip
+SWIGLU = {"ffn": "gated", "activation": "silu"}
+EVA02 = {
+    "patch": 14, "pool": "gap", "cls_token": True, "final_norm": False, "pool_norm": True, "qkv_bias": "qv",
+    "rotary": "rope(10000, interleaved, 16)", **SWIGLU,
+}  # fmt: skip
+DINOV2_SIZES = {"vits14": VIT_SIZES["s"], "vitb14": VIT_SIZES["b"], "vitl14": VIT_SIZES["l"]} | {
+    "vitg14": {**_vit(1536, 40, 24, 4096), **SWIGLU}
+}
+
+MODERN: dict[str, Row] = {
+    **{f"deit_{size}16_distilled": {**VIT_SIZES[size], "patch": 16, "distilled": True} for size in ("ti", "s", "b")},
+    **{f"dinov2_{name}": {**size, "patch": 14, **DINO} for name, size in DINOV2_SIZES.items()},
+    **{f"dinov2_{name}_reg": {**size, "patch": 14, "registers": 4, **DINO} for name, size in DINOV2_SIZES.items()},
+    "dinov3_vits16": {**VIT_SIZES["s"], **DINOV3},
+    "dinov3_vits16plus": {**VIT_SIZES["s"], **DINOV3, **SWIGLU},
+    "dinov3_vitb16": {**VIT_SIZES["b"], **DINOV3},
+    "dinov3_vitl16": {**VIT_SIZES["l"], **DINOV3},
+    "dinov3_vith16plus": {**_vit(1280, 32, 20, 5120), **DINOV3, **SWIGLU},
+    "dinov3_vit7b16": {**_vit(4096, 40, 32, 8192), **DINOV3, **SWIGLU},
+    "eva02_ti14": {**_vit(192, 12, 3, 512), **EVA02},
+    "eva02_s14": {**_vit(384, 12, 6, 1024), **EVA02},
+    "eva02_b14": {**_vit(768, 12, 12, 2048), **EVA02, "ffn": "gated(None, 1e-6)"},
+    "eva02_l14": {**_vit(1024, 24, 16, 2730), **EVA02, "ffn": "gated(None, 1e-6)"},
+}
+"""Of ``ViT``: Touvron et al. 2021 (DeiT), Oquab et al. 2024 (DINOv2), Siméoni et al. 2025, arXiv:2508.10104 (DINOv3, as
+published without biases of queries, keys and values, which are 0), Fang et al. 2023, arXiv:2303.11331 (EVA-02)."""
+
+
 def _mixer(width: int, depth: int, token_dim: int, mlp_dim: int) -> dict[str, int]:
     return {"width": width, "depth": depth, "token_dim": token_dim, "mlp_dim": mlp_dim}
 
@@ -168,7 +200,18 @@ def _image_aliases() -> dict[str, str]:
     return out
 
 
-IMAGE_ALIASES: dict[str, str] = _image_aliases()
+TIMM: dict[str, str] = {
+    **{f"deit_{TIMM_SIZES[size]}_distilled_patch16_224": f"deit_{size}16_distilled" for size in ("ti", "s", "b")},
+    **{f"vit_{TIMM_SIZES[size]}_patch14_dinov2": f"dinov2_vit{size}14" for size in "sblg"},
+    **{f"vit_{TIMM_SIZES[size]}_patch14_reg4_dinov2": f"dinov2_vit{size}14_reg" for size in "sblg"},
+    **{f"vit_{TIMM_SIZES[size]}_patch16_dinov3": f"dinov3_vit{size}16" for size in "sbl"},
+    **{f"vit_{TIMM_SIZES[size]}_plus_patch16_dinov3": f"dinov3_vit{size}16plus" for size in "sh"},
+    "vit_7b_patch16_dinov3": "dinov3_vit7b16",
+    **{f"eva02_{TIMM_SIZES[size]}_patch14_224": f"eva02_{size}14" for size in ("ti", "s", "b", "l")},
+}
+"""timm's names of :data:`MODERN` -> ours."""
+
+IMAGE_ALIASES: dict[str, str] = _image_aliases() | TIMM
 """Names of the original repository (``ViT-B_16``, ``B/16``, ``R50+ViT-L_32``) and of timm -> our names."""
 
 OPEN_CLIP = {
@@ -187,7 +230,7 @@ ALIASES: dict[str, str] = IMAGE_ALIASES | OPEN_CLIP
 """Every name of others -> ours."""
 
 
-NAMES = tuple(name for table in (VIT, MIXER, MONARCH_MIXER, TWO_TOWER, COCA) for name in table)
+NAMES = tuple(name for table in (VIT, MODERN, MIXER, MONARCH_MIXER, TWO_TOWER, COCA) for name in table)
 """Ours, in the order of the tables."""
 
 
@@ -199,4 +242,4 @@ def names(pattern: str = "*") -> list[str]:
 def aliases(name: str) -> list[str]:
     """What others call the model ``name``, of several spellings of a name the first."""
     found = [alias for alias, own in ALIASES.items() if own == name]
-    return [x for x in found if x in OPEN_CLIP or x.endswith("_224") or ("/" in x and "-" in x)]
+    return [x for x in found if x in OPEN_CLIP or x in TIMM or x.endswith("_224") or ("/" in x and "-" in x)]

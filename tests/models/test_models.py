@@ -34,13 +34,43 @@ COUNTS = {
 """With 1,000 classes, as published (AugReg and Mixer papers; timm's model cards)."""
 
 
-def shapes(name, **overrides):
+FEATURES = {
+    "dinov2_vits14": (518, 22_056_192),
+    "dinov2_vitg14_reg": (518, 1_136_483_840),
+    "dinov3_vits16": (256, 21_586_944),
+    "dinov3_vits16plus": (256, 28_683_264),
+    "dinov3_vitb16": (256, 85_641_216),
+    "dinov3_vitl16": (256, 303_079_424),
+    "dinov3_vith16plus": (256, 840_509_440),
+    "eva02_ti14": (224, 5_502_144),
+    "eva02_b14": (224, 85_758_720),
+    "eva02_l14": (224, 303_268_800),
+}
+"""Side of the images, and parameters without a head (timm 1.0.31)."""
+DISTILLED = {"deit_ti16_distilled": 5_910_800, "deit_s16_distilled": 22_436_432, "deit_b16_distilled": 87_338_192}
+FAST = ("dinov3_vith16plus", "eva02_l14")
+
+
+def shapes(name, size=224, **overrides):
     model = models.create(name, **overrides)
-    return jax.eval_shape(lambda *x: model.init(jax.random.key(0), *x)["params"], *model.inputs(224))
+    return jax.eval_shape(lambda *x: model.init(jax.random.key(0), *x)["params"], *model.inputs(size))
 
 
-def count(name, **overrides):
-    return sum(x.size for x in jax.tree.leaves(nn.meta.unbox(shapes(name, **overrides))))
+def count(name, size=224, **overrides):
+    return sum(x.size for x in jax.tree.leaves(nn.meta.unbox(shapes(name, size, **overrides))))
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in FAST)) for n in FEATURES])
+def test_parameter_counts_of_models_without_a_head(name):
+    size, want = FEATURES[name]
+    one, two = (count(name, size, depth=depth, num_classes=0) for depth in (1, 2))
+    assert one + (models.create(name).depth - 1) * (two - one) == want
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DISTILLED)
+def test_parameter_counts_of_distilled_models(name):
+    assert count(name) == DISTILLED[name]
 
 
 @pytest.mark.parametrize("name", COUNTS)

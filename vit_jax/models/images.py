@@ -13,6 +13,7 @@ IMAGE_MODELS: dict[str, Variant] = {
     "mixer": Variant(Mixer),
     "monarch_mixer": Variant(MonarchMixer),
     **{name: Variant(ViT, fields) for name, fields in architectures.VIT.items()},
+    **{name: Variant(ViT, fields) for name, fields in architectures.MODERN.items()},
     **{name: Variant(Mixer, fields) for name, fields in architectures.MIXER.items()},
     **{name: Variant(MonarchMixer, fields) for name, fields in architectures.MONARCH_MIXER.items()},
 }
