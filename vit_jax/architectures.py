@@ -55,7 +55,8 @@ VIT: dict[str, Row] = {
 
 DINO = {"layer_scale": 1e-5}
 DINOV3 = {
-    "patch": 16, "positions": "none", "rotary": "rope", "qkv_bias": "none", "registers": 4, "norm_epsilon": 1e-5, **DINO,
+    "patch": 16, "positions": "none", "rotary": "rope", "qkv_bias": "none", "registers": 4, "norm_epsilon": 1e-5,
+    **DINO,
 }  # fmt: skip
 SWIGLU = {"ffn": "gated", "activation": "silu"}
 EVA02 = {

@@ -36,7 +36,7 @@ COUNTS = {
 
 FEATURES = {
     "dinov2_vits14": (518, 22_056_192),
-    "dinov2_vitg14_reg": (518, 1_136_483_840),
+    "dinov2_vitg14": (518, 1_136_479_232),
     "dinov3_vits16": (256, 21_586_944),
     "dinov3_vits16plus": (256, 28_683_264),
     "dinov3_vitb16": (256, 85_641_216),

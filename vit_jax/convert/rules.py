@@ -95,6 +95,7 @@ class Block(NamedTuple):
       scales: of either branch, in a model with layer scale.
       biases: tensors, of queries and of values, where keys have none.
       qk_norms: of queries and of keys.
+      logit_bias: the table of relative positions.
       gate: the map to the gate of a gated MLP; "" where that of ``mlp`` holds gate and value one after the other.
       mlp_norm: of the hidden layer of a gated MLP.
     """
@@ -106,6 +107,7 @@ class Block(NamedTuple):
     scales: tuple[str, str] = ("", "")
     biases: tuple[str, str] = ("attn.q_bias", "attn.v_bias")
     qk_norms: tuple[str, str] = ("attn.q_norm", "attn.k_norm")
+    logit_bias: str = "attn.relative_position_bias_table"
     gate: str = ""
     mlp_norm: str = "mlp.norm"
 
@@ -128,6 +130,8 @@ def torch_blocks(theirs: str, ours: str, tower: Any, names: Block, bias: bool = 
             yield rule(biases, f"{b}attention/qkv/bias", qkv if bias else zeros(3 * tower.width))
         elif tower.qkv_bias == "qv":
             yield from (rule(a + x, f"{b}attention/bias_{y}") for x, y in zip(names.biases, "qv", strict=True))
+        if tower.logit_bias is not None:
+            yield rule(a + names.logit_bias, f"{b}attention/logit_bias/table")
         if tower.qk_norm is not None:
             for x, y in zip(names.qk_norms, "qk", strict=True):
                 yield from torch_norm(a + x, f"{b}attention/norm_{y}", tower.qk_norm == "layer")

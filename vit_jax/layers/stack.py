@@ -16,10 +16,11 @@ from vit_jax.config import resumable
 from vit_jax.layers.attention import KVCache, QKVBias
 from vit_jax.layers.block import Block, Encoder, Remat, ResidualBlock
 from vit_jax.layers.gated import FFNSpec
-from vit_jax.layers.hooks import Adapter, LogitBias, Reducer
+from vit_jax.layers.hooks import Adapter, Reducer
 from vit_jax.layers.linear import Dense, DType, Spec
 from vit_jax.layers.mlp import Activation
 from vit_jax.layers.norm import EPSILON, Norm
+from vit_jax.layers.relative import LogitBiasSpec
 from vit_jax.layers.rotary import RotarySpec
 
 
@@ -89,7 +90,7 @@ class TransformerStack(Stack):
         None for none.
       attention: implementation of attention, None picks.
       rotary: positions as a function of queries and keys, ``rope(base=100)``; None for none but those of the embedding.
-      logit_bias: a term added to the logits of self-attention; None for none.
+      logit_bias: a term added to the logits of self-attention, ``relative(14)``; None for none.
       reducer: what leaves tokens out or merges them between attention and MLP; None keeps all.
     """
 
@@ -100,7 +101,7 @@ class TransformerStack(Stack):
     qk_norm: Norm | None = None
     attention: str | None = None
     rotary: RotarySpec | None = None
-    logit_bias: LogitBias | None = None
+    logit_bias: LogitBiasSpec | None = None
     reducer: Reducer | None = None
 
     def places(self, x: jax.Array, cache: KVCache | None = None) -> jax.Array | None:

@@ -65,6 +65,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "eva": ("eva_giant_patch14_224", SMALL),  # no rotary positions
     "eva02": ("eva02_tiny_patch14_224", SMALL | {"num_heads": 4}),
     "eva02_norms": ("eva02_base_patch14_224", SMALL),  # maps of their own, a norm in the MLP
+    "beit": ("beitv2_base_patch16_224", SMALL),
+    "beit_placed": (
+        "beit_base_patch16_224",
+        SMALL | {"use_abs_pos_emb": True, "global_pool": "token", "swiglu_mlp": True},
+    ),
     "rope": ("vit_small_patch16_rope_ape_224", SMALL),
     "rope_registers": ("vit_medium_patch16_rope_reg1_gap_256", SMALL),
 }
@@ -93,7 +98,8 @@ def build_peer(path: pathlib.Path) -> Any:
 
 
 @pytest.mark.parametrize(
-    "case", rest_slow(CASES, "cls", "placed", "gap", "map", "stem", "bare", "distilled", "dinov3_gates", "eva02_norms")
+    "case",
+    rest_slow(CASES, "cls", "placed", "gap", "map", "stem", "bare", "distilled", "dinov3_gates", "eva02_norms", "beit"),
 )
 def test_logits_tokens_and_every_block_are_timms(case, timm, torch):
     module = create(timm, torch, *CASES[case])
@@ -144,9 +150,10 @@ WRITTEN: dict[str, dict[str, Any]] = {
     "stem": VIT | {"stem": (), "stem_numerics": "timm", "patch": 2},
     "relu": VIT | {"activation": "relu", "heads": 4},
     "distilled": VIT | {"distilled": True, "qk_norm": "layer"},
-    "swiglu": VIT | {"ffn": "gated(8)", "activation": "silu", "registers": 2, "layer_scale": 1e-5},
+    "swiglu": VIT | {"ffn": "gated", "activation": "silu", "registers": 2, "layer_scale": 1e-5},
     "dinov3": VIT | DINOV3 | {"ffn": "gated", "activation": "silu", "layer_scale": 1e-5, "registers": 2},
     "rope": VIT | {"rotary": "rope(50, interleaved, 5, xy)", "pool": "gap", "final_norm": False, "pool_norm": True},
+    "beit": VIT | {"qkv_bias": "qv", "logit_bias": "relative(4)", "positions": "none", "layer_scale": 0.1},
     "eva": VIT | {"qkv_bias": "qv", "ffn": "gated(None, 1e-6)", "activation": "silu", "cls_token": True, "pool": "gap"},
     "mixer": {"name": "mixer_s32", "depth": 8, "token_dim": 24, "mlp_dim": 65, "num_classes": 3},
 }
@@ -345,7 +352,7 @@ def test_every_architecture_is_read_as_timm_builds_it_or_refused(timm, torch):
         assert {n for r in FORMAT.rules(model, found.layout) for n in r.theirs} == there.keys()
         block = module.blocks[0]
         mlp = block.mlp if hasattr(block, "mlp") else block.mlp_channels
-        assert type(module).__name__ in ("VisionTransformer", "VisionTransformerDistilled", "Eva", "MlpMixer")
+        assert type(module).__name__ in ("VisionTransformer", "VisionTransformerDistilled", "Eva", "Beit", "MlpMixer")
         assert (model.norm_epsilon, model.activation) == (block.norm1.eps, ACTIVATIONS[type(mlp.act).__name__]), name
         assert not hasattr(block, "attn") or model.heads == block.attn.num_heads, name
         read.append(name)

@@ -1,4 +1,4 @@
-"""timm's ``Eva`` class: ViTs with rotary positions (DINOv3, EVA-02, axial rope), whose keys may have no bias."""
+"""timm's ``Eva`` and ``Beit``: ViTs with rotary or relative positions, whose keys may have no bias."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.convert.fields import depth, grid, heads_of, patches, shape
+from vit_jax.convert.fields import depth, grid, heads_of, patches, shape, square
 from vit_jax.convert.format import Limit, Writing
 from vit_jax.convert.pretrained import Stored
 from vit_jax.convert.timm import image
 from vit_jax.convert.timm.config import CLIP_EPSILON, EPSILON, Config, less_epsilon, ratio, write_config
-from vit_jax.convert.timm.image import Found, refused
+from vit_jax.convert.timm.image import UNTOLD, Found, hidden, qk_norm, refused, renamed_parts
 from vit_jax.convert.timm.rules import Layout, rules
-from vit_jax.convert.timm.vit import UNTOLD, hidden, qk_norm, renamed_parts
 from vit_jax.io.tensors import Tensor, Tensors
 from vit_jax.layers.gated import Gated
+from vit_jax.layers.relative import PREFIX, Relative
 from vit_jax.layers.rotary import Rope
 from vit_jax.models import ViT
 from vit_jax.types import UserError
 
 POOLS = {"cls": "token", "gap": "avg"}
 """Our pooling -> timm's ``global_pool``."""
+TABLE = "blocks.0.attn.relative_position_bias_table"
+BEIT = "beitv2_base_patch16_224"
 ARCHITECTURES = {EPSILON: "eva02_tiny_patch14_224", CLIP_EPSILON: "vit_small_patch16_dinov3"}
 """Epsilon of the norms, which is no argument, -> an architecture with it; all else is."""
 LIMITS = (
@@ -38,6 +40,12 @@ LIMITS = (
     Limit(ViT, "", lambda m: m.patch_bias != m.pre_norm,
           "timm has a norm before the blocks (pre_norm) or a bias of patches, not pre_norm={0.pre_norm} with "
           "patch_bias={0.patch_bias}; write --to vit_jax."),
+    Limit(ViT, "", lambda m: m.logit_bias is None or (m.rotary is None and (m.cls_token or m.pool == "cls")
+          and not m.registers and m.qk_norm is None and m.qkv_bias != "qkv" and not m.pre_norm
+          and m.final_norm != m.pool_norm and m.norm_epsilon == EPSILON
+          and m.logit_bias.width in (None, m.logit_bias.height)),
+          "timm has relative positions of square grids with a class token alone before the grid, keys without a bias, "
+          "norm epsilon 1e-6 and one last norm; write --to vit_jax."),
     Limit(ViT, "", lambda m: m.stem is None and m.pre_logits is None and not m.distilled and m.qk_norm != "rms",
           "timm has no stem, layer before the head, distillation token or RMS norm of queries with rotary positions; "
           "write --to vit_jax."),
@@ -82,12 +90,14 @@ def fields(theirs: Tensors, config: Config) -> Found:
     split = "blocks.0.attn.q_proj.weight" in theirs
     biased = [x for x in ("q_bias", "q_proj.bias", "qkv.bias", "k_proj.bias") if f"blocks.0.attn.{x}" in theirs]
     every = "qkv.bias" in biased or "k_proj.bias" in biased
+    side = _window(theirs) or side
     layout = Layout(prefix, eva=True, split=split, gate=gate)
     epsilon = config.epsilon
     normed = {"norm_epsilon": epsilon} if "blocks.0.mlp.norm.weight" in theirs else {}
     found: dict[str, Any] = {"name": "vit", "patch": patch, "width": width, "depth": blocks, "heads": heads}
     found |= {"mlp_dim": mlp_dim, "pool": "cls" if pool == "token" else "gap", "registers": registers}
     found |= {"cls_token": has_cls and pool == "avg", "positions": "learn" if "pos_embed" in theirs else "none"}
+    found |= {"logit_bias": {"name": "relative", "height": side} if TABLE in theirs else None}
     found |= {"rotary": rotary(args), "qkv_bias": "qkv" if every else "qv" if biased else "none"}
     found |= {"qk_norm": qk_norm(theirs), "ffn": {"name": "gated", **normed} if gate or packed else None}
     found |= {"final_norm": "norm.weight" in theirs, "pool_norm": "fc_norm.weight" in theirs}
@@ -95,6 +105,21 @@ def fields(theirs: Tensors, config: Config) -> Found:
     found |= {"activation": "silu" if gate or packed else "gelu"}
     found |= {"layer_scale": args.get("init_values") or 1e-5} if "blocks.0.gamma_1" in theirs else {}
     return found, layout, side * patch, [], assumed
+
+
+def _window(theirs: Tensors) -> int | None:
+    """Side of the grid of relative positions; None without them.
+
+    Raises:
+      UserError: their number is of no square grid with a class token.
+    """
+    if TABLE not in theirs:
+        return None
+    rows = shape(theirs, TABLE, 2)[0]
+    side = (square(rows - PREFIX, TABLE) + 1) // 2
+    if (2 * side - 1) ** 2 + PREFIX != rows:
+        raise UserError(f"the {rows} rows of {TABLE} are of no square grid; only square images are converted.")
+    return side
 
 
 def rotary(args: Any) -> dict[str, Any] | None:
@@ -159,6 +184,10 @@ def content(pretrained: Stored, layout: Layout) -> tuple[dict[str, Any], list[st
         **({} if model.rotary is None else arguments(model.rotary)),
     }
     architecture = ARCHITECTURES[model.norm_epsilon]
+    if model.logit_bias is not None:
+        same = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "swiglu_mlp", "scale_mlp", "qkv_bias",
+                "init_values", "use_abs_pos_emb", "use_fc_norm", "global_pool")  # fmt: skip
+        architecture, args = BEIT, {"use_rel_pos_bias": True, **{key: args[key] for key in same}}
     config, notes = write_config(pretrained, architecture, args, "patch_embed.proj")
     return config, [*less_epsilon(model.norm_epsilon, model.norm_epsilon), *notes]
 
@@ -215,7 +244,13 @@ def alone(theirs: Tensors) -> dict[str, Any]:
 def takes(model: Any) -> bool:
     """Whether it is a ViT that only this class has."""
     normed = model.ffn is not None and getattr(model.ffn, "norm_epsilon", None) is not None
-    return model.rotary is not None or model.qkv_bias != "qkv" or model.positions == "none" or normed
+    return (
+        model.rotary is not None
+        or model.logit_bias is not None
+        or model.qkv_bias != "qkv"
+        or model.positions == "none"
+        or normed
+    )
 
 
 CODEC = dataclasses.replace(
@@ -232,5 +267,5 @@ CODEC = dataclasses.replace(
         alone,
     ),
     takes=takes,
-    says={"rotary": Rope, "ffn": Gated, "qk_norm": str, "qkv_bias": str, "positions": str},
+    says={"rotary": Rope, "logit_bias": Relative, "ffn": Gated, "qk_norm": str, "qkv_bias": str, "positions": str},
 )

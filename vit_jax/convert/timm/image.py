@@ -7,7 +7,7 @@ import json
 import pathlib
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from vit_jax.convert.timm.rules import LUMA
 from vit_jax.io import atomic
 from vit_jax.io.extras import needed
 from vit_jax.io.sidecar import About, beside
-from vit_jax.io.tensors import Tensors, open_tensors
+from vit_jax.io.tensors import Tensor, Tensors, open_tensors
 from vit_jax.models import ImageModel
 from vit_jax.models.describe import build
 from vit_jax.types import UserError
@@ -35,7 +35,7 @@ UNSUPPORTED = {
     r".*\.attn\.lambda_": "differential attention",
     r".*rope(?!_embed\.periods$)|.*freqs": "learned rotary positions (as of rope_mixed)",
     r".*\.mlp\.w\d+\.": "gated MLPs of another kind",
-    r".*rel(ative)?_pos": "relative positions",
+    r".*rel_pos|(?!blocks\.).*relative_pos": "relative positions of another kind",
     r"blocks\.\d+\.(attns|ffns|in_norm|in_proj)\b": "parallel blocks",
     r"blocks\.\d+\.(linear_tokens|mlp_channels\.gate)\b": "blocks as of ResMLP or gMLP",
     r"blocks\.\d+\.\d+\.|layers\.\d+\.|stages\.\d+\.|blocks_token_only\.": "stages (as of Swin, Hiera, CaiT)",
@@ -164,6 +164,43 @@ def check_gate(theirs: Tensors, mlp: str, hidden: int) -> None:
     """Raises :class:`UserError` where an MLP has more inputs than its second map, as a gated one."""
     if (inner := shape(theirs, f"{mlp}.fc2.weight", 2)[1]) != hidden:
         raise refused("this gated MLP", f"{mlp} goes to {hidden} and comes from {inner} channels")
+
+
+def hidden(theirs: Tensors) -> tuple[int, bool]:
+    """Size of the hidden layer of MLPs, and whether gates and values come from one map.
+
+    Raises:
+      UserError: a tensor that tells it is missing or fits neither.
+    """
+    rows, inner = shape(theirs, "blocks.0.mlp.fc1.weight", 2)[0], shape(theirs, "blocks.0.mlp.fc2.weight", 2)[1]
+    if rows != 2 * inner:
+        check_gate(theirs, "blocks.0.mlp", rows)
+    return inner, rows == 2 * inner
+
+
+def qk_norm(theirs: Collection[str]) -> str | None:
+    """The norm of queries and keys that these names tell."""
+    if "blocks.0.attn.q_norm.weight" not in theirs:
+        return None
+    return "layer" if "blocks.0.attn.q_norm.bias" in theirs else "rms"
+
+
+def renamed_parts(theirs: Tensors, parts: Mapping[str, str], note: str) -> tuple[list[str], dict[str, Tensor]]:
+    """The ``note`` where a name has one of ``parts``, and the tensors with those replaced."""
+    found = {}
+    for name, tensor in theirs.items():
+        new = name
+        for old, part in parts.items():
+            new = new.replace(old, part)
+        found[new] = tensor
+    return ([note] if found.keys() != theirs.keys() else []), found
+
+
+UNTOLD = (
+    'put a config.json beside it with its "architecture" and "model_args": {"no_embed_class": true} or false, or '
+    '{"img_size": [HEIGHT, WIDTH]}'
+)
+"""What the user can do where the layout of the positions cannot be told."""
 
 
 def build_peer(

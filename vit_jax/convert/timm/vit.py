@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,9 @@ import numpy as np
 from vit_jax.convert.fields import depth, grid, heads_of, patches, shape, stride
 from vit_jax.convert.format import Limit, Writing
 from vit_jax.convert.pretrained import Stored
-from vit_jax.convert.timm import image
+from vit_jax.convert.timm import eva, image
 from vit_jax.convert.timm.config import CLIP_EPSILON, EPSILON, EPSILONS, Config, less_epsilon, ratio, write_config
-from vit_jax.convert.timm.image import Found, check_gate, refused
+from vit_jax.convert.timm.image import UNTOLD, Found, hidden, qk_norm, refused, renamed_parts
 from vit_jax.convert.timm.rules import Layout, rules
 from vit_jax.io.tensors import Tensor, Tensors
 from vit_jax.layers.embed import sincos_positions
@@ -73,6 +72,8 @@ def fields(theirs: Tensors, config: Config) -> Found:
     Raises:
       UserError: a pooling that ours has not, rows that may be two layouts; a tensor that tells a size is missing.
     """
+    if "use_rot_pos_emb" in config.args:
+        return eva.fields(theirs, config)
     stem = _stem(theirs)
     channels = (1, 3) if stem is None else (64,) if not stem else (256 * 2 ** (len(stem) - 1),)
     width, patch = patches(theirs, "patch_embed.proj.weight", *channels)
@@ -112,32 +113,6 @@ def fields(theirs: Tensors, config: Config) -> Found:
     return found, layout, side * unit, notes, assumed
 
 
-def hidden(theirs: Tensors) -> tuple[int, bool]:
-    """Size of the hidden layer of MLPs, and whether gates and values come from one map.
-
-    Raises:
-      UserError: a tensor that tells it is missing or fits neither.
-    """
-    rows, inner = shape(theirs, "blocks.0.mlp.fc1.weight", 2)[0], shape(theirs, "blocks.0.mlp.fc2.weight", 2)[1]
-    if rows != 2 * inner:
-        check_gate(theirs, "blocks.0.mlp", rows)
-    return inner, rows == 2 * inner
-
-
-def qk_norm(theirs: Collection[str]) -> str | None:
-    """The norm of queries and keys that these names tell."""
-    if "blocks.0.attn.q_norm.weight" not in theirs:
-        return None
-    return "layer" if "blocks.0.attn.q_norm.bias" in theirs else "rms"
-
-
-UNTOLD = (
-    'put a config.json beside it with its "architecture" and "model_args": {"no_embed_class": true} or false, or '
-    '{"img_size": [HEIGHT, WIDTH]}'
-)
-"""What the user can do where the layout of the positions cannot be told."""
-
-
 def spelled(theirs: Tensors) -> tuple[Tensors, list[str]]:
     """The tensors by timm's own names, where they are those of DINOv2: gated MLPs, chunks of blocks, registers.
 
@@ -160,17 +135,6 @@ def spelled(theirs: Tensors) -> tuple[Tensors, list[str]]:
         if rows is not None and len(rows.shape) == len(registers.shape) == 3:
             renamed["pos_embed"] = _with_rows(rows, registers.shape[1])
     return (renamed, notes) if notes else (theirs, [])
-
-
-def renamed_parts(theirs: Tensors, parts: Mapping[str, str], note: str) -> tuple[list[str], dict[str, Tensor]]:
-    """The ``note`` where a name has one of ``parts``, and the tensors with those replaced."""
-    found = {}
-    for name, tensor in theirs.items():
-        new = name
-        for old, part in parts.items():
-            new = new.replace(old, part)
-        found[new] = tensor
-    return ([note] if found.keys() != theirs.keys() else []), found
 
 
 def _with_rows(rows: Tensor, count: int) -> Tensor:
