@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import numpy as np
@@ -23,22 +24,34 @@ from vit_jax.models import describe
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
 VIT = {**SIZE, "intermediate_size": 48}
 DINO = {**SIZE, "mlp_ratio": 2}
+DECODER = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2,
+           "decoder_intermediate_size": 16}  # fmt: skip
 CASES = {
     "vit": ("ViTForImageClassification", {**VIT, "num_labels": 5, "layer_norm_eps": 1e-3}, {}),
     "vit with pooler": ("ViTModel", {**VIT, "pooler_output_size": 24, "hidden_act": "gelu_new"}, {}),
     "bare vit": ("ViTModel", {**VIT, "hidden_act": "quick_gelu"}, {"add_pooling_layer": False}),
     "vit without biases": ("ViTForImageClassification", {**VIT, "qkv_bias": False, "hidden_act": "relu"}, {}),
+    "deit": ("DeiTForImageClassificationWithTeacher", {**VIT, "num_labels": 5}, {}),
+    "bare deit": ("DeiTModel", {**VIT, "hidden_act": "gelu_new"}, {"add_pooling_layer": False}),
+    "mae": ("ViTMAEForPreTraining", {**VIT, "mask_ratio": 0.0, **DECODER}, {}),
+    "bare mae": ("ViTMAEModel", {**VIT, "mask_ratio": 0.0}, {}),
+    "gated dinov2": ("Dinov2ForImageClassification", {**DINO, "use_swiglu_ffn": True, "num_labels": 5}, {}),
+    "gated registers": ("Dinov2WithRegistersModel", {**DINO, "use_swiglu_ffn": True, "num_register_tokens": 2}, {}),
     "bare dinov2": ("Dinov2Model", {**DINO, "layer_norm_eps": 1e-3}, {}),
     "dinov2": ("Dinov2ForImageClassification", {**DINO, "num_labels": 5}, {}),
     "bare registers": ("Dinov2WithRegistersModel", {**DINO, "num_register_tokens": 3}, {}),
     "registers": ("Dinov2WithRegistersForImageClassification", {**DINO, "num_labels": 5}, {}),
 }
+SWIGLU = {"ffn": "gated", "activation": "silu"}
 OURS = {
     "vit": ({"num_classes": 5, "norm_epsilon": 1e-3, "activation": "gelu_tanh"}, ()),
     "vit with pooler": ({"num_classes": 0, "pre_logits": 24}, ()),
     "fixed positions": ({"num_classes": 5, "positions": "sincos2d"}, ("count as learned",)),
     "bare vit": ({"num_classes": 0, "activation": "relu"}, ("random pooler",)),
+    "deit": ({"num_classes": 5, "distilled": True}, ()),
+    "bare deit": ({"num_classes": 0, "distilled": True, "activation": "quick_gelu"}, ("random pooler",)),
     "bare dinov2": ({"num_classes": 0, "layer_scale": 0.5}, ()),
+    "gated dinov2": ({"num_classes": 5, "layer_scale": 0.5, "pool": "cls_gap", **SWIGLU}, ()),
     "dinov2": ({"num_classes": 5, "layer_scale": 1e-5, "pool": "cls_gap"}, ()),
     "features of dinov2": ({"num_classes": 0, "layer_scale": 1e-5, "pool": "cls_gap"}, ()),
     "bare registers": ({"num_classes": 0, "registers": 2, "activation": "quick_gelu"}, ("ones are written",)),
@@ -132,12 +145,18 @@ def activations(torch, module, images):
     seen, hooks = {}, []
     for name, part in {**{f"block_{i}": b for i, b in enumerate(blocks)}, "norm": bare.layernorm}.items():
         hooks.append(part.register_forward_hook(lambda m, i, out, name=name: seen.update({name: out.numpy()})))
+    pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
     with torch.no_grad():
-        out = module(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+        if type(bare).__name__ == "ViTMAEModel":  # noise in this order leaves the patches where they are
+            out = bare(pixels, noise=torch.arange(16.0).expand(len(pixels), -1))
+        else:
+            out = module(pixels)
     for hook in hooks:
         hook.remove()
-    pooled = out.logits if hasattr(out, "logits") else out.pooler_output
-    return {**seen, "out": (out.last_hidden_state[:, 0] if pooled is None else pooled).numpy()}
+    pooled = out.logits if hasattr(out, "logits") else getattr(out, "pooler_output", None)
+    if pooled is None:
+        pooled = out.last_hidden_state[:, : 1 + hasattr(bare.embeddings, "distillation_token")].mean(1)
+    return {**seen, "out": pooled.numpy()}
 
 
 def ours(pretrained, images):
@@ -155,17 +174,20 @@ def agree(torch, module, pretrained):
         np.testing.assert_allclose(got[name], want[name], rtol=0, atol=2e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("case", rest_slow(CASES, "vit", "dinov2", "bare registers"))
+@pytest.mark.parametrize("case", rest_slow(CASES, "vit", "dinov2", "bare registers", "deit", "mae", "gated dinov2"))
 def test_every_block_agrees(torch, peer, case):
     module, folder = peer(case)
     agree(torch, module, load(folder)[0])
+
+
+UNUSED = re.compile("mask_token|^decoder")
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_way_back_is_the_file_and_the_state(torch, peer, case):
     module, folder = peer(case)
     pretrained, layout, theirs = load(folder)
-    kept = {name: leaf for name, leaf in theirs.items() if "mask_token" not in name}
+    kept = {name: leaf for name, leaf in theirs.items() if not UNUSED.search(name)}
     assert not layout.modern
     same(rules.back(vit.rules(pretrained.model, layout), pretrained.params, name="hf"), kept)
 
@@ -175,7 +197,7 @@ def test_the_way_back_is_the_file_and_the_state(torch, peer, case):
     assert modern.modern
     same(again.params, pretrained.params)
     back = rules.back(vit.rules(again.model, modern), again.params, name="hf")
-    back |= {name: leaf for name, leaf in state.items() if "mask_token" in name}
+    back |= {name: leaf for name, leaf in state.items() if UNUSED.search(name)}
     module.load_state_dict({name: torch.from_numpy(leaf.read().copy()) for name, leaf in back.items()}, strict=True)
     same(back, state)
 
@@ -195,7 +217,7 @@ def drawn(fields, size=32):
     return Stored(model, params, preprocess, names, "sigmoid")
 
 
-@pytest.mark.parametrize("case", rest_slow(OURS, "vit", "features of dinov2", "registers"))
+@pytest.mark.parametrize("case", rest_slow(OURS, "vit", "features of dinov2", "registers", "deit", "gated dinov2"))
 def test_what_is_written_loads_in_transformers(torch, transformers, tmp_path, case):
     fields, noted = OURS[case]
     pretrained = drawn(fields)
@@ -205,7 +227,9 @@ def test_what_is_written_loads_in_transformers(torch, transformers, tmp_path, ca
     settings = json.loads((tmp_path / "out" / "config.json").read_text())
     headed = settings["architectures"][0].endswith("ForImageClassification")
     auto = transformers.AutoModelForImageClassification if headed else transformers.AutoModel
-    options = {"add_pooling_layer": False} if case == "bare vit" else {}
+    if case == "deit":  # transformers' own automatic class of a DeiT has one classifier
+        auto = transformers.DeiTForImageClassificationWithTeacher
+    options = {"add_pooling_layer": False} if case in ("bare vit", "bare deit") else {}
     transformers.utils.logging.disable_progress_bar()
     module, report = auto.from_pretrained(
         tmp_path / "out", output_loading_info=True, attn_implementation="eager", **options
@@ -218,7 +242,12 @@ def test_what_is_written_loads_in_transformers(torch, transformers, tmp_path, ca
         assert module.config.problem_type == "multi_label_classification"
 
 
-@pytest.mark.parametrize("case", rest_slow(OURS, "vit", "vit with pooler", "features of dinov2", "registers"))
+OTHERS = ("deit", "bare deit", "gated dinov2")  # which NumPy's account of transformers' code leaves out
+
+
+@pytest.mark.parametrize(
+    "case", rest_slow([c for c in OURS if c not in OTHERS], "vit", "vit with pooler", "features of dinov2", "registers")
+)
 def test_what_is_written_computes_what_transformers_computes(tmp_path, case):
     """As transformers' code does, without transformers."""
     pretrained = drawn(OURS[case][0])
@@ -374,5 +403,5 @@ def test_full_size(torch, transformers, tmp_path, case, width, heads):
     module.save_pretrained(tmp_path)
     pretrained, layout, theirs = load(tmp_path)
     agree(torch, module, pretrained)
-    kept = {name: leaf for name, leaf in theirs.items() if "mask_token" not in name}
+    kept = {name: leaf for name, leaf in theirs.items() if not UNUSED.search(name)}
     same(rules.back(vit.rules(pretrained.model, layout), pretrained.params, name="hf"), kept)

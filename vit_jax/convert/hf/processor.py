@@ -33,6 +33,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
     "vit": ("ViT", {}),
+    "vit_mae": ("ViT", {**IMAGENET, "resample": 3}),
+    "deit": ("DeiT", IMAGENET),
     **dict.fromkeys(("dinov2", "dinov2_with_registers"), ("Bit", {**IMAGENET, "size": {"shortest_edge": 256}})),
     "dinov3_vit": ("DINOv3ViT", {}),
     "clip": ("CLIP", {}),

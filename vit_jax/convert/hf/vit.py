@@ -1,8 +1,8 @@
-"""ViT, DINOv2 and DINOv2 with registers of Hugging Face transformers, bare or with a classifier.
+"""ViT, DeiT, ViTMAE and DINOv2 of Hugging Face transformers, bare or with a classifier.
 
 A bare ViT may end in a pooler, which is our pre-logits layer. DINOv2's classifier sees the cls token beside the average
 of the grid, without registers (transformers averaged those too before its pull request 37836). Bare models give the
-normalised cls token.
+normalised cls token. Of ViTMAE the encoder is read, as it is without masks; a ViT is what is written of it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from vit_jax.convert.pretrained import Stored, numbered
 from vit_jax.io.sidecar import About
 from vit_jax.io.tensors import Tensor, Tensors
 from vit_jax.layers.embed import sincos_positions
+from vit_jax.layers.gated import Gated
 from vit_jax.models import ViT
 from vit_jax.types import OutputActivation
 
@@ -31,12 +32,13 @@ def read(theirs: Tensors, about: About) -> Reading:
     settings = about.get(vit_config.FILE) or {}
     layout = layout_of(theirs, settings)
     model, notes, assumed = vit_config.fields(theirs, layout, settings)
-    size = model["patch"] * square(shape(theirs, layout.prefix + POSITIONS, 3)[1] - 1, "the position embedding")
+    rows = shape(theirs, layout.prefix + POSITIONS, 3)[1] - (2 if layout.family == "deit" else 1)
+    size = model["patch"] * square(rows, "the position embedding")
     preprocess, more = processor.read(about.get(processor.FILE), layout.family, size, model["patch"])
     names, unnamed = vit_config.class_names(settings.get("id2label"), model["num_classes"])
     unused = {layout.prefix + MASK: "only training on masked images uses it"}
     unused |= {name: "the decoder of masked training" for name in theirs if name.startswith("decoder.")}
-    if layout.headed:
+    if layout.headed or layout.family == "deit":
         unused |= {f"{layout.prefix}{POOLER}.{part}": "the classifier does not use it" for part in ("weight", "bias")}
     output_activation: OutputActivation = (
         "sigmoid" if settings.get("problem_type") == "multi_label_classification" else "softmax"
@@ -54,13 +56,14 @@ def write(pretrained: Stored) -> Writing:
     model = pretrained.model
     headed = model.num_classes > 0 or model.pool == "cls_gap"
     family = "dinov2_with_registers" if model.registers else "dinov2" if vit_config.needs_dino(model) else "vit"
-    layout = Layout(family, headed, f"{family}." if headed else "")
+    family = "deit" if model.distilled else family
+    layout = Layout(family, headed, f"{family}." if headed else "", gated=model.ffn is not None)
     size = pretrained.native or pretrained.preprocess.size + pretrained.preprocess.frame.rest
     shown, notes = processor.write(pretrained.preprocess)
     extra = {}
     if model.positions == "sincos2d":
         grid = sincos_positions(size // model.patch, size // model.patch, model.width)
-        extra[layout.prefix + POSITIONS] = Tensor.of(np.concatenate([np.zeros_like(grid[:1]), grid])[None])
+        extra[layout.prefix + POSITIONS] = Tensor.of(np.pad(grid, ((1 + model.distilled, 0), (0, 0)))[None])
         notes.append("the fixed positions are written as numbers; read again they count as learned ones")
     if layout.dino:
         extra[layout.prefix + MASK] = Tensor.of(np.zeros((1, model.width), np.float32))
@@ -79,4 +82,7 @@ def write(pretrained: Stored) -> Writing:
     return Writing(layout, {vit_config.FILE: config, processor.FILE: shown}, tuple(notes), extra)
 
 
-CODEC = Codec((ViT,), matches, read, rules, write, peer, limits=vit_config.LIMITS, processor=images)
+CODEC = Codec(
+    (ViT,), matches, read, rules, write, peer, limits=vit_config.LIMITS, says={"ffn": Gated, "distilled": bool},
+    processor=images,
+)  # fmt: skip

@@ -8,8 +8,9 @@ from typing import Any
 
 from vit_jax.convert.fields import depth, heads_of, shape
 from vit_jax.convert.format import Limit
-from vit_jax.convert.hf.vit_rules import HEAD, PATCHES, POOLER, REGISTERS, Layout
+from vit_jax.convert.hf.vit_rules import HEAD, HEADS, PATCHES, POOLER, REGISTERS, Layout
 from vit_jax.io.tensors import Tensors
+from vit_jax.layers.gated import Gated
 from vit_jax.models import ViT
 from vit_jax.types import UserError
 
@@ -19,9 +20,12 @@ ACTIVATIONS = {
     "gelu_fast": "gelu_tanh", "quick_gelu": "quick_gelu", "relu": "relu", "silu": "silu", "swish": "silu",
 }  # fmt: skip
 """``hidden_act`` -> ours; the first of equals is written."""
-EPSILON = {"vit": 1e-12, "dinov2": 1e-6, "dinov2_with_registers": 1e-6}
+EPSILON = {"vit": 1e-12, "vit_mae": 1e-12, "deit": 1e-12, "dinov2": 1e-6, "dinov2_with_registers": 1e-6}
 """``layer_norm_eps`` where it is not said."""
-CLASSES = {"vit": "ViT", "dinov2": "Dinov2", "dinov2_with_registers": "Dinov2WithRegisters"}
+CLASSES = {
+    "vit": "ViT", "vit_mae": "ViTMAE", "deit": "DeiT", "dinov2": "Dinov2",
+    "dinov2_with_registers": "Dinov2WithRegisters",
+}  # fmt: skip
 """What ``architectures`` starts with."""
 
 
@@ -42,21 +46,25 @@ def fields(
     width, patch = rgb_patches(theirs, prefix + PATCHES)
     blocks = depth(theirs, re.escape(layout.blocks))
     mlp_dim = shape(theirs, f"{layout.blocks}0.{layout.names.mlp[0]}.weight", 2)[0]
+    mlp_dim //= 2 if layout.gated and not layout.names.gate else 1
     guess, note = heads_of(width, blocks, mlp_dim)
     notes, assumed = [], {} if "num_attention_heads" in settings else {"heads": note}
     epsilon, act = settings.get("layer_norm_eps", EPSILON[layout.family]), settings.get("hidden_act", "gelu")
     if not settings:
         rest = f"no {FILE}: {act} and layer norms with epsilon {epsilon:g} are assumed, transformers' defaults"
         assumed |= {"activation": rest, "norm_epsilon": rest}
-    activation = activation_of(act)
-    pooled = f"{prefix}{POOLER}.weight" in theirs and not layout.headed
+    activation = "silu" if layout.gated else activation_of(act)
+    pooled = f"{prefix}{POOLER}.weight" in theirs and not layout.headed and layout.family != "deit"
     if pooled and settings.get("pooler_act", "tanh") != "tanh":
         raise UserError(f"pooler_act={settings['pooler_act']!r} is not what poolers end in here, tanh.")
     if not layout.bias:
         notes.append("queries, keys and values have no biases there and biases of 0 here")
+    if layout.family == "deit" and not layout.headed:
+        notes.append("its features are the mean of both class tokens, as its two classifiers see them")
+    head = next((f"{name}.weight" for name in (HEAD, HEADS[0]) if f"{name}.weight" in theirs), None)
     found = {
         "name": "vit",
-        "num_classes": shape(theirs, f"{HEAD}.weight", 2)[0] if f"{HEAD}.weight" in theirs else 0,
+        "num_classes": 0 if head is None else shape(theirs, head, 2)[0],
         "patch": patch,
         "width": width,
         "depth": blocks,
@@ -69,6 +77,8 @@ def fields(
         "layer_scale": settings.get("layerscale_value", 1.0) if layout.dino else None,
         "activation": activation,
         "norm_epsilon": epsilon,
+        "distilled": layout.family == "deit",
+        "ffn": "gated" if layout.gated else None,
     }
     return found, notes, assumed
 
@@ -121,7 +131,14 @@ def class_names(id2label: Any, num_classes: int) -> tuple[tuple[str, ...], list[
 
 def needs_dino(model: ViT) -> bool:
     """Whether a DINOv2 has what ``model`` is made of, but no ViT."""
-    return bool(model.registers) or model.layer_scale is not None or model.pool == "cls_gap"
+    gated = model.ffn is not None
+    return bool(model.registers) or model.layer_scale is not None or model.pool == "cls_gap" or gated
+
+
+def swiglu_ratio(model: ViT) -> int | None:
+    """``mlp_ratio`` for which DINOv2's hidden layer, two thirds rounded up to 8, is the model's; None for none."""
+    hidden = model.ffn.hidden(model.mlp_dim) if isinstance(model.ffn, Gated) else 0
+    return next((n for n in range(1, 65) if -(-int(model.width * n * 2 / 3) // 8) * 8 == hidden), None)
 
 
 _ODD = "registers, layer scale or pool='cls_gap' and MLPs of {0.mlp_dim}, no multiple of the width; use --to "
@@ -139,8 +156,13 @@ LIMITS = tuple(
          "pre-logits beside registers, layer scale or pool='cls_gap'; use --to vit_jax"),
         ("", lambda m: not (needs_dino(m) and m.pool == "cls" and m.num_classes),
          "registers or layer scale and a head on the cls token alone; use --to timm"),
-        ("", lambda m: not (needs_dino(m) and m.pool == "cls" and m.mlp_dim % m.width), _ODD + "timm"),
-        ("", lambda m: not (needs_dino(m) and m.mlp_dim % m.width), _ODD + "vit_jax"),
+        ("", lambda m: m.ffn is None or (m.ffn.norm_epsilon is None and m.activation == "silu" and bool(swiglu_ratio(m))),
+         "gated MLPs but DINOv2's: silu, no norm, two thirds of a multiple of the width; use --to timm"),
+        ("", lambda m: not (m.distilled and (needs_dino(m) or m.pre_logits)),
+         "a distillation token beside registers, layer scale, gated MLPs or pre-logits; use --to vit_jax"),
+        ("", lambda m: m.ffn is not None or not (needs_dino(m) and m.pool == "cls" and m.mlp_dim % m.width),
+         _ODD + "timm"),
+        ("", lambda m: m.ffn is not None or not (needs_dino(m) and m.mlp_dim % m.width), _ODD + "vit_jax"),
     )
 )  # fmt: skip
 """What none of transformers' image models is."""
@@ -148,7 +170,8 @@ LIMITS = tuple(
 
 def class_of(layout: Layout) -> str:
     """The name of transformers' class for a file with this layout."""
-    return CLASSES[layout.family] + ("ForImageClassification" if layout.headed else "Model")
+    teacher = "WithTeacher" if layout.family == "deit" else ""
+    return CLASSES[layout.family] + (f"ForImageClassification{teacher}" if layout.headed else "Model")
 
 
 def content(
@@ -165,7 +188,8 @@ def content(
         "qkv_bias": layout.bias,
     }
     if layout.dino:
-        config |= {"mlp_ratio": model.mlp_dim // model.width, "use_swiglu_ffn": False}
+        swiglu = swiglu_ratio(model)
+        config |= {"mlp_ratio": swiglu or model.mlp_dim // model.width, "use_swiglu_ffn": swiglu is not None}
         config["layerscale_value"] = 1.0 if model.layer_scale is None else model.layer_scale
     else:
         config |= {"intermediate_size": model.mlp_dim, "pooler_output_size": model.pre_logits or model.width}

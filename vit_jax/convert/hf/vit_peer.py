@@ -36,7 +36,10 @@ def peer(path: pathlib.Path, model: ViT) -> Callable[[np.ndarray], np.ndarray]:
         out = module(pixels)
         if hasattr(out, "logits"):
             return out.logits
-        return out.last_hidden_state[:, 0] if out.pooler_output is None else out.pooler_output
+        if model.distilled:
+            return out.last_hidden_state[:, :2].mean(1)
+        pooled = getattr(out, "pooler_output", None)
+        return out.last_hidden_state[:, 0] if pooled is None else pooled
 
     return torch_peer(forward)
 
@@ -53,12 +56,17 @@ def build(path: pathlib.Path, model: ViT) -> Any:
     with open_tensors(path) as theirs:
         layout = layout_of(theirs, settings)
         settings = settings or _of(model, theirs, layout)
-        arrays = {name: np.array(leaf.read(), np.float32) for name, leaf in theirs.items()}
+        names = [name for name in theirs if not name.startswith("decoder.")]
+        arrays = {name: np.array(theirs[name].read(), np.float32) for name in names}
     with needed("comparing with transformers", "torch"):
         import transformers
 
         kind = getattr(transformers, vit_config.class_of(layout))
-    pooling = {} if layout.dino or layout.headed else {"add_pooling_layer": f"{layout.prefix}{POOLER}.weight" in arrays}
+    pooling: dict[str, Any] = {}
+    if layout.family == "vit_mae":
+        settings = {**settings, "mask_ratio": 0.0}
+    elif not (layout.dino or layout.headed):
+        pooling["add_pooling_layer"] = f"{layout.prefix}{POOLER}.weight" in arrays
     return instantiate(kind, settings, arrays, path, **pooling)
 
 
@@ -104,5 +112,5 @@ def images(path: pathlib.Path, model: Any) -> Callable[[pathlib.Path], np.ndarra
 def _of(model: ViT, theirs: Tensors, layout: Layout) -> dict[str, Any]:
     check_limits(model, vit_config.LIMITS)
     positions = shape(theirs, layout.prefix + POSITIONS, 3)[1]
-    size = model.patch * square(positions - 1, "the position embedding")
+    size = model.patch * square(positions - 1 - model.distilled, "the position embedding")
     return vit_config.content(model, layout, size, numbered((), model.num_classes), "softmax")

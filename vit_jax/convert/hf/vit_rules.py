@@ -1,4 +1,4 @@
-"""How Hugging Face transformers names the tensors of its ViT and DINOv2 models, and which of ours they are.
+"""How Hugging Face transformers names the tensors of its ViT, DeiT, ViTMAE and DINOv2 models, and which ours are.
 
 Files have the names of transformers 4 (``encoder.layer.0.attention.attention.query``), which version 5 reads and writes
 as well, while its modules in memory have others (``layers.0.attention.q_proj``): both are read, the former written.
@@ -19,12 +19,13 @@ PATCHES = "embeddings.patch_embeddings.projection.weight"
 POSITIONS = "embeddings.position_embeddings"
 REGISTERS = "embeddings.register_tokens"
 MASK = "embeddings.mask_token"
+DIST = "embeddings.distillation_token"
 POOLER = "pooler.dense"
 OWNERS = ("", "vit.", "dinov2.", "dinov2_with_registers.", "deit.", "beit.", "data2vec_vision.", "yolos.", "ijepa.")
 """What precedes the names in transformers' own models; anything else is somebody's wrapper."""
-HEAD = "classifier"
-"""The only name without the model's prefix."""
-FAMILIES = ("vit", "dinov2", "dinov2_with_registers")
+HEAD, HEADS = "classifier", ("cls_classifier", "distillation_classifier")
+"""The only names without the model's prefix; with a distillation token there are two."""
+FAMILIES = ("vit", "vit_mae", "deit", "dinov2", "dinov2_with_registers")
 """By ``model_type``."""
 
 
@@ -54,6 +55,7 @@ class Layout:
       prefix: before every name but the classifier's.
       modern: whether the names are those in the memory of transformers 5.
       bias: whether queries, keys and values have biases.
+      gated: whether its MLPs are.
     """
 
     family: str
@@ -61,11 +63,12 @@ class Layout:
     prefix: str
     modern: bool = False
     bias: bool = True
+    gated: bool = False
 
     @property
     def dino(self) -> bool:
         """Whether blocks have layer scale and the classifier sees the average of the grid too."""
-        return self.family != "vit"
+        return self.family.startswith("dinov2")
 
     @property
     def blocks(self) -> str:
@@ -75,7 +78,12 @@ class Layout:
     @property
     def names(self) -> Block:
         """Of the parts of a block."""
-        return SPELLINGS[self.dino, self.modern][1]
+        names = SPELLINGS[self.dino, self.modern][1]
+        if not self.gated:
+            return names
+        if self.modern:
+            return names._replace(mlp=("mlp.up_proj", "mlp.down_proj"), gate="mlp.gate_proj")
+        return names._replace(mlp=("mlp.weights_in", "mlp.weights_out"))
 
 
 def matches(names: Collection[str]) -> bool:
@@ -93,17 +101,25 @@ def layout_of(names: Collection[str], settings: Mapping[str, Any]) -> Layout:
     family = "dinov2" if any(".layer_scale1." in name for name in names) else "vit"
     if prefix + REGISTERS in names:
         family = "dinov2_with_registers"
-    for found in (settings.get("model_type", family), prefix.removesuffix(".") or family):
-        if found != family:
+    if prefix + DIST in names:
+        family = "deit"
+    if settings.get("model_type") == "vit_mae" or any(name.startswith("decoder.") for name in names):
+        family = "vit_mae"
+    owner = {"vit_mae": "vit"}.get(family, family)
+    for found, fits in ((settings.get("model_type", family), family), (prefix.removesuffix(".") or owner, owner)):
+        if found != fits:
             known = ", ".join(FAMILIES)
             raise UserError(f"these are weights of transformers' {found!r}; of its models {known} are converted.")
-    if any(".weights_in." in name or ".gate_proj." in name for name in names):
+    if family == "deit" and f"{HEAD}.weight" in names:
         raise UserError(
-            "the MLPs of this model are SwiGLU (use_swiglu_ffn), which no model here has; take another size."
+            "this classifier sees the class token alone, beside a distillation token; of transformers' DeiT "
+            "DeiTForImageClassificationWithTeacher and DeiTModel are converted."
         )
     architectures = settings.get("architectures") or [""]
-    headed = f"{HEAD}.weight" in names or str(architectures[0]).endswith("ForImageClassification")
-    layout = Layout(family, headed, prefix, any(".q_proj." in name for name in names))
+    said = str(architectures[0]).endswith(("ForImageClassification", "ForImageClassificationWithTeacher"))
+    headed = said or any(f"{head}.weight" in names for head in (HEAD, HEADS[0]))
+    gated = any(".weights_in." in name or ".gate_proj." in name for name in names)
+    layout = Layout(family, headed, prefix, any(".q_proj." in name for name in names), gated=gated)
     bias = f"{layout.blocks}0.{layout.names.qkv[0].format('bias')}" in names
     return dataclasses.replace(layout, bias=bias)
 
@@ -117,6 +133,8 @@ def rules(model: ViT, layout: Layout) -> list[Rule]:
         rule(f"{layout.prefix}{PATCHES.removesuffix('weight')}bias", "patch/bias"),
         *torch_norm(f"{layout.prefix}layernorm", "encoder/norm"),
     ]
+    if model.distilled:
+        found.append(rule(layout.prefix + DIST, "dist"))
     if model.positions == "learn":
         found.append(rule(layout.prefix + POSITIONS, "position/embedding"))
     if model.registers:
@@ -124,6 +142,8 @@ def rules(model: ViT, layout: Layout) -> list[Rule]:
     found += torch_blocks(layout.blocks, "encoder/block_", model, layout.names, layout.bias)
     if model.pre_logits is not None:
         found += torch_linear(layout.prefix + POOLER, "pre_logits")
-    if model.num_classes:
+    if model.num_classes and model.distilled:
+        found += [*torch_linear(HEADS[0], "head"), *torch_linear(HEADS[1], "head_dist")]
+    elif model.num_classes:
         found += torch_linear(HEAD, "head")
     return found
