@@ -156,7 +156,7 @@ LIMITS = tuple(
          "pre-logits beside registers, layer scale or pool='cls_gap'; use --to vit_jax"),
         ("", lambda m: not (needs_dino(m) and m.pool == "cls" and m.num_classes),
          "registers or layer scale and a head on the cls token alone; use --to timm"),
-        ("", lambda m: m.ffn is None or m.ffn.norm_epsilon is None and m.activation == "silu" and bool(swiglu_ratio(m)),
+        ("", lambda m: not m.ffn or (m.ffn.norm_epsilon is None and m.activation == "silu" and bool(swiglu_ratio(m))),
          "gated MLPs but DINOv2's: silu, no norm, two thirds of a multiple of the width; use --to timm"),
         ("", lambda m: not (m.distilled and (needs_dino(m) or m.pre_logits)),
          "a distillation token beside registers, layer scale, gated MLPs or pre-logits; use --to vit_jax"),
