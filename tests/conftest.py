@@ -39,6 +39,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".pytest_cache/programs"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+# Whence each operation comes costs a quarter of compiling: one frame of ten is kept.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers share two cores
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
@@ -77,6 +79,9 @@ MARKED = {**dict.fromkeys(("torch", "timm", "transformers", "open_clip"), "peer"
 EXTRAS = {"peer": ("torch", "torch"), "tpu": ("libtpu", "tpu-compile")}
 """Marker -> the package that its tests need, and the extra that brings it."""
 
+LONGEST = ("test_journeys.py", "test_processes.py")
+"""Modules with tests of half a minute: they come first, since at the end one worker would wait for the other."""
+
 MOST_PROGRAMS = 40
 """Programs that one test may compile, those of its fixtures not counted."""
 
@@ -108,6 +113,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache:UserWarning"))
         for marker in missing.keys() & {mark.name for mark in item.iter_markers()}:
             item.add_marker(missing[marker])
+    items.sort(key=lambda item: item.path.name not in LONGEST)
     if "slow" in config.option.markexpr:
         return
     slow = [item for item in items if item.get_closest_marker("slow")]

@@ -103,7 +103,13 @@ def ended(hosts: Sequence[Host], seconds: float) -> list[Ended]:
 
 
 def clean() -> dict[str, str]:
-    """The environment of a user: nothing that the tests set for themselves but for the cache of programs."""
-    dropped = ("XLA_FLAGS", "JAX_PLATFORMS", "PYTEST_CURRENT_TEST", "PYTEST_XDIST_WORKER")
+    """The environment of a user: nothing that the tests set for themselves but for the cache and what compiles fast."""
+    dropped = ("JAX_PLATFORMS", "PYTEST_CURRENT_TEST", "PYTEST_XDIST_WORKER")
     kept = {k: v for k, v in os.environ.items() if k not in dropped}
-    return kept | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    return kept | fast() | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+
+
+def fast() -> dict[str, str]:
+    """Settings of ``conftest.py`` with which tiny programs are compiled in half the time; as many devices as usual."""
+    flags = [flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag]
+    return {"XLA_FLAGS": " ".join(flags), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}

@@ -33,7 +33,8 @@ PAGES = [pytest.param(p, marks=() if p.stem in SOON else pytest.mark.slow) for p
 def journey(request, tmp_path_factory) -> tuple[str, pathlib.Path]:
     """A page's name and the folder in which all of it was run."""
     place = tmp_path_factory.mktemp(request.param.stem)
-    with documentation.working(place, request.param):
+    with documentation.working(place, request.param), pytest.MonkeyPatch.context() as patch:
+        patch.setitem(documentation.SIZES, "depth", 1)
         BEFORE.get(request.param.stem, lambda _: None)(place)
         documentation.run(request.param, place)
     return request.param.stem, place
