@@ -201,6 +201,14 @@ class Renamed:
     output_activation: str = dataclasses.field(default="softmax", metadata={"formerly": "link"})
 
 
+def test_none_is_a_word_where_one_may_be_chosen():
+    """A command line reads ``--config.model.positions=none`` as nothing."""
+    assert parse(Literal["none", "full"], None) == "none"
+    assert parse(Literal["none", "full"] | None, None) is None
+    with pytest.raises(UsageError, match=r"remat=None is not allowed"):
+        parse(Literal["full"], None, "remat")
+
+
 def test_a_stored_configuration_may_use_the_former_name_of_a_field():
     assert parse(Renamed, {"link": "sigmoid"}) == Renamed("sigmoid") == parse(Renamed, {"output_activation": "sigmoid"})
     assert parse(Annotated[Any, Choice({"r": Renamed})], "r(link='sigmoid')") == Renamed("sigmoid")

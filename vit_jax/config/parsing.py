@@ -45,6 +45,8 @@ def parse(cls: Any, value: Any, path: str = "config") -> Any:
     if origin in (typing.Union, types.UnionType):
         return _parse_union(args, value, path)
     if origin is typing.Literal:
+        if value is None and "none" in args:  # a command line says both alike
+            return "none"
         if value not in args:
             raise UsageError(f"{path}={shown(value)} is not allowed{suggest(value, args)}")
         return value
