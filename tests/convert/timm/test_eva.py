@@ -96,3 +96,32 @@ def test_files_of_dinov3s_authors(name, timm, torch, rng, tmp_path):
         )
         rows = verify.verify(found, [tmp_path / "dinov3.safetensors"])
         assert rows and all(row.ok for row in rows), (rows, found.notes)
+
+
+@pytest.mark.parametrize("name", ["eva02_tiny_patch14_224", "eva02_base_patch14_224"])
+def test_files_of_eva02s_authors(name, timm, torch, tmp_path):
+    """Biases beside maps of their own, a norm called ffn_ln, cosines and sines of every block."""
+    sizes = {"embed_dim": 64, "num_heads": 1, "img_size": 224, "patch_size": 56, "mlp_ratio": 1.5}
+    module = create(timm, torch, name, {**SMALL, **sizes, "swiglu_align_to": 1})
+    back = {new: old for old, new in eva.AUTHORS.items() if "ls" not in old}
+    back |= {f".{part}_proj.bias": f".{part}_bias" for part in "qv"}
+    file = {}
+    for key, tensor in tensors_of(module).items():
+        for new, old in back.items():
+            key = key.replace(new, old)
+        file[key] = tensor
+    buffers = [
+        f"{start}rope.freqs_{part}" for start in ("", "blocks.0.attn.", "blocks.1.attn.") for part in ("cos", "sin")
+    ]
+    file |= {name: Tensor.of(np.ones((16, 64), np.float32)) for name in buffers}
+    assert "blocks.1.attn.q_bias" in file and "blocks.0.mlp.w3.weight" in file
+    write_safetensors(tmp_path / "eva02.safetensors", file, {})
+    with read.load(tmp_path / "eva02.safetensors") as found:
+        assert (found.model.qkv_bias, found.model.pool) == ("qv", "gap")
+        assert found.model.rotary == Rope(10_000, "interleaved", 16)
+        assert any("EVA-02's authors" in note for note in found.notes)
+        assert found.preprocess.mean == pytest.approx((0.4815, 0.4578, 0.4082), abs=1e-4)
+        images = photos(224)
+        assert gaps(ours(found, images), theirs(torch, module, images))["pooled"] <= 2e-5
+        rows = verify.verify(found, [tmp_path / "eva02.safetensors"])
+        assert rows and all(row.ok for row in rows), (rows, found.notes)

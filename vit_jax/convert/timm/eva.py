@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import numpy as np
 
+from vit_jax.augment import NORMS
 from vit_jax.convert.fields import depth, grid, heads_of, patches, shape, square
 from vit_jax.convert.format import Limit, Writing
 from vit_jax.convert.pretrained import Stored
@@ -23,6 +25,7 @@ from vit_jax.types import UserError
 
 POOLS = {"cls": "token", "gap": "avg"}
 """Our pooling -> timm's ``global_pool``."""
+CLIP = NORMS["clip"]()
 TABLE = "blocks.0.attn.relative_position_bias_table"
 BEIT = "beitv2_base_patch16_224"
 ARCHITECTURES = {EPSILON: "eva02_tiny_patch14_224", CLIP_EPSILON: "vit_small_patch16_dinov3"}
@@ -203,32 +206,45 @@ def write(pretrained: Stored) -> Writing:
     return Writing(layout, {"config.json": config}, tuple(notes))
 
 
-PERIODS = "rope_embed.periods"
+PERIODS, COSINES = "rope_embed.periods", "rope.freqs_cos"
+"""Buffers by which the files of DINOv3's and of EVA-02's authors are told."""
 AUTHORS = {
     "storage_tokens": "reg_token", ".ls1.gamma": ".gamma_1", ".ls2.gamma": ".gamma_2", ".mlp.w1.": ".mlp.fc1_g.",
-    ".mlp.w2.": ".mlp.fc1_x.", ".mlp.w3.": ".mlp.fc2.",
+    ".mlp.w2.": ".mlp.fc1_x.", ".mlp.w3.": ".mlp.fc2.", ".mlp.ffn_ln.": ".mlp.norm.",
 }  # fmt: skip
-"""Parts of names in the files of DINOv3's authors -> timm's."""
-PUBLISHED = {
-    "architecture": "vit_small_patch16_dinov3", "global_pool": "token",
-    "pretrained_cfg": {"input_size": [3, 256, 256], "crop_pct": 1.0, "interpolation": "bicubic"},
+"""Parts of names in their files -> timm's."""
+PUBLISHED: dict[str, dict[str, Any]] = {
+    PERIODS: {
+        "architecture": "vit_small_patch16_dinov3", "global_pool": "token",
+        "pretrained_cfg": {"input_size": [3, 256, 256], "crop_pct": 1.0, "interpolation": "bicubic"},
+    },
+    COSINES: {
+        "architecture": "eva02_tiny_patch14_224", "global_pool": "avg",
+        "pretrained_cfg": {"crop_pct": 1.0, "interpolation": "bicubic", "mean": CLIP.mean, "std": CLIP.std},
+    },
 }  # fmt: skip
-"""What timm says of them, but for sizes."""
+"""Buffer -> what timm says of models with it, but for sizes."""
 
 
 def spelled(theirs: Tensors) -> tuple[Tensors, list[str]]:
-    """The tensors by timm's names, where they are those of DINOv3's authors: biases of keys are masked out there.
+    """The tensors by timm's names, where they are those of DINOv3's or EVA-02's authors.
 
-    Source: ``dinov3/layers/attention.py`` of facebookresearch/dinov3: the bias of queries, keys and values is
-    multiplied by a buffer ``bias_mask``, 0 for keys, NaN until weights are loaded.
+    Source: ``dinov3/layers/attention.py`` of facebookresearch/dinov3, where the bias of queries, keys and values is
+    multiplied by a buffer ``bias_mask``, 0 for keys, NaN until weights are loaded; and
+    ``EVA-02/asuka/modeling_finetune.py`` of baaivision/EVA.
     """
-    if PERIODS not in theirs:
+    if PERIODS not in theirs and COSINES not in theirs:
         return theirs, []
-    notes, found = renamed_parts(theirs, AUTHORS, "its tensors are called as by DINOv3's authors")
+    whose = "DINOv3" if PERIODS in theirs else "EVA-02"
+    notes, found = renamed_parts(theirs, AUTHORS, f"its tensors are called as by {whose}'s authors")
     for name in [name for name in found if name.endswith(".attn.qkv.bias") and f"{name}_mask" in found]:
         bias, start = found.pop(name), name.removesuffix("qkv.bias")
         for part, i in (("q_bias", 0), ("v_bias", 2)):
             found[f"{start}{part}"] = _third(bias, i)
+    for name in [name for name in found if re.fullmatch(r"blocks\.\d+\.attn\.[qv]_bias", name)]:
+        part = f"{name[:-6]}{name[-6]}_proj"
+        if f"{part}.weight" in found:
+            found[f"{part}.bias"] = found.pop(name)
     return found, notes
 
 
@@ -237,8 +253,8 @@ def _third(bias: Tensor, i: int) -> Tensor:
 
 
 def alone(theirs: Tensors) -> dict[str, Any]:
-    """What stands for a ``config.json``: without one, the weights may be of DINOv3's authors."""
-    return PUBLISHED if PERIODS in theirs else {}
+    """What stands for a ``config.json``: without one, the weights may be of DINOv3's or EVA-02's authors."""
+    return next((said for buffer, said in PUBLISHED.items() if buffer in theirs), {})
 
 
 def takes(model: Any) -> bool:
@@ -256,7 +272,7 @@ def takes(model: Any) -> bool:
 CODEC = dataclasses.replace(
     image.codec(
         ViT,
-        r"(blocks\.0\.(gamma_1|attn\.(q_bias|q_proj\.weight)|mlp\.fc1_g\.weight)|rope_embed\.periods)$",
+        r"(blocks\.0\.(gamma_1|attn\.(q_bias|q_proj\.weight)|mlp\.fc1_g\.weight)|rope_embed\.periods|rope\.freqs_cos)$",
         0.9,
         fields,
         rules,

@@ -33,7 +33,7 @@ UNSUPPORTED = {
     r".*\.attn\.norm\.": "norms inside of attention",
     r".*\.attn\.gate\.": "gates of attention",
     r".*\.attn\.lambda_": "differential attention",
-    r".*rope(?!_embed\.periods$)|.*freqs": "learned rotary positions (as of rope_mixed)",
+    r"(?!.*rope_embed\.periods$|.*rope\.freqs_(cos|sin)$).*(rope|freqs)": "learned rotary positions (as of rope_mixed)",
     r".*\.mlp\.w\d+\.": "gated MLPs of another kind",
     r".*rel_pos|(?!blocks\.).*relative_pos": "relative positions of another kind",
     r"blocks\.\d+\.(attns|ffns|in_norm|in_proj)\b": "parallel blocks",
@@ -51,7 +51,7 @@ MISSING = {
 }
 """Names, one of which must be there -> what its absence means."""
 UNUSED = {
-    r"rope_embed\.periods$": "positions are computed",
+    r"rope_embed\.periods$|.*\brope\.freqs_(cos|sin)$": "positions are computed",
     r"blocks\.\d+\.attn\.qkv\.bias_mask$": "keys have no bias",
     r"local_cls_norm\.": "pretraining alone uses it",
     r"mask_token$": "masked pretraining alone uses it",
