@@ -22,7 +22,7 @@ def test_names_are_timms():
         assert found["model_name"] == theirs and found["img_size"] == 224 and found["num_classes"] == 1000
 
 
-@pytest.mark.parametrize("change", [{"mlp_linear": "monarch(4)"}, {"reducer": "prune(0.5)"}])
+@pytest.mark.parametrize("change", [{"mlp_linear": "monarch(4)"}, {"reduce": "merge(13)"}])
 def test_what_timm_has_not(change):
     with pytest.raises(UserError):
         bench.arguments(models.create("vit_ti16", **change), 224)

@@ -67,7 +67,7 @@ def test_structured_values_are_one_sentence_for_all(fmt):
             refused(owner, fmt, dense.format(f"{field}='monarch(2)'"))
     refused(models.create("mixer", token_linear="monarch(4)"), fmt, dense.format("token_linear='monarch(4)'"))
     refused(MODELS["topk"], fmt, "no activation='topk(5)'; write --to vit_jax.")
-    for field in ("adapter", "rotary", "logit_bias", "reducer"):
+    for field in ("adapter", "rotary", "logit_bias", "reduce"):
         for owner in (MODELS["cls"], PAIRED.image_tower):
             refused(owner.clone(**{field: Merge()}), fmt, f"no {field}='Merge(tokens=8)'; write --to vit_jax.")
 

@@ -103,12 +103,12 @@ class KeepMostAttended:
     block: int
     tokens: int
 
-    def __call__(self, block, *, name):
-        return self.keep if block == self.block else lambda tokens, _: tokens
+    def __call__(self, place, *, name):
+        return self.keep if place.block == self.block else None
 
     def keep(self, tokens, attended):
         assert attended.keys.shape[1] == tokens.x.shape[1]
-        scores = jnp.mean(attended.weights[:, :, 0, 1:], axis=1)
+        scores = jnp.mean(attended.weights(1)[:, :, 0, 1:], axis=1)
         _, best = jax.lax.top_k(scores, self.tokens)
         rest = jnp.take_along_axis(tokens.x[:, 1:], best[:, :, None], axis=1)
         return Tokens(jnp.concatenate([tokens.x[:, :1], rest], axis=1))
@@ -118,7 +118,7 @@ class KeepMostAttended:
 class MergePairs:
     """Every two neighbours, by their mean."""
 
-    def __call__(self, block, *, name):
+    def __call__(self, place, *, name):
         return self.merge
 
     def merge(self, tokens, _):
@@ -126,7 +126,7 @@ class MergePairs:
         size = jnp.ones((b, n)) if tokens.size is None else tokens.size
         weighted = (tokens.x * size[:, :, None]).reshape(b, n // 2, 2, d).sum(2)
         total = size.reshape(b, n // 2, 2).sum(2)
-        return Tokens(weighted / total[:, :, None], total)
+        return Tokens(weighted / total[:, :, None], total, jnp.log(total))
 
 
 @pytest.fixture(scope="module")
@@ -230,11 +230,11 @@ def test_a_term_of_the_logits(rng, image):
 
 
 def test_a_reducer_reads_what_cls_attends_to(image):
-    model, params, run = made(reducer=KeepMostAttended(0, 4))
+    model, params, run = made(reduce=KeepMostAttended(0, 4))
     found = jax.jit(lambda p, x: model.apply({"params": p}, x, method="features"))(params, image)
     assert found.tokens.shape == (2, 5, 16) and run(params, image).shape == (2, 3)
     assert jax.tree.structure(params) == jax.tree.structure(made()[1])
-    all_of_them, _, everything = made(reducer=KeepMostAttended(1, 6))
+    all_of_them, _, everything = made(reduce=KeepMostAttended(1, 6))
     np.testing.assert_allclose(everything(params, image), made()[2](params, image), atol=1e-5)  # cls sees no order
     assert all_of_them.clone(remat="full").apply({"params": params}, image).shape == (2, 3)
     with pytest.raises(UserError, match="those of this model differ; set scan=False"):
@@ -247,10 +247,8 @@ def test_merged_tokens_weigh_as_many_as_they_are():
     twice = jnp.repeat(x, 2, axis=1)
     block = functools.partial(Block, heads=2, mlp_dim=12)
     plain = Encoder(2, block, final_norm=False)
-    merging = Encoder(
-        2, (functools.partial(block, reducer=functools.partial(MergePairs(), 0)), block), final_norm=False
-    )
+    merging = Encoder(2, (functools.partial(block, reduce=functools.partial(MergePairs(), 0)), block), final_norm=False)
     params = jax.jit(plain.init)(jax.random.key(1), twice)
-    out = jax.jit(merging.apply)(params, twice)
-    assert out.shape == (2, 3, 8)
+    out, size, _ = jax.jit(merging.apply)(params, twice)
+    assert out.shape == (2, 3, 8) and (size == 2).all()
     np.testing.assert_allclose(jnp.repeat(out, 2, axis=1), jax.jit(plain.apply)(params, twice), atol=1e-5)

@@ -54,7 +54,7 @@ def test_they_reach_the_blocks():
 
 
 def test_what_two_modules_have_in_common():
-    tower = Tower(depth=3, heads=2, reducer=None, name="tower")
+    tower = Tower(depth=3, heads=2, rotary=None, name="tower")
     assert set(common(tower, Block)) == (names(Block) & names(Tower)) and common(tower, Block)["heads"] == 2
     assert "depth" not in common(tower, Block) and "width" not in common(tower, Block)
 

@@ -61,9 +61,11 @@ def attention(
     return jnp.swapaxes(_product(weights, jnp.swapaxes(v, 1, 2), 3, 2).astype(q.dtype), 1, 2)
 
 
-def attention_weights(q: jax.Array, k: jax.Array, *, mask: jax.Array | None = None, causal: bool = False) -> jax.Array:
+def attention_weights(
+    q: jax.Array, k: jax.Array, *, mask: jax.Array | None = None, bias: jax.Array | None = None, causal: bool = False
+) -> jax.Array:
     """The probabilities float32 ``[B, K, N, M]`` that :func:`attention` averages ``v`` with."""
-    return _weights(jnp.swapaxes(q, 1, 2), jnp.swapaxes(k, 1, 2), combine_masks(q, k, mask, causal))
+    return _weights(jnp.swapaxes(q, 1, 2), jnp.swapaxes(k, 1, 2), combine_masks(q, k, mask, causal), bias)
 
 
 def combine_masks(q: jax.Array, k: jax.Array, mask: jax.Array | None, causal: bool) -> jax.Array | None:
@@ -202,6 +204,20 @@ def split_heads(y: jax.Array, heads: int, parts: int, blocks: int = 1) -> list[j
     return [jnp.swapaxes(part[0], 1, 2) for part in jax.lax.split(y, (1,) * parts, axis=0)]
 
 
+def _views(qkv: jax.Array, heads: int, blocks: int) -> list[jax.Array]:
+    """Queries and keys as :func:`split_heads` gives them, for those who read parts of them or sums: without copies."""
+    y = qkv.reshape(*qkv.shape[:2], blocks, heads, 3, -1)
+    return [jnp.moveaxis(y[..., part, :], 2, 3).reshape(*qkv.shape[:2], heads, -1) for part in range(2)]
+
+
+def _attended(q: jax.Array, k: jax.Array, mask: jax.Array | None = None, bias: jax.Array | None = None) -> Attended:
+    def weights(n: int) -> jax.Array:
+        rows = [None if term is None else term[..., :n, :] for term in (mask, bias)]
+        return attention_weights(q[:, :n], k, mask=rows[0], bias=rows[1])
+
+    return Attended(k, weights)
+
+
 def join_heads(y: jax.Array, blocks: int = 1) -> jax.Array:
     """``[B, N, heads, E] -> [B, N, D]`` ordered (blocks, heads, E / blocks), the inverse of :func:`split_heads`."""
     parts = y.reshape(*y.shape[:3], blocks, -1)
@@ -282,22 +298,18 @@ class MultiHeadAttention(nn.Module):
         With a ``cache``, self-attention sees the tokens before ``cache.start`` too and is causal, and a context is
         projected by the first call only. The collection "intermediates" gets the probabilities ``attention`` float32
         ``[B, K, N, M]``; the gradient by them is that by the variable of this name in "perturbations". ``see`` is
-        called with them and the keys. ``at`` are the tokens' coordinates for ``rotary``.
+        called with what self-attention was computed of. ``at`` are the tokens' coordinates for ``rotary``.
         """
         causal = self.causal and cache is None
         blocks = self._blocks(x.shape[-1])
+        asked = self._shown if self._is_asked() else None
 
-        def through(weights: jax.Array) -> jax.Array:
-            weights = self._shown(weights)
-            if see is not None:
-                see(Attended(k, weights))
-            return weights
-
-        asked = through if see is not None or self._is_asked() else None
         if context is None:
             qkv = self._product(x, "qkv", x.shape[-1], blocks)
             if all(p is None for p in (cache, mask, bias, asked, self.rotary, self.logit_bias, self.qk_norm)):
                 options: dict[str, Any] = {"causal": causal, "blocks": blocks, "implementation": self.implementation}
+                if see is not None:
+                    see(_attended(*_views(qkv, self.heads, blocks)))
                 y = self_attention(qkv, self.heads, **options)
                 return self._out(y, x.shape[-1], blocks)
             q, k, v = split_heads(qkv, self.heads, 3, blocks)
@@ -322,6 +334,8 @@ class MultiHeadAttention(nn.Module):
         if self.logit_bias is not None:
             term = self.logit_bias(name="logit_bias")(q, k)
             bias = term if bias is None else bias + term
+        if see is not None:
+            see(_attended(q, k, mask, bias))
         y = attention(q, k, v, mask=mask, bias=bias, causal=causal, implementation=self.implementation, through=asked)
         return self._out(join_heads(y, blocks).reshape(x.shape), x.shape[-1], blocks)
 

@@ -98,7 +98,7 @@ class Block(ResidualBlock):
         picks.
       rotary: positions as a function of queries and keys; None for none.
       logit_bias: a term added to the logits of self-attention; None for none.
-      reducer: called with a name, what makes fewer of the tokens between self-attention and MLP; None keeps all.
+      reduce: called with a name, what makes fewer of the tokens between self-attention and MLP; None keeps all.
     """
 
     heads: int = 1
@@ -111,7 +111,7 @@ class Block(ResidualBlock):
     attention_implementation: str | None = None
     rotary: Rotary | None = None
     logit_bias: LogitBias | None = None
-    reducer: Callable[..., Callable[[Tokens, Attended], Tokens]] | None = None
+    reduce: Callable[..., Callable[[Tokens, Attended], Tokens] | None] | None = None
 
     @nn.compact
     def __call__(
@@ -140,8 +140,14 @@ class Block(ResidualBlock):
 
         Returns:
           As ``x``; :class:`Tokens` from the block on that has merged some.
+
+        Raises:
+          UserError: tokens are to be reduced under a causal mask.
         """
-        x, size = x if isinstance(x, Tokens) else (x, None)
+        x, size, bias = x if isinstance(x, Tokens) else Tokens(x)
+        reduce = None if self.reduce is None else self.reduce(name="reduce")
+        if reduce is not None and self.causal:
+            raise UserError("a causal mask needs all tokens in their order; set reduce=None.")
         seen: list[Attended] = []
         keys = [None] * 4 if key is None else list(jax.random.split(key, 3 + self.split))
         attend = functools.partial(
@@ -156,23 +162,23 @@ class Block(ResidualBlock):
         def self_attention(y: jax.Array, _: Any) -> jax.Array:
             hooks: dict[str, Any] = {"rotary": self.rotary, "logit_bias": self.logit_bias, "name": "attention"}
             hooks |= {"qkv_bias": self.qkv_bias, "qk_norm": self.qk_norm, "norm_epsilon": self.norm_epsilon}
-            bias = None if size is None else jnp.log(size)[:, None, None, :]
-            see = None if self.reducer is None else seen.append
-            return attend(causal=self.causal, **hooks)(y, mask=mask, bias=bias, cache=cache, at=at, see=see)
+            term = None if bias is None else bias[:, None, None, :]
+            see = None if reduce is None else seen.append
+            return attend(causal=self.causal, **hooks)(y, mask=mask, bias=term, cache=cache, at=at, see=see)
 
         def cross_attention(y: jax.Array, _: Any) -> jax.Array:
             return attend(name="cross_attention")(y, context=context, mask=context_mask, cache=cache)
 
         x = self.branch(x, "attention", self_attention, keys[0], drop_path)
-        if self.reducer is not None:
-            x, size = self.reducer(name="reducer")(Tokens(x, size), seen[0])
+        if reduce is not None:
+            x, size, bias = reduce(Tokens(x, size, bias), seen[0])
         if context is not None:
             if self.split:
                 context = LayerNorm(self.dtype, self.norm_epsilon, name="norm_context")(context)
                 x = self.branch(x, "mlp_self", functools.partial(self.mlp, name="mlp_self"), keys[3], drop_path)
             x = self.branch(x, "cross_attention", cross_attention, keys[1], drop_path)
         x = self.branch(x, "mlp", self.mlp, keys[2], drop_path)
-        return x if size is None else Tokens(x, size)
+        return x if size is None else Tokens(x, size, bias)
 
 
 class Encoder(nn.Module):
@@ -201,8 +207,8 @@ class Encoder(nn.Module):
     final_norm: bool = True
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False, **kwargs: Any) -> jax.Array:
-        """``[B, N, D] -> [B, N, D]``; ``kwargs`` go to every block.
+    def __call__(self, x: jax.Array, *, train: bool = False, **kwargs: Any) -> Any:
+        """``[B, N, D] -> [B, N, D]``, :class:`Tokens` where a block has merged some; ``kwargs`` go to every block.
 
         The collection "features" gets ``block_0`` ..., the output of every block. Under scan and remat blocks have all
         collections and random streams that they have without; only Flax's own streams are split otherwise by a scan.
@@ -237,8 +243,10 @@ class Encoder(nn.Module):
         if features:
             for i, output in enumerate(outputs):
                 self.put_variable("features", f"block_{i}", output)
-        x = _array(x)
-        return LayerNorm(self.dtype, self.norm_epsilon, name="norm")(x) if self.final_norm else x
+        y = _array(x)
+        if self.final_norm:
+            y = LayerNorm(self.dtype, self.norm_epsilon, name="norm")(y)
+        return x._replace(x=y) if isinstance(x, Tokens) else y
 
     def _scan(self, body: Callable[..., Any], x: jax.Array, per_block: dict[str, Any]) -> Any:
         """``body`` as one ``lax.scan`` over the variables of all blocks, stacked on the way in and unstacked after."""
@@ -256,9 +264,9 @@ class Encoder(nn.Module):
 
         def step(block: nn.Module, x: jax.Array, own: dict[str, Any]) -> Any:
             y, output = body(block, x, own)
-            if y.shape != x.shape:
+            if (n := _array(y).shape[1]) != x.shape[1]:
                 raise UserError(
-                    f"a block makes {y.shape[1]} tokens of {x.shape[1]}, and a scan runs all blocks on equally many; "
+                    f"a block makes {n} tokens of {x.shape[1]}, and a scan runs all blocks on equally many; "
                     "set scan=False."
                 )
             return y, output

@@ -20,23 +20,41 @@ class Tokens(NamedTuple):
 
     Attributes:
       x: ``[B, N, D]``.
-      size: float32 ``[B, N]``, how many of the first block's tokens each stands for; None: one.
+      size: float32 ``[B, N]``, how many of the first block's tokens each stands for, which pooling weighs; None: one.
+      bias: float32 ``[B, N]``, added to the logits of each as a key of self-attention; None: nothing.
     """
 
     x: jax.Array
     size: jax.Array | None = None
+    bias: jax.Array | None = None
 
 
 class Attended(NamedTuple):
-    """What self-attention has computed.
+    """What self-attention was computed of: nothing that is not asked for is computed or written to memory.
 
     Attributes:
       keys: ``[B, N, K, E]``.
-      weights: probabilities float32 ``[B, K, N, N]``; those of a cls token are ``weights[:, :, 0]``.
+      weights: computes the probabilities float32 ``[B, K, n, N]`` of the first n queries, of a cls token's with n = 1.
     """
 
     keys: jax.Array
-    weights: jax.Array
+    weights: Callable[[int], jax.Array]
+
+
+class Place(NamedTuple):
+    """Where in a model a reducer stands.
+
+    Attributes:
+      block: number of the block, from 0.
+      depth: of the model, in blocks.
+      prefix: tokens before those of the grid, which stay where they are: class tokens, registers.
+      cls: whether the first of them is a class token.
+    """
+
+    block: int
+    depth: int
+    prefix: int = 0
+    cls: bool = False
 
 
 @runtime_checkable
@@ -80,5 +98,5 @@ class LogitBias(Protocol):
 class Reducer(Protocol):
     """What leaves tokens out or merges them, between the attention and the MLP of a block."""
 
-    def __call__(self, block: int, *, name: str) -> Callable[[Tokens, Attended], Tokens]:
-        """Makes ``(tokens, attended) -> fewer tokens`` for the block of this number; sizes weigh in later attention."""
+    def __call__(self, place: Place, *, name: str) -> Callable[[Tokens, Attended], Tokens] | None:
+        """Makes ``(tokens, attended) -> fewer tokens`` for a block; None where it keeps all and computes no more."""

@@ -32,14 +32,14 @@ class AttentionPool(nn.Module):
     norm_epsilon: float = EPSILON
 
     @nn.compact
-    def __call__(self, tokens: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """``[B, N, D]``, ``mask`` bool ``[B, N]`` or None -> ``[B, D]``."""
+    def __call__(self, tokens: jax.Array, mask: jax.Array | None = None, size: jax.Array | None = None) -> jax.Array:
+        """``[B, N, D]``, ``mask`` bool and ``size`` float32 ``[B, N]`` or None -> ``[B, D]``."""
         b, _, d = tokens.shape
         init = logical(nn.initializers.xavier_uniform(), (None, None, "embed"))
         probe = self.param("probe", init, (1, 1, d)).astype(self.dtype)
         mask = None if mask is None else mask[:, None, None, :]
         x = MultiHeadAttention(self.heads, dtype=self.dtype, name="attention")(
-            jnp.broadcast_to(probe, (b, 1, d)), context=tokens, mask=mask
+            jnp.broadcast_to(probe, (b, 1, d)), context=tokens, mask=mask, bias=_proportional(size)
         )
         y = LayerNorm(self.dtype, self.norm_epsilon, name="norm_mlp")(x)
         return (x + MLP(self.mlp_dim, activation=self.activation, dtype=self.dtype, name="mlp")(y))[:, 0]
@@ -63,17 +63,26 @@ class QueryPool(nn.Module):
     norm_epsilon: float = EPSILON
 
     @nn.compact
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        """``[B, N, C] -> [B, queries, width]``."""
+    def __call__(self, tokens: jax.Array, size: jax.Array | None = None) -> jax.Array:
+        """``[B, N, C]``, ``size`` float32 ``[B, N]`` or None -> ``[B, queries, width]``."""
         init = logical(nn.initializers.normal(1.0), (None, None, "embed"))
         queries = self.param("queries", init, (1, self.queries, self.width))
         norm = functools.partial(LayerNorm, self.dtype, self.norm_epsilon)
         q = norm(name="norm_queries")(queries)
         q = jnp.broadcast_to(q, (tokens.shape[0], *q.shape[1:]))
         context = norm(name="norm_tokens")(tokens)
-        return MultiHeadAttention(self.heads, dtype=self.dtype, name="attention")(q, context=context)
+        attend = MultiHeadAttention(self.heads, dtype=self.dtype, name="attention")
+        return attend(q, context=context, bias=_proportional(size))
 
 
-def average(tokens: jax.Array) -> jax.Array:
-    """Global average ``[B, N, D] -> [B, D]``, summed in float32."""
-    return jnp.mean(tokens, axis=1, dtype=jnp.float32).astype(tokens.dtype)
+def average(tokens: jax.Array, size: jax.Array | None = None) -> jax.Array:
+    """Global average ``[B, N, D] -> [B, D]``, summed in float32; weighted by ``size`` float32 ``[B, N]`` if given."""
+    if size is None:
+        return jnp.mean(tokens, axis=1, dtype=jnp.float32).astype(tokens.dtype)
+    total = jnp.sum(tokens.astype(jnp.float32) * size[..., None], axis=1)
+    return (total / jnp.sum(size, axis=1, keepdims=True)).astype(tokens.dtype)
+
+
+def _proportional(size: jax.Array | None) -> jax.Array | None:
+    """What makes attention to one token that of as many equal ones, ``[B, 1, 1, N]``."""
+    return None if size is None else jnp.log(size)[:, None, None, :]

@@ -16,7 +16,7 @@ from vit_jax.config import resumable
 from vit_jax.layers.attention import KVCache, QKVBias
 from vit_jax.layers.block import Block, Encoder, Remat, ResidualBlock
 from vit_jax.layers.gated import FFNSpec
-from vit_jax.layers.hooks import Adapter, Reducer
+from vit_jax.layers.hooks import Adapter
 from vit_jax.layers.linear import Dense, DType, Spec
 from vit_jax.layers.mlp import Activation
 from vit_jax.layers.norm import EPSILON, Norm
@@ -91,7 +91,6 @@ class TransformerStack(Stack):
       attention: implementation of attention, None picks.
       rotary: positions as a function of queries and keys, ``rope(base=100)``; None for none but those of the embedding.
       logit_bias: a term added to the logits of self-attention, ``relative(14)``; None for none.
-      reducer: what leaves tokens out or merges them between attention and MLP; None keeps all.
     """
 
     heads: Heads = 3
@@ -102,7 +101,6 @@ class TransformerStack(Stack):
     attention: str | None = None
     rotary: RotarySpec | None = None
     logit_bias: LogitBiasSpec | None = None
-    reducer: Reducer | None = None
 
     def places(self, x: jax.Array, cache: KVCache | None = None) -> jax.Array | None:
         """Coordinates float32 ``[N, 1]`` of the tokens ``x [B, N, D]`` of a text for ``rotary``; None without it."""
@@ -112,8 +110,4 @@ class TransformerStack(Stack):
 
     def with_fields(self, block: Callable[..., nn.Module] = Block) -> Any:
         """``block`` with the fields that it shares with the tower, or one such for every depth."""
-        fields = {**common(self, Block), "attention_implementation": self.attention, "reducer": None}
-        made = functools.partial(block, **fields)
-        if self.reducer is None:
-            return made
-        return tuple(functools.partial(made, reducer=functools.partial(self.reducer, i)) for i in range(self.depth))
+        return functools.partial(block, **common(self, Block), attention_implementation=self.attention)

@@ -29,12 +29,15 @@ class Features(NamedTuple):
     """What a model knows about a batch of images.
 
     Attributes:
-      tokens: ``[B, N, D]`` after the last norm, in the compute type: cls (if any), registers, the grid row by row.
+      tokens: ``[B, N, D]`` after the last norm, in the compute type: cls (if any), registers, the grid row by row; what
+        is left of it where tokens were reduced.
       pooled: float32 ``[B, D]``, what the head sees.
+      size: float32 ``[B, N]``, how many of the grid each token stands for; None: one.
     """
 
     tokens: jax.Array
     pooled: jax.Array
+    size: jax.Array | None = None
 
 
 class ImageModel(Model):
@@ -70,7 +73,7 @@ class ImageModel(Model):
     @nn.compact
     def _run(self, image: jax.Array, train: bool) -> tuple[Features, jax.Array]:
         found = self.encode(image, train)
-        found = Features(found.tokens, found.pooled.astype(jnp.float32))
+        found = found._replace(pooled=found.pooled.astype(jnp.float32))
         return found, self.classify(found) if self.num_classes else found.pooled
 
     def classify(self, found: Features) -> jax.Array:

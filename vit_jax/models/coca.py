@@ -108,13 +108,13 @@ class CoCa(TwoTower, Captioner):
 
     def encode(self, image: jax.Array, *, train: bool = False) -> tuple[jax.Array, jax.Array]:
         """float32 ``[B, H, W, 3]`` -> embedding float32 ``[B, E]`` and the decoder's memory ``[B, M, E]``."""
-        tokens = self.image_features(image, train).tokens
-        pooled = self.memory_pool(tokens)
+        found = self.image_features(image, train)
+        pooled = self.memory_pool(found.tokens, found.size)
         if self.pooling == "shared":
             pooled = self.pool_norm(pooled)
             return self.joint(pooled[:, 0], "image"), pooled[:, 1:]
-        source = pooled if self.pooling == "cascade" else tokens
-        return self.joint(self.pool_norm(self.embedding_pool(source))[:, 0], "image"), pooled
+        source = (pooled,) if self.pooling == "cascade" else (found.tokens, found.size)
+        return self.joint(self.pool_norm(self.embedding_pool(*source))[:, 0], "image"), pooled
 
     def embed_image(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         """float32 ``[B, H, W, 3]`` -> float32 ``[B, E]`` of unit length."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import flax.linen as nn
@@ -12,9 +14,11 @@ from vit_jax import config
 from vit_jax.checks import Pixels, Range, Size
 from vit_jax.layers.block import Block
 from vit_jax.layers.embed import PatchEmbed, PositionEmbedding, sincos_positions
+from vit_jax.layers.hooks import Place, Tokens
 from vit_jax.layers.linear import Linear, logical
 from vit_jax.layers.norm import LayerNorm
 from vit_jax.layers.pool import AttentionPool, average
+from vit_jax.layers.reduce import Random, ReducerSpec
 from vit_jax.layers.stack import TransformerStack
 from vit_jax.layers.stochastic import dropout
 from vit_jax.models.base import Features, ImageModel
@@ -43,6 +47,8 @@ class ViT(TransformerStack, ImageModel):
       distilled: a second class token with a head of its own, for a teacher's answer; logits and pooled features are the
         means of both (Touvron et al. 2021, arXiv:2012.12877, section 4). Takes ``pool="cls"``.
       registers: extra learned tokens without position (Darcet et al. 2024, arXiv:2309.16588).
+      reduce: what leaves tokens out or merges them: ``merge(13)``, ``attentive(0.7)``, in training ``random(0.5)``;
+        None keeps all. No parameters depend on it.
       pre_logits: size of a tanh layer before the head, None for none.
       stem: bottlenecks per stage of a ResNetV2 before the patches, None for no stem.
       stem_numerics: whose epsilons the stem has, a name in :data:`vit_jax.models.resnet.NUMERICS`.
@@ -59,14 +65,16 @@ class ViT(TransformerStack, ImageModel):
     final_norm: bool = True
     pool_norm: bool = False
     registers: Annotated[int, Range(0, 1024)] = 0
+    reduce: ReducerSpec | None = None
     pre_logits: Size | None = None
     stem: tuple[Annotated[int, Range(1, 64)], ...] | None = None
     stem_numerics: Numerics = "original"
 
     def encode(self, image: jax.Array, train: bool) -> Features:
         tokens, grid = self.embed(image, train)
-        tokens = self.encode_tokens(tokens, train, self.coordinates(*grid))
-        return Features(tokens, self.pooled(tokens))
+        found = self.encode_tokens(tokens, train, self.coordinates(*grid))
+        left = found if isinstance(found, Tokens) else Tokens(found)
+        return Features(left.x, self.pooled(left), left.size)
 
     def coordinates(self, height: int, width: int) -> Array | None:
         """Of the tokens of a grid, row by row, ``[height * width, A]`` for ``rotary``; None without it."""
@@ -84,11 +92,16 @@ class ViT(TransformerStack, ImageModel):
             x = LayerNorm(self.dtype, self.norm_epsilon, name="norm_pre")(x)
         if train and self.dropout:
             x = dropout(x, self.dropout, self.make_rng("dropout"))
+        if train and isinstance(self.reduce, Random):
+            x = self.reduce.draw(x, self._prefix(), self.make_rng("dropout"))
         return x, grid
 
     @nn.compact
-    def encode_tokens(self, tokens: jax.Array, train: bool, at: Array | None = None) -> jax.Array:
-        """``[B, N, D] -> [B, N, D]``, for any of the tokens; ``at`` are coordinates of the last ones for ``rotary``."""
+    def encode_tokens(self, tokens: jax.Array, train: bool, at: Array | None = None) -> Any:
+        """``[B, N, D] -> [B, N, D]``, for any of the tokens; ``at`` are coordinates of the last ones for ``rotary``.
+
+        :class:`vit_jax.layers.hooks.Tokens` where ``reduce`` has merged some.
+        """
         return self.stack(Block, name="encoder")(tokens, train=train, at=at)
 
     def classify(self, found: Features) -> jax.Array:
@@ -97,10 +110,24 @@ class ViT(TransformerStack, ImageModel):
         cls, dist = found.tokens[:, 0].astype(jnp.float32), found.tokens[:, 1].astype(jnp.float32)
         return (self.to_classes("head", cls) + self.to_classes("head_dist", dist)) / 2
 
+    def with_fields(self, block: Callable[..., nn.Module] = Block) -> Any:
+        made = functools.partial(super().with_fields(block), reduce=None)
+        if self.reduce is None:
+            return made
+        if (fixed := next((f for f in ("rotary", "logit_bias") if getattr(self, f) is not None), None)) is not None:
+            raise UserError(
+                f"reduce leaves every image tokens at places of its own, and {fixed} is for the whole grid; set "
+                "reduce=None."
+            )
+        if isinstance(self.reduce, Random):
+            return made
+        places = (Place(i, self.depth, self._prefix(), self._has_cls()) for i in range(self.depth))
+        return tuple(functools.partial(made, reduce=functools.partial(self.reduce, place)) for place in places)
+
     @nn.compact
-    def pooled(self, tokens: jax.Array) -> jax.Array:
+    def pooled(self, tokens: jax.Array | Tokens) -> jax.Array:
         """``[B, N, D] -> [B, D]``, what the head sees: by ``pool``, through ``pool_norm`` and ``pre_logits``."""
-        x = self._pool(tokens)
+        x = self._pool(tokens if isinstance(tokens, Tokens) else Tokens(tokens))
         if self.pool_norm:
             x = LayerNorm(self.dtype, self.norm_epsilon, name="norm_pool")(x)
         if self.pre_logits is not None:
@@ -133,13 +160,18 @@ class ViT(TransformerStack, ImageModel):
     def _has_cls(self) -> bool:
         return self.cls_token or self.pool in ("cls", "cls_gap")
 
-    def _pool(self, tokens: jax.Array) -> jax.Array:
+    def _prefix(self) -> int:
+        """Tokens before those of the grid."""
+        return self._has_cls() + self.distilled + self.registers
+
+    def _pool(self, left: Tokens) -> jax.Array:
+        tokens, size, _ = left
         if self.distilled:
             return average(tokens[:, :2])
         if self.pool == "cls":
             return tokens[:, 0]
         if self.pool == "map":
             pool = AttentionPool(self.heads, self.mlp_dim, self.dtype, self.activation, self.norm_epsilon, name="pool")
-            return pool(tokens)
-        grid = average(tokens[:, self._has_cls() + self.registers :])
+            return pool(tokens, size=size)
+        grid = average(tokens[:, self._prefix() :], None if size is None else size[:, self._prefix() :])
         return grid if self.pool == "gap" else jnp.concatenate([tokens[:, 0], grid], axis=-1)

@@ -8,7 +8,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from vit_jax.layers.hooks import Attended, Tokens
+from vit_jax.layers.hooks import Attended, Place, Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,17 +23,17 @@ class Merge:
     r: int
     until: int | None = None
 
-    def __call__(self, block: int, *, name: str):
-        active = self.until is None or block < self.until
+    def __call__(self, place: Place, *, name: str):
+        active = self.until is None or place.block < self.until
         return functools.partial(merge, self.r if active else 0)
 
 
 def merge(r: int, tokens: Tokens, attended: Attended) -> Tokens:
     """``[B, N, D]`` -> ``[B, N - r, D]``: averages weighted by how many tokens each stands for."""
-    x, size = tokens
+    x, size, _ = tokens
     size = jnp.ones(x.shape[:2], jnp.float32) if size is None else size
     if not r:
-        return Tokens(x, size)
+        return Tokens(x, size, jnp.log(size))
     keys = jnp.mean(attended.keys.astype(jnp.float32), axis=2)
     keys /= jnp.linalg.norm(keys, axis=-1, keepdims=True)
     a, b = keys[:, ::2], keys[:, 1::2]
@@ -49,4 +49,5 @@ def merge(r: int, tokens: Tokens, attended: Attended) -> Tokens:
     mass = x.astype(jnp.float32) * size[..., None]
     moved = jnp.einsum("brm,brd->bmd", weight, take(mass[:, ::2], gone))
     merged = ((mass[:, 1::2] + moved) / total[..., None]).astype(x.dtype)
-    return Tokens(jnp.concatenate([take(x[:, ::2], kept), merged], 1), jnp.concatenate([take(size_a, kept), total], 1))
+    size = jnp.concatenate([take(size_a, kept), total], 1)
+    return Tokens(jnp.concatenate([take(x[:, ::2], kept), merged], 1), size, jnp.log(size))
