@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import vit_jax as vj
+from tests import runs
 from vit_jax.train import loop, workdir
 
 RUNS = sorted((pathlib.Path(__file__).parent / "golden").glob("run_*.tar.gz"))
@@ -24,20 +25,18 @@ def run(request, tmp_path):
     return tmp_path / "run", FOUND[request.param.name]
 
 
-@pytest.fixture
-def alone(monkeypatch):
-    import jax
-
-    devices = jax.devices()
-    monkeypatch.setattr(jax, "devices", lambda *_: devices[:1])
-    monkeypatch.setattr(jax, "device_count", lambda *_: 1)
-
-
 def test_there_is_one():
     assert [path.name for path in RUNS] == list(FOUND)
 
 
-def test_a_run_is_read(run, alone, tmp_path, capsys):
+@pytest.fixture
+def _one_device():
+    with runs.alone():
+        yield
+
+
+@pytest.mark.usefixtures("_one_device")
+def test_a_run_is_read(run, tmp_path, capsys):
     folder, found = run
     images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
     rows = vj.predict(folder, images, top=1)

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 import vit_jax as vj
+from tests import processes, runs
 from vit_jax import checkpoint, metrics
 from vit_jax.train import loop
 from vit_jax.train.workdir import lock
@@ -34,16 +35,16 @@ def rows(folder, prefix=("train/", "val/")):
 
 
 @pytest.fixture(autouse=True)
-def _one_device(alone):
-    with alone():
+def _one_device():
+    with runs.alone():
         yield
 
 
 @pytest.fixture(scope="module")
-def trained(tiny, alone, tmp_path_factory):
+def trained(tiny, tmp_path_factory):
     """A tiny run to its end: ``folder``, ``result``, and what it ``said``."""
     folder, said = tmp_path_factory.mktemp("trained") / "run", io.StringIO()
-    with alone(), contextlib.redirect_stdout(said):
+    with runs.alone(), contextlib.redirect_stdout(said):
         result = loop.run(tiny(plots=True, profile="3:4"), folder, hooks=[probe])
     return types.SimpleNamespace(folder=folder, result=result, said=said.getvalue())
 
@@ -97,8 +98,7 @@ def test_resuming_is_bit_exact(tiny, trained, workdir, caplog):
     raw = json.dumps(tiny(checkpoint_every=2))
     die = "lambda moment: os.kill(os.getpid(), 9) if moment.step == 9 else {'probe': 3} if moment.step == 6 else None"
     code = f"import os, json; from vit_jax.train.loop import run; run(json.loads({raw!r}), {str(workdir)!r}, [{die}])"
-    flags = os.environ["XLA_FLAGS"].replace("--xla_force_host_platform_device_count=8", "")
-    env = {**os.environ, "XLA_FLAGS": flags, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # as in tests/conftest.py
+    env = os.environ | processes.fast()
     killed = subprocess.run([sys.executable, "-c", code], env=env, cwd=ROOT, capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     found = max((workdir / "checkpoints").glob("*/params/d/*"), key=lambda path: int(path.parents[2].name))

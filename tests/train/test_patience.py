@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from tests import runs
 from vit_jax import metrics
 from vit_jax.evals import Evaluator, Report
 from vit_jax.train import loop
@@ -62,8 +63,8 @@ def dies(event):
 
 
 @pytest.fixture(autouse=True)
-def _one_device(alone):
-    with alone():
+def _one_device():
+    with runs.alone():
         yield
 
 
