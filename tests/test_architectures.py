@@ -12,6 +12,7 @@ def test_every_row_is_a_model():
         architectures.MODERN,
         architectures.MIXER,
         architectures.MONARCH_MIXER,
+        architectures.VIM,
         architectures.TWO_TOWER,
     )
     for name, fields in {k: v for table in (*tables, architectures.COCA) for k, v in table.items()}.items():

@@ -111,6 +111,11 @@ MONARCH_MIXER: dict[str, Row] = {
 }
 """Of ``MonarchMixer``."""
 
+VIM: dict[str, Row] = {
+    f"vim_{size}16": {"width": width, "depth": 24, "patch": 16} for size, width in (("ti", 192), ("s", 384), ("b", 768))
+}
+"""Of ``Vim``: Zhu et al. 2024, the published sizes with cls in the middle."""
+
 
 def image_row(name: str, **fields: Any) -> Row:
     """Fields of an image tower: the name of an image model and what differs."""
@@ -231,7 +236,7 @@ ALIASES: dict[str, str] = IMAGE_ALIASES | OPEN_CLIP
 """Every name of others -> ours."""
 
 
-NAMES = tuple(name for table in (VIT, MODERN, MIXER, MONARCH_MIXER, TWO_TOWER, COCA) for name in table)
+NAMES = tuple(name for table in (VIT, MODERN, MIXER, MONARCH_MIXER, VIM, TWO_TOWER, COCA) for name in table)
 """Ours, in the order of the tables."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -62,16 +62,19 @@ class ResidualBlock(nn.Module):
         keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
         beside: list[jax.Array] = []
         y = run(LayerNorm(self.dtype, self.norm_epsilon, name=f"norm_{name}")(x, beside=beside.append), keys[0])
-        (x,) = beside
+        return self.add(beside[0], name, y, keys[1:], rate)
+
+    def add(self, x: jax.Array, name: str, y: jax.Array, keys: Sequence[jax.Array | None], rate: Any) -> jax.Array:
+        """``x`` plus what a branch made of it, ``y``; ``keys`` of dropout and of stochastic depth, ``rate`` its own."""
         if self.adapter is not None:
             y = self.adapter(name=f"adapter_{name}")(y)
-        y = dropout(y, self.dropout, keys[1])
+        y = dropout(y, self.dropout, keys[0])
         if self.layer_scale is not None:
             init = logical(nn.initializers.constant(self.layer_scale), ("embed",))
             scale = self.param(f"scale_{name}", init, y.shape[-1:]).astype(y.dtype)
             y *= jax.lax.broadcast_in_dim(scale, y.shape, (y.ndim - 1,))
         if rate is not None:
-            y = drop_path(y, rate, keys[2])
+            y = drop_path(y, rate, keys[1])
         # A TPU adds in float32 anyhow: asked for it, XLA makes a fusion of the sum, of two thirds of the cycles.
         total = x.astype(jnp.float32) + y.astype(jnp.float32)
         return sharding.constrain(total.astype(x.dtype), "batch", None, None)

@@ -30,12 +30,10 @@ def common(source: nn.Module, target: type[nn.Module]) -> dict[str, Any]:
     return {f.name: getattr(source, f.name) for f in dataclasses.fields(source) if f.name in theirs}
 
 
-class Stack(nn.Module):
-    """Fields of every tower that is a stack of residual blocks.
+class Blocks(nn.Module):
+    """Fields of every tower of residual blocks, whether it is one stack of them or several stages.
 
     Attributes:
-      depth: number of blocks.
-      mlp_dim: hidden size of the MLPs.
       dropout: dropout rate after the embedding of a Transformer, after every residual branch and after the activation
         of MLPs.
       drop_path: stochastic depth rate of the last block; grows linearly from 0.
@@ -54,8 +52,6 @@ class Stack(nn.Module):
         None for the two-layer MLP.
     """
 
-    depth: Depth = 12
-    mlp_dim: Size = 768
     dropout: Rate = 0.0
     drop_path: Rate = 0.0
     layer_scale: Finite | None = None
@@ -69,13 +65,26 @@ class Stack(nn.Module):
     ffn: FFNSpec | None = None
 
     def stack(self, block: Callable[..., nn.Module], **options: Any) -> Encoder:
-        """The encoder of ``depth`` such blocks; ``options`` are fields of :class:`Encoder`."""
+        """The encoder of such blocks; ``options`` are fields of :class:`Encoder`, over those of the tower."""
         stochastic = bool(self.dropout or self.drop_path)
-        return Encoder(block=self.with_fields(block), stochastic=stochastic, **common(self, Encoder), **options)
+        fields = {**common(self, Encoder), **options}
+        return Encoder(block=self.with_fields(block), stochastic=stochastic, **fields)
 
     def with_fields(self, block: Callable[..., nn.Module]) -> Any:
         """``block`` with the fields that it shares with the tower, or one such for every depth."""
         return functools.partial(block, **common(self, ResidualBlock))
+
+
+class Stack(Blocks):
+    """Fields of every tower that is one stack of residual blocks.
+
+    Attributes:
+      depth: number of blocks.
+      mlp_dim: hidden size of the MLPs.
+    """
+
+    depth: Depth = 12
+    mlp_dim: Size = 768
 
 
 class TransformerStack(Stack):

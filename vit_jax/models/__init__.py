@@ -25,12 +25,13 @@ from vit_jax.models.monarch_mixer import MonarchMixer
 from vit_jax.models.roles import Model, Role
 from vit_jax.models.text import TextTransformer
 from vit_jax.models.two_tower import Embedded, TwoTower
+from vit_jax.models.vim import Vim
 from vit_jax.models.vit import ViT
 
 __all__ = [
     "ALIASES", "FAMILIES", "IMAGES", "MODELS", "NAMES", "Captioner", "CoCa", "Embedded", "Features", "ImageModel",
     "ImageTextModel", "Mixer", "Model", "ModelFn", "MonarchMixer", "Role", "TextTransformer", "TwoTower", "Variables",
-    "ViT", "cast_kernels", "create", "names", "portable", "replace_in_towers",
+    "ViT", "Vim", "cast_kernels", "create", "names", "portable", "replace_in_towers",
 ]  # fmt: skip
 
 MODELS: dict[str, Variant] = {
@@ -42,7 +43,7 @@ MODELS: dict[str, Variant] = {
 }
 """Name -> class with the variant's fields."""
 
-FAMILIES = ("vit", "mixer", "monarch_mixer", "two_tower", "coca")
+FAMILIES = ("vit", "mixer", "monarch_mixer", "vim", "two_tower", "coca")
 """The names that are no size of anything yet."""
 
 NAMES: dict[str, Variant] = MODELS | {alias: MODELS[name] for alias, name in ALIASES.items()}

@@ -17,7 +17,7 @@ from vit_jax.layers.block import Block
 from vit_jax.layers.linear import logical
 from vit_jax.layers.norm import EPSILON, LayerNorm
 from vit_jax.layers.pool import QueryPool
-from vit_jax.layers.stack import Stack, TransformerStack
+from vit_jax.layers.stack import Blocks, TransformerStack
 from vit_jax.models.base import Captioner, cast_kernels
 from vit_jax.models.roles import Kind, Model, Part
 from vit_jax.models.text import real
@@ -79,7 +79,7 @@ class CoCa(TwoTower, Captioner):
         super().setup()
         config.lookup(dict.fromkeys(POOLING), self.pooling, "pooling")
         tower, text = self.image_tower, self.text_tower
-        epsilon = tower.norm_epsilon if isinstance(tower, Stack) else EPSILON
+        epsilon = tower.norm_epsilon if isinstance(tower, Blocks) else EPSILON
         if not text.causal:
             raise UserError(
                 "the text tower of a CoCa must not see the tokens it is to say; set model.text_tower.causal=True."

@@ -6,16 +6,19 @@ from vit_jax import architectures
 from vit_jax.config import Variant
 from vit_jax.models.mixer import Mixer
 from vit_jax.models.monarch_mixer import MonarchMixer
+from vit_jax.models.vim import Vim
 from vit_jax.models.vit import ViT
 
 IMAGE_MODELS: dict[str, Variant] = {
     "vit": Variant(ViT),
     "mixer": Variant(Mixer),
     "monarch_mixer": Variant(MonarchMixer),
+    "vim": Variant(Vim),
     **{name: Variant(ViT, fields) for name, fields in architectures.VIT.items()},
     **{name: Variant(ViT, fields) for name, fields in architectures.MODERN.items()},
     **{name: Variant(Mixer, fields) for name, fields in architectures.MIXER.items()},
     **{name: Variant(MonarchMixer, fields) for name, fields in architectures.MONARCH_MIXER.items()},
+    **{name: Variant(Vim, fields) for name, fields in architectures.VIM.items()},
 }
 """Name -> class with the variant's fields."""
 
