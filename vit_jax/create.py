@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax import models
+from vit_jax import config, models
 from vit_jax.convert import read, zoo
 from vit_jax.convert.preprocess import Preprocess
 from vit_jax.convert.pretrained import Pretrained, Stored, leaves, numbered
@@ -31,6 +31,8 @@ def create(
     """See :func:`vit_jax.api.create`."""
     if size is not None and size < 1:
         raise UserError(f"size={size} is no side of an image; give a number of pixels such as {SIZE}.")
+    given = config.spec_fields(name, models.NAMES, "model")
+    name, fields = given.pop("name"), {**given, **fields}
     wanted = models.create(name, **fields)
     if pretrained is None:
         params, variables = initial(wanted, size or SIZE, seed)

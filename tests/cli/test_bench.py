@@ -37,6 +37,12 @@ def test_models(monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[2] == f"{'model':34s} tiny bfloat16, 2 images of 8 px" and lines[3].startswith("low_rank(2) images/s ")
     assert lines[-1].startswith("share of the dense model's parameters ")
+    run[3] = "tiny(reduce=merge(2))"
+    assert main([*run, "--against", "bare", "--json", "-"]) == 0
+    assert list(json.loads(capsys.readouterr().out))[3:5] == ["tiny(reduce=merge(2)) images/s", "tiny images/s"]
+    run[3] = "tiny"
+    assert main([*run, "--against", "bare"]) == 2
+    assert "leaves out fields, and tiny names none" in capsys.readouterr().err
     assert main([*run, "--linear", "low_rnak(2)"]) == 2
     assert "--linear" in capsys.readouterr().err
 

@@ -57,6 +57,19 @@ def test_one_by_any_of_its_names(capsys):
     assert row["gflops"] == pytest.approx(2 * 1.26, rel=0.03)
 
 
+def test_one_with_fields(capsys):
+    """Of 17 tokens six are merged before the first MLP: parameters stay, work does not."""
+    fields = "patch=4, width=32, depth=2, heads=2, mlp_dim=256, num_classes=3"
+    rows = []
+    for name in (f"vit({fields})", f"vit({fields}, reduce=merge(6))"):
+        assert main(["models", name, "--size", "16", "--json", "-"]) == 0
+        rows += json.loads(capsys.readouterr().out)
+    assert rows[0]["parameters"] == rows[1]["parameters"]
+    assert 0.5 < rows[1]["gflops"] / rows[0]["gflops"] < 0.75
+    assert main(["models", "vit(reduce=mrege(6))"]) == 2
+    assert "did you mean 'merge'" in capsys.readouterr().err
+
+
 def test_a_size_that_does_not_fit_is_an_error(capsys):
     assert main(["models", "vit_ti16", "--size", "30"]) == 1
     assert "30x30 is not divisible by the patch size 16" in capsys.readouterr().err

@@ -5,7 +5,7 @@ import argparse
 import numpy as np
 import pytest
 
-from vit_jax.cli import main, options
+from vit_jax.cli import main, options, parse
 from vit_jax.predict import load
 
 
@@ -80,3 +80,11 @@ def test_what_the_model_is(run, tmp_path, capsys):
         assert (
             main(["evaluate", *other, "--model", "vit_b16"]) == 2 and "knows its own model" in capsys.readouterr().err
         )
+
+
+@pytest.mark.parametrize("command", ["predict", "embed", "evaluate"])
+def test_a_finished_run_may_compute_otherwise(command):
+    argv = [command, "--workdir", "x", "--config.model.reduce=merge(13)", "--imports", "mine.py"]
+    more = {"predict": ["a.png"], "embed": ["--output", "x.npy"]}
+    found = options.changes(parse(argv + more.get(command, [])))
+    assert found == {"model.reduce": "merge(13)", "imports": ("mine.py",)}

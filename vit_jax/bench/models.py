@@ -13,15 +13,17 @@ from vit_jax.bench.plain import twin
 from vit_jax.bench.rivals import Rival
 from vit_jax.bench.steps import Kind
 from vit_jax.bench.timing import processor
+from vit_jax.config import spec_fields
 from vit_jax.layers.linear import LinearSpec
 from vit_jax.layers.linear.specs import FIELDS
 from vit_jax.models import cost
 from vit_jax.models.describe import describe
-from vit_jax.types import UserError
+from vit_jax.types import UsageError, UserError
 
 DTYPES = ("bfloat16", "float32")
-AGAINST = ("flax", "timm", "timm_compiled")
-"""Whose model ours is compared with: plain layers of Flax in their faster type, timm's, timm's under torch.compile."""
+AGAINST = ("flax", "timm", "timm_compiled", "bare")
+"""Whose model ours is compared with: plain layers of Flax in their faster type, timm's, timm's under torch.compile; or
+ours without the fields that are named."""
 
 
 def compare(
@@ -39,7 +41,7 @@ def compare(
 
     Args:
       kind: "forward", images to logits; "train", forward, backward and AdamW.
-      name: of the model.
+      name: of the model, as :func:`vit_jax.models.create` takes it.
       dtype: of the computation; Flax's layers are timed in float32 and in bfloat16.
       batch: images a step.
       size: side of the image, in pixels.
@@ -60,7 +62,7 @@ def compare(
     with sides.started({label: rival.command() for label, rival in rivals.items()}) as ready:
         facts = {label: side.ask("facts") for label, side in ready.items()}
         ours, *others = (f["parameters"] for f in facts.values())
-        if not linear and set(others) != {ours}:
+        if not linear and against != "bare" and set(others) != {ours}:
             raise UserError(f"{name!r} has {ours:,} parameters, what it is compared with {others[0]:,}.")
         times = sides.alternate(ready, rounds)
     first, *rest = times.values()
@@ -80,8 +82,23 @@ def compare(
     return {**result, "share of one large product's speed": total / first.median / peak}
 
 
+def without_fields(name: str) -> tuple[str, Any]:
+    """``"vit_s16"`` of ``"vit_s16(reduce=merge(13))"``, and its model.
+
+    Raises:
+      UsageError: nothing is named but the model.
+    """
+    fields = spec_fields(name, models.NAMES, "--model")
+    if len(fields) == 1:
+        raise UsageError(f"--against bare leaves out fields, and {name} names none; 'vit_s16(reduce=merge(13))' does.")
+    return fields["name"], models.create(fields["name"])
+
+
 def _rivals(own: Rival, model: Any, name: str, against: str, linear: tuple[str, LinearSpec] | None) -> dict[str, Rival]:
     """The first is what the others are compared with."""
+    if not linear and against == "bare":
+        plain, bare = without_fields(name)
+        return {name: own, plain: dataclasses.replace(own, model=describe(bare.clone(dtype=own.dtype)))}
     if not linear:
         return {"vit_jax": own, **(_flax if against == "flax" else _timm)(own, model, name, against)}
     if not {f.name for f in dataclasses.fields(model)}.issuperset(FIELDS):

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vit_jax import sharding
+from vit_jax.bench.models import without_fields
 from vit_jax.bench.plain import twin
 from vit_jax.layers.linear import LinearSpec
 from vit_jax.layers.linear.specs import FIELDS
@@ -104,7 +105,7 @@ def compare(
     batch: int,
     size: int,
     linear: tuple[str, LinearSpec] | None = None,
-    against: Literal["", "plain", "dense"] = "",
+    against: Literal["", "plain", "dense", "bare"] = "",
 ) -> list[Estimate]:
     """The estimate of a model and, behind it, of what it is compared with.
 
@@ -116,7 +117,7 @@ def compare(
       batch: images a step.
       size: side of an image, in pixels.
       linear: a structured map for attention and MLPs, after the name that it has in the result; None for none.
-      against: the same model of plain Flax layers, or with dense maps; "" for neither.
+      against: the same model of plain Flax layers, with dense maps, or without fields that ``name`` names; "" for none.
 
     Raises:
       UserError: libtpu is not installed; there is nothing to compare with; the program does not fit on the chip.
@@ -128,6 +129,9 @@ def compare(
         own = {f"{name} {linear[0]}": replace_in_towers(model, **dict.fromkeys(FIELDS, linear[1]))}
     if against == "dense":
         own[f"{name} dense"] = model
+    elif against == "bare":
+        plain_name, bare = without_fields(name)
+        own[plain_name] = replace_in_towers(bare, dtype="bfloat16")
     elif against == "plain":
         if (plain := twin(model)) is None:
             raise UserError(f"there is no model of plain Flax layers that is {name!r}; of ViTs there is, as vit_b16.")

@@ -15,7 +15,7 @@ SIZES = {
     "size": (224, "side of the image", 4096),
 }
 MODEL = SIZES | {"rounds": (10, "pairs of measurements", 10_000)}
-AGAINST = ("flax", "timm", "timm_compiled")
+AGAINST = ("flax", "timm", "timm_compiled", "bare")
 OPS = "monarch(nblocks), block_diagonal(nblocks), block_sparse(density, block), sparse24, int8(dynamic) or topk_mlp(k)"
 KINDS: dict[str, tuple[str, dict[str, tuple[Any, ...]]]] = {
     "forward": ("images to logits, against the same model of others", MODEL),
@@ -71,7 +71,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         options.value(sub, "dtype", "bfloat16", "of the computation", choices=("bfloat16", "float32"))
     for sub in (forward, train):
         which = sub.add_mutually_exclusive_group()
-        text = "whose: of plain flax layers in its faster type (default), timm's, timm's under torch.compile"
+        text = "whose: of plain flax layers in its faster type (default), timm's, timm's under torch.compile; or bare, "
+        text += "without the fields that --model 'vit_s16(reduce=merge(13))' names"
         which.add_argument("--against", choices=AGAINST, default="flax", help=text)
         text = "instead compare it with itself, its maps being, for instance, monarch(4)"
         which.add_argument("--linear", type=options.filled, metavar="SPEC", help=text)
@@ -82,8 +83,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     options.value(tpu, "chip", "v5e", "which", choices=("v5e", "v5p", "v6e"))
     tpu.add_argument("--train", action="store_true", help="loss and gradient instead of the forward pass")
     tpu.add_argument("--linear", type=options.filled, metavar="SPEC", help="its maps being, for instance, monarch(4)")
-    text = "the same model of plain flax layers, or with dense maps"
-    tpu.add_argument("--against", choices=("plain", "dense"), default="", help=text)
+    text = "the same model of plain flax layers, with dense maps, or without the fields that --model names"
+    tpu.add_argument("--against", choices=("plain", "dense", "bare"), default="", help=text)
     tpu.add_argument("--plot", type=options.path, metavar="FILE", help="draw cycles by layer and kind")
     kernels.add_argument("--backward", action="store_true", help="time value and gradients, not the value alone")
     kernels.add_argument("--plot", type=options.path, metavar="FILE", help="draw how the ratios change with the rows")

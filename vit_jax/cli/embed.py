@@ -16,6 +16,7 @@ HELP = "write the embeddings of images and texts to a file"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
+    parser.set_defaults(takes_overrides=True)
     options.weights(parser)
     text = "a new file: .npy, float32[N,E] with a .json beside it that names the rows, or .parquet"
     parser.add_argument("--output", type=options.path, required=True, metavar="FILE", help=text)

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     import pathlib
 
     import vit_jax as vj
-    from vit_jax import config, hosts
+    from vit_jax import hosts
     from vit_jax.cli import output
     from vit_jax.train.progress import say, table
 
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     if args.model and not args.data:
         raise vj.UsageError("--model goes with --data; a run knows its own model.")
     checkpoint = options.opened(args) if args.best or args.model else args.checkpoint
-    changes = {key: config.literal(text) for key, text in args.overrides} | options.changes(args)
+    changes = options.changes(args)
     if args.data:
         where = args.output or (args.workdir and pathlib.Path(args.workdir, "evaluation"))
         scored = {"data": args.data, "evaluators": args.evaluators, "size": args.size, "output": where}

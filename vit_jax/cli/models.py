@@ -15,7 +15,8 @@ VALUES = "{parameters:>15,d} {megabytes:>11,.1f} {gflops:>13.2f} {size:>5d}"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
-    text = "a model to describe, such as vit_b16; or a pattern of names to list, such as 'vit_*'; all by default"
+    text = "a model to describe, such as vit_b16 or 'vit_s16(reduce=merge(13))'; or a pattern of names to list, such "
+    text += "as 'vit_*'; all by default"
     parser.add_argument("name", type=options.filled, nargs="?", default="*", help=text)
     text = "also the parameters, bytes and FLOPs of what is listed: about two seconds a model"
     parser.add_argument("--costs", action="store_true", help=text)
@@ -102,7 +103,7 @@ def _row(name: str, label: str, fields: dict[str, Any], args: argparse.Namespace
     from vit_jax.models import cost
     from vit_jax.train.state import abstract_params
 
-    head = {"num_classes": args.num_classes} if name in models.IMAGES else {}
+    head = {"num_classes": args.num_classes} if isinstance(models.create(name), models.ImageModel) else {}
     model = models.replace_in_towers(models.create(name, **head), **fields)
     inputs = model.inputs(args.size)
     leaves = jax.tree.leaves(abstract_params(model, inputs))

@@ -81,8 +81,11 @@ def imports(parser: argparse.ArgumentParser) -> None:
 
 
 def changes(args: argparse.Namespace) -> dict[str, Any]:
-    """Keys of a run's configuration to which options of the command give other values."""
-    return {"imports": tuple(args.imports)} if args.imports else {}
+    """Keys of a run's configuration to which ``--config.KEY=VALUE`` and options of the command give other values."""
+    from vit_jax import config
+
+    found = {key: config.literal(text) for key, text in args.overrides}
+    return found | ({"imports": tuple(args.imports)} if args.imports else {})
 
 
 def opened(args: argparse.Namespace, changes: Mapping[str, Any] | None = None) -> Any:

@@ -13,6 +13,7 @@ HELP = "classes, captions or the best text for images"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
+    parser.set_defaults(takes_overrides=True)
     options.weights(parser)
     asked = parser.add_mutually_exclusive_group()
     text = "how well each text fits an image, for image-text models"

@@ -53,9 +53,9 @@ _CHOICE = Annotated[Any, config.Choice(NAMES, Model)]
 
 
 def create(name: str, **overrides: Any) -> Any:
-    """The model ``name`` of :data:`NAMES` with fields overridden.
+    """The model ``name`` of :data:`NAMES`, or ``"name(field=value)"``, with fields overridden.
 
     Raises:
       UsageError: unknown name or field (with the nearest ones) or a value of the wrong type.
     """
-    return config.parse(_CHOICE, {**overrides, "name": name}, "model")
+    return config.parse(_CHOICE, {**config.spec_fields(name, NAMES, "model"), **overrides}, "model")
