@@ -314,11 +314,15 @@ def shallow(model):
     """Each of its towers with one block: the shapes of parameters are those of every block."""
     parts = {name: getattr(model, name, None) for name in ("image_tower", "text_tower", "decoder")}
     found = {name: shallow(part) for name, part in parts.items() if part is not None}
-    return model.clone(**found, **({"depth": 1} if hasattr(model, "depth") else {}))
+    one = {"depth": 1} if hasattr(model, "depth") else {}
+    return model.clone(**found, **one, **({"depths": (1,) * len(model.depths)} if hasattr(model, "depths") else {}))
 
 
 SIZED = {name: {} for name in models.MODELS if name not in models.FAMILIES}
-SOON = ("vit_g14", "vit_r26_s32", "mixer_l16", "m2_vit_b16", "siglip_vit_so400m14", "lit_vit_b16", "coca_vit_l14")
+SOON = (
+    "vit_g14", "vit_r26_s32", "mixer_l16", "m2_vit_b16", "hornet_large_gf", "siglip_vit_so400m14", "lit_vit_b16",
+    "coca_vit_l14",
+)  # fmt: skip
 MAPS = ("monarch(4)", "block_diagonal(4)", "low_rank(64)", "sparse24", "packed24", "block_sparse(0.25)", "int8")
 
 

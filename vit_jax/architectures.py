@@ -117,6 +117,34 @@ VIM: dict[str, Row] = {
 """Of ``Vim``: Zhu et al. 2024, the published sizes with cls in the middle."""
 
 
+def _stages(width: int, depths: tuple[int, ...], **fields: Any) -> Row:
+    """Of a model of four stages, each of twice the channels of the one before."""
+    return {"depths": depths, "widths": tuple(width * 2**i for i in range(len(depths))), **fields}
+
+
+CONVNEXT: dict[str, Row] = {
+    "convnext_atto": _stages(40, (2, 2, 6, 2)),
+    "convnext_femto": _stages(48, (2, 2, 6, 2)),
+    "convnext_pico": _stages(64, (2, 2, 6, 2)),
+    "convnext_nano": _stages(80, (2, 2, 8, 2)),
+    "convnext_tiny": _stages(96, (3, 3, 9, 3)),
+    "convnext_tiny_hnf": _stages(96, (3, 3, 9, 3), final_norm=True),
+    "convnext_small": _stages(96, (3, 3, 27, 3)),
+    "convnext_base": _stages(128, (3, 3, 27, 3)),
+    "convnext_large": _stages(192, (3, 3, 27, 3)),
+    "convnext_xlarge": _stages(256, (3, 3, 27, 3)),
+    "convnext_xxlarge": _stages(384, (3, 4, 30, 3), norm_epsilon=1e-5),
+}
+"""Of ``ConvNeXt``: Liu et al. 2022, section 3 (tiny to xlarge); the others are timm's and of the same names there."""
+
+HORNET: dict[str, Row] = {
+    f"hornet_{size}_{filters}": _stages(width, (2, 3, 18, 2), **fields)
+    for size, width in (("tiny", 64), ("small", 96), ("base", 128), ("large", 192))
+    for filters, fields in (("7x7", {}), ("gf", {"global_filters": True}))
+}
+"""Of ``HorNet``: Rao et al. 2022, table 7; names are the published code's."""
+
+
 def image_row(name: str, **fields: Any) -> Row:
     """Fields of an image tower: the name of an image model and what differs."""
     return {"name": name, "num_classes": 0, **fields}
@@ -236,7 +264,8 @@ ALIASES: dict[str, str] = IMAGE_ALIASES | OPEN_CLIP
 """Every name of others -> ours."""
 
 
-NAMES = tuple(name for table in (VIT, MODERN, MIXER, MONARCH_MIXER, VIM, TWO_TOWER, COCA) for name in table)
+TABLES = (VIT, MODERN, MIXER, MONARCH_MIXER, VIM, CONVNEXT, HORNET, TWO_TOWER, COCA)
+NAMES = tuple(name for table in TABLES for name in table)
 """Ours, in the order of the tables."""
 
 

@@ -6,7 +6,7 @@ from vit_jax import models
 from vit_jax.models import describe
 from vit_jax.types import UsageError
 
-IMAGES = [n for n in models.IMAGE_MODELS if n not in ("vit", "mixer", "vim")]
+IMAGES = [n for n in models.IMAGE_MODELS if n not in ("vit", "mixer", "vim", "convnext", "hornet")]
 PAIRS = [n for n in models.MODELS if n not in models.IMAGE_MODELS and n not in ("two_tower", "coca")]
 TINY = {"name": "vit", "patch": 4, "width": 16, "depth": 1, "heads": 2, "mlp_dim": 8, "num_classes": 0}
 TEXTS = {"vocab_size": 11, "length": 5, "width": 16, "depth": 1, "heads": 2, "mlp_dim": 8}

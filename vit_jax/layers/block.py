@@ -190,7 +190,8 @@ class Encoder(nn.Module):
     Attributes:
       depth: number of blocks.
       block: makes a block, called with ``name=``; or one such for each.
-      drop_path: stochastic depth rate of the last block; grows linearly from 0 at the first.
+      drop_path: stochastic depth rate of the last block.
+      first_drop_path: that of the first, from which it grows linearly.
       stochastic: whether blocks need randomness in training.
       scan: run the blocks as one ``lax.scan`` over stacked parameters: compile time independent of depth.
       remat: what the backward pass recomputes, a name in :data:`REMAT` or "none".
@@ -202,6 +203,7 @@ class Encoder(nn.Module):
     depth: int
     block: Callable[..., nn.Module] | tuple[Callable[..., nn.Module], ...]
     drop_path: float = 0.0
+    first_drop_path: float = 0.0
     stochastic: bool = False
     scan: bool = False
     remat: Remat = "none"
@@ -221,7 +223,9 @@ class Encoder(nn.Module):
         """
         fresh = self.is_initializing()
         keys = jax.random.split(self.make_rng("dropout"), self.depth) if train and self.stochastic else None
-        rates = np.linspace(0.0, self.drop_path, self.depth, dtype=np.float32) if self.drop_path else None
+        rates = (
+            np.linspace(self.first_drop_path, self.drop_path, self.depth, dtype=np.float32) if self.drop_path else None
+        )
         per_block = {"key": keys, "drop_path": rates}
         features = self.is_mutable_collection("features") and not fresh
 

@@ -19,6 +19,8 @@ from vit_jax.models.base import (
     replace_in_towers,
 )
 from vit_jax.models.coca import CoCa
+from vit_jax.models.convnext import ConvNeXt
+from vit_jax.models.hornet import HorNet
 from vit_jax.models.images import IMAGE_MODELS, IMAGES
 from vit_jax.models.mixer import Mixer
 from vit_jax.models.monarch_mixer import MonarchMixer
@@ -29,9 +31,9 @@ from vit_jax.models.vim import Vim
 from vit_jax.models.vit import ViT
 
 __all__ = [
-    "ALIASES", "FAMILIES", "IMAGES", "MODELS", "NAMES", "Captioner", "CoCa", "Embedded", "Features", "ImageModel",
-    "ImageTextModel", "Mixer", "Model", "ModelFn", "MonarchMixer", "Role", "TextTransformer", "TwoTower", "Variables",
-    "ViT", "Vim", "cast_kernels", "create", "names", "portable", "replace_in_towers",
+    "ALIASES", "FAMILIES", "IMAGES", "MODELS", "NAMES", "Captioner", "CoCa", "ConvNeXt", "Embedded", "Features",
+    "HorNet", "ImageModel", "ImageTextModel", "Mixer", "Model", "ModelFn", "MonarchMixer", "Role", "TextTransformer",
+    "TwoTower", "Variables", "ViT", "Vim", "cast_kernels", "create", "names", "portable", "replace_in_towers",
 ]  # fmt: skip
 
 MODELS: dict[str, Variant] = {
@@ -43,7 +45,7 @@ MODELS: dict[str, Variant] = {
 }
 """Name -> class with the variant's fields."""
 
-FAMILIES = ("vit", "mixer", "monarch_mixer", "vim", "two_tower", "coca")
+FAMILIES = ("vit", "mixer", "monarch_mixer", "vim", "convnext", "hornet", "two_tower", "coca")
 """The names that are no size of anything yet."""
 
 NAMES: dict[str, Variant] = MODELS | {alias: MODELS[name] for alias, name in ALIASES.items()}

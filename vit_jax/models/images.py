@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from vit_jax import architectures
 from vit_jax.config import Variant
+from vit_jax.models.convnext import ConvNeXt
+from vit_jax.models.hornet import HorNet
 from vit_jax.models.mixer import Mixer
 from vit_jax.models.monarch_mixer import MonarchMixer
 from vit_jax.models.vim import Vim
@@ -14,11 +16,15 @@ IMAGE_MODELS: dict[str, Variant] = {
     "mixer": Variant(Mixer),
     "monarch_mixer": Variant(MonarchMixer),
     "vim": Variant(Vim),
+    "convnext": Variant(ConvNeXt),
+    "hornet": Variant(HorNet),
     **{name: Variant(ViT, fields) for name, fields in architectures.VIT.items()},
     **{name: Variant(ViT, fields) for name, fields in architectures.MODERN.items()},
     **{name: Variant(Mixer, fields) for name, fields in architectures.MIXER.items()},
     **{name: Variant(MonarchMixer, fields) for name, fields in architectures.MONARCH_MIXER.items()},
     **{name: Variant(Vim, fields) for name, fields in architectures.VIM.items()},
+    **{name: Variant(ConvNeXt, fields) for name, fields in architectures.CONVNEXT.items()},
+    **{name: Variant(HorNet, fields) for name, fields in architectures.HORNET.items()},
 }
 """Name -> class with the variant's fields."""
 

@@ -19,6 +19,7 @@ from flax.traverse_util import flatten_dict
 from vit_jax import losses
 from vit_jax.checks import INFINITE, NonNegative, Range, Smoothing
 from vit_jax.metrics import Mean
+from vit_jax.models.roles import LAYER
 from vit_jax.objectives.base import Apply, Metrics, PerExample, Rngs
 from vit_jax.objectives.classify import Classify
 from vit_jax.types import Array, Batch, OutputActivation, Params, UserError
@@ -148,8 +149,9 @@ def with_blocks(
     if not last:
         return apply(params, *inputs, **options), []
     out, state = apply(params, *inputs, **options, mutable=["features"])
-    found = {int(path[-1].removeprefix("block_")): x for path, x in flatten_dict(state["features"]).items()}
-    return out, [found[i] for i in sorted(found)][-last:]
+    found = flatten_dict(state["features"])
+    order = sorted(found, key=lambda path: [int(match[2]) for match in map(LAYER.match, path) if match])
+    return out, [found[path] for path in order][-last:]
 
 
 def divergence(student: Array, teacher: Array, temperature: float, output_activation: OutputActivation) -> jax.Array:
