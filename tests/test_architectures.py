@@ -8,7 +8,13 @@ from vit_jax import architectures, models
 def test_every_row_is_a_model():
     assert {*architectures.NAMES} == {*models.MODELS} - {*models.FAMILIES}
     tables = (architectures.VIT, architectures.MODERN, architectures.MIXER, architectures.MONARCH_MIXER)
-    tables += (architectures.CONVNEXT, architectures.HORNET, architectures.VIM, architectures.TWO_TOWER, architectures.COCA)
+    tables += (
+        architectures.CONVNEXT,
+        architectures.HORNET,
+        architectures.VIM,
+        architectures.TWO_TOWER,
+        architectures.COCA,
+    )
     for name, fields in {k: v for table in tables for k, v in table.items()}.items():
         assert models.MODELS[name].fields is fields
         json.dumps(fields)  # plain: nothing of JAX is in it

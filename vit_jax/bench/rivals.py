@@ -51,7 +51,7 @@ class Rival:
         """
         if self.by in ("timm", "timm_compiled"):
             compiled = self.by == "timm_compiled"
-            run, facts = timm.candidate(self.kind, self.model, self.dtype, self.batch, compiled)
+            run, facts = timm.candidate(self.kind, self.model, self.dtype, self.batch, self.size, compiled)
             return run, lambda _: None, facts
         model = build(self.model)
         if self.by == "flax":

@@ -32,7 +32,7 @@ def arguments(model: Any, size: int) -> dict[str, Any]:
 
 
 def candidate(
-    kind: Kind, arguments: dict[str, Any], dtype: str, batch: int, compiled: bool
+    kind: Kind, arguments: dict[str, Any], dtype: str, batch: int, size: int, compiled: bool
 ) -> tuple[Callable[[], Any], dict[str, Any]]:
     """What is timed, on random images: one step on the CPU, as many threads as cores; and facts about it.
 
@@ -43,6 +43,7 @@ def candidate(
       arguments: of timm's model.
       dtype: of the computation.
       batch: images a step.
+      size: side of the images, in pixels.
       compiled: whether ``torch.compile`` makes a program of the model.
 
     Raises:
@@ -53,8 +54,7 @@ def candidate(
         import torch
     torch.set_num_threads(cores())
     model = timm.create_model(**arguments)
-    size, classes = arguments["img_size"], arguments["num_classes"]
-    images, labels = torch.rand(batch, 3, size, size), torch.arange(batch) % classes
+    images, labels = torch.rand(batch, 3, size, size), torch.arange(batch) % arguments["num_classes"]
     tx = torch.optim.AdamW(model.parameters(), 1e-4, weight_decay=0.1, fused=True)
     model = model.eval() if kind == "forward" else model.train()
     apply = torch.compile(model) if compiled else model

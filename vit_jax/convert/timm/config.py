@@ -57,6 +57,8 @@ UNSEEN: tuple[tuple[str, dict[str, Any]], ...] = (
     ),
     (r"vit_huge_plus_patch16_dinov3.*", {"num_heads": 20}),
     (r"vit_7b_patch16_dinov3", {"num_heads": 32}),
+    (r"convnext_xxlarge|test_convnext.*", {"norm_epsilon": 1e-5}),
+    (r"test_convnext2?", {"act_layer": "gelu_tanh"}),
     (r"test_vit2?", {"num_heads": 2}),
     (r"test_vit3", {"num_heads": 3, "pool_include_prefix": True}),
 )
@@ -118,7 +120,8 @@ class Config:
         name = self.args.get("norm_layer")
         if name and str(name).replace("_", "").lower() not in ("layernorm", "layernormfp32"):
             raise UserError(f"norm_layer={name!r} in config.json is unknown here; only 'layernorm' is known.")
-        return EPSILON if "norm_layer" in self.args else self.args.get("norm_epsilon", EPSILON)
+        usual = EPSILON if "norm_layer" in self.args else self.args.get("norm_epsilon", EPSILON)
+        return self.args.get("norm_eps") or usual
 
 
 def read_config(about: About) -> Config:
@@ -181,7 +184,12 @@ def _fill(mean: RGB) -> tuple[int, int, int]:
 
 
 def write_config(
-    pretrained: Stored, architecture: str, args: Mapping[str, Any], first_conv: str
+    pretrained: Stored,
+    architecture: str,
+    args: Mapping[str, Any],
+    first_conv: str,
+    classifier: str = "head",
+    sized: bool = True,
 ) -> tuple[dict[str, Any], list[str]]:
     """``config.json`` for ``timm.create_model("local-dir:...", pretrained=True)``, and what it cannot say.
 
@@ -190,6 +198,8 @@ def write_config(
       architecture: name of timm's function.
       args: those of its arguments that are of the family.
       first_conv: name of the module that sees the images.
+      classifier: name of the module that gives the logits.
+      sized: whether the family's function takes the size of the images.
     """
     model, notes = pretrained.model, []
     images, differ = said(pretrained.preprocess, "timm", ROUNDING, modes=CROP_MODES.values(), filters=INTERPOLATIONS)
@@ -203,11 +213,16 @@ def write_config(
         "num_features": model.width,
         "global_pool": args["global_pool"],
         **({"label_names": list(pretrained.class_names)} if labelled else {}),
-        "model_args": {**args, "img_size": side, "in_chans": 3, "num_classes": model.num_classes},
+        "model_args": {
+            **args,
+            **({"img_size": side} if sized else {}),
+            "in_chans": 3,
+            "num_classes": model.num_classes,
+        },
         "pretrained_cfg": {
             "custom_load": False,
             "input_size": [3, side, side],
-            "fixed_input_size": True,
+            "fixed_input_size": sized,
             "interpolation": images.interpolation,
             "crop_pct": images.crop,
             "crop_mode": next(theirs for theirs, ours in CROP_MODES.items() if ours == images.frame.mode),
@@ -216,7 +231,7 @@ def write_config(
             "num_classes": model.num_classes,
             "pool_size": None,
             "first_conv": first_conv,
-            "classifier": "head",
+            "classifier": classifier,
         },
     }
     if images.frame.mode == "pad" and images.frame.fill != _fill(images.mean):

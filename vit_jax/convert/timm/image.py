@@ -8,7 +8,7 @@ import pathlib
 import re
 import tempfile
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -60,6 +60,23 @@ UNUSED = {
 """Starts of names that may be there -> why those tensors are not needed."""
 
 
+class Parts(NamedTuple):
+    """What tells the models of a family that are converted from those that are not, and what their files differ in.
+
+    Attributes:
+      unsupported: starts of names -> what no model here has.
+      missing: names, one of which must be there -> what its absence means.
+      classifier: name of the module that gives the logits.
+      sized: whether timm's function takes the size of the images.
+    """
+
+    unsupported: Mapping[str, str] = UNSUPPORTED
+    missing: Mapping[str, str] = MISSING
+    classifier: str = "head"
+    sized: bool = True
+
+
+PLAIN = Parts()
 Found = tuple[dict[str, Any], Any, int, list[str], dict[str, str]]
 """Fields of a model, how the file stores it, side of its images in pixels, notes, and what of the fields is assumed."""
 Fields = Callable[[Tensors, Config], Found]
@@ -79,6 +96,7 @@ def codec(
     limits: tuple[Limit, ...],
     spelled: Callable[[Tensors], tuple[Tensors, list[str]]] = lambda theirs: (theirs, []),
     alone: Callable[[Tensors], Mapping[str, Any]] = lambda theirs: {},
+    parts: Parts = PLAIN,
 ) -> Codec:
     """The codec of a family.
 
@@ -93,29 +111,28 @@ def codec(
       limits: as of the codec.
       spelled: as of the codec.
       alone: content of ``config.json`` that stands for one that is missing, {} for none.
+      parts: of the family.
     """
 
     def read(theirs: Tensors, about: About) -> Reading:
         config = read_config(
             about if "architecture" in about.get("config.json", {}) else {"config.json": alone(theirs)}
         )
-        model, layout, size, notes, assumed = architecture(theirs, config, fields)
+        model, layout, size, notes, assumed = architecture(theirs, config, fields, parts)
         images, more = preprocess(config, size, crop, model["patch"] * stride(model.get("stem")))
         unused = {name: why for start, why in UNUSED.items() for name in theirs if re.match(start, name)}
         return Reading(model, images, config.class_names, layout, unused, (*notes, *more), assumed=assumed)
 
     def peer(path: pathlib.Path, model: Any) -> Callable[..., Any]:
-        module = build_peer(path, made, content, model)
-        if getattr(module, "in_chans", 3) != 1:
-            return torch_peer(module)
-        return torch_peer(lambda pixels: module((pixels * pixels.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)))
+        return torch_peer(_of_colours(build_peer(path, made, content, model, parts.sized)))
 
     def processor(path: pathlib.Path, model: Any) -> Callable[[pathlib.Path], np.ndarray] | None:
         if "architecture" not in beside(path).get("config.json", {}):
             return None
         with needed("preparing images as timm does", "torch"):
             from timm.data import create_transform, resolve_model_data_config
-        return torch_processor(create_transform(**resolve_model_data_config(build_peer(path, made)), is_training=False))
+        theirs = build_peer(path, made, sized=parts.sized)
+        return torch_processor(create_transform(**resolve_model_data_config(theirs), is_training=False))
 
     def at_native(pretrained: Stored) -> Writing:
         native, notes = pretrained.unfitted()
@@ -129,23 +146,31 @@ def codec(
     return made
 
 
-def architecture(theirs: Tensors, config: Config, fields: Fields) -> Found:
-    """All fields of a model of the family that has ``fields``.
+def _of_colours(module: Any) -> Callable[..., Any]:
+    """timm's ``module``, which may be one of grey images, as a function of coloured ones."""
+    if getattr(module, "in_chans", 3) != 1:
+        return module  # type: ignore[no-any-return]
+    return lambda pixels: module((pixels * pixels.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True))
+
+
+def architecture(theirs: Tensors, config: Config, fields: Fields, parts: Parts = PLAIN) -> Found:
+    """All fields of a model of the family that has ``fields`` and ``parts``.
 
     Raises:
       UserError: the model has parts that none of ours has.
     """
-    for pattern, what in UNSUPPORTED.items():
+    for pattern, what in parts.unsupported.items():
         if found := next((name for name in theirs if re.match(pattern, name)), None):
             raise refused(what, f"of which {found} is a part")
     if (config.architecture or "").startswith("vit_pe_"):
         raise refused("rotary positions, which no tensor shows", f"{config.architecture} has them")
-    for names, what in MISSING.items():
+    for names, what in parts.missing.items():
         untold = names != NORMS or config.args.get("final_norm") is not False
         if untold and not any(name in theirs for name in names.split("|")):
             raise refused(what, f"there is no {names.replace('|', ' or ')}")
     model, layout, size, notes, assumed = fields(theirs, config)
-    classes = shape(theirs, "head.weight", 2)[0] if "head.weight" in theirs else 0
+    head = f"{parts.classifier}.weight"
+    classes = shape(theirs, head, 2)[0] if head in theirs else 0
     epsilon = config.epsilon
     if config.architecture is None and model.get("pre_norm"):
         epsilon = CLIP_EPSILON
@@ -156,7 +181,7 @@ def architecture(theirs: Tensors, config: Config, fields: Fields) -> Found:
 
 def refused(what: str, why: str) -> UserError:
     """The error for a part that no model here has."""
-    known = "ViTs (DeiT, CLIP, DINOv2, DINOv3, EVA-02, axial rope), ResNet hybrids and MLP-Mixers"
+    known = "ViTs (DeiT, CLIP, DINOv2, DINOv3, EVA-02, axial rope), ResNet hybrids, MLP-Mixers and ConvNeXts"
     return unsupported(what, why, "timm", known)
 
 
@@ -204,7 +229,11 @@ UNTOLD = (
 
 
 def build_peer(
-    path: pathlib.Path, codec: Codec, content: Content | None = None, model: ImageModel | None = None
+    path: pathlib.Path,
+    codec: Codec,
+    content: Content | None = None,
+    model: ImageModel | None = None,
+    sized: bool = True,
 ) -> Any:
     """timm's own model with the weights at ``path``: a ``torch.nn.Module`` in evaluation mode, float32.
 
@@ -213,6 +242,7 @@ def build_peer(
       codec: of their family.
       content: of a ``config.json`` to stand in for it; None where it is known to be there.
       model: ours, which says what the architecture is where no ``config.json`` does; None infers it.
+      sized: whether timm's function takes the size of the images.
 
     Raises:
       UserError: timm is not installed, or cannot build a model of these tensors.
@@ -231,9 +261,9 @@ def build_peer(
             config, _ = content(ours, found.layout)
         atomic.write_text(pathlib.Path(folder, "config.json"), json.dumps(config))
         try:
-            channels: dict[str, Any] = {"in_chans": 1} if getattr(found.layout, "grey", False) else {}
-            side = found.preprocess.size + found.preprocess.frame.rest
-            peer = timm.create_model(f"local-dir:{folder}", img_size=side, **channels)
+            args: dict[str, Any] = {"in_chans": 1} if getattr(found.layout, "grey", False) else {}
+            args |= {"img_size": found.preprocess.size + found.preprocess.frame.rest} if sized else {}
+            peer = timm.create_model(f"local-dir:{folder}", **args)
             state = {name: torch.from_numpy(np.array(t.read(), np.float32)) for name, t in theirs.items()}
             peer.load_state_dict({k: v for k, v in state.items() if k not in found.unused}, strict=True)
         except (RuntimeError, TypeError, ValueError, AssertionError) as e:
