@@ -142,7 +142,8 @@ TABLES = {
         Row("compile", "ViT-B/16", "bench compile --layers 12,24,48 --rounds 3"),
     )),
     "memory": Table("train step | remat | temporaries | with parameters, optimizer and batch | times as long", memory, (
-        Row("memory", "ViT-L/16, 16 images", "bench memory --model vit_l16 --batch 16 --rounds 3"),
+        Row("memory", "ViT-L/16, 16 images, float32",
+            "bench memory --model vit_l16 --batch 16 --dtype float32 --rounds 2"),
     )),
     "input": Table("images | against | times as fast | resized by | a thread's time", loading, (
         Row("input", "256 JPEGs of 467 x 395 pixels, to 256 px",
