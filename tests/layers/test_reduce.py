@@ -112,7 +112,7 @@ VITS = {
 def test_a_vit_equals_the_formulas(rng, case):
     model = models.create("vit", **FIELDS, **VITS[case])
     params, image = filled(model, rng), rng.standard_normal(IMAGE).astype("float32")
-    rates = {"falling": [3, 1], "growing": [1, 4]}.get(case, [getattr(model.reduce, "r", 0)] * 2)
+    rates = {"falling": [3, 1], "growing": [1, 5]}.get(case, [getattr(model.reduce, "r", 0)] * 2)
 
     def reduce(i, x, size, keys, weights, prefix):
         if isinstance(model.reduce, Merge):

@@ -35,7 +35,8 @@ class Merge(Checked):
 
     Attributes:
       r: tokens that vanish in each block; where there are fewer pairs, all of them do.
-      inflect: r grows in even steps from ``r * (1 - inflect)`` in the first block to ``r * (1 + inflect)`` in the last.
+      inflect: r grows in even steps from ``r * (1 - inflect)``, rounded down, in the first block to as much above r in
+        the last, as the authors' ``parse_r`` has it.
       proportional: the logarithm of how many tokens one stands for is added to the logits of its key (section 3.2, eq.
         1), so that equal tokens may be merged without a change. Weights of masked autoencoders do without.
     """
