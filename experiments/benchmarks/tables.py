@@ -79,6 +79,19 @@ def tpu(row: Row, found: Found) -> Iterator[list[str]]:
     yield [row.what, *cycles, f"{own['mfu']:.0%}", str(own["copies"]), more]
 
 
+def pieces(row: Row, found: Found) -> Iterator[list[str]]:
+    """Of each kernel the shape at which its own rule is furthest above the best size."""
+    table: dict[str, list[tuple[float, str, str]]] = {}
+    for one in found["rows"]:
+        known = {size: cycles for size, cycles in one["cycles"].items() if not isinstance(cycles, str)}
+        best = min(known, key=lambda size: (known[size], size == "rule"))
+        gap = known["rule"] / known[best] - 1
+        table.setdefault(one["kernel"], []).append((gap, one["shape"], best))
+    for kernel, gaps in table.items():
+        gap, shape, best = max(gaps)
+        yield [f"`{kernel}`", str(len(gaps)), f"**{gap:.1%}**", *((shape, best) if gap else ("", ""))]
+
+
 def gpu(row: Row, found: Found) -> Iterator[list[str]]:
     """Of each case the newest record; the file has all."""
     runs = ((job, one) for run in found["runs"] for job, records in run.items() if isinstance(records, list)
@@ -161,6 +174,9 @@ TABLES = {
         Row("tpu_clip_vit_b16_train", "CLIP B/16 loss and gradient", "bench tpu --train --model clip_vit_b16"),
         Row("tpu_monarch_train", "ViT-B/16 with `monarch(4)`, loss and gradient", "bench tpu --train "
             "--linear 'monarch(4)' --against dense --plot experiments/benchmarks/tpu_monarch.png", "by dense maps"),
+    )),
+    "tiles": Table("kernel | shapes | most cycles above the best | where | best there", pieces, (
+        Row("tpu_tiles", "", "tiles.py"),
     )),
     "gpu": Table("work | against | times as fast | MFU", gpu, (Row("gpu_h200", "", ""),)),
 }  # fmt: skip

@@ -20,24 +20,6 @@ def test_half_of_a_chip_or_what_every_chip_has(monkeypatch):
     assert vmem.budget() == 64 * 2**20
 
 
-@pytest.mark.parametrize(
-    ("mib", "rows", "tile"),  # MiB of a row of the tile
-    [
-        (0.5, 1000, 64),  # exactly the budget
-        (0.51, 1000, 32),
-        (2, 1000, 16),
-        (3, 1000, 16),  # nothing fits: the smallest
-        (0.5, 64, 64),
-        (0.5, 33, 48),  # no more than the rows
-        (0.5, 16, 16),
-        (0.5, 1, 16),
-        (2, 40, 16),
-    ],
-)
-def test_the_largest_tile_that_fits(mib, rows, tile):
-    assert vmem.tile(SIZES, rows, lambda size: size * mib * 2**20) == tile
-
-
 def test_what_takes_too_much_is_said_in_a_sentence():
     assert vmem.excess("it", 32 * 2**20) is None
     assert vmem.excess("it", 40 * 2**20) == "it takes 40 MiB of VMEM, of which it may use 32"
@@ -67,7 +49,9 @@ def test_rows_behind_the_last_are_zeros():
 @pytest.mark.parametrize(
     ("mib", "rows", "tile"),
     [
-        (0.5, 64, 64),
+        (0.5, 64, 64),  # exactly the budget
+        (0.51, 64, 32),
+        (3, 1000, 16),  # nothing fits: the smallest
         (0.5, 37, 37),  # all rows, however many
         (0.5, 65, 48),  # two tiles, as even as their unit allows
         (0.5, 200, 64),
@@ -75,7 +59,7 @@ def test_rows_behind_the_last_are_zeros():
     ],
 )
 def test_no_tile_is_nearly_empty(mib, rows, tile):
-    assert vmem.even(SIZES, rows, lambda size: size * mib * 2**20) == tile
+    assert vmem.even("monarch", SIZES, rows, lambda size: size * mib * 2**20) == tile
 
 
 @pytest.mark.parametrize(

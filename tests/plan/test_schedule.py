@@ -57,6 +57,13 @@ def test_bundles_count_as_often_as_their_loops_and_the_grid_run_them():
 def test_a_loop_that_does_not_show_its_turns_counts_once_and_is_counted(change, steps):
     found = schedule.parse(NESTED.replace(*change))
     assert found.unknown == 1 and found.steps == steps and found.cycles == (2 + 4 * 15 if steps == 4 else 2 + 8 + 35)
+    assert found.turn == (4 * 7 if steps == 4 else 8 + 35)
+
+
+@pytest.mark.parametrize(("comparison", "cycles"), [("scmp.ne", 4 * 7 * 5), ("scmp.eq", 4 * 7 * 5), ("scmp.ge", 0)])
+def test_what_hangs_on_an_index_of_the_grid_is_told_apart(comparison, cycles):
+    text = NESTED.replace("%s7_s1 = sadd", f"%p1_p1 = {comparison}.s32.totalorder %s5_s9, 0  ;;  %s7_s1 = sadd")
+    assert schedule.parse(text) == dataclasses.replace(schedule.parse(NESTED), conditional=cycles)
 
 
 def test_what_is_no_schedule_is_refused():

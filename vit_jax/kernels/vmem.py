@@ -12,6 +12,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from vit_jax import sharding
+from vit_jax.kernels import tiles
 from vit_jax.kernels.windows import LANES, up
 
 
@@ -44,29 +45,17 @@ def inside(value: jax.Array, tile: jax.Array, rows: int) -> jax.Array:
     return jnp.where(at < rows, value, jnp.zeros_like(value))
 
 
-def tile(sizes: Sequence[int], rows: int, need: Callable[[int], int]) -> int:
-    """Rows of a tile.
-
-    Args:
-      sizes: to choose from, falling, each a multiple of the last.
-      rows: that there are.
-      need: bytes of VMEM that the kernel takes with so many rows in a tile.
-
-    Returns:
-      The first of ``sizes`` that fits, the last if none does; at most ``rows``, rounded up to a multiple of the last.
-    """
-    fits = next((size for size in sizes if need(size) <= budget()), sizes[-1])
-    return min(fits, up(rows, sizes[-1]))
-
-
-def even(sizes: Sequence[int], rows: int, need: Callable[[int], int]) -> int:
+def even(kernel: str, sizes: Sequence[int], rows: int, need: Callable[[int], int]) -> int:
     """Rows of a tile, so that all are nearly full: those of the fewest tiles that fit, or all where one is enough.
 
     Args:
+      kernel: its name; what is pinned for it (:mod:`vit_jax.kernels.tiles`) is the answer.
       sizes: the first is the most rows, the last divides those of a tile among several and is taken if none fits.
       rows: that there are.
-      need: see :func:`tile`.
+      need: bytes of VMEM that the kernel takes with so many rows in a tile.
     """
+    if pinned := tiles.of(kernel):
+        return pinned
     count = -(-rows // sizes[0])
     size = rows if count == 1 else up(-(-rows // count), sizes[-1])
     while size > sizes[-1] and need(size) > budget():

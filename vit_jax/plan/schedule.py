@@ -29,7 +29,7 @@ from vit_jax.plan import alone, hlo, report
 from vit_jax.plan.topology import ENVIRONMENT, Chip, options
 from vit_jax.types import UserError
 
-FOLDER, SUFFIX, KEPT, FORMAT = "schedules", ".json", 10**7, 1
+FOLDER, SUFFIX, KEPT, FORMAT = "schedules", ".json", 10**7, 2
 """Folder of the cache, bytes of it that are kept, and a number that changes with what is kept."""
 SECONDS = 600.0
 """After which no more kernels are waited for."""
@@ -44,6 +44,8 @@ TYPES = {"bf16": "bfloat16", "pred": "bool"} | {
 BUNDLE = re.compile(r"^ *(?:0x)?([0-9a-f]+) +(?:[A-Z]+)? *: +>* *\{", re.MULTILINE)
 BRANCH = re.compile(r"sbr\.rel \((!?)(%p\w+)\) target = \$region(\d+)")
 GUARD = r"(?:\(!?%p\w+\), )?"
+CONDITION = rf"scmp\.(?:eq|ne)\.s32\.totalorder {GUARD}%s\w+, \d+$"
+"""Of a branch over what runs in some steps only; those of copies to and fro are combined of several."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,12 +57,16 @@ class Schedule:
       steps: of the grid, on one core.
       cycles: of a call: every bundle as often as it runs, what is conditional always.
       unknown: loops of its own that do not show how often they turn, and count once.
+      conditional: of the cycles, those that hang on an index of the grid (``pl.when(pl.program_id(0) == 0)``).
+      turn: cycles more if each of the unknown loops turns once more.
     """
 
     bundles: int
     steps: int
     cycles: int
     unknown: int
+    conditional: int = 0
+    turn: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,22 +89,30 @@ def parse(text: str) -> Schedule:
     if not places:
         raise ValueError("the compiler wrote a schedule of another form")
     bundles = [text[start:end] for start, end in zip(places, [*places[1:], len(text)], strict=True)]
-    loops = _loops(text, bundles)
+    branches = _branches(bundles)
+    loops = _loops(text, bundles, branches)
     times = [math.prod(o.turns or 1 for o in loops if o.start <= i < o.end) for i in range(len(bundles))]
     steps = math.prod(o.turns or 1 for o in loops if o.grid)
-    return Schedule(len(bundles), steps, sum(times), sum(o.turns is None for o in loops))
+    skipped = {j for i, target, _, p in branches if re.match(CONDITION, _origin(text, p)) for j in range(i + 1, target)}
+    again = {i for o in loops if o.turns is None for i in range(o.start, o.end)}
+    conditional, turn = (sum(times[i] for i in part) for part in (skipped, again))
+    return Schedule(len(bundles), steps, sum(times), sum(o.turns is None for o in loops), conditional, turn)
 
 
-def _loops(text: str, bundles: Sequence[str]) -> list[_Loop]:
-    """A loop is what a branch goes back over, to where the region of its target begins."""
+def _branches(bundles: Sequence[str]) -> list[tuple[int, int, str, str]]:
+    """Where branches are, the first bundle of their target, whether they are negated ("!" or ""), and on what."""
     regions = {
         region: i for i, b in enumerate(bundles) for region in re.findall(r"Start(?:/End empty)? region (\d+)", b)
     }
+    found = [(i, *branch) for i, bundle in enumerate(bundles) for branch in BRANCH.findall(bundle)]
+    return [(i, regions[region], negated, p) for i, negated, p, region in found if region in regions]
+
+
+def _loops(text: str, bundles: Sequence[str], branches: Sequence[tuple[int, int, str, str]]) -> list[_Loop]:
+    """A loop is what a branch goes back over, to where the region of its target begins."""
     found = []
-    for i, bundle in enumerate(bundles):
-        for negated, predicate, region in BRANCH.findall(bundle):
-            if (start := regions.get(region, i + 1)) > i:
-                continue
+    for i, start, negated, predicate in branches:
+        if start <= i:
             turns, stages = (
                 _turns(text, predicate) if negated else None,
                 set(re.findall(r"stage = (\d)", bundles[start])),

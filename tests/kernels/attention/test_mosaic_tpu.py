@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from vit_jax import models, sharding
+from vit_jax.kernels import tiles
 from vit_jax.kernels.attention import mosaic_tpu, reference
 from vit_jax.layers.attention import MultiHeadAttention
+from vit_jax.types import UserError
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
 CASES = {  # images, tokens, heads, channels of a head; causal; blocks
@@ -87,9 +89,16 @@ def test_what_it_refuses(shape, heads, reason):
 
 
 def test_heads_of_a_program_fill_registers_and_divide_all():
-    assert [mosaic_tpu._heads(*sizes) for sizes in ((12, 64, 197), (16, 64, 577), (3, 64, 197), (16, 72, 256))] == [
-        12, 2, 3, 16,
+    assert [mosaic_tpu._heads(*sizes) for sizes in ((16, 64, 197), (16, 64, 577), (3, 64, 197), (16, 72, 256))] == [
+        16, 2, 3, 16,
     ]  # fmt: skip
+
+
+def test_pinned_heads_are_whole_pieces():
+    with tiles.pinned(attention=4):
+        assert mosaic_tpu._heads(12, 64, 197) == 4
+        with pytest.raises(UserError, match=r"4 of 6 heads .* pin one of \[2, 6\]"):
+            mosaic_tpu._heads(6, 64, 197)
 
 
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2"])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from vit_jax import sharding
+from vit_jax.kernels import tiles
 from vit_jax.kernels.block_diagonal import block_diagonal, mosaic_tpu, reference
 from vit_jax.kernels.block_diagonal.tiling import tiling
 from vit_jax.types import UserError
@@ -27,19 +28,26 @@ def both(x, kernel, bias, g):
 
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("rows", [48, 37])
-def test_several_tiles_the_last_one_ragged(rng, monkeypatch, rows):
-    monkeypatch.setattr(mosaic_tpu, "ROWS", (16,))
+def test_several_tiles_the_last_one_ragged(rng, rows):
     x, kernel, bias = (rng.standard_normal(s.shape).astype("float32") for s in shapes((4, 64, 192), rows))
     g = rng.standard_normal((rows, 768)).astype("float32")
     want = reference.product(x, kernel, bias), *reference.gradients(x, kernel, g)
-    for a, b in zip(jax.jit(both)(x, kernel, bias, g), want, strict=True):
+    with tiles.pinned(block_diagonal=16):
+        got = jax.jit(both)(x, kernel, bias, g)
+    for a, b in zip(got, want, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
 
 
 def test_tiles_shrink_until_they_fit():
     x, kernel, _ = shapes((2, 1280, 2560), 1576)
-    assert [mosaic_tpu._tile(tiling(*kernel.shape), x, backward) for backward in (False, True)] == [64, 16]
-    assert mosaic_tpu._tile(tiling(4, 192, 768), shapes((4, 192, 768), 17)[0], True) == 32
+    assert [mosaic_tpu._tile(tiling(*kernel.shape), x, backward) for backward in (False, True)] == [112, 16]
+    assert mosaic_tpu._tile(tiling(4, 192, 768), shapes((4, 192, 768), 17)[0], True) == 17
+
+
+def test_rows_are_many_tiles_or_few_of_many_rows():
+    for rows, tile in ((1576, 240), (4096, 512), (8192, 1024), (12608, 976)):
+        x, kernel, _ = shapes((4, 192, 768), rows, "bfloat16")
+        assert mosaic_tpu._tile(tiling(*kernel.shape), x, False) == tile
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from vit_jax import sharding
+from vit_jax.kernels import tiles
 from vit_jax.kernels.monarch import reference
-from vit_jax.kernels.monarch_mlp import IMPLEMENTATIONS, monarch_mlp, mosaic_tpu
+from vit_jax.kernels.monarch_mlp import IMPLEMENTATIONS, monarch_mlp
 from vit_jax.kernels.monarch_mlp.factors import Factors
 from vit_jax.types import UserError
 
@@ -72,10 +73,10 @@ def test_value_and_gradients_equal_float64(rng, name, dtype, case):
 
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize(("lead", "tile"), [((37,), 16), ((2, 130), 48)])
-def test_several_tiles_the_last_one_ragged(rng, monkeypatch, lead, tile):
-    monkeypatch.setattr(mosaic_tpu.single, "ROWS", (tile, 16))
+def test_several_tiles_the_last_one_ragged(rng, lead, tile):
     x, first, second, g = draw(rng, CASES["unlike"][0], lead, "float32")
-    got = jax.jit(lambda *args: both("mosaic_tpu", *args))(x, first, second, g)
+    with tiles.pinned(monarch_mlp=tile):
+        got = jax.jit(lambda *args: both("mosaic_tpu", *args))(x, first, second, g)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected(x, first, second, g)), strict=True):
         np.testing.assert_allclose(np.reshape(a, b.shape), b, rtol=0, atol=1e-5 * np.abs(b).max())
 

@@ -24,8 +24,10 @@ from vit_jax.kernels.windows import merged, no_less_work
 
 UNROLLED = 64
 """Most blocks of a group: the kernel is unrolled over them."""
-ROWS = (512, 256, 128, 64, 32, 16)
-"""Rows of a tile, the first that fits into VMEM."""
+ROWS = (1024, 512, 256, 16)
+"""Most rows of a tile: the first of which :data:`TILES` are there, or the last but one; the last divides them."""
+TILES = 8
+"""What the first tile waits for overlaps with nothing, nor what the last one leaves."""
 
 
 def run(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
@@ -60,7 +62,9 @@ def _vmem(plan: Tiling, itemsize: int, rows: int, backward: bool) -> int:
 
 
 def _tile(plan: Tiling, x: jax.Array, backward: bool) -> int:
-    return vmem.tile(ROWS, x.shape[0], lambda rows: _vmem(plan, x.dtype.itemsize, rows, backward))
+    most = next((size for size in ROWS[:-2] if x.shape[0] >= TILES * size), ROWS[-2])
+    need = lambda rows: _vmem(plan, x.dtype.itemsize, rows, backward)  # noqa: E731
+    return vmem.even("block_diagonal", (most, ROWS[-1]), x.shape[0], need)
 
 
 def _gradients(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, g: jax.Array) -> tuple[Any, ...]:

@@ -21,8 +21,8 @@ from vit_jax.kernels.dispatch import Implementation
 from vit_jax.kernels.windows import LANES
 from vit_jax.types import Array
 
-ROWS = (1024, 512, 256, 128, 64, 32, 16)
-"""Rows of a tile, the first that fits into VMEM."""
+ROWS = (2048, 16)
+"""Most rows of a tile, and what divides those of several. A step of the kernel costs much beside few rows."""
 
 
 class Blocks(NamedTuple):
@@ -69,7 +69,7 @@ def _vmem(x: jax.Array, kernel: jax.Array, rows: int) -> tuple[int, int, int]:
 
 
 def _tile(x: jax.Array, kernel: jax.Array, which: int) -> int:
-    return vmem.tile(ROWS, sharded.rows(x), lambda rows: _vmem(x, kernel, rows)[which])
+    return vmem.even("block_sparse", ROWS, sharded.rows(x), lambda rows: _vmem(x, kernel, rows)[which])
 
 
 def _gradients(x: jax.Array, kernel: jax.Array, index: jax.Array, bias: Any, g: jax.Array) -> tuple[Any, ...]:

@@ -60,7 +60,7 @@ def _row(parameter: jax.Array) -> jax.Array:
 
 
 def _tile(x: jax.Array) -> int:
-    return vmem.even(ROWS, x.shape[-2], lambda rows: _vmem(x.shape[-1], x.dtype.itemsize, rows))
+    return vmem.even("layer_norm", ROWS, x.shape[-2], lambda rows: _vmem(x.shape[-1], x.dtype.itemsize, rows))
 
 
 def _forward(epsilon: float, x: jax.Array, scale: jax.Array, bias: jax.Array) -> Any:

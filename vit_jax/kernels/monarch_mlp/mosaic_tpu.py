@@ -123,7 +123,7 @@ def _perceptron(
 
 
 def _tile(p: Plan, x: jax.Array, backward: bool) -> int:
-    return vmem.even(single.ROWS, x.shape[-2], lambda rows: p.vmem(x.dtype.itemsize, rows, backward))
+    return vmem.even("monarch_mlp", single.ROWS, x.shape[-2], lambda rows: p.vmem(x.dtype.itemsize, rows, backward))
 
 
 def _forward(p: Plan, activation: Activation, x: jax.Array, *whole: jax.Array) -> Any:

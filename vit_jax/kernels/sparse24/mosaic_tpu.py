@@ -16,6 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from vit_jax.kernels import sharded
+from vit_jax.kernels import tiles as pins
 from vit_jax.kernels.dispatch import Implementation
 from vit_jax.kernels.products import dot
 from vit_jax.kernels.sparse24.xla import by_kernel
@@ -45,7 +46,7 @@ def tiles(rows: int, size: int, out: int) -> Tiles | None:
         return None
     steps = pl.cdiv(out, min(BLOCK // fits[0] // 128 * 128, 1024))
     wide = pl.cdiv(out, 128 * steps) * 128
-    return Tiles(min(rows, ROWS), min(wide, out), fits[0])
+    return Tiles(min(rows, ROWS), min(pins.of("sparse24") or wide, out), fits[0])
 
 
 def unsupported_reason(x: Any, values: Any, index: Any, bias: Any, scale: Any) -> str | None:
