@@ -214,7 +214,7 @@ def test_a_second_interruption_while_garbage_is_collected(tiny, workdir, capsys)
             os.kill(os.getpid(), signal.SIGINT)
             gc.callbacks.append(callback)
             gc.collect()
-            time.sleep(60)
+            time.sleep(10)
 
     def callback(*_):
         gc.callbacks.remove(callback)
