@@ -102,6 +102,18 @@ def test_a_model_without_cls_leaves_its_position_out(rng, new):
     assert notes == [f"position/embedding loses that of cls{resized}", "cls is not used"]
 
 
+@pytest.mark.parametrize("prefix", [0, 1])
+def test_of_a_distilled_model_the_position_of_the_class_token_stays(rng, prefix):
+    """The second class token's goes, whose place is behind the first's; without any both do."""
+    b = params(rng, tokens=prefix + 16) if prefix else params(rng, tokens=16, cls=None)
+    a = {**params(rng, tokens=18), "dist": np.ones((1, 1, 8), np.float32)}
+    found, notes = adapt(a, b, name="x")
+    rows = a["position"]["embedding"]
+    np.testing.assert_array_equal(found["position"]["embedding"], np.concatenate([rows[:, :prefix], rows[:, 2:]], 1))
+    lost = "dist" if prefix else "cls and dist"
+    assert f"position/embedding loses that of {lost}" in notes and "dist is not used" in notes
+
+
 def test_low_precision_is_widened_with_one_note_per_type(rng):
     a, b = params(rng), params(rng)
     a["encoder"] = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), a["encoder"])

@@ -136,7 +136,8 @@ def _positions(path: str, value: np.ndarray, count: int, method: str) -> tuple[n
         raise UserError(
             f"{path}: the grid has {old_prefix} prefix tokens there and {new_prefix} here; use the same pool."
         )
-    done = ["loses that of cls"] if old_prefix > new_prefix else []
+    lost = ("cls", "dist")[new_prefix:old_prefix]
+    done = [f"loses that of {' and '.join(lost)}"] if lost else []
     done += [f"is resized from {old}x{old} to {new}x{new}"] if old != new else []
-    kept = value[:, old_prefix - new_prefix :]
+    kept = np.concatenate([value[:, :new_prefix], value[:, old_prefix:]], axis=1)
     return resize_positions(kept, (old, old), (new, new), new_prefix, method), f"{path} {' and '.join(done)}"
