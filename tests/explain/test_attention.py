@@ -76,3 +76,10 @@ def test_a_mixer_has_none():
     model, params, images = make("mixer", token_dim=8)
     with pytest.raises(UserError, match="Mixer has no attention"):
         explain.attention_maps(model, params, images)
+
+
+def test_reduced_tokens_have_no_one_picture():
+    model, params, images = make(heads=2, reduce="merge(1)")
+    with pytest.raises(UserError, match="blocks that see 7 down to 5 tokens has no one picture; set reduce=None"):
+        explain.attention_maps(model, params, images)
+    assert explain.attention_maps(model.clone(reduce=None), params, images).shape == (3, 2, 2, 7, 7)

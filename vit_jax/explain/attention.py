@@ -39,12 +39,17 @@ def attention_maps(model: nn.Module, params: Params, images: Array) -> jax.Array
       float32[L,B,K,N,N]: layer, image, head, query token, key token; rows sum to 1.
 
     Raises:
-      UserError: the model has no self-attention (a Mixer).
+      UserError: the model has no self-attention (a Mixer), or not all of its blocks see equally many tokens.
     """
     _, state = model.apply({"params": params}, images, mutable=["intermediates"])
     maps = by_block(state.get("intermediates", {}))
     if not maps:
         raise UserError(f"{type(model).__name__} has no attention to show; take a ViT.")
+    if len(sizes := {probabilities.shape[-1] for (probabilities,) in maps}) > 1:
+        raise UserError(
+            f"attention of blocks that see {max(sizes)} down to {min(sizes)} tokens has no one picture; set reduce=None, "
+            "which changes no parameter."
+        )
     return jnp.stack([probabilities for (probabilities,) in maps]).astype(jnp.float32)
 
 
