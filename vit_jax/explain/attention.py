@@ -47,8 +47,8 @@ def attention_maps(model: nn.Module, params: Params, images: Array) -> jax.Array
         raise UserError(f"{type(model).__name__} has no attention to show; take a ViT.")
     if len(sizes := {probabilities.shape[-1] for (probabilities,) in maps}) > 1:
         raise UserError(
-            f"attention of blocks that see {max(sizes)} down to {min(sizes)} tokens has no one picture; set reduce=None, "
-            "which changes no parameter."
+            f"attention of blocks that see {max(sizes)} down to {min(sizes)} tokens has no one picture; set "
+            "reduce=None, on which no parameter depends."
         )
     return jnp.stack([probabilities for (probabilities,) in maps]).astype(jnp.float32)
 
