@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -57,14 +58,15 @@ def class_of(row: Any) -> Any:
     return row.cls if isinstance(row, Variant) else row
 
 
-def hints(cls: type) -> dict[str, Any]:
+@functools.cache
+def hints(cls: type) -> Mapping[str, Any]:
     """Types of the fields a user may set; of a Linen module all but ``parent`` and ``name``."""
     own = typing.get_type_hints(cls, include_extras=True)
-    return {
+    return types.MappingProxyType({
         f.name: own[f.name]
         for f in dataclasses.fields(cls)
         if f.init and f.name in own and f.name not in ("parent", "name")
-    }
+    })  # fmt: skip
 
 
 def spec_fields(text: str, table: Mapping[str, Any], path: str) -> dict[str, Any]:

@@ -227,13 +227,14 @@ def row_of(choice: Choice, value: Any) -> str | None:
     """The row of ``choice.table`` that says the most of ``value``, and nothing wrong; or its known class. Else None."""
     rows = {n: row for n, row in own.rows(choice).items() if class_of(row) is type(value)}
     given = {n: row.fields if isinstance(row, Variant) else {} for n, row in rows.items()}
-    fields = _unparsed(value) if rows else {}
-    fits = [n for n in rows if _parse_row(choice, n, {k: v for k, v in fields.items() if k not in given[n]}) == value]
+    fits = [n for n in rows if all(_holds(value, field, said) for field, said in given[n].items())]
     return max(fits or rows, key=lambda n: len(given[n]) if fits else -len(given[n]), default=None)
 
 
-def _parse_row(choice: Choice, name: str, fields: Mapping[str, Any]) -> Any:
+def _holds(value: Any, field: str, said: Any) -> bool:
+    """Whether a field of ``value`` is what a row says of it."""
+    found = getattr(value, field)
     try:
-        return _parse_choice(choice, {**fields, "name": name}, name)
+        return bool(said == found or parse(hints(type(value))[field], said, field) == found)
     except UsageError:
-        return None
+        return False
