@@ -1,8 +1,8 @@
 """Strict rules for every test: 8 fake CPU devices, no implicit dtype or rank promotion, warnings are errors.
 
 Tests marked ``peer`` or ``tpu`` need a package of an extra and are skipped, in one line, where it is missing. A test
-that compiles more than :data:`MOST_PROGRAMS` programs fails unless it is marked ``slow``: the suite is short because
-programs are shared.
+that compiles more than :data:`MOST_PROGRAMS` programs fails unless it is marked ``slow`` or ``thorough``: the suite is
+short because programs are shared, and because of what is shown on several cases it runs the first.
 """
 
 from __future__ import annotations
@@ -77,7 +77,10 @@ MARKED = {**dict.fromkeys(("torch", "timm", "transformers", "open_clip"), "peer"
 EXTRAS = {"peer": ("torch", "torch"), "tpu": ("libtpu", "tpu-compile")}
 """Marker -> the package that its tests need, and the extra that brings it."""
 
-LONGEST = ("test_journeys.py", "test_processes.py")
+ON_REQUEST = ("slow", "thorough")
+"""Markers of tests that run where ``-m`` names them."""
+
+LONGEST = ("test_processes.py",)
 """Modules with tests of half a minute: they come first, since at the end one worker would wait for the other."""
 
 MOST_PROGRAMS = 40
@@ -111,12 +114,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache:UserWarning"))
         for marker in missing.keys() & {mark.name for mark in item.iter_markers()}:
             item.add_marker(missing[marker])
+    cases: collections.Counter[tuple[pathlib.Path, str]] = collections.Counter()
+    for item in items:
+        test = item.path, item.nodeid.partition("[")[0]
+        cases[test] += 1
+        if (first := item.get_closest_marker("first")) and cases[test] > first.args[0]:
+            item.add_marker("thorough")
     items.sort(key=lambda item: item.path.name not in LONGEST)
-    if "slow" in config.option.markexpr:
-        return
-    slow = [item for item in items if item.get_closest_marker("slow")]
-    config.hook.pytest_deselected(items=slow)
-    items[:] = [item for item in items if not item.get_closest_marker("slow")]
+    unasked = [marker for marker in ON_REQUEST if marker not in config.option.markexpr]
+    left_out = [item for item in items if any(map(item.get_closest_marker, unasked))]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if not any(map(item.get_closest_marker, unasked))]
 
 
 def pytest_collection_finish() -> None:
@@ -138,9 +146,9 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     yield
     programs = len(_compiled) - before
     item.user_properties.append(("programs", programs))
-    if programs > MOST_PROGRAMS and not item.get_closest_marker("slow"):
+    if programs > MOST_PROGRAMS and not any(map(item.get_closest_marker, ON_REQUEST)):
         pytest.fail(
-            f"{programs} programs were compiled, {MOST_PROGRAMS} are allowed: share them or mark the test slow."
+            f"{programs} programs were compiled, {MOST_PROGRAMS} are allowed: share them or mark the test thorough."
         )
 
 

@@ -84,6 +84,7 @@ def test_they_are_found():
     assert {"digits", "finetune", "finetune_clip", "clip", "siglip", "lit", "cloob", "coca"} <= {p.stem for p in FILES}
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize(("path", "arg"), CASES, ids=lambda x: getattr(x, "stem", x) or "plain")
 def test_a_step_is_traced(path, arg):
     raw = config.load(f"{path}:{arg}" if arg else str(path), [("data.path", "digits")])

@@ -184,6 +184,7 @@ def test_nothing_depends_on_the_other_images_of_a_batch(rows):
         np.testing.assert_allclose(some[1], log_p[rows], rtol=1e-5)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(("p", "temperature"), [(0.7, 1.0), (0.95, 0.6), (1.0, 1.5), (1e-6, 1.0)])
 def test_nucleus_draws_as_often_as_it_should(p, temperature):
     """Frequencies of the first token against the nucleus computed independently."""
@@ -317,6 +318,7 @@ def test_a_coca_decodes_as_without_a_cache(params, image, logits, searched):
     assert (np.asarray(beam.tokens) != text).any() and better.max() > 0.01
 
 
+@pytest.mark.thorough
 def test_eight_devices_write_the_same(params, image, searched):
     mesh = sharding.make_mesh(sharding.MeshConfig(replica=2, fsdp=2, tensor=2))
     with jax.set_mesh(mesh):

@@ -168,7 +168,7 @@ def test_a_block_with_a_title_is_a_file_and_the_shell_runs_what_follows(tmp_path
 
 
 SECTIONS = [section for section in dict.fromkeys(map(heading, examples(EXTEND))) if section]
-SOON = ("In a file of your own", "An own objective", "An own data source", "An own linear map")
+SOON = ("In a file of your own",)
 """Sections that are run in every suite; what the others show has tests of its own."""
 
 

@@ -23,13 +23,11 @@ import vit_jax as vj
 from tests import documentation
 from vit_jax import sharding
 
-SOON = ("images", "devices")
-"""Pages that every run of the tests follows to their end. Of the others it sees that every command is accepted
-(``test_docs.py``); what their commands do, the tests of conversion, export, compression and prediction."""
-PAGES = [pytest.param(p, marks=() if p.stem in SOON else pytest.mark.slow) for p in documentation.JOURNEYS]
+pytestmark = pytest.mark.slow
+"""That every command of a page is accepted, ``test_docs.py`` sees in every run of the tests."""
 
 
-@pytest.fixture(scope="module", params=PAGES, ids=lambda p: p.stem)
+@pytest.fixture(scope="module", params=documentation.JOURNEYS, ids=lambda p: p.stem)
 def journey(request, tmp_path_factory) -> tuple[str, pathlib.Path]:
     """A page's name and the folder in which all of it was run."""
     place = tmp_path_factory.mktemp(request.param.stem)

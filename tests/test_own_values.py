@@ -222,6 +222,7 @@ def test_the_command_line_names_what_it_cannot_know(result, workdir, capsys, tmp
     assert f"changes={{{key!r}: ...}} of vit_jax.train, evaluate or load." in error
 
 
+@pytest.mark.thorough
 def test_an_own_model(tmp_path):
     values = {"model": Flat(), "data.path": Shapes(24), "data.holdout": 6, "augment.train": ()}
     values |= {"optim.decay_rules": (("head/.*", 0.0), ("kernel", 1.0))}

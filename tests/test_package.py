@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 ROOT = pathlib.Path(__file__).parents[1]
 
 
+@pytest.mark.thorough
 def test_recipes_of_an_installation(tmp_path):
     """The files that ``pip install .`` would copy, with nothing of the checkout in reach."""
     pytest.importorskip("setuptools", minversion="77")

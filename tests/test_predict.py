@@ -220,6 +220,7 @@ def embeddings(kind, params, files):
     return np.asarray(out.image, np.float64), np.asarray(out.text, np.float64), float(out.scale), float(out.bias)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("kind", ["coca", "siglip"])
 def test_texts_are_ranked_as_by_hand(pairs, images, kind, caplog):
     workdir, params = pairs[kind]
@@ -276,6 +277,7 @@ def test_captions_of_files(pairs, images, tmp_path):
     np.testing.assert_allclose([row["log_p"] for row in rows], total, rtol=1e-4)
 
 
+@pytest.mark.thorough
 def test_a_drawn_caption_does_not_depend_on_the_batch(pairs, images):
     files, model = expand([str(images)]), load(pairs["coca"][0])
     whole = list(model.captions(files, Nucleus(1.0, seed=4)))

@@ -32,6 +32,7 @@ def run(words, status=0, **environment):
     return done.stdout + done.stderr
 
 
+@pytest.mark.thorough
 def test_two_processes_train_as_one_does(tmp_path):
     """The one run of several processes in the plain suite: through the launcher, to its end."""
     said = run(["launch", "local", "--", "train", f"--workdir={tmp_path}/two", *SHORT])

@@ -105,6 +105,7 @@ def test_odd_numbers_are_taken_or_refused_in_a_sentence(cls):
             assert all(v is None or isinstance(v, tuple) or v in limit for v in taken)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize(
     "cls",
     [

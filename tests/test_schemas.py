@@ -35,6 +35,7 @@ def _one_device():
         yield
 
 
+@pytest.mark.first(1)
 @pytest.mark.usefixtures("_one_device")
 def test_a_run_is_read(run, tmp_path, capsys):
     folder, found = run

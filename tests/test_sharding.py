@@ -326,6 +326,7 @@ SOON = (
 MAPS = ("monarch(4)", "block_diagonal(4)", "low_rank(64)", "sparse24", "packed24", "block_sparse(0.25)", "int8")
 
 
+@pytest.mark.first(6)
 @pytest.mark.parametrize(
     ("name", "linear"),
     [

@@ -43,6 +43,7 @@ def test_soft_is_one_hot_and_idempotent():
     assert mix.soft(labels, 3) is labels
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("per", ["batch", "example"])
 def test_mixup_is_the_convex_combination_of_neighbours(batch, per):
     images, labels, mask = batch

@@ -67,6 +67,7 @@ def test_eight_devices_see_the_images_of_one(batch, everything):
     np.testing.assert_allclose(out, whole, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_mixing_is_the_same_on_eight_devices_and_exchanges_nothing(batch):
     fn = make(size=18, train=("mixup(alpha=1)", "cutmix(per='example')")).train_fn(5)
     mesh = sharding.make_mesh(sharding.MeshConfig(fsdp=8))

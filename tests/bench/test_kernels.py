@@ -15,6 +15,7 @@ from vit_jax.kernels.dispatch import Implementation
 from vit_jax.types import UserError
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("op", CASES)
 def test_a_case_is_its_dense_product(op):
     case = CASES[op]()(5, 32, 64, jnp.float32)
@@ -26,6 +27,7 @@ def test_a_case_is_its_dense_product(op):
     assert case.flops == 2 * 5 * (32 * 64 if op in ("sparse24", "int8") else sum(p.size for p in case.parameters))
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("op", CASES)
 def test_a_case_has_the_gradients_of_its_dense_product(op):
     case = CASES[op]()(5, 32, 64, jnp.float32)
@@ -76,6 +78,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize(
     ("wrong", "said", "dtype"),
     [

@@ -25,6 +25,7 @@ def tiny(monkeypatch):
     return "tiny", "bfloat16", 2, 8
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("kind", ["forward", "train"])
 def test_models_are_compared(tiny, kind):
     with jax.numpy_dtype_promotion("standard"):  # flax's own layers promote
@@ -37,6 +38,7 @@ def test_models_are_compared(tiny, kind):
     assert 0 < found["share of one large product's speed"] < 1
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("seconds", [[1, 4, 2], [1, 2, 4]])
 def test_the_rival_is_plain_flax_in_its_faster_type(tiny, monkeypatch, seconds):
     def alternate(ready, rounds):
@@ -47,6 +49,7 @@ def test_the_rival_is_plain_flax_in_its_faster_type(tiny, monkeypatch, seconds):
         assert compare("forward", *tiny, rounds=3)["times faster (median)"] == 2
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("kind", ["forward", "train"])
 def test_linear_maps_are_compared_with_dense_ones(tiny, kind):
     with jax.numpy_dtype_promotion("standard"):  # optax's AdamW promotes

@@ -20,6 +20,7 @@ from vit_jax.io import retry
 from vit_jax.types import UserError
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize(
     ("best", "values", "kept"),
     [

@@ -43,6 +43,7 @@ def test_bash(tmp_path, capsys):
     ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("shell", ["zsh", "tcsh"])
 def test_other_shells(shell, capsys):
     assert main(["completion", shell]) == 0

@@ -33,6 +33,7 @@ def test_the_recipes(capsys):
 WHOLE = [name for name in configfile.recipes() if name != "finetune_clip"]  # whose values are those of weights
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize("name", [*WHOLE, "digits:sam", "clip:clip_vit_b32", "imagenet:mixer_b16,sam"])
 def test_the_whole_configuration_is_the_same(name, tmp_path, capsys):
     """Written, read and parsed it is equal, whatever a default will be."""

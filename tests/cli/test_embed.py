@@ -18,6 +18,7 @@ def embed(capsys, *argv):
     return status, *capsys.readouterr()
 
 
+@pytest.mark.thorough
 def test_images_and_texts_as_npy(run, coca, tmp_path, capsys):
     (tmp_path / "texts.txt").write_text("one\n\n  two words \n", encoding="utf-8")
     argv = ("--workdir", coca, run.images / "ant" / "0.png", run.images / "bee", "--output", tmp_path / "x.npy")

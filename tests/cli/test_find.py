@@ -44,6 +44,7 @@ def test_mistakes(run, capsys, words, status, says):
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_batch(run, capsys, tmp_path, monkeypatch):
     """Each size takes the state, its rows and what is in between; where there is room for 16, 16 is the largest."""
     argv = ["find", "batch", "--config", str(run.config), "--most", "32"]

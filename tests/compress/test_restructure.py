@@ -56,6 +56,7 @@ def quantised(request):
     return bits, sparse, *changed(sparse, "packed24(int8)"), only
 
 
+@pytest.mark.thorough
 def test_what_was_trained_quantised_is_packed_exactly(quantised):
     bits, sparse, packed, notes, only = quantised
     assert packed.model.mlp_linear.storage == "int8" == packed.model.out_linear.storage
@@ -169,6 +170,7 @@ def test_a_runs_configuration_follows(rng):
     assert "num_classes" not in packed.config["model"]
 
 
+@pytest.mark.thorough
 def test_every_map_of_a_mixer_in_a_quarter_of_the_bytes(rng):
     """Those across tokens where they are named; what says how they are computed changes no number of what is stored."""
     found = pretrained(

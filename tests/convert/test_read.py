@@ -32,6 +32,7 @@ PAIRS = [
 ]
 
 
+@pytest.mark.first(10)
 @pytest.mark.parametrize(("name", "to"), PAIRS, ids=map("-".join, PAIRS))
 def test_out_and_in_again(name, to, rng, tmp_path):
     there = pretrained(MODELS[name], rng)

@@ -100,6 +100,7 @@ TOWERS = {
 }
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("name", "fields", "objective"),
     [
@@ -134,6 +135,7 @@ def deep(value, depth=300):
     return value
 
 
+@pytest.mark.first(12)
 @pytest.mark.parametrize(
     ("change", "says"),
     [

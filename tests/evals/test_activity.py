@@ -36,6 +36,7 @@ def batches(images, size):
         }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("size", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 8))])
 def test_shares_equal_those_counted_by_hand(rng, size):
     apply, params, images = setting("vit_ti16", rng, depth=1, activation="relu", pool="gap")
@@ -49,6 +50,7 @@ def test_shares_equal_those_counted_by_hand(rng, size):
     assert report.metrics == pytest.approx({"active": want, "active/block_0/mlp": want}, rel=1e-6)
 
 
+@pytest.mark.thorough
 def test_blocks_come_in_their_order_and_gelu_is_always_active(rng, tmp_path):
     apply, params, images = setting("vit_ti16", rng, depth=11, scan=True)
     report = score(Activity(), apply, params, batches(images, 5), INFO)

@@ -15,6 +15,7 @@ def make(name="vit", **fields):
     return model, nn.unbox(jax.jit(model.init)(jax.random.key(1), images)["params"]), images
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("scan", [False, True])
 def test_maps_are_distributions_of_every_layer(scan):
     model, params, images = make(heads=2, scan=scan)
@@ -54,6 +55,7 @@ def test_heatmap_leaves_out_the_prefix(rng):
     np.testing.assert_allclose(picture[1], weights[1, 1:].reshape(2, 3) / weights[1, 1:].max(), rtol=1e-6)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("pool", ["cls", "gap"])
 def test_a_picture_is_bright_where_the_output_comes_from(pool, tmp_path, monkeypatch):
     """Attention that is uniform but for one patch, which all tokens look at in every layer."""
@@ -72,6 +74,7 @@ def test_a_picture_is_bright_where_the_output_comes_from(pool, tmp_path, monkeyp
     assert light.max() > 4 * light[0, 0]
 
 
+@pytest.mark.thorough
 def test_a_mixer_has_none():
     model, params, images = make("mixer", token_dim=8)
     with pytest.raises(UserError, match="Mixer has no attention"):

@@ -49,6 +49,7 @@ def test_a_run_resumes_bit_for_bit(tiny, alone, trained, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again.state.variables, trained[0].state.variables)
 
 
+@pytest.mark.thorough
 def test_statistics_are_means_over_the_slices(tiny):
     """Of one step from zero and one: a fifth of the batch's statistics, averaged over the micro-batches."""
     setup = build(parse(TrainConfig, tiny(**MODEL, accumulate=2, augment={"size": 8, "train": []})), jax.devices()[:1])
@@ -101,6 +102,7 @@ def test_layer_decay_under_fsdp(tiny, monkeypatch):
         assert ratio == pytest.approx(0.5 ** (4 - i), rel=1e-3)
 
 
+@pytest.mark.thorough
 def test_evaluation_and_prediction_use_them(trained, alone):
     result, folder = trained
     with alone():

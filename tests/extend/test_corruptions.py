@@ -31,6 +31,7 @@ def test_clean_and_corrupted_images_in_one_report(tiny, alone, tmp_path):
     np.testing.assert_allclose(sum(row["examples"] for row in stored["noise"]["reliability"]), 360)
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize("prefix", ["../out", "/tmp/x", "", ".", "a/b", "a b"])
 def test_a_prefix_is_a_name_and_leads_nowhere(tiny, alone, tmp_path, prefix):
     raw = tiny(evaluators=[{"name": "classify", "prefix": prefix}], best="val/accuracy")

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from tests.extend.gradient_attention.explain import attention_and_gradient, relevance
 from vit_jax import models
@@ -16,6 +17,7 @@ def setting(rng):
     return model, params, image, jnp.asarray([2, 0])
 
 
+@pytest.mark.thorough
 def test_the_gradient_is_that_of_a_nudge(rng):
     model, params, image, target = setting(rng)
     attention, gradient = jax.jit(lambda p: attention_and_gradient(model, p, image, target))(params)

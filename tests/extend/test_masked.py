@@ -18,6 +18,7 @@ def model():
     return MAE(vit=models.create("vit", **VIT, num_classes=0), dim=8)
 
 
+@pytest.mark.thorough
 def test_the_loss_is_of_unseen_patches(rng):
     image = jnp.asarray(rng.normal(size=(3, 8, 8, 3)), jnp.float32)
     params = jax.jit(model().init)(jax.random.key(0), image)["params"]

@@ -15,6 +15,7 @@ from vit_jax.types import UserError
 FIELDS = dict(patch=4, width=16, depth=3, heads=2, mlp_dim=16, num_classes=3)
 
 
+@pytest.mark.thorough
 def test_tokens_vanish_block_by_block(rng):
     image = rng.normal(size=(2, 16, 16, 3)).astype(np.float32)
     model = models.create("vit", **FIELDS, reduce=Merge(3, until=2))

@@ -26,6 +26,7 @@ def test_logits_depend_on_differences(rng):
     np.testing.assert_allclose(one, np.concatenate([z.real, z.imag], -1), atol=1e-5)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("pool", ["cls", "gap"])
 def test_the_model_hears_them_and_scan_changes_nothing(rng, pool):
     image = rng.normal(size=(2, 16, 16, 3)).astype(np.float32)

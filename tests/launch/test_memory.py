@@ -61,6 +61,7 @@ def test_buffers_are_not_fetched_again():
     assert faults(GLIBC_TUNABLES=memory.VALUE) < 100 < faults()
 
 
+@pytest.mark.thorough
 def test_a_real_command_survives_it():
     environment = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
     command = [

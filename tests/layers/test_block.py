@@ -89,6 +89,7 @@ def test_layer_scale_of_zero_is_the_identity(tokens):
     np.testing.assert_array_equal(jax.jit(block.apply)(boxed, tokens), tokens)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     "options",
     [{"scan": True}, {"remat": "full"}, {"scan": True, "remat": "dots"}, {"scan": True, "remat": "dots_no_batch"}],
@@ -135,6 +136,7 @@ def test_unknown_remat_policy(params, tokens):
         run(params, tokens, grad=False, remat="fulll")
 
 
+@pytest.mark.thorough
 def test_a_split_block_is_two_blocks_in_one(tokens):
     """Self-attention and an MLP, then attention to the normed context and another MLP."""
     context = jnp.concatenate([tokens, tokens + 1], axis=1)
@@ -162,6 +164,7 @@ def test_an_encoder_without_a_final_norm(params, tokens):
     np.testing.assert_allclose(jax.jit(Encoder(2, STOCHASTIC).apply)({"params": params}, tokens), normed, atol=1e-5)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     "options",
     [
@@ -252,6 +255,7 @@ def test_scan_and_remat_keep_every_collection(everything, tokens, options):
     assert not any(jax.tree.leaves(same))
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("options", OPTIONS)
 def test_every_random_stream_reaches_the_blocks(everything, tokens, options):
     variables, (_, (out, _)) = everything
@@ -284,6 +288,7 @@ def test_the_number_of_tokens_may_change_without_scan(tokens):
         encoder.clone(scan=True).apply(params, tokens)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("options", OPTIONS)
 def test_attention_has_a_gradient_under_scan_and_remat(params, tokens, options):
     """The gradient by the probabilities of a block is that of the function of these probabilities."""

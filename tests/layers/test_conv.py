@@ -32,6 +32,7 @@ def gradients(x, kernel, g):
     return reference(g, kernel[::-1, ::-1]), back
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("how", IMPLEMENTATIONS)
 @pytest.mark.parametrize(("shape", "size"), [((3, 5, 4, 6), 3), ((1, 2, 3, 5), 7)])
 def test_equals_the_sum_in_float64(rng, how, shape, size):

@@ -42,6 +42,7 @@ def test_sizes_are_aligned():
     assert [Gated(align)(n, name="x").hidden for n, align in sizes] == [1536, 5120, 8192, 2048, 72]
 
 
+@pytest.mark.thorough
 def test_in_a_vit_with_structured_maps_dropout_and_scan(rng):
     fields = {"patch": 4, "width": 16, "depth": 2, "heads": 2, "mlp_dim": 24, "num_classes": 3, "activation": "silu"}
     model = models.create("vit", **fields, ffn="gated(8, 1e-6)", mlp_linear=Monarch(4), dropout=0.5)

@@ -151,6 +151,7 @@ def test_they_are_values_of_a_configuration():
         models.create("vit", adapter="lora")
 
 
+@pytest.mark.thorough
 def test_an_adapter_follows_every_branch(image):
     _, params, run = made(adapter=Houlsby())
     block = params["encoder"]["block_1"]
@@ -168,6 +169,7 @@ def test_an_adapter_follows_every_branch(image):
     assert float(jnp.max(jnp.abs(run(params, image) - run(off, image)))) > 1e-3
 
 
+@pytest.mark.thorough
 def test_a_gated_mlp_stands_in_its_place(image):
     model, params, run = made(ffn=SwiGlu(), mlp_linear="low_rank(4)")
     mlp = params["encoder"]["block_0"]["mlp"]
@@ -229,6 +231,7 @@ def test_a_term_of_the_logits(rng, image):
     assert float(jnp.max(jnp.abs(run(zero, image) - run(params, image)))) > 1e-4
 
 
+@pytest.mark.thorough
 def test_a_reducer_reads_what_cls_attends_to(image):
     model, params, run = made(reduce=KeepMostAttended(0, 4))
     found = jax.jit(lambda p, x: model.apply({"params": p}, x, method="features"))(params, image)

@@ -107,6 +107,7 @@ def test_an_mlp_says_how_many_units_are_active(rng):
         np.testing.assert_allclose(state["activity"]["active"][0], np.full((2, 3), share), rtol=1e-6)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize(
     ("k", "tokens", "dtype"),
     [
@@ -197,6 +198,7 @@ def test_topk_is_read_from_text():
             config.parse(Activation, text)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize(
     ("fields", "spec", "at_once"),
     [

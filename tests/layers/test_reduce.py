@@ -180,6 +180,7 @@ def test_attentive_and_its_gradient(rng, fuse):
     np.testing.assert_allclose(by_weights[:, 0, 0], np.where(out, x.sum(-1), 0) / 3, atol=1e-5)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_is_kept_is_kept_bit_for_bit(rng, dtype):
     x = jnp.asarray(rng.standard_normal((2, 9, 4)), dtype)

@@ -28,6 +28,7 @@ def test_equals_a_loop_over_pairs(rng, cls):
         np.testing.assert_array_equal(got[0, :, n, m], table[row])
 
 
+@pytest.mark.thorough
 def test_a_vit_learns_them(rng):
     fields = {"patch": 4, "width": 16, "depth": 2, "heads": 2, "mlp_dim": 8, "num_classes": 3, "positions": "none"}
     model = models.create("vit", **fields, logit_bias="relative(2)")

@@ -59,6 +59,7 @@ def test_what_two_modules_have_in_common():
     assert "depth" not in common(tower, Block) and "width" not in common(tower, Block)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("options", [{}, {"scan": True, "remat": "dots"}])
 def test_a_tower_of_ones_own(options):
     x = jnp.ones((1, 3, 8))

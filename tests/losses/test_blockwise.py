@@ -63,6 +63,7 @@ def dense(name, n, dtype):
         return run(name, DENSE, make(n), dtype)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize(("n", "size"), [(13, 4), (1, 3), slow(13, 13), slow(16, 100)], ids=str)
 @pytest.mark.parametrize("name", LOSSES)
 def test_chunks(name, n, size):
@@ -75,6 +76,7 @@ def test_chunks_in_float32(name):
     compare(run(name, losses.Chunked(5), make(24), "float32"), dense(name, 24, "float32"), 1e-6)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("name", "shape"),
     [

@@ -13,6 +13,7 @@ RULES = {
 }
 
 
+@pytest.mark.first(6)
 @pytest.mark.parametrize("form", [pairs.Dense(), blockwise.Chunked(3), blockwise.Chunked(100)], ids=str)
 @pytest.mark.parametrize("diagonal", [True, False])
 @pytest.mark.parametrize("rule", RULES)

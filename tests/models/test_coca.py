@@ -69,6 +69,7 @@ def case(model, b=3, n=LENGTH):
     return params, text, memory, whole
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("fields", "b", "sizes"),
     [
@@ -91,6 +92,7 @@ def test_cached_logits_are_those_of_the_whole_text(fields, b, sizes):
     assert {x.shape for x in projected} == {(b, memory.shape[1], 2, 8)} and len(projected) == 2
 
 
+@pytest.mark.thorough
 def test_in_bfloat16():
     model = create(dtype="bfloat16")
     params, text, memory, whole = case(model)

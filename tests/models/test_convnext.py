@@ -85,6 +85,7 @@ def reference(p, image, epsilon, final_norm):
     return tokens, pooled @ p["head"]["kernel"] + p["head"]["bias"]
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(("epsilon", "final_norm"), [(1e-6, False), (0.3, True)])
 def test_equals_the_paper_in_float64(rng, run, epsilon, final_norm):
     image = rng.standard_normal((3, 8, 12, 2))

@@ -121,6 +121,7 @@ def drawn(module, rng, x, *grid):
     return jax.tree.map(lambda s: jnp.asarray(rng.standard_normal(s.shape) * 0.4, jnp.float32), shapes)
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize("grid", [(4, 6), (5, 3)])
 @pytest.mark.parametrize("order", [1, 3])
 @pytest.mark.parametrize("filters", [False, True])
@@ -145,6 +146,7 @@ def test_order_one_is_a_gated_convolution(rng):
     np.testing.assert_allclose(got, linear(p * q / 3, wide(params["out"])), atol=1e-5)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("size", [(6, 8), (5, 7)])
 def test_a_shift_of_the_grid_is_a_shift_behind_a_global_filter(rng, size):
     x = jnp.asarray(rng.standard_normal((2, *size, 3)), jnp.float32)
@@ -162,6 +164,7 @@ def test_a_shift_of_the_grid_is_a_shift_behind_a_global_filter(rng, size):
 TINY = {"num_classes": 3, "patch": 2, "depths": (1, 2, 1), "widths": (8, 8, 16), "orders": (2, 3, 1)}
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("side", [16, 24])
 def test_equals_the_paper_in_float64(rng, run, side):
     """Stages of convolutions and of global filters, those stored for 16 pixels."""

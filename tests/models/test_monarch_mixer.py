@@ -70,6 +70,7 @@ def reference(p, image, residual):
     return norm(x, p["encoder"]["norm"]).mean(1) @ p["head"]["kernel"] + p["head"]["bias"]
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize(("residual", "how"), [(True, "monarch"), (False, "monarch"), (True, "fft"), (True, None)])
 def test_equals_the_formulas_in_float64(rng, run, residual, how):
     image = rng.standard_normal((3, 8, 20, 2))
@@ -87,6 +88,7 @@ def test_one_set_of_parameters_for_any_image_size():
     assert shapes[0] == shapes[1]
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     "options", [{"scan": True}, pytest.param({"remat": "full"}, marks=pytest.mark.slow), {"long_conv": "monarch"}]
 )
@@ -102,6 +104,7 @@ def test_how_it_is_run_does_not_change_what_it_is(rng, options):
         np.testing.assert_allclose(a, b, atol=2e-4 * max(1e-3, float(jnp.max(jnp.abs(a)))))
 
 
+@pytest.mark.thorough
 def test_stochastic_depth_and_dropout_need_randomness_in_training_only(rng, run):
     image = jnp.asarray(rng.standard_normal((2, 8, 8, 3)), jnp.float32)
     model = models.create("monarch_mixer", **TINY, dropout=0.3, drop_path=0.3)

@@ -59,6 +59,7 @@ def made(case):
     return model, nn.unbox(shapes)
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize("case", CASES)
 def test_decay_depth_and_head_are_as_they_were(case):
     model, shapes = made(case)

@@ -50,6 +50,7 @@ def count(model):
     return sum(x.size for x in jax.tree.leaves(nn.unbox(shapes)))
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("name", COUNTS)
 def test_parameter_counts_are_open_clips(name):
     """All blocks of a stack are alike: one and two of them tell what the model's own number has."""
@@ -86,6 +87,7 @@ def test_embeddings_are_heads_of_the_towers_of_unit_length(pairs, run):
     np.testing.assert_array_equal(run(model, params, text, method="embed_text"), found.text)
 
 
+@pytest.mark.thorough
 def test_initial_temperature_and_bias(pairs, run):
     model = tiny(temperature=10.0, bias=-10.0)
     params = nn.unbox(jax.jit(model.init)(jax.random.key(0), *pairs)["params"])
@@ -96,6 +98,7 @@ def test_initial_temperature_and_bias(pairs, run):
     np.testing.assert_allclose(plain["logit_scale"], 2.6593, atol=1e-4)  # Radford et al. 2021, section 2.5
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("side", ["image", "text"])
 def test_a_locked_tower_gets_no_gradient_and_no_dropout(side, pairs):
     towers = {"image_tower": {**IMAGE, "dropout": 0.5}, "text_tower": {**TEXT, "dropout": 0.5}}

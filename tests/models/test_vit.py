@@ -115,6 +115,7 @@ def test_gap_averages_the_grid_without_the_registers(image):
     np.testing.assert_allclose(found.pooled, jnp.mean(found.tokens[:, 2:], axis=1), atol=1e-6)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("registers", [0, 2])
 def test_cls_gap_is_cls_beside_the_average_of_the_grid(image, run, registers):
     options = TINY | {"pool": "cls_gap", "registers": registers}

@@ -39,6 +39,7 @@ def counted(params, images, block):
     return np.mean(x @ np.asarray(p["kernel"]) + np.asarray(p["bias"]) > 0, axis=(1, 2))
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("options", [{}, {"scan": True}, {"remat": "full"}])
 def test_shares_are_those_counted_by_hand(setting, options):
     params, images = setting
@@ -56,6 +57,7 @@ def test_shares_are_those_counted_by_hand(setting, options):
     np.testing.assert_allclose(means["active"], np.mean([w[keep].mean() for w in want.values()]), rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_a_training_step_measures_them_in_any_number_of_slices(setting):
     params, images = setting
     batch = {"image": images, "label": jnp.asarray([0, 1, 2, 1]), "mask": jnp.asarray([True, True, False, True])}

@@ -42,6 +42,7 @@ def apply(params, x):
     return jnp.einsum("bi,i->b", x, params["w"])
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("micro", [1, 2, 3, 8, 24])
 def test_accumulated_gradient_is_the_closed_form(rng, micro):
     batch, params = make(rng)

@@ -105,6 +105,7 @@ CASES = [
 ]
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize("o", CASES, ids=range(len(CASES)))
 @pytest.mark.parametrize("mixed", [False, True])
 def test_the_loss_is_the_sum_of_its_terms(rng, o, mixed):
@@ -168,6 +169,7 @@ def test_the_student_runs_in_training_and_its_teacher_in_evaluation(rng):
     assert sorted(seen) == [(False, True, True), (True, False, False)]  # each once, on the same images
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("output_activation", ["softmax", "sigmoid"])
 def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it(rng, output_activation):
     batch, student, _ = make(rng)
@@ -178,6 +180,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it(rng, output_
     assert max(np.abs(g).max() for g in jax.tree.leaves(grads)) < 1e-6
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("micro", [2, 3, 12])
 def test_accumulation_is_exact(rng, micro):
     batch, student, teacher = make(rng)
@@ -217,6 +220,7 @@ MODELS = [
 ]
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     "model", [*MODELS[:2], pytest.param(MODELS[2], marks=pytest.mark.slow)], ids=lambda m: type(m).__name__
 )
@@ -244,6 +248,7 @@ def test_the_head_is_fitted():
     assert Distill("x").fit_model(MODELS[0], INFO).num_classes == 7
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("options", [{"scan": True}, {"remat": "dots"}])
 def test_blocks_within_scan_and_remat_are_heard(options, rng):
     image = rng.normal(size=(2, 8, 8, 3)).astype(np.float32)

@@ -77,6 +77,7 @@ MORE = [("coca", 1), *itertools.product(OBJECTIVES, (4, 8))]
 MORE.remove(("softmax", 4))
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize(("name", "micro"), [*MICRO, *rest(*MORE)])
 def test_exact(name, micro, towers, rng):
     """With dropout on, rows masked, in float64."""
@@ -114,6 +115,7 @@ def test_without_dropout_the_number_of_slices_does_not_matter(name, towers, rng)
             np.testing.assert_allclose(metrics[key].value(), mean.value(), rtol=1e-6)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("shape", [(2, 4, 1), *rest(((8, 1, 1),))], ids=str)
 @pytest.mark.parametrize("name", ["softmax", "coca", "cloob"])
 def test_devices_do_not_matter(name, shape, towers, rng):
@@ -159,6 +161,7 @@ def open_clip_scheme(params, batch, apply, micro):
     return run(params)
 
 
+@pytest.mark.thorough
 def test_other_schemes_fail_the_same_comparison(towers, rng):
     with jax.enable_x64(True):
         params, batch = towers.make(rng, dtype="float64")

@@ -71,6 +71,7 @@ CASES = {
 }
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize("m", [None, 4, 12])
 @pytest.mark.parametrize("name", CASES)
 def test_equals_float64_numpy(name, m, problem):

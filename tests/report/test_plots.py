@@ -93,6 +93,7 @@ def test_smooth_is_a_mean_without_lag(rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(plots.smooth(line[:5]), line[:5])
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("c", [2, 10, 26])
 def test_confusion_matrix(c: int, tmp_path: pathlib.Path, drawn: list[Any], rng: np.random.Generator) -> None:
     counts = rng.integers(0, 3, (c, c)) * (rng.random((c, c)) < 0.3) + 20 * np.eye(c, dtype=int)
@@ -162,6 +163,14 @@ def test_crossover(tmp_path: pathlib.Path, drawn: list[Any]) -> None:
     assert is_picture(tmp_path / "c.png")
     assert [line.get_label() for line in ax.lines[1:]] == ["xla", "dense"]
     assert ax.lines[1].get_xdata().tolist() == [1, 4] and ax.lines[1].get_ydata().tolist() == [1, 4]
+
+
+def test_growth(tmp_path: pathlib.Path, drawn: list[Any]) -> None:
+    curves = {"one": [(1.0, 1.0), (4.0, 4.0)], "other": [(1.0, 0.5), (4.0, 8.0)]}
+    plots.growth({"Time": ("seconds", curves), "Memory": ("MB", curves)}, "tokens", tmp_path / "g.png")
+    (figure,) = drawn
+    assert [ax.get_xscale() + ax.get_yscale() for ax in figure.axes] == ["loglog"] * 2
+    assert [list(line.get_ydata()) for line in figure.axes[1].lines] == [[1, 4], [0.5, 8]]
 
 
 def test_ratios(tmp_path: pathlib.Path, drawn: list[Any]) -> None:

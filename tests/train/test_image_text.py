@@ -131,6 +131,7 @@ def test_the_mesh_does_not_matter(mesh, pairs, one_device):
     np.testing.assert_allclose(metrics["loss"], values["loss"], rtol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("coca", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["clip", "coca"])
 def test_accumulation_is_exact_with_everything_on(coca, pairs, one_device):
     """A mesh of 2x2x2, EMA, SAM, a frozen tower and dropout: 4 micro-batches give the step of one device at once."""

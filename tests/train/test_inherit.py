@@ -65,6 +65,7 @@ def places(tmp_path_factory, words):
     return root
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", ["timm", "vit"])
 def test_the_model_of_the_weights(name, places, tiny):
     """It is named nowhere; the head fits the data, and fields that are given come on top."""

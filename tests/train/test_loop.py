@@ -147,6 +147,7 @@ def test_interruption_saves_and_says_how_to_go_on(tiny, workdir):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("place", ["Meter.flush", "MetricsWriter.write", "Checkpoints.save", "Progress.show"])
 def test_what_an_interruption_promises_is_there(tiny, workdir, monkeypatch, place):
     """The signal comes between two looks at one flag, wherever the loop is; the checkpoint of the sentence exists."""
@@ -238,6 +239,7 @@ def test_a_run_in_use_is_evaluated_and_not_trained(tiny, trained, workdir):
     assert not (workdir / "lock").exists()
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -265,6 +267,7 @@ def test_a_metric_that_the_log_does_not_know_may_be_the_best(tiny, trained, work
     assert json.loads((workdir / "results.json").read_text())["best"] == {"step": 10, "val/active": found}
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("size", [60, 1_500])
 def test_a_full_disk_is_one_sentence(tiny, workdir, size, capfd):
     """Whatever meets it first, and though closing fails as well; what is there is gone on with."""

@@ -23,6 +23,7 @@ def traced(folder):
     return {dict(event.stats)["step_num"] for event in events if event.name == "train"}
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("calls", "found"),
     [((1, 2, 3, 4, 5, 6), {3, 4}), ((3, 4, 5), {4}), ((1, 2), {3})],  # a whole run, one that goes on, one that ends

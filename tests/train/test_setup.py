@@ -47,6 +47,7 @@ def test_a_dry_run_counts(tiny, one_device):
     assert 3 * 16 * per_image < found["FLOPs per step"] < 2 * 3 * 16 * per_image  # at this size much is elementwise
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("change", [{"accumulate": 4}, {"model": {"scan": True}}, {"model": {"remat": "full"}}])
 def test_flops_are_those_of_the_model(tiny, one_device, change):
     assert one_device(tiny(**change)).step_flops == pytest.approx(one_device(tiny()).step_flops, rel=0.02)

@@ -167,6 +167,7 @@ def weights(tmp_path_factory):
     return paths, params
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("fmt", [*FORMATS, "vit_jax"])
 def test_fine_tuning_from_every_format(fmt, weights, tiny, one_device, workdir):
     """At another resolution and patch size and with other classes: what is taken, and what is said."""
@@ -262,6 +263,7 @@ def more(place):
         image(place / "cat" / f"new{i}.png", i)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -285,6 +287,7 @@ def test_other_classes_are_refused_on_resume(resumable, tiny, alone, tmp_path, m
     assert sorted(path.name for path in (place / "run").rglob("*")) == before
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [

@@ -63,6 +63,7 @@ def test_accumulation_changes_nothing(tiny, one_device):
     chex.assert_trees_all_close(a.params, b.params, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_ema_is_the_recursion(tiny, one_device):
     setup = one_device(tiny())
     with jax.set_mesh(setup.mesh):

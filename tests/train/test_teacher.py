@@ -73,6 +73,7 @@ def trained(student, dense, alone, tmp_path_factory):
     return types.SimpleNamespace(raw=raw, folder=root / "run", teacher=root / "teacher", said=said.getvalue())
 
 
+@pytest.mark.thorough
 def test_a_sparse_student_learns_from_the_dense_run_and_keeps_its_zeros(trained):
     assert f"the teacher is {trained.teacher}/checkpoints/40: every parameter taken as it is" in trained.said
     found = rows(trained.folder)
@@ -90,6 +91,7 @@ def test_a_sparse_student_learns_from_the_dense_run_and_keeps_its_zeros(trained)
         assert set(np.count_nonzero(kernel.reshape(-1, 4, kernel.shape[1]), 1).ravel()) == {2}
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("_one_device")
 def test_a_student_resumes_bit_for_bit(trained, tmp_path):
     with pytest.raises(Stop):
@@ -128,6 +130,7 @@ def curve(setup, steps=3):
     return np.array(out)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("sam", [None, pytest.param("sam(rho=0.1)", marks=pytest.mark.slow)])
 def test_meshes_and_accumulation_agree(student, one_device, sam):
     raw = student(init=None, optim={"sam": sam, "optimizer": "sgd", "lr": 0.1})
@@ -162,6 +165,7 @@ def test_the_teacher_is_an_argument_of_the_program(student, one_device):
     assert any("tensor" in spec for spec in specs)
 
 
+@pytest.mark.thorough
 def test_another_image_size(student, one_device, capsys):
     setup = one_device(student({"feature": 0}, augment={"size": 16}, data={"canvas": 16}, init=None))
     taught = setup.step.frozen_inputs()

@@ -86,6 +86,7 @@ def test_a_default_may_be_said_or_not(tiny, tmp_path):
         workdir.check(tmp_path, {**raw, "optim": {**raw["optim"], "lr": 0.1}})
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize(
     "change",
     [

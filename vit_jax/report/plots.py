@@ -301,6 +301,23 @@ def crossover(
     _save(figure, path)
 
 
+def growth(
+    panels: Mapping[str, tuple[str, Mapping[str, Sequence[tuple[float, float]]]]], xlabel: str, path: Path
+) -> None:
+    """Curves that grow as powers, on logarithmic axes: panel -> what its axis says, and curve -> points."""
+    figure = _figure(5.2 * len(panels), 3.8)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for ax, (title, (ylabel, curves)) in zip(axes, panels.items(), strict=True):
+        for color, (name, points) in zip((TRAIN, VAL, INK, GREY), curves.items(), strict=False):
+            ax.plot(*zip(*points, strict=True), color=color, lw=1.8, marker="o", ms=4, label=name)
+        _dress(ax, title, ylabel, xlabel)
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        _log_scale(ax)
+        ax.legend(frameon=False, fontsize=9, loc="best")
+    _save(figure, path)
+
+
 def ratios(rows: Mapping[str, Sequence[float]], title: str, path: Path) -> None:
     """How many times as fast, a line each: median, 10th and 90th percentile, on a scale where a doubling is a step."""
     figure = _figure(8.4, 1.2 + 0.27 * len(rows))

@@ -29,6 +29,7 @@ CASES = {
 }
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize(("file", "name"), CASES)
 def test_names_and_shapes_are_the_projects(file, name):
     model, size, fields = CASES[file, name]

@@ -22,6 +22,7 @@ NAMES = {
 }
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", rest_slow(NAMES, "ViT-B-32", "ViT-B-16-SigLIP", "coca_ViT-B-32"))
 def test_names_and_shapes(name):
     model = models.create(name)

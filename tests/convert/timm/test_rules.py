@@ -50,6 +50,7 @@ def test_no_registers():
     np.testing.assert_array_equal(positions, np.concatenate([rows(1), GRID], 1))
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize(
     ("name", "fields", "size"),
     [

@@ -124,6 +124,7 @@ MODELS = {
 }
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize("model", [*MODELS, *STRUCTURED])
 def test_every_family(predictor, tmp_path, model):
     raw = {"width": 32, "mlp_dim": 64, "depth": 1, **(MODELS | STRUCTURED)[model]}
@@ -168,6 +169,7 @@ def test_towers_rank_an_image_against_texts(image_text, canvases, alone, capsys,
     assert printed.shape == (1, 2) and 0.01 < printed.max() < 0.99
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("name", "text", "fields"),
     [

@@ -32,6 +32,7 @@ def both(heads, causal, qkv, g, blocks=1):
     return y, *pull(g)
 
 
+@pytest.mark.first(3)
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize(("case", "dtype"), [*((case, "float32") for case in CASES), ("pairs of heads", "bfloat16")])
 def test_value_and_gradient_equal_float64(rng, case, dtype):

@@ -38,6 +38,7 @@ def draw(rng, shape, lead, dtype):
     return [np.asarray(jnp.asarray(rng.standard_normal(s), dtype), np.float32) for s in shapes]
 
 
+@pytest.mark.first(8)
 @named
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize(("dtype", "case"), RUNS)
@@ -89,6 +90,7 @@ def test_parameters_in_half_precision(rng, name):
     assert {v.dtype for v in jax.eval_shape(both, g, x, kernel, bias)} == {jnp.dtype("bfloat16")}
 
 
+@pytest.mark.first(2)
 @named
 @pytest.mark.parametrize("rows", [16, 3])  # 3 x 2 rows do not divide among 4 devices
 @pytest.mark.usefixtures("interpreted_simply")

@@ -50,6 +50,7 @@ RUNS = [
 ]
 
 
+@pytest.mark.first(15)
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize(("name", "case", "dtype", "known"), RUNS)
 def test_value_and_gradients_equal_float64(rng, name, case, dtype, known):
@@ -98,6 +99,7 @@ def test_parameters_in_half_precision(rng, name):
     assert {v.dtype for v in jax.eval_shape(both, g, x, kernel, bias)} == {jnp.dtype("bfloat16")}
 
 
+@pytest.mark.first(2)
 @named
 @pytest.mark.usefixtures("interpreted_simply")
 @pytest.mark.parametrize(("rows", "known"), [(16, True), (3, False)])  # 3 rows do not divide among 4 devices

@@ -32,6 +32,7 @@ def test_the_same_blocks_in_both_orders():
     assert {field.dtype for field in (*by_output, *by_input)} == {np.dtype("int32")}
 
 
+@pytest.mark.first(1)
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("rows", [48, 37])
 def test_several_tiles_the_last_one_ragged(rng, rows):

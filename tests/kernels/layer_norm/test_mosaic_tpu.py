@@ -41,6 +41,7 @@ def check(got, want, dtype):
         np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCE[dtype] * np.abs(b).max())
 
 
+@pytest.mark.first(2)
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize(
     ("shape", "rows", "dtype"),

@@ -45,6 +45,7 @@ def from_parts(x, parts):
     return reference.to_parts(x, x.shape[-1] // parts)
 
 
+@pytest.mark.first(6)
 @every
 @pytest.mark.parametrize(("dtype", "case"), RUNS)
 def test_value_and_gradients_equal_float64(rng, name, dtype, case):
@@ -123,6 +124,7 @@ def test_parameters_in_half_precision(rng, name):
     assert {v.dtype for v in jax.eval_shape(both, g, x, *factors, bias)} == {jnp.dtype("bfloat16")}
 
 
+@pytest.mark.first(2)
 @named
 @pytest.mark.usefixtures("interpreted_simply")
 @pytest.mark.parametrize("rows", [16, 3])  # 3 x 2 rows do not divide among 4 devices

@@ -42,6 +42,7 @@ def lowered(f, *args):
     return jax.jit(f).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
 
 
+@pytest.mark.first(1)
 @pytest.mark.usefixtures("gpu_interpreted")
 @pytest.mark.parametrize(
     ("factors", "rows", "parts", "blocked"),
@@ -84,6 +85,7 @@ REAL = {
 }
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("case", REAL)
 def test_lowers_for_cuda_without_one(case):
     factors, rows, parts = REAL[case]

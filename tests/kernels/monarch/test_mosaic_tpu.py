@@ -24,6 +24,7 @@ def draw(rng, factors, rows):
     return [rng.standard_normal(s.shape).astype("float32") for s in shapes(factors, rows)]
 
 
+@pytest.mark.first(1)
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("rows", [48, 37])
 def test_several_tiles_the_last_one_ragged(rng, rows):

@@ -46,6 +46,7 @@ def test_slices_begin_at_registers(sizes, blocked):
     assert plan.slots.before % LANES == 0 and plan.slots.after % LANES == 0
 
 
+@pytest.mark.first(4)
 @every
 @ordered
 def test_windows_and_slots_compute_the_product(rng, sizes, blocked):
@@ -75,6 +76,7 @@ def test_values_are_moved_and_not_rounded(rng, dtype):
         np.testing.assert_array_equal(np.sort(w[w != 0]), np.sort(np.ravel(kernel)))
 
 
+@pytest.mark.first(4)
 @every
 @ordered
 def test_the_way_back_is_the_adjoint(rng, sizes, blocked):
@@ -86,6 +88,7 @@ def test_the_way_back_is_the_adjoint(rng, sizes, blocked):
         np.testing.assert_array_equal(a, b)  # what lies beside the values does not come back
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize(("K", "L", "T"), [(16, 16, 3), (4, 8, 12), (6, 2, 5), (2, 3, 2), (2, 2, 130), (4, 4, 192)])
 def test_exchange_back_undoes_exchange(rng, K, L, T):
     plan = slots(K, L, T)

@@ -57,6 +57,7 @@ def both(name, x, first, second, g):
     return y, *pull(g)
 
 
+@pytest.mark.first(4)
 @named
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize(("dtype", "case"), RUNS)
@@ -71,6 +72,7 @@ def test_value_and_gradients_equal_float64(rng, name, dtype, case):
         )
 
 
+@pytest.mark.first(1)
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize(("lead", "tile"), [((37,), 16), ((2, 130), 48)])
 def test_several_tiles_the_last_one_ragged(rng, lead, tile):
@@ -95,6 +97,7 @@ def test_no_biases_and_parameters_in_half_precision(rng, name):
     np.testing.assert_allclose(np.asarray(y, np.float64), want, rtol=0, atol=2e-2 * np.abs(want).max())
 
 
+@pytest.mark.first(2)
 @named
 @pytest.mark.usefixtures("interpreted_simply")
 @pytest.mark.parametrize("lead", [(16, 2), (3, 2), (3, 130)])  # 3 do not divide among 4 devices

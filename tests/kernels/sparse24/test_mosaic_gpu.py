@@ -43,6 +43,7 @@ def close(got, want):
     np.testing.assert_allclose(np.asarray(got, np.float64), want, rtol=0, atol=1e-2 * np.abs(want).max())
 
 
+@pytest.mark.first(1)
 @pytest.mark.usefixtures("gpu_interpreted")
 @pytest.mark.parametrize(
     ("lead", "size", "out", "storage", "programs"),

@@ -48,6 +48,7 @@ def shapes(lead, size, out, dtype, storage):
     return [jax.ShapeDtypeStruct(*s) for s in (*found, ((out,), "float32"), ((out,), "float32"))]
 
 
+@pytest.mark.first(1)
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize(
     ("lead", "size", "out", "dtype", "storage"),
@@ -66,6 +67,7 @@ def test_small_shapes_equal_the_reference(rng, lead, size, out, dtype, storage):
     np.testing.assert_allclose(np.asarray(got, np.float64), want, atol=TOLERANCE[dtype] * np.abs(want).max())
 
 
+@pytest.mark.first(1)
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize(
     ("lead", "size", "out", "dtype", "storage"),

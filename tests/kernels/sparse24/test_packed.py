@@ -47,6 +47,7 @@ def test_ties_and_nan(group, stay):
         assert np.flatnonzero(mask).tolist() == stay
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_round_trip_keeps_every_bit(rng, dtype, shape):

@@ -41,6 +41,7 @@ def close(got, want, dtype):
     np.testing.assert_allclose(np.asarray(got, np.float64), want, atol=TOLERANCE[dtype] * size)
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize(("lead", "size", "out", "dtype", "storage"), CASES)
 def test_value_and_gradients_equal_float64(rng, lead, size, out, dtype, storage):
     x, values, index, bias, scale, g = problem(rng, lead, size, out, dtype, storage)

@@ -40,6 +40,7 @@ def draw(rng, lead, units, width, k, dtype):
     return [np.asarray(jnp.asarray(a, dtype), np.float32) for a in arrays]
 
 
+@pytest.mark.first(8)
 @named
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize(("dtype", "case"), RUNS)
@@ -103,6 +104,7 @@ def test_remat_vmap_and_no_bias(rng, name):
     np.testing.assert_allclose(jax.jit(jax.grad(jax.checkpoint(loss)))(kernel), plain, rtol=1e-6)
 
 
+@pytest.mark.first(2)
 @named
 @pytest.mark.parametrize("rows", [16, 3])  # 3 x 2 tokens do not divide among 4 devices
 @pytest.mark.usefixtures("interpreted_simply")

@@ -39,6 +39,7 @@ def test_more_units_than_promised_do_not_leave_the_list():
     assert jax.jit(mosaic_tpu.used, static_argnums=(1, 2))(jnp.ones((1, 1, 24)), 1, 8)[1] == 8
 
 
+@pytest.mark.first(1)
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize(
     ("kernel_type", "count"),

@@ -19,12 +19,14 @@ from vit_jax.types import UserError
 SIZES = [((5, 8), 12, 4), ((2, 3, 12), 4, 4), ((1, 1, 2, 7), 10, 3), ((3, 10), 7, 3), ((4, 6), 5, 1)]
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("shape", "features", "nblocks"), SIZES)
 def test_layer_is_its_dense_map(rng, shape, features, nblocks, dtype):
     check_layer(BlockDiagonal(nblocks), rng, shape, features, dtype)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize(("shape", "features", "nblocks"), SIZES)
 def test_dense_map_is_the_blocks_in_place(rng, shape, features, nblocks):
     spec, inputs = BlockDiagonal(nblocks), shape[-1]

@@ -29,6 +29,7 @@ SPECS = {
 named = pytest.mark.parametrize("name", SPECS)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize(
     ("name", "dtype"), [*((name, "float32") for name in SPECS), ("butterfly and low rank", "bfloat16")]
 )
@@ -49,6 +50,7 @@ def outside(spec, inputs, features):
     return np.array([[i // b not in pattern[o // b] for o in range(features)] for i in range(inputs)])
 
 
+@pytest.mark.first(2)
 @named
 def test_blocks_lie_where_the_mask_says_and_come_back(rng, name):
     spec = SPECS[name]
@@ -78,6 +80,7 @@ def test_the_leaf_tells_the_pattern():
         BlockSparse(block=8).to_dense({"kernel": np.zeros((32, 48))})
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("spec", "init"),
     [
@@ -171,6 +174,7 @@ def test_a_diverged_kernel_shows(rng):
     assert np.isnan(spec.to_dense({"kernel": kernel})[0]).sum() == 1
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("pattern", ["block=8, rank=2", "pattern='magnitude', block=8"])
 def test_a_vit_trains_a_step(rng, pattern):
     text = f"block_sparse(0.5, {pattern})"

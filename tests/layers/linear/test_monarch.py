@@ -21,6 +21,7 @@ SIZES = [((5, 8), 8, 2), ((1, 2, 3, 9), 27, 3), ((2, 3, 32), 16, 4), ((4, 7), 11
 """Shape of the input, features, blocks: square, widening, narrowing, padded on both sides."""
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize(("shape", "features", "nblocks"), SIZES)
 def test_layer_is_its_dense_map(rng, shape, features, nblocks):
     check_layer(Monarch(nblocks), rng, shape, features, "float32")
@@ -124,6 +125,7 @@ PAIRS = [
 ]
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(("width", "hidden", "nblocks", "dtype"), PAIRS)
 def test_a_pair_is_the_same_function_of_the_same_parameters(rng, width, hidden, nblocks, dtype):
     spec = Monarch(nblocks, "xla")

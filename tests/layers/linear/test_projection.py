@@ -91,6 +91,7 @@ def test_the_error_is_the_discarded_singular_values(rng, inputs, features, nbloc
     np.testing.assert_allclose(*norms, rtol=1e-5)  # balanced
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(("inputs", "features", "nblocks"), [(8, 8, 2), (12, 8, 2), (8, 12, 2), (7, 8, 2)])
 def test_alternating_least_squares_never_does_better(rng, inputs, features, nblocks):
     """100 random starts, each factor in turn the least-squares solution given the other."""

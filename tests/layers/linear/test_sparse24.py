@@ -193,6 +193,7 @@ def test_eight_bit_training_and_int8_storage_are_one_grid(rng):
     np.testing.assert_allclose(packed.to_dense(packed.from_dense(kernel, None))[0], kernel, rtol=1e-6)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("spec", [Sparse24(), Sparse24(mask="frozen"), Packed24(), Packed24("int8")])
 def test_layers_start_sparse_named_and_boxed(spec):
     x = jnp.ones((2, 16))

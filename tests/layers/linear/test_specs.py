@@ -26,6 +26,7 @@ def test_every_row_is_tested():
     assert set(TEXTS) == set(LINEARS)
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize("name", TEXTS)
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_layer_equals_the_product_with_its_dense_kernel(rng, name, dtype):
