@@ -9,6 +9,7 @@ from vit_jax.evals.caption import Caption
 from vit_jax.evals.classify import Classify
 from vit_jax.evals.probes import KNN, LinearProbe
 from vit_jax.evals.retrieval import Retrieval
+from vit_jax.evals.speed import Speed
 from vit_jax.evals.zero_shot import ZeroShot
 
 EVALUATORS = {
@@ -19,4 +20,5 @@ EVALUATORS = {
     "linear_probe": LinearProbe,
     "knn": KNN,
     "activity": Activity,
+    "speed": Speed,
 }
