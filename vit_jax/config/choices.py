@@ -58,15 +58,17 @@ def class_of(row: Any) -> Any:
     return row.cls if isinstance(row, Variant) else row
 
 
-@functools.cache
 def hints(cls: type) -> Mapping[str, Any]:
     """Types of the fields a user may set; of a Linen module all but ``parent`` and ``name``."""
+    hashable: Any = cls
+    return _hints(hashable)
+
+
+@functools.cache
+def _hints(cls: Any) -> Mapping[str, Any]:
     own = typing.get_type_hints(cls, include_extras=True)
-    return types.MappingProxyType({
-        f.name: own[f.name]
-        for f in dataclasses.fields(cls)
-        if f.init and f.name in own and f.name not in ("parent", "name")
-    })  # fmt: skip
+    names = [f.name for f in dataclasses.fields(cls) if f.init and f.name in own]
+    return types.MappingProxyType({name: own[name] for name in names if name not in ("parent", "name")})
 
 
 def spec_fields(text: str, table: Mapping[str, Any], path: str) -> dict[str, Any]:
