@@ -2,17 +2,18 @@
 
 vit_jax train --config digits --workdir runs/digits
 vit_jax train --config digits:sam --workdir runs/digits_sam
+vit_jax train --config digits:flexi --workdir runs/digits_flexi
 """
 
 from ml_collections import ConfigDict
 
 from vit_jax.config import lookup
 
-ARGS = ("", "sam")
+ARGS = ("", "sam", "flexi")
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """``arg``: "" for AdamW, "sam" for AdamW with sharpness-aware minimisation."""
+    """``arg``: "" for AdamW, "sam" for sharpness-aware minimisation, "flexi" for patches of several sizes."""
     config = ConfigDict()
     config.model = dict(name="vit", patch=4, width=96, depth=4, heads=4, mlp_dim=192, pool="gap", positions="sincos2d")
     config.data = dict(path="digits", canvas=8)
@@ -25,5 +26,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.ema = 0.998
     config.eval_every = "10 epochs"
     config.checkpoint_every = "10 epochs"
-    config.optim.sam = lookup({"": None, "sam": "sam(rho=0.05)"}, arg, "argument of digits.py")
+    config.optim.sam = lookup({"": None, "sam": "sam(rho=0.05)", "flexi": None}, arg, "argument of digits.py")
+    if arg == "flexi":
+        config.model.patches = (4, 2, 8)
+        config.objective = dict(name="drawn", objective=config.objective)
+        config.evaluators = ("classify", "forms")
     return config

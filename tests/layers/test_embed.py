@@ -51,6 +51,37 @@ def test_positions_add_and_refuse_another_length(rng):
             jax.jit(PositionEmbedding().apply)(params, x[:, :3])
 
 
+@pytest.mark.parametrize("cut", [8, 3])
+def test_a_kernel_is_resized_by_the_pseudo_inverse_where_it_is_used(rng, cut):
+    """Against the two-dimensional map in float64; larger patches of the resized image give the same tokens."""
+    kernel, bias = rng.standard_normal((4, 4, 3, 5)), rng.standard_normal(5)
+    params = {"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.asarray(bias, jnp.float32)}
+    image = rng.standard_normal((2, 2 * cut, cut, 3))
+    run = jax.jit(lambda p, x: PatchEmbed(4, 5, cut=cut).apply({"params": p}, x))
+    got = run(params, image.astype(np.float32))
+    row = resize_matrix(4, cut, "bilinear_plain")
+    wide = np.linalg.pinv(np.kron(row, row).T) @ kernel.reshape(16, -1)
+    patches = image.reshape(2, 2, cut, cut, 3)
+    want = np.einsum("bnijc,ijcd->bnd", patches, wide.reshape(cut, cut, 3, 5)) + bias
+    np.testing.assert_allclose(got[:, :, 0], want, atol=1e-5)
+    assert jax.eval_shape(jax.grad(lambda p: run(p, jnp.float32(image)).sum()), params)["kernel"].shape == (4, 4, 3, 5)
+    if cut > 4:
+        small = rng.standard_normal((2, 8, 4, 3))
+        large = np.einsum("ih,jw,bnhwc->bnijc", row, row, small.reshape(2, 2, 4, 4, 3)).reshape(image.shape)
+        plain = jax.jit(lambda p, x: PatchEmbed(4, 5).apply({"params": p}, x))(params, small.astype(np.float32))
+        np.testing.assert_allclose(run(params, large.astype(np.float32)), plain, atol=1e-5)
+
+
+def test_positions_are_resized_where_they_are_used(rng):
+    table = rng.standard_normal((1, 1 + 3 * 2, 4))
+    x = jnp.asarray(rng.standard_normal((2, 1 + 4 * 5, 4)), jnp.float32)
+    run = lambda grids, x: PositionEmbedding().apply({"params": {"embedding": jnp.float32(table)}}, x, grids=grids)  # noqa: E731
+    got = jax.jit(run, static_argnums=0)(((3, 2), (4, 5)), x)
+    np.testing.assert_allclose(got, x + resize_positions(table, (3, 2), (4, 5), 1), atol=1e-6)
+    with pytest.raises(UserError, match="for 7 tokens but the image gives 5"):
+        run(((2, 2), (4, 5)), x)
+
+
 def test_sincos_is_separable_and_needs_a_multiple_of_four():
     table = sincos_positions(3, 5, 8).reshape(3, 5, 8)
     omega = np.array([1.0, 1e-4])
@@ -58,6 +89,7 @@ def test_sincos_is_separable_and_needs_a_multiple_of_four():
         for x in range(5):
             want = np.concatenate([np.sin(x * omega), np.cos(x * omega), np.sin(y * omega), np.cos(y * omega)])
             np.testing.assert_allclose(table[y, x], want, atol=1e-6)
+    np.testing.assert_array_equal(sincos_positions(1, 1, 8, (3, 5))[0], table[1, 2])  # the middle
     with pytest.raises(UserError, match="divisible by 4, got 6"):
         sincos_positions(2, 2, 6)
 

@@ -11,6 +11,7 @@ import pytest
 from vit_jax import models, sharding
 from vit_jax.architectures import VIT_SIZES
 from vit_jax.bench.plain import PlainViT
+from vit_jax.layers.embed import resize_patches, resize_positions
 from vit_jax.layers.norm import LayerNorm
 from vit_jax.models.resnet import ResNet
 from vit_jax.types import UserError
@@ -107,6 +108,35 @@ def test_options_change_tokens_and_parameters(image, options, extra, tokens):
     found = jax.eval_shape(lambda p: model.apply({"params": p}, image, method="features"), shapes)
     assert found.tokens.shape == (4, tokens, 16)
     assert found.pooled.shape == (4, 32 if options.get("pool") == "cls_gap" else options.get("pre_logits", 16))
+
+
+def test_patches_of_other_sizes_are_the_model_with_resized_parameters(image, run):
+    """Whose first form counts; the parameters are those of ``patch``."""
+    model = models.create("vit", **TINY, patches=(2, 4), registers=1)
+    params = init(model, image)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(
+        jnp.shape, init(models.create("vit", **TINY, registers=1), image)
+    )
+    assert {name: form.patches for name, form in model.forms().items()} == {"patch_2": (2,), "patch_4": (4,)}
+    other = models.create("vit", **{**TINY, "patch": 2}, registers=1)
+    table = resize_positions(params["position"]["embedding"], (2, 3), (4, 6), 1)
+    patch = params["patch"] | {"kernel": resize_patches(params["patch"]["kernel"], 2, "bilinear_plain")}
+    want = run(other, params | {"patch": patch, "position": {"embedding": jnp.asarray(table)}}, image)
+    np.testing.assert_allclose(run(model, params, image), want, atol=1e-5)
+    same = run(model.forms()["patch_4"], params, image)
+    np.testing.assert_array_equal(same, run(models.create("vit", **TINY, registers=1), params, image))
+
+
+def test_patches_that_do_not_fit_or_that_nobody_draws_are_refused(image):
+    def fails(words, train=False, **fields):
+        model = models.create("vit", **{**TINY, **fields})
+        with pytest.raises(UserError, match=words):
+            jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=train), image)
+
+    fails("image size 8x12 is not divisible by the patch size 5", patches=(4, 5))
+    fails("image size 8x12 is not divisible by the patch size 3", patch=3, patches=(4,))
+    fails("set objective='drawn", train=True, patches=(4, 2))
+    assert not models.create("vit", **TINY, patches=(2,)).forms()
 
 
 def test_gap_averages_the_grid_without_the_registers(image):

@@ -15,6 +15,11 @@ from vit_jax import config
 from vit_jax.layers.linear import DType, logical, matmul
 from vit_jax.types import Array, UserError
 
+Grids = tuple[tuple[int, int], tuple[int, int]]
+"""(rows, columns) of one grid of patches and of another."""
+CUT = "bilinear_plain"
+"""How FlexiViT resizes kernels in its forward pass, a name in :data:`RESIZES`: as ``tf.image.resize`` does it."""
+
 
 class PatchEmbed(nn.Module):
     """Non-overlapping patches times a matrix: the convolution with stride = size, as one product.
@@ -24,12 +29,15 @@ class PatchEmbed(nn.Module):
       width: channels D of a token.
       dtype: compute type; parameters are ``kernel [P, P, C, D]`` and ``bias [D]``, as of a convolution.
       use_bias: whether a bias is added.
+      cut: side of the patches where it is another than P: the kernel is resized as :func:`resize_patches` does it, and
+        a gradient reaches it through that; None: P.
     """
 
     patch: int
     width: int
     dtype: DType = "float32"
     use_bias: bool = True
+    cut: int | None = None
 
     @nn.compact
     def __call__(self, image: jax.Array) -> jax.Array:
@@ -39,19 +47,32 @@ class PatchEmbed(nn.Module):
           UserError: the image does not divide into patches.
         """
         b, height, width, channels = image.shape
-        p = self.patch
-        if height % p or width % p:
-            fit = f"{max(height // p, 1) * p}x{max(width // p, 1) * p}"
-            raise UserError(
-                f"image size {height}x{width} is not divisible by the patch size {p}; use {fit} for example."
-            )
+        p = self.cut or self.patch
+        rows, columns = grid_of(height, width, p)
         axes = (None, None, "patch", "embed")
-        shape = (p, p, channels, self.width)
+        shape = (self.patch, self.patch, channels, self.width)
         kernel = self.param("kernel", logical(nn.initializers.lecun_normal(), axes), shape)
         bias = self.param("bias", logical(nn.initializers.zeros, axes[-1:]), shape[-1:]) if self.use_bias else None
-        x = image.astype(self.dtype).reshape(b, height // p, p, width // p, p, channels)
-        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(b, height // p, width // p, p * p * channels)
+        if p != self.patch:
+            inverse = _inverse(self.patch, p, CUT)
+            kernel = along_both(inverse, inverse, kernel)
+        x = image.astype(self.dtype).reshape(b, rows, p, columns, p, channels)
+        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(b, rows, columns, p * p * channels)
         return matmul(x, kernel.reshape(-1, self.width), bias)
+
+
+def grid_of(height: int, width: int, patch: int) -> tuple[int, int]:
+    """Rows and columns of patches of an image.
+
+    Raises:
+      UserError: it does not divide into them.
+    """
+    if height % patch or width % patch:
+        fit = f"{max(height // patch, 1) * patch}x{max(width // patch, 1) * patch}"
+        raise UserError(
+            f"image size {height}x{width} is not divisible by the patch size {patch}; use {fit} for example."
+        )
+    return height // patch, width // patch
 
 
 class PositionEmbedding(nn.Module):
@@ -66,15 +87,19 @@ class PositionEmbedding(nn.Module):
     length: int | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, start: jax.Array | int = 0) -> jax.Array:
+    def __call__(self, x: jax.Array, start: jax.Array | int = 0, grids: Grids | None = None) -> jax.Array:
         """``[B, N, D] -> [B, N, D]``; with a ``length``, the first token is at ``start``.
+
+        With ``grids`` parameters are those of the first, and are resized to the second, which the last tokens are of.
 
         Raises:
           UserError: the parameters belong to another number of tokens, or there are fewer than tokens.
         """
         if self.length is not None:
             return self._from(x, start, self.length)
-        shape = (1, *x.shape[1:])
+        old, new = grids or ((0, 0), (0, 0))
+        prefix = x.shape[1] - new[0] * new[1]
+        shape = (1, prefix + old[0] * old[1], x.shape[2])
         if self.has_variable("params", "embedding"):
             stored = nn.meta.unbox(self.get_variable("params", "embedding")).shape
             if stored != shape:
@@ -82,7 +107,12 @@ class PositionEmbedding(nn.Module):
                     f"the position embeddings are for {stored[1]} tokens but the image gives {shape[1]}; keep the "
                     "image size of the checkpoint or resize them (vit_jax.layers.embed.resize_positions)."
                 )
-        return x + self._table(shape).astype(x.dtype)
+        table = self._table(shape)
+        if old != new:
+            rows, columns = (resize_matrix(o, n) for o, n in zip(old, new, strict=True))
+            grid = along_both(rows, columns, table[0, prefix:].reshape(*old, -1)).reshape(1, -1, shape[2])
+            table = jnp.concatenate([table[:, :prefix], grid], axis=1)
+        return x + table.astype(x.dtype)
 
     def _from(self, x: jax.Array, start: jax.Array | int, length: int) -> jax.Array:
         if x.shape[1] > length:
@@ -115,8 +145,10 @@ class TokenEmbed(nn.Module):
         return jnp.take(table, tokens, axis=0, mode="fill", fill_value=jnp.nan).astype(self.dtype)
 
 
-def sincos_positions(height: int, width: int, features: int) -> np.ndarray:
+def sincos_positions(height: int, width: int, features: int, unit: tuple[int, int] | None = None) -> np.ndarray:
     """Fixed 2D embeddings float32 ``[height * width, features]`` as in MoCo v3 (arXiv:2104.02057).
+
+    Distances are counted in rows and columns of the grid ``unit``, by default this one.
 
     Raises:
       UserError: ``features`` is not divisible by 4.
@@ -124,7 +156,10 @@ def sincos_positions(height: int, width: int, features: int) -> np.ndarray:
     if features % 4:
         raise UserError(f"sin-cos positions need a width divisible by 4, got {features}; use positions='learn'.")
     omega = 10_000.0 ** -(np.arange(features // 4) / max(features // 4 - 1, 1))
-    y, x = (grid.reshape(-1, 1) * omega for grid in np.mgrid[:height, :width])
+    centres = [
+        (np.arange(n) + 0.5) * u / n - 0.5 for n, u in zip((height, width), unit or (height, width), strict=True)
+    ]
+    y, x = (grid.reshape(-1, 1) * omega for grid in np.meshgrid(*centres, indexing="ij"))
     return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1).astype(np.float32)
 
 
@@ -216,6 +251,18 @@ def resize_positions(
     return np.concatenate([table[:, :num_prefix], grid.reshape(1, -1, features).astype(table.dtype)], axis=1)
 
 
+def along_both(rows: np.ndarray, columns: np.ndarray, x: jax.Array) -> jax.Array:
+    """``rows [H', H]`` and ``columns [W', W]`` applied to ``x [H, W, ...]``, in its type and differentiably."""
+    y = jnp.tensordot(jnp.asarray(rows, x.dtype), x, 1, precision=jax.lax.Precision.HIGHEST)
+    y = jnp.tensordot(jnp.asarray(columns, x.dtype), y, ((1,), (1,)), precision=jax.lax.Precision.HIGHEST)
+    return jnp.swapaxes(y, 0, 1)
+
+
+def _inverse(old: int, new: int, method: str) -> np.ndarray:
+    """``pinv(B^T)`` float64 ``[new, old]``, of a row of pixels."""
+    return np.linalg.pinv(resize_matrix(old, new, method).T)
+
+
 def resize_patches(kernel: Array, new_patch: int, method: str = "bilinear") -> np.ndarray:
     """A patch embedding for patches of another size, computed on the host in float64.
 
@@ -234,5 +281,5 @@ def resize_patches(kernel: Array, new_patch: int, method: str = "bilinear") -> n
     w = np.asarray(kernel)
     if w.shape[0] == new_patch:
         return w
-    inverse = np.linalg.pinv(resize_matrix(w.shape[0], new_patch, method).T)
+    inverse = _inverse(w.shape[0], new_patch, method)
     return np.einsum("ih,jw,hwcd->ijcd", inverse, inverse, w.astype(np.float64), optimize=True).astype(w.dtype)

@@ -74,6 +74,16 @@ class Model(nn.Module):
         """The model of images alone in this one, and its parameters."""
         return (self, params) if self.ENCODER is None else (getattr(self, self.ENCODER), params[self.ENCODER])
 
+    def forms(self) -> Mapping[str, Model]:
+        """Models of the very same parameters, by name, of which the objective ``drawn`` trains one at each step.
+
+        Empty where there is but this one; those of the image encoder where that is a model of its own.
+        """
+        if self.ENCODER is None:
+            return {}
+        clone: Any = self.clone
+        return {name: clone(**{self.ENCODER: form}) for name, form in getattr(self, self.ENCODER).forms().items()}
+
     def roles(self, params: Params) -> Any:
         """A tree like ``params`` (arrays or shapes) of :class:`Role`; models among the fields say theirs themselves."""
         inner = {

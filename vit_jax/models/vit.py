@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from vit_jax import config
 from vit_jax.checks import Pixels, Range, Size
 from vit_jax.layers.block import Block
-from vit_jax.layers.embed import PatchEmbed, PositionEmbedding, sincos_positions
+from vit_jax.layers.embed import PatchEmbed, PositionEmbedding, grid_of, sincos_positions
 from vit_jax.layers.hooks import Place, Tokens
 from vit_jax.layers.linear import Linear, logical
 from vit_jax.layers.norm import LayerNorm
@@ -34,6 +34,9 @@ class ViT(TransformerStack, ImageModel):
 
     Attributes:
       patch: side of a patch, in pixels (of the feature map where there is a ``stem``).
+      patches: sides of the patches that images are cut into where they are others than ``patch``, of which the
+        parameters stay: kernel and positions are resized in every forward pass (FlexiViT, Beyer et al. 2023,
+        arXiv:2212.08013). The first counts; with several the objective ``drawn`` trains one of them at each step.
       width: channels D of a token.
       pool: "cls" token, "gap" (average of the grid), "map" (attention pooling) or "cls_gap" (cls beside the average:
         2D features, as the linear classifiers of DINOv2 see, Oquab et al. 2024, arXiv:2304.07193).
@@ -55,6 +58,7 @@ class ViT(TransformerStack, ImageModel):
     """
 
     patch: Pixels = 16
+    patches: tuple[Pixels, ...] = ()
     width: Size = 192
     pool: Literal["cls", "gap", "map", "cls_gap"] = "cls"
     positions: Literal["learn", "sincos2d", "none"] = "learn"
@@ -76,6 +80,9 @@ class ViT(TransformerStack, ImageModel):
         left = found if isinstance(found, Tokens) else Tokens(found)
         return Features(left.x, self.pooled(left), left.size)
 
+    def forms(self) -> dict[str, ViT]:
+        return {f"patch_{p}": self.clone(patches=(p,)) for p in self.patches} if len(self.patches) > 1 else {}
+
     def coordinates(self, height: int, width: int) -> Array | None:
         """Of the tokens of a grid, row by row, ``[height * width, A]`` for ``rotary``; None without it."""
         return None if self.rotary is None else self.rotary.coordinates(height, width)
@@ -87,6 +94,11 @@ class ViT(TransformerStack, ImageModel):
         config.lookup(dict.fromkeys(POSITIONS), self.positions, "positions")
         if self.distilled and self.pool != "cls":
             raise UserError(f"distilled=True has two class tokens and pool={self.pool!r} none; leave pool='cls'.")
+        if train and len(self.patches) > 1:
+            raise UserError(
+                f"patches={self.patches} are for the objective that draws one of them at each step; set "
+                "objective='drawn(classify)', or leave one."
+            )
         x, grid = self._embed(image)
         if self.pre_norm:
             x = LayerNorm(self.dtype, self.norm_epsilon, name="norm_pre")(x)
@@ -138,15 +150,19 @@ class ViT(TransformerStack, ImageModel):
         """Only class tokens and grid have positions."""
         if self.stem is not None:
             image = ResNet(self.stem, dtype=self.dtype, numerics=self.stem_numerics, name="stem")(image)
-        grid = PatchEmbed(self.patch, self.width, self.dtype, self.patch_bias, name="patch")(image)
+        height, width = image.shape[1:3]
+        grids = [grid_of(height, width, side) for side in self.patches]  # each is to fit, whichever is drawn first
+        cut = self.patches[0] if self.patches else None
+        grid = PatchEmbed(self.patch, self.width, self.dtype, self.patch_bias, cut, name="patch")(image)
         b, h, w, d = grid.shape
         x = grid.reshape(b, h * w, d)
+        stored = grid_of(height, width, self.patch) if grids and self.positions != "none" else (h, w)
         if self.positions == "sincos2d":
-            x += jnp.asarray(sincos_positions(h, w, d)[None], x.dtype)
+            x += jnp.asarray(sincos_positions(h, w, d, stored)[None], x.dtype)
         names = (["cls"] if self._has_cls() else []) + (["dist"] if self.distilled else [])
         x = jnp.concatenate([*(self._tokens(name, nn.initializers.zeros, 1, b) for name in names), x], axis=1)
         if self.positions == "learn":
-            x = PositionEmbedding(self.dtype, name="position")(x)
+            x = PositionEmbedding(self.dtype, name="position")(x, grids=(stored, (h, w)))
         if self.registers:
             extra = self._tokens("registers", nn.initializers.normal(0.02), self.registers, b)
             x = jnp.concatenate([x[:, : -h * w], extra, x[:, -h * w :]], axis=1)

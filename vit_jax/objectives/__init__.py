@@ -10,6 +10,8 @@ from vit_jax.objectives.coca import CoCa as CoCa
 from vit_jax.objectives.contrast import Contrast as Contrast
 from vit_jax.objectives.distill import Distill as Distill
 from vit_jax.objectives.distill import Teacher as Teacher
+from vit_jax.objectives.drawn import DRAWN as DRAWN
+from vit_jax.objectives.drawn import Drawn as Drawn
 from vit_jax.objectives.pairs import Pairs as Pairs
 
-OBJECTIVES = {"classify": Classify, "contrast": Contrast, "coca": CoCa, "distill": Distill}
+OBJECTIVES = {**DRAWN, "drawn": Drawn}
