@@ -51,6 +51,7 @@ def test_positions_add_and_refuse_another_length(rng):
             jax.jit(PositionEmbedding().apply)(params, x[:, :3])
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("cut", [8, 3])
 def test_a_kernel_is_resized_by_the_pseudo_inverse_where_it_is_used(rng, cut):
     """Against the two-dimensional map in float64; larger patches of the resized image give the same tokens."""

@@ -50,6 +50,8 @@ def attention_maps(model: nn.Module, params: Params, images: Array) -> jax.Array
             f"attention of blocks that see {max(sizes)} down to {min(sizes)} tokens has no one picture; set "
             "reduce=None, on which no parameter depends."
         )
+    if maps[0][0].shape[0] != len(images):
+        raise UserError("attention of an image's tiles has no one picture; set scales=(1,), and it is of the whole.")
     return jnp.stack([probabilities for (probabilities,) in maps]).astype(jnp.float32)
 
 

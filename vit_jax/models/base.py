@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 
 from vit_jax import trees
 from vit_jax.checks import Finite, Range
+from vit_jax.layers import scales
 from vit_jax.layers.linear import Linear
 from vit_jax.layers.linear.block_diagonal import BlockDiagonal
 from vit_jax.layers.linear.block_sparse import BlockSparse
@@ -46,21 +48,27 @@ class ImageModel(Model):
     Attributes:
       num_classes: outputs of the head; 0 for no head, the logits are then the pooled features.
       head_bias_init: initial bias of the head (a large negative one for sigmoid losses).
+      scales: sizes at which an image is looked at, in tiles of the first, side 1 being its own; features of all are
+        beside each other (S2, Shi et al. 2024, arXiv:2403.13043). No parameter but the head's depends on it.
     """
 
     num_classes: Annotated[int, Range(0, 2**20)] = 1000
     head_bias_init: Finite = 0.0
+    scales: tuple[Annotated[float, Range(1 / 16, 16)], ...] = (1.0,)
 
     def encode(self, image: jax.Array, train: bool) -> Features:
         raise NotImplementedError
 
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         """float32 ``[B, H, W, C]`` -> logits float32 ``[B, num_classes]``; ``train`` needs the rng "dropout"."""
-        return self._run(image, train)[1]
+        found = self.features(image, train=train)
+        return self.classify(found) if self.num_classes else found.pooled
 
+    @nn.compact
     def features(self, image: jax.Array, *, train: bool = False) -> Features:
         """float32 ``[B, H, W, C]`` -> :class:`Features`."""
-        return self._run(image, train)[0]
+        found = scales.features(functools.partial(self.encode, train=train), image, self.scales, self._prefix())
+        return found._replace(pooled=found.pooled.astype(jnp.float32))
 
     def embed_image(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         """float32 ``[B, H, W, C]`` -> float32 ``[B, D]``, which is the pooled features."""
@@ -70,11 +78,9 @@ class ImageModel(Model):
         """Shape of one image of ``size`` pixels as the model takes it, float32[1,S,S,3]."""
         return (jax.ShapeDtypeStruct((1, size, size, 3), "float32"),)
 
-    @nn.compact
-    def _run(self, image: jax.Array, train: bool) -> tuple[Features, jax.Array]:
-        found = self.encode(image, train)
-        found = found._replace(pooled=found.pooled.astype(jnp.float32))
-        return found, self.classify(found) if self.num_classes else found.pooled
+    def _prefix(self) -> int:
+        """Tokens before those of the grid."""
+        return 0
 
     def classify(self, found: Features) -> jax.Array:
         """Logits float32 ``[B, num_classes]`` of the features."""

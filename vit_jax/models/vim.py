@@ -200,5 +200,8 @@ class Vim(Blocks, ImageModel):
         cls = x[:, middle : middle + 1]
         return Features(jnp.concatenate([cls, x[:, :middle], x[:, middle + 1 :]], axis=1), cls[:, 0])
 
+    def _prefix(self) -> int:
+        return 1
+
 
 PLAIN[Vim] = {"selective_scan": "xla"}
