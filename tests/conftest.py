@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import errno
+import functools
 import gc
 import importlib
 import importlib.metadata
@@ -46,11 +47,16 @@ import jax
 import matplotlib
 import numpy as np
 import pytest
+from jax._src.interpreters import mlir
 from jax.experimental import topologies
 
 from tests import peers
+from vit_jax.report import plots
 
 matplotlib.use("Agg")
+plots.DPI = 40  # pictures are looked at for what was drawn
+# A context of MLIR for each program takes as long to make as a tiny program to lower.
+mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)  # tiny programs: compiling them is nearly all of the time

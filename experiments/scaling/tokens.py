@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
             f"{panel}, {title}": (label, {n: [(r["tokens"], r[key]) for r in rows if r["model"] == n] for n in powers})
             for panel, (key, label) in PANELS.items()
         }
-        plots.growth(curves, "tokens", args.plot)
+        plots.lines(curves, "tokens", args.plot, scale="log")
     output.write(args.json, {"processor": processor(), "rows": rows, "power of the number of tokens": powers})
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from vit_jax.models import create
-from vit_jax.models.base import Features, ImageModel, cast_kernels, needs_barriers, portable
+from vit_jax.models.base import Features, ImageModel, abstract_init, cast_kernels, needs_barriers, portable
 
 
 class Mean(ImageModel):
@@ -27,6 +29,29 @@ def test_the_head_is_optional_and_float32(classes, shape):
     assert ("params" in params) == bool(classes)
     assert model.apply(params, image).shape == shape and model.apply(params, image).dtype == jnp.float32
     assert model.apply(params, image, method="features").pooled.dtype == jnp.float32
+
+
+class Counted(Mean):
+    sizes: Any = None
+    traced: ClassVar[list[str]] = []
+
+    def encode(self, image, train):
+        self.traced.append(self.dtype)
+        return super().encode(image, train)
+
+
+def test_an_equal_model_is_traced_once_and_its_shapes_are_the_callers_own():
+    image = (jnp.ones((2, 2, 2, 3)),)
+    Counted.traced.clear()
+    first, second = (abstract_init(Counted(4), inputs) for inputs in (image, Counted(4).inputs(2)))
+    assert jax.tree.map(lambda x: x.shape, first["params"]["head"]["kernel"].value) == (3, 4)
+    assert Counted.traced.count("float32") == 2  # images of two shapes
+    again = abstract_init(Counted(4), image)
+    assert len(Counted.traced) == 2 and again == first and again is not first
+    again["params"].clear()
+    assert abstract_init(Counted(4), image) == first == second
+    assert abstract_init(Counted(4, sizes=np.ones(3)), image) == first  # which has no hash
+    assert len(Counted.traced) == 3
 
 
 def test_cast_touches_the_kernels_of_blocks_only():

@@ -13,6 +13,12 @@ from vit_jax.evals.calibration import reliability
 from vit_jax.report import plots
 
 
+@pytest.fixture(autouse=True)
+def as_users_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not as small as the pictures of other tests."""
+    monkeypatch.setattr(plots, "DPI", 150)
+
+
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The figures that were saved."""
@@ -165,11 +171,12 @@ def test_crossover(tmp_path: pathlib.Path, drawn: list[Any]) -> None:
     assert ax.lines[1].get_xdata().tolist() == [1, 4] and ax.lines[1].get_ydata().tolist() == [1, 4]
 
 
-def test_growth(tmp_path: pathlib.Path, drawn: list[Any]) -> None:
+@pytest.mark.parametrize("scale", ["linear", "log"])
+def test_lines(scale: Any, tmp_path: pathlib.Path, drawn: list[Any]) -> None:
     curves = {"one": [(1.0, 1.0), (4.0, 4.0)], "other": [(1.0, 0.5), (4.0, 8.0)]}
-    plots.growth({"Time": ("seconds", curves), "Memory": ("MB", curves)}, "tokens", tmp_path / "g.png")
+    plots.lines({"Time": ("seconds", curves), "Memory": ("MB", curves)}, "tokens", tmp_path / "l.png", scale=scale)
     (figure,) = drawn
-    assert [ax.get_xscale() + ax.get_yscale() for ax in figure.axes] == ["loglog"] * 2
+    assert [ax.get_xscale() + ax.get_yscale() for ax in figure.axes] == [2 * scale] * 2
     assert [list(line.get_ydata()) for line in figure.axes[1].lines] == [[1, 4], [0.5, 8]]
 
 

@@ -171,6 +171,24 @@ def split_variables(variables: Mapping[str, Any]) -> tuple[Params, dict[str, Any
     return variables["params"], kept
 
 
+def abstract_init(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
+    """Shapes of what ``model.init`` returns for ``inputs`` (example inputs or shapes), logical axis names boxed in.
+
+    Nothing is computed. An equal model is traced once, which takes a second where it is large.
+    """
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
+    try:
+        hash(model)
+    except TypeError:  # a field of somebody's own module
+        return _traced_init.__wrapped__(model, shapes)
+    return jax.tree.map(lambda x: x, _traced_init(model, shapes))  # containers of the caller's own
+
+
+@functools.lru_cache(maxsize=64)
+def _traced_init(model: Any, inputs: tuple[Any, ...]) -> Any:
+    return jax.eval_shape(lambda *x: model.init(jax.random.key(0), *x), *inputs)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class ModelFn:
     """A model as a function of its parameters.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from vit_jax.models.base import replace_in_towers
+from vit_jax.models.base import abstract_init, replace_in_towers
 
 PEAK = {
     "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12, "TPU v5p": 459e12, "TPU v5": 459e12,
@@ -33,7 +33,7 @@ def flops(model: nn.Module, inputs: tuple[Any, ...]) -> float:
     except RuntimeError:  # training must not end for want of a figure of its log
         return float("nan")
     with jax.set_mesh(Mesh(np.asarray([cpu]), "x")), jax.default_device(cpu):
-        variables = jax.eval_shape(lambda *x: nn.unbox(plain.init(jax.random.key(0), *x)), *inputs)
+        variables = nn.unbox(abstract_init(plain, inputs))
         found: Any = jax.jit(plain.apply).lower(variables, *inputs).cost_analysis()
     return float(found["flops"])
 

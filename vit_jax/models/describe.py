@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 
 from vit_jax import config, models, trees
 from vit_jax.layers.linear import LinearSpec
 from vit_jax.layers.linear.specs import name_of
 from vit_jax.layers.mlp import TOPK
+from vit_jax.models.base import abstract_init
 from vit_jax.types import UsageError
 
 
@@ -169,10 +168,5 @@ def _spelled(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def shapes(model: Any, size: int) -> dict[str, tuple[int, ...]]:
     """Path -> shape of the model's parameters for images of ``size`` pixels; computes nothing."""
-    return dict(_shapes(model, size))
-
-
-@functools.lru_cache(maxsize=128)  # a conversion asks for the same model's several times, and tracing takes long
-def _shapes(model: Any, size: int) -> dict[str, tuple[int, ...]]:
-    tree = jax.eval_shape(lambda *xs: model.init(jax.random.key(0), *xs)["params"], *model.inputs(size))
+    tree = abstract_init(model, model.inputs(size))["params"]
     return {path: tuple(leaf.shape) for path, leaf in trees.flat(nn.unbox(tree)).items()}

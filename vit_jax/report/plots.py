@@ -13,7 +13,7 @@ import re
 import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -301,19 +301,24 @@ def crossover(
     _save(figure, path)
 
 
-def growth(
-    panels: Mapping[str, tuple[str, Mapping[str, Sequence[tuple[float, float]]]]], xlabel: str, path: Path
+def lines(
+    panels: Mapping[str, tuple[str, Mapping[str, Sequence[tuple[float, float]]]]],
+    xlabel: str,
+    path: Path,
+    *,
+    scale: Literal["linear", "log"] = "linear",
 ) -> None:
-    """Curves that grow as powers, on logarithmic axes: panel -> what its axis says, and curve -> points."""
+    """Curves side by side: panel -> what its axis says, and curve -> points; on ``log`` axes powers are straight."""
     figure = _figure(5.2 * len(panels), 3.8)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for ax, (title, (ylabel, curves)) in zip(axes, panels.items(), strict=True):
         for color, (name, points) in zip((TRAIN, VAL, INK, GREY), curves.items(), strict=False):
             ax.plot(*zip(*points, strict=True), color=color, lw=1.8, marker="o", ms=4, label=name)
         _dress(ax, title, ylabel, xlabel)
-        ax.set_xscale("log", base=2)
-        ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        _log_scale(ax)
+        if scale == "log":
+            ax.set_xscale("log", base=2)
+            ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+            _log_scale(ax)
         ax.legend(frameon=False, fontsize=9, loc="best")
     _save(figure, path)
 

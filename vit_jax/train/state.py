@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from vit_jax import sharding
 from vit_jax.models import Variables
-from vit_jax.models.base import split_variables
+from vit_jax.models.base import abstract_init, split_variables
 from vit_jax.objectives import Objective
 from vit_jax.train import rng
 from vit_jax.trees import flat, unflat
@@ -52,7 +52,8 @@ class TrainState:
 
 def abstract_params(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
     """Shapes of ``model``'s parameters, their logical axis names boxed in; ``inputs`` are example inputs or shapes."""
-    return jax.eval_shape(lambda *x: split_variables(model.init(jax.random.key(0), *x))[0], *inputs)
+    params: Params = split_variables(abstract_init(model, inputs))[0]
+    return params
 
 
 def make_init(
@@ -88,7 +89,7 @@ def make_init(
         return finish(*draw())
 
     boxed = abstract_params(model, inputs)
-    shapes = jax.eval_shape(fresh)
+    shapes = jax.eval_shape(finish, *split_variables(nn.unbox(abstract_init(model, inputs))))
     params_shardings = sharding.param_shardings(boxed, mesh)
     step: Any = NamedSharding(mesh, P())
     shardings = TrainState(
