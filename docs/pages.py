@@ -1,5 +1,5 @@
-"""Pages that mkdocs makes from the code when it builds the site: the command line, all keys of a configuration and all
-sentences of errors.
+"""Pages that mkdocs makes from the code when it builds the site: the models, the command line, all keys of a
+configuration and all sentences of errors.
 """
 
 from __future__ import annotations
@@ -9,17 +9,23 @@ import ast
 import dataclasses
 import functools
 import inspect
+import math
 import pathlib
 import re
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import griffe
+import jax
 
-from vit_jax import cli, config
+from vit_jax import architectures, cli, config, models
+from vit_jax.convert import formats
+from vit_jax.convert.format import check
+from vit_jax.models.base import abstract_init
 from vit_jax.report import keys
 from vit_jax.train.config import TrainConfig
+from vit_jax.types import UserError
 
 HEADER = """\
 `configs/x.py` returns these keys; `--config.KEY=VALUE` on the command line changes one. A key without a default must be
@@ -28,6 +34,18 @@ an object of your own is accepted, too ([Extend](extend.md)). A Duration is writ
 `1e6 examples`, `5%` of the training, or a number of steps.
 """
 
+
+MODELS_HEADER = """\
+# Models
+
+Every model trains on any mesh, with SAM, layer decay and remat, is evaluated, planned and exported. **Weights** come
+from and go to the formats of these projects ([Convert](convert.md)), besides our own; a format may say sizes that its
+project has no name for. **Fewer tokens**: it takes [`reduce`](images.md#fewer-tokens). **Tower**: it may be the image
+tower of CLIP and CoCa. Parameters are those for 224 pixels and 1,000 classes, of image-text models those of all
+towers.
+
+| model | called elsewhere | parameters | weights | fewer tokens | tower |
+|---|---|---|---|---|---|"""
 
 PACKAGE = pathlib.Path(cli.__file__).parents[1]
 ERRORS = (
@@ -54,8 +72,9 @@ def on_files(files: Any, config: Any) -> Any:
     """Called by mkdocs: adds the generated pages, and the tables and pictures of the experiments."""
     from mkdocs.structure.files import File  # not there where tests look at what the pages say
 
-    for name, text in {"cli.md": command_line(), "config.md": configuration(), "sentences.md": sentences()}.items():
-        files.append(File.generated(config, name, content=text))
+    made = {"models.md": model_table, "cli.md": command_line, "config.md": configuration, "sentences.md": sentences}
+    for name, text in made.items():
+        files.append(File.generated(config, name, content=text()))
     for path in sorted(pathlib.Path("experiments").rglob("*")):
         if path.suffix in (".md", ".png"):
             files.append(File(path.as_posix(), ".", config.site_dir, config.use_directory_urls))
@@ -79,6 +98,30 @@ class Roles(griffe.Extension):
 def plain(text: str) -> str:
     """Markdown of a docstring: cross-references of Sphinx become code, double backticks single ones."""
     return keys.plain(text).replace("``", "`")
+
+
+def model_table(names: Iterable[str] = ()) -> str:
+    """The page of all models, or of those of ``names``."""
+    lines = [MODELS_HEADER]
+    for name in names or (name for name in models.MODELS if name not in models.FAMILIES):
+        model = models.replace_in_towers(models.create(name), scan=True)  # as many parameters, sooner
+        shapes = jax.tree.leaves(abstract_init(model, model.inputs(224))["params"])
+        weights = [fmt.name for fmt in formats.FORMATS.values() if _stores(fmt, models.create(name))]
+        cells = (
+            f"`{name}`", " ".join(f"`{alias}`" for alias in architectures.aliases(name)),
+            f"{sum(math.prod(x.shape) for x in shapes):,d}", ", ".join(weights) or "ours",
+            "yes" if hasattr(model, "reduce") else "", "yes" if isinstance(model, models.ImageModel) else "",
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _stores(fmt: formats.Format, model: Any) -> bool:
+    try:
+        check(model, fmt, formats.FORMATS.values())
+    except UserError:
+        return False
+    return True
 
 
 def command_line() -> str:

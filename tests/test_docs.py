@@ -85,6 +85,19 @@ def test_every_key_of_a_configuration_is_explained(pages):
     assert silent == set()
 
 
+def test_the_table_of_models(pages):
+    names = ("vit_ti16", "mixer_s32", "hornet_tiny_7x7", "clip_vit_b32")
+    rows = [row[2:-2].split(" | ") for row in pages.model_table(names).splitlines() if row.startswith("| `")]
+    assert [row[0] for row in rows] == [f"`{name}`" for name in names]
+    assert [row[2] for row in rows] == ["5,717,416", "19,104,624", "22,409,512", "151,277,313"]
+    assert [row[3:] for row in rows] == [
+        ["timm, hf, npz, big_vision", "yes", "yes"],
+        ["timm, npz, big_vision", "", "yes"],
+        ["ours", "", "yes"],
+        ["open_clip, hf", "", ""],
+    ]
+
+
 def test_the_generated_pages_name_every_command_and_option(pages):
     text = pages.command_line()
     assert all(f"## vit_jax {name}\n" in text for name in cli.COMMANDS)
