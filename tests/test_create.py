@@ -59,6 +59,7 @@ def test_weights_are_fitted(fresh, place):
     assert found.model.apply({"params": found.params}, images).shape == (2, 5)
 
 
+@pytest.mark.thorough
 def test_an_image_tower_and_back(fresh, place, tmp_path):
     pair = vj.create("two_tower", place, **TOWERS)
     assert "its parameters are those of the image_tower" in "; ".join(pair.notes) and pair.encoder is None

@@ -59,6 +59,7 @@ def test_mixup_is_the_convex_combination_of_neighbours(batch, per):
         np.testing.assert_allclose(soft[i], share[i] * labels[i] + (1 - share[i]) * labels[other[i]], atol=1e-6)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("per", ["batch", "example"])
 def test_cutmix_takes_a_rectangle_and_weighs_labels_by_its_pixels(batch, per):
     images, labels, _ = batch

@@ -59,6 +59,7 @@ def test_an_image_depends_on_key_and_index_not_on_batch_or_position(batch, every
     assert len({x.tobytes() for x in differ}) == 16
 
 
+@pytest.mark.thorough
 def test_eight_devices_see_the_images_of_one(batch, everything):
     fn, whole = everything
     mesh = sharding.make_mesh(sharding.MeshConfig(replica=2, fsdp=4))

@@ -11,6 +11,7 @@ from vit_jax import models
 from vit_jax.bench.plain import twin
 
 
+@pytest.mark.thorough
 def test_same_count_as_vit_b16():
     image = jnp.zeros((1, 224, 224, 3))
     counts = []

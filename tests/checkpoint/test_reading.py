@@ -126,6 +126,7 @@ class Bomb:
         return pathlib.Path.touch, (pathlib.Path(self.path),)
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize(
     "damage",
     [

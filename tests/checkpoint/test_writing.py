@@ -172,6 +172,7 @@ def test_a_place_that_cannot_hold_checkpoints(tmp_path):
         save(tmp_path, {1: {}})
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("text", ["", "{{{", "[1]", '{"val/accuracy": "x"}', '{"val/accuracy": null}', "{}"])
 def test_damaged_metrics_of_a_checkpoint_end_nothing(tmp_path, caplog, text):
     """Without them it is no longer the best; a word is said where they cannot be read."""

@@ -98,6 +98,7 @@ def test_loss_alone(capsys):
     assert "unknown loss 'sigmoyd'; did you mean 'sigmoid'" in capsys.readouterr().err
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("backward", [[], ["--backward"]])
 def test_kernels(capsys, tmp_path, backward):
     sizes = ["--inputs", "32", "--outputs", "64", "--rows", "3,8", "--rounds", "2"]

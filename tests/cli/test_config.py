@@ -48,6 +48,7 @@ def test_the_whole_configuration_is_the_same(name, tmp_path, capsys):
     assert json.loads(out[out.rindex("\n{") :] if "\n{" in out else out) == json.loads(file.read_text())
 
 
+@pytest.mark.thorough
 def test_it_trains_identically(run, tmp_path):
     """Bit for bit, and the workdir of the one is resumed with the other."""
     file, again = tmp_path / "whole.json", tmp_path / "again"

@@ -101,6 +101,7 @@ def structured(request):
     return request.param, other, *changed(other, "dense")
 
 
+@pytest.mark.first(1)
 def test_to_dense_computes_the_same(structured):
     spec, other, dense, notes = structured
     assert all("exactly" in note for note in notes[:-1])
@@ -141,6 +142,7 @@ def repacked(request):
     return found, changed(found, "packed24(int8)")[0]
 
 
+@pytest.mark.first(1)
 def test_every_model_and_back_from_its_folder(repacked, tmp_path):
     """Towers and decoders as well; what has no spec (pooling, maps across tokens) stays."""
     found, packed = repacked

@@ -116,6 +116,7 @@ def test_evaluation_and_prediction_use_them(trained, alone):
     assert row["predictions"][0]["probability"] == pytest.approx(float(jax.nn.softmax(logits).max()), rel=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_start_takes_them(tiny, trained, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(models.NAMES, "conv_stages", Variant(ConvStages))  # a row as a model of the package has
     setup = build(parse(TrainConfig, tiny(**MODEL, init=str(trained[1]))), jax.devices()[:1])

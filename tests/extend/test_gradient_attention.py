@@ -39,6 +39,7 @@ def test_the_gradient_is_that_of_a_nudge(rng):
         np.testing.assert_allclose(gradient[0][at], slope, rtol=2e-2, atol=1e-3)
 
 
+@pytest.mark.thorough
 def test_relevance_of_tokens(rng):
     model, params, image, target = setting(rng)
     found = jax.jit(lambda p: relevance(model, p, image, target))(params)

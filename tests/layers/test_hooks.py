@@ -179,6 +179,7 @@ def test_a_gated_mlp_stands_in_its_place(image):
     np.testing.assert_allclose(scanned(params, image), run(params, image), atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_rotary_positions_are_relative(image):
     """Coordinates that are all moved alike change nothing; a cls token before the grid has none."""
     model, params, run = made(rotary=Rope())
@@ -197,6 +198,7 @@ def test_rotary_positions_are_relative(image):
     np.testing.assert_allclose(scanned(params, image), run(params, image), atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_rotary_positions_of_a_text_are_those_of_decoding():
     """Step by step with a cache, as all at once."""
     fields = {"vocab_size": 11, "length": 6, "width": 16, "depth": 2, "heads": 2, "mlp_dim": 24}

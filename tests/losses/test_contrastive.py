@@ -74,6 +74,7 @@ def compiled(name, form):
     return jax.jit(both)
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("name", REFERENCES)
 def test_against_the_papers(name, form, rng):
@@ -90,6 +91,7 @@ def test_cloob_beta(rng):
     np.testing.assert_allclose(jax.jit(losses.Cloob(beta=3.0))(x, y, s, b, mask), want, rtol=3e-6, atol=1e-6)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("name", REFERENCES)
 def test_masked_rows_are_nowhere(name, form, rng):

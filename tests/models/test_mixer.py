@@ -53,6 +53,7 @@ def test_equals_the_paper_in_float64(rng, epsilon):
     np.testing.assert_allclose(got, reference(wide, image, epsilon), atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_scan_equals_unrolled_with_dropout(rng):
     image = jnp.asarray(rng.standard_normal((2, 8, 8, 3)), jnp.float32)
     model = models.create("mixer", **TINY, dropout=0.2, drop_path=0.2)

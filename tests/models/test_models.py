@@ -73,6 +73,7 @@ def test_parameter_counts_of_distilled_models(name):
     assert count(name) == DISTILLED[name]
 
 
+@pytest.mark.first(5)
 @pytest.mark.parametrize("name", COUNTS)
 def test_parameter_counts_are_the_published_ones(name):
     """All blocks of a stack are alike: one and two of them tell what the model's own number has."""

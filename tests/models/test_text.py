@@ -129,6 +129,7 @@ def test_the_shifted_mask_of_the_published_weights(run):
     np.testing.assert_allclose(unseen[0], b[0], atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_options_train_and_shorter_texts(run):
     model = tower(pool="map", dropout=0.3, drop_path=0.2, layer_scale=0.1)
     params = init(model)

@@ -125,6 +125,7 @@ TOWERS = {
 }
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("tower", TOWERS.values(), ids=TOWERS)
 def test_any_image_tower(tower, pairs, run):
     image = jnp.zeros((2, 32, 32, 3)) if "stem" in tower else pairs[0][:2]

@@ -88,6 +88,7 @@ def test_exact(name, micro, towers, rng):
         assert metrics["loss"].count == 13
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "micro"), [("coca", 2), *rest(*(c for c in itertools.product(OBJECTIVES, (2, 4, 8)) if c != ("coca", 2)))]
 )

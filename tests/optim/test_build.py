@@ -167,6 +167,7 @@ def test_zero_gradients_stay_finite(optimizer, sam, problem):
     assert all(np.isfinite(np.asarray(leaf, np.float32)).all() for leaf in jax.tree.leaves(state))
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     "sam",
     [

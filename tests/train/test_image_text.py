@@ -174,6 +174,7 @@ def test_hosts_read_what_one_host_reads(pairs, one_device):
                 np.testing.assert_array_equal(value[places], part[k][key], err_msg=key)
 
 
+@pytest.mark.thorough
 def test_towers_come_and_go(pairs, tiny, one_device, workdir, tmp_path):
     """A classifier's encoder becomes an image tower (LiT), and a CLIP's image tower a classifier."""
     image = dict(IMAGE)

@@ -53,6 +53,7 @@ def test_flops_are_those_of_the_model(tiny, one_device, change):
     assert one_device(tiny(**change)).step_flops == pytest.approx(one_device(tiny()).step_flops, rel=0.02)
 
 
+@pytest.mark.thorough
 def test_more_devices_hold_less_each(tiny, one_device):
     big = tiny(model={"width": 32, "mlp_dim": 1024})
     one = describe(one_device(big))

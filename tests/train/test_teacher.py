@@ -100,6 +100,7 @@ def test_a_student_resumes_bit_for_bit(trained, tmp_path):
     assert rows(tmp_path / "cut") == rows(trained.folder)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("_one_device")
 def test_without_its_teacher_a_student_is_evaluated_but_not_trained(trained, tmp_path):
     run = shutil.copytree(trained.folder, tmp_path / "run")
@@ -139,6 +140,7 @@ def test_meshes_and_accumulation_agree(student, one_device, sam):
     np.testing.assert_allclose(curve(one_device({**raw, **many}, n=8)), single, atol=2e-5)
 
 
+@pytest.mark.thorough
 def test_the_student_at_its_teachers_place_differs_by_nothing(student, one_device, dense):
     raw = student(model={"mlp_linear": "dense"})
     setup = one_device(raw)

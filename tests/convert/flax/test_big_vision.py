@@ -155,6 +155,7 @@ ALL = [
 ]  # fmt: skip
 
 
+@pytest.mark.first(6)
 @pytest.mark.parametrize("fields", ALL, ids=lambda fields: " ".join(map(str, fields.values())))
 def test_ours_come_back_bit_for_bit(rng, tmp_path, fields):
     ours = pretrained(rng, models.create("vit", **VIT | {"patch": 4} | fields), 12)

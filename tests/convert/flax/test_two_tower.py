@@ -211,6 +211,7 @@ def test_so400m_has_images_of_384_pixels(patch, size, rest):
 SHOWN = rest_slow(CASES, "siglip", "lit", "scanned, two heads, pooled by attention")
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("case", SHOWN)
 def test_a_file_computes_what_its_project_computes(tmp_path, case):
     model, towers = CASES[case]
@@ -255,6 +256,7 @@ WRITTEN = {
 }
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize("case", WRITTEN)
 @pytest.mark.parametrize("encoder", [None, TextCodec(Bytes(), LENGTH)])
 def test_ours_come_back_bit_for_bit(tmp_path, case, encoder):

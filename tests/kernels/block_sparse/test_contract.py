@@ -50,7 +50,7 @@ RUNS = [
 ]
 
 
-@pytest.mark.first(15)
+@pytest.mark.first(6)
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize(("name", "case", "dtype", "known"), RUNS)
 def test_value_and_gradients_equal_float64(rng, name, case, dtype, known):

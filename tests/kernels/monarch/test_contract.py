@@ -70,6 +70,7 @@ def test_value_and_gradients_equal_float64(rng, name, dtype, case):
         np.testing.assert_allclose(np.reshape(a, b.shape), b, rtol=0, atol=TOLERANCE[dtype] * np.abs(b).max())
 
 
+@pytest.mark.first(1)
 @every
 def test_blocked_maps_in_a_chain_equal_natural_ones(rng, name):
     x, kernel_1, kernel_2, bias, _ = draw(rng, (4, 8, 6, 4, 10), (2, 5), "float32")

@@ -37,6 +37,7 @@ def test_layer_is_its_dense_map(rng, name, dtype):
     check_layer(SPECS[name], rng, (2, 3, 16), 24, dtype)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", ["butterfly and low rank", "magnitude"])
 def test_without_a_bias(name):
     check_no_bias(SPECS[name], 24, 16)

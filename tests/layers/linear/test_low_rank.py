@@ -17,6 +17,7 @@ from vit_jax.layers.linear.low_rank import LowRank, rows_of
 from vit_jax.types import UserError
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("shape", "features", "dtype"),
     [

@@ -67,6 +67,7 @@ VARIANCES = [
 ]
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(("inputs", "features", "nblocks", "init"), VARIANCES)
 def test_outputs_start_with_the_variance_of_the_dense_map(inputs, features, nblocks, init):
     check_variance(Monarch(nblocks), inputs, features, init)
