@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from vit_jax import config, models
-from vit_jax.layers.relative import LogitBiasSpec, Relative, RelativeBias
+from vit_jax.layers.relative import Relative, RelativeBias
+from vit_jax.layers.terms import LogitBiasSpec
 from vit_jax.types import UserError
 
 

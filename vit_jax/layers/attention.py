@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from vit_jax import sharding
 from vit_jax.kernels.attention import mosaic_tpu
 from vit_jax.kernels.dispatch import Implementation, choose, older_gpu
-from vit_jax.layers.hooks import Attended, LogitBias, Rotary
+from vit_jax.layers.hooks import Attended, LogitBias, Rotary, Term
 from vit_jax.layers.linear import Dense, DType, LinearSpec, logical, monarch, xavier_uniform_parts
 from vit_jax.layers.norm import EPSILON, NORMS, Norm
 from vit_jax.types import UserError
@@ -66,6 +66,15 @@ def attention_weights(
 ) -> jax.Array:
     """The probabilities float32 ``[B, K, N, M]`` that :func:`attention` averages ``v`` with."""
     return _weights(jnp.swapaxes(q, 1, 2), jnp.swapaxes(k, 1, 2), combine_masks(q, k, mask, causal), bias)
+
+
+def _times(
+    factor: jax.Array | None, through: Callable[[jax.Array], jax.Array] | None
+) -> Callable[[jax.Array], jax.Array] | None:
+    """What multiplies probabilities with ``factor`` and hands them to ``through``, if there is any."""
+    if factor is None:
+        return through
+    return lambda weights: weights * factor if through is None else through(weights * factor)
 
 
 def combine_masks(q: jax.Array, k: jax.Array, mask: jax.Array | None, causal: bool) -> jax.Array | None:
@@ -262,7 +271,7 @@ class MultiHeadAttention(nn.Module):
       dtype: compute type; parameters are float32.
       implementation: how attention is computed, as :func:`attention` takes it; None picks.
       rotary: positions as a function of queries and keys, of self-attention; None for none.
-      logit_bias: a term added to the logits; None for none.
+      logit_bias: a term of the logits; None for none.
       qkv_bias: which of queries, keys and values have a bias in self-attention: all in the projection's, ``bias_q`` and
         ``bias_v`` alone as BEiT and EVA have it ("qv"), or "none".
       qk_norm: norm of the queries and keys of every head, ``norm_q`` and ``norm_k``, in self-attention; None for none.
@@ -302,7 +311,7 @@ class MultiHeadAttention(nn.Module):
         """
         causal = self.causal and cache is None
         blocks = self._blocks(x.shape[-1])
-        asked = self._shown if self._is_asked() else None
+        asked: Callable[[jax.Array], jax.Array] | None = self._shown if self._is_asked() else None
 
         if context is None:
             qkv = self._product(x, "qkv", x.shape[-1], blocks)
@@ -332,8 +341,10 @@ class MultiHeadAttention(nn.Module):
                     self.put_variable("memory", "key", k)
                     self.put_variable("memory", "value", v)
         if self.logit_bias is not None:
-            term = self.logit_bias(name="logit_bias")(q, k)
-            bias = term if bias is None else bias + term
+            made = self.logit_bias(name="logit_bias")(q, k)
+            term = made if isinstance(made, Term) else Term(made)
+            bias = term.bias if bias is None else bias + term.bias
+            asked = _times(term.factor, asked)
         if see is not None:
             see(_attended(q, k, mask, bias))
         y = attention(q, k, v, mask=mask, bias=bias, causal=causal, implementation=self.implementation, through=asked)

@@ -100,7 +100,7 @@ class Block(ResidualBlock):
       attention_implementation: how attention is computed, as :func:`vit_jax.layers.attention.attention` takes it; None
         picks.
       rotary: positions as a function of queries and keys; None for none.
-      logit_bias: a term added to the logits of self-attention; None for none.
+      logit_bias: a term of self-attention's logits; None for none.
       reduce: called with a name, what makes fewer of the tokens between self-attention and MLP; None keeps all.
     """
 

@@ -41,6 +41,18 @@ class Attended(NamedTuple):
     weights: Callable[[int], jax.Array]
 
 
+class Term(NamedTuple):
+    """What attention is changed by; float32, broadcastable to ``[B, K, N, M]``.
+
+    Attributes:
+      bias: added to the logits.
+      factor: the probabilities are multiplied with it; None: nothing.
+    """
+
+    bias: jax.Array
+    factor: jax.Array | None = None
+
+
 class Place(NamedTuple):
     """Where in a model a reducer stands.
 
@@ -90,8 +102,11 @@ class Rotary(Protocol):
 class LogitBias(Protocol):
     """A term of attention's logits, relative positions for example."""
 
-    def __call__(self, *, name: str) -> Callable[[jax.Array, jax.Array], jax.Array]:
-        """Makes ``(q [B, N, K, E], k [B, M, K, E]) -> float32``, broadcastable to ``[B, K, N, M]``."""
+    def __call__(self, *, name: str) -> Callable[[jax.Array, jax.Array], jax.Array | Term]:
+        """Makes ``(q [B, N, K, E], k [B, M, K, E]) -> float32``, broadcastable to ``[B, K, N, M]``.
+
+        A :class:`Term` where more than a sum is asked for.
+        """
 
 
 @runtime_checkable

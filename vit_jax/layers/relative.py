@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import config
 from vit_jax.checks import Checked, Pixels
-from vit_jax.layers.hooks import LogitBias
 from vit_jax.layers.linear import logical
 from vit_jax.types import UserError
 
@@ -76,8 +73,3 @@ class Relative(Checked):
 
     def __call__(self, *, name: str) -> RelativeBias:
         return RelativeBias(self.height, self.width or self.height, name=name)
-
-
-LOGIT_BIASES = {"relative": Relative}
-LogitBiasSpec = Annotated[LogitBias, config.Choice(LOGIT_BIASES, LogitBias)]
-"""Type of a module's field that holds a :class:`~vit_jax.layers.hooks.LogitBias`."""

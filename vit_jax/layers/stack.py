@@ -20,8 +20,8 @@ from vit_jax.layers.hooks import Adapter
 from vit_jax.layers.linear import Dense, DType, Spec
 from vit_jax.layers.mlp import Activation
 from vit_jax.layers.norm import EPSILON, Norm
-from vit_jax.layers.relative import LogitBiasSpec
 from vit_jax.layers.rotary import RotarySpec
+from vit_jax.layers.terms import LogitBiasSpec
 
 
 def common(source: nn.Module, target: type[nn.Module]) -> dict[str, Any]:
@@ -99,7 +99,7 @@ class TransformerStack(Stack):
         None for none.
       attention: implementation of attention, None picks.
       rotary: positions as a function of queries and keys, ``rope(base=100)``; None for none but those of the embedding.
-      logit_bias: a term added to the logits of self-attention, ``relative(14)``; None for none.
+      logit_bias: a term of self-attention's logits, ``relative(14)``, ``gaussian(3)`` or ``signed``; None for none.
     """
 
     heads: Heads = 3

@@ -58,7 +58,7 @@ class Model(nn.Module):
     }
     """Name of a module or a parameter -> its part; what is below ``block_<i>`` or ``stage_<i>`` is in a block."""
     KINDS: ClassVar[Mapping[str, Kind]] = {
-        "kernel": "kernel", "bias": "bias", "scale": "scale",
+        "kernel": "kernel", "bias": "bias", **dict.fromkeys(("scale", "amplitude", "sigma"), "scale"),
         **dict.fromkeys(("embedding", "cls", "dist", "registers", "probe", "queries", "table"), "token"),
         **dict.fromkeys(("kernel_values", "kernel_index", "kernel_scale"), "packed"),
     }  # fmt: skip
