@@ -80,7 +80,7 @@ def filled(cls: type) -> dict[str, Any]:
     """Values for the fields that a class cannot do without."""
     known = {
         TrainConfig: TINY, "path": "fake:12x8x3", "size": 8, "k": 2, "r": 2, "height": 2, "teacher": "t",
-        "image_tower": TINY["model"], "text_tower": {},
+        "levels": "a.csv", "image_tower": TINY["model"], "text_tower": {},
     }  # fmt: skip
     if cls is TrainConfig:
         return TINY

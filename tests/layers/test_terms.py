@@ -48,7 +48,8 @@ def test_signed_is_its_formula_in_value_and_gradient(rng):
         np.testing.assert_allclose(grad[at], (value(q + step) - value(q - step)) / 2e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("cls", [0, 1])
+@pytest.mark.first(1)
+@pytest.mark.parametrize("cls", [1, 0])
 def test_a_mixture_is_its_formula(rng, cls):
     q, k, _ = heads(rng, 9 + cls)
     a, s = rng.normal(size=(2, 3)), rng.uniform(0.5, 3, (2, 3))
@@ -63,6 +64,7 @@ def test_a_mixture_is_its_formula(rng, cls):
     assert squared_distances(10).shape == (9, 9)
 
 
+@pytest.mark.thorough
 def test_neither_changes_attention_where_it_should_not(rng):
     """Signed with logits above 0 is softmax, and a mixture as wide as the world multiplies with 1."""
     q, k, v = (np.abs(x).astype(np.float32) for x in heads(rng, 4))
@@ -74,6 +76,7 @@ def test_neither_changes_attention_where_it_should_not(rng):
     np.testing.assert_allclose(term, 0, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_the_module_multiplies_and_shows_what_it_has_multiplied(rng):
     x = rng.normal(size=(2, 6, 8)).astype(np.float32)
     layer = MultiHeadAttention(2, logit_bias=Signed())
@@ -86,6 +89,7 @@ def test_the_module_multiplies_and_shows_what_it_has_multiplied(rng):
     np.testing.assert_array_equal(jax.jit(layer.apply)(params, x), shown)
 
 
+@pytest.mark.thorough
 def test_parameters_of_a_model(rng):
     fields = {"patch": 4, "width": 8, "depth": 1, "heads": 2, "mlp_dim": 8, "num_classes": 3, "pool": "gap"}
     model = models.create("vit", **fields, logit_bias="gaussian(3)", positions="none")

@@ -32,6 +32,15 @@ RUNS = {
                   "pool_heads": 2, "text_tower": {**TOWER, "pool": "cls"}},
         "objective": {"name": "coca"},
     },
+    "drawn patches": {
+        "model": {"name": "vit", "patch": 4, "patches": [4, 2, 8], "pool": "gap", **TOWER},
+        "objective": {"name": "drawn"},
+    },
+    "drawn ring": {
+        **PAIRS,
+        "model": {**PAIRS["model"], "image_tower": {**PAIRS["model"]["image_tower"], "patches": [8, 4]}},
+        "objective": {"name": "drawn", "objective": {"name": "contrast", "form": "ring"}},
+    },
 }  # fmt: skip
 MESHES = {"8x1x1": (8, 1, 1), "1x8x1": (1, 8, 1), "2x1x4": (2, 1, 4), "2x2x2": (2, 2, 2)}
 
@@ -45,7 +54,7 @@ def curve(tiny, one_device):
         raw = tiny(batch_size=32, model={"heads": 4}) | {"mesh": dict(zip(sharding.AXES, mesh, strict=True))}
         changes = json.loads(json.dumps(RUNS[run]))
         raw |= {k: {**raw[k], **v} if k == "optim" else v for k, v in changes.items()}
-        if run not in ("vit", "sam", "accumulated sam"):
+        if "data" in changes:
             raw["augment"] = {"size": 16, "train": ["flip"]}
         setup, losses = one_device(raw, int(np.prod(mesh))), []
         with jax.set_mesh(setup.mesh):

@@ -224,7 +224,14 @@ def modules(model: nn.Module) -> Iterator[nn.Module]:
             yield from modules(value)
 
 
-USUAL: Mapping[str, Any] = {"qkv_bias": "qkv", "qk_norm": None, "distilled": False, "patches": (), "scales": (1.0,)}
+USUAL: Mapping[str, Any] = {
+    "qkv_bias": "qkv",
+    "qk_norm": None,
+    "distilled": False,
+    "patches": (),
+    "scales": (1.0,),
+    "prompts": (),
+}
 """Fields of plain data -> the value that every format can say."""
 
 

@@ -18,6 +18,7 @@ from vit_jax.layers.hooks import Place, Tokens
 from vit_jax.layers.linear import Linear, logical
 from vit_jax.layers.norm import LayerNorm
 from vit_jax.layers.pool import AttentionPool, average
+from vit_jax.layers.prompts import Prompted
 from vit_jax.layers.reduce import Random, ReducerSpec
 from vit_jax.layers.stack import TransformerStack
 from vit_jax.layers.stochastic import dropout
@@ -52,6 +53,8 @@ class ViT(TransformerStack, ImageModel):
       registers: extra learned tokens without position (Darcet et al. 2024, arXiv:2309.16588).
       reduce: what leaves tokens out or merges them: ``merge(13)``, ``attentive(0.7)``, in training ``random(0.5)``;
         None keeps all. No parameters depend on it.
+      prompts: blocks, from 0, that are told of coarse classes, and how many those are, ``((2, 5), (4, 20))``; the
+        objective ``hierarchical`` trains them (TransHP, Wang et al. 2023, arXiv:2304.06385).
       pre_logits: size of a tanh layer before the head, None for none.
       stem: bottlenecks per stage of a ResNetV2 before the patches, None for no stem.
       stem_numerics: whose epsilons the stem has, a name in :data:`vit_jax.models.resnet.NUMERICS`.
@@ -70,6 +73,7 @@ class ViT(TransformerStack, ImageModel):
     pool_norm: bool = False
     registers: Annotated[int, Range(0, 1024)] = 0
     reduce: ReducerSpec | None = None
+    prompts: tuple[tuple[Annotated[int, Range(0, 255)], Size], ...] = ()
     pre_logits: Size | None = None
     stem: tuple[Annotated[int, Range(1, 64)], ...] | None = None
     stem_numerics: Numerics = "original"
@@ -124,6 +128,8 @@ class ViT(TransformerStack, ImageModel):
 
     def with_fields(self, block: Callable[..., nn.Module] = Block) -> Any:
         made = functools.partial(super().with_fields(block), reduce=None)
+        if self.prompts:
+            return self._prompted(made, functools.partial(super().with_fields(Prompted), reduce=None))
         if self.reduce is None:
             return made
         if (fixed := next((f for f in ("rotary", "logit_bias") if getattr(self, f) is not None), None)) is not None:
@@ -167,6 +173,17 @@ class ViT(TransformerStack, ImageModel):
             extra = self._tokens("registers", nn.initializers.normal(0.02), self.registers, b)
             x = jnp.concatenate([x[:, : -h * w], extra, x[:, -h * w :]], axis=1)
         return x, (h, w)
+
+    def _prompted(self, plain: Callable[..., nn.Module], prompted: Callable[..., nn.Module]) -> Any:
+        """The blocks, of which those of ``prompts`` are prompted."""
+        sizes = dict(self.prompts)
+        if len(sizes) < len(self.prompts) or max(sizes) >= self.depth:
+            raise UserError(
+                f"prompts={self.prompts} name a block twice, or one beyond the last of {self.depth}, {self.depth - 1}."
+            )
+        if self.reduce is not None:
+            raise UserError("prompts are for tokens that each stand for one; set reduce=None.")
+        return tuple(functools.partial(prompted, prompts=sizes[i]) if i in sizes else plain for i in range(self.depth))
 
     def _tokens(self, name: str, init: Any, count: int, batch: int) -> jax.Array:
         init = logical(init, (None, None, "embed"))

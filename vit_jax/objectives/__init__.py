@@ -12,6 +12,7 @@ from vit_jax.objectives.distill import Distill as Distill
 from vit_jax.objectives.distill import Teacher as Teacher
 from vit_jax.objectives.drawn import DRAWN as DRAWN
 from vit_jax.objectives.drawn import Drawn as Drawn
+from vit_jax.objectives.hierarchical import Hierarchical as Hierarchical
 from vit_jax.objectives.pairs import Pairs as Pairs
 
 OBJECTIVES = {**DRAWN, "drawn": Drawn}

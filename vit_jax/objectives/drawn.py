@@ -20,9 +20,16 @@ from vit_jax.objectives.classify import Classify
 from vit_jax.objectives.coca import CoCa
 from vit_jax.objectives.contrast import Contrast
 from vit_jax.objectives.distill import Distill
+from vit_jax.objectives.hierarchical import Hierarchical
 from vit_jax.types import Batch, OutputActivation, Params, UserError
 
-DRAWN = {"classify": Classify, "contrast": Contrast, "coca": CoCa, "distill": Distill}
+DRAWN = {
+    "classify": Classify,
+    "contrast": Contrast,
+    "coca": CoCa,
+    "distill": Distill,
+    "hierarchical": Hierarchical,
+}
 STREAM = "form"
 """Name of the random stream that says which form a step trains."""
 
