@@ -11,6 +11,8 @@ def test_every_row_is_a_model():
     tables += (
         architectures.CONVNEXT,
         architectures.HORNET,
+        architectures.NF_RESNET,
+        architectures.MOBILENET,
         architectures.VIM,
         architectures.TWO_TOWER,
         architectures.COCA,

@@ -6,6 +6,7 @@ Nothing is imported here: who only asks for names waits for no JAX.
 from __future__ import annotations
 
 import fnmatch
+import math
 from typing import Any
 
 Row = dict[str, Any]
@@ -145,6 +146,84 @@ HORNET: dict[str, Row] = {
 """Of ``HorNet``: Rao et al. 2022, table 7; names are the published code's."""
 
 
+NF_RESNET: dict[str, Row] = {
+    f"nf_resnet{layers}": {"depths": depths}
+    for layers, depths in ((26, (2, 2, 2, 2)), (50, (3, 4, 6, 3)), (101, (3, 4, 23, 3)))
+}
+"""Of ``NFResNet``: Brock et al. 2021, arXiv:2101.08692; names are timm's."""
+
+
+def eights(x: float) -> int:
+    """The multiple of 8 next to a number of channels, of two the larger; the next one where that is a tenth less."""
+    near = max(8, int(x + 4) // 8 * 8)
+    return near + 8 if near < 0.9 * x else near
+
+
+MOBILENET_V2 = tuple(
+    (3, (expansion,) * depth, width, False, "relu6", stride)
+    for expansion, width, depth, stride in (
+        (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
+    )
+)  # fmt: skip
+"""Of each stage: kernel, hidden channels of each block to those that come in, width, squeeze and excitation,
+nonlinearity, stride. Sandler et al. 2018, table 2."""
+MOBILENET_V3 = {
+    "large": (
+        (3, (1,), 16, False, "relu", 1), (3, (4, 3), 24, False, "relu", 2), (5, (3, 3, 3), 40, True, "relu", 2),
+        (3, (6, 2.5, 2.3, 2.3), 80, False, "hard_swish", 2), (3, (6, 6), 112, True, "hard_swish", 1),
+        (5, (6, 6, 6), 160, True, "hard_swish", 2),
+    ),
+    "small": (
+        (3, (1,), 16, True, "relu", 2), (3, (4.5, 3.67), 24, False, "relu", 2),
+        (5, (4, 6, 6), 40, True, "hard_swish", 2), (5, (3, 3), 48, True, "hard_swish", 1),
+        (5, (6, 6, 6), 96, True, "hard_swish", 2),
+    ),
+}  # fmt: skip
+"""Howard et al. 2019, tables 1 and 2."""
+
+
+def mobilenet(stages: tuple[Any, ...], stem: int, share: float = 1.0, deeper: float = 1.0) -> Row:
+    """A MobileNet's stages with ``share`` of the channels; all but the first and last ``deeper`` times as deep."""
+    before, hidden, widths = stem, [], []
+    for i, (_, expansions, width, *_) in enumerate(stages):
+        row, out = [], eights(width * share)
+        ends = deeper == 1 or i in (0, len(stages) - 1)
+        for expansion in expansions if ends else expansions[:1] * math.ceil(len(expansions) * deeper):
+            row.append(before if expansion == 1 else eights(before * expansion))
+            before = out
+        hidden.append(tuple(row))
+        widths.append(out)
+    kernels, _, _, excite, activations, strides = zip(*stages, strict=True)
+    return {
+        "stem_width": stem, "widths": tuple(widths), "hidden": tuple(hidden), "kernels": kernels, "strides": strides,
+        "excite": excite, "activations": activations,
+    }  # fmt: skip
+
+
+def _mobilenet_v2(share: float, deeper: float = 1.0) -> Row:
+    """The deeper ones keep the first convolution and the last map as they are."""
+    stem, last = (32, 1280) if deeper > 1 else (eights(32 * share), max(1280, eights(1280 * share)))
+    row = mobilenet(MOBILENET_V2, stem, share, deeper)
+    return {**row, "activation": "relu6", "last_width": last, "head_width": None}
+
+
+def _mobilenet_v3(size: str, share: float) -> Row:
+    stem = 16 if share < 0.75 else eights(16 * share)
+    last, head = {"large": (960, 1280), "small": (576, 1024)}[size]
+    row = mobilenet(MOBILENET_V3[size], stem, share)
+    return {**row, "activation": "hard_swish", "last_width": eights(last * share), "head_width": head}
+
+
+MOBILENET: dict[str, Row] = {
+    **{f"mobilenetv2_{round(100 * share):03d}": _mobilenet_v2(share) for share in (0.35, 0.5, 0.75, 1.0, 1.4)},
+    "mobilenetv2_110d": _mobilenet_v2(1.1, 1.2),
+    "mobilenetv2_120d": _mobilenet_v2(1.2, 1.4),
+    **{f"mobilenetv3_large_{round(100 * share):03d}": _mobilenet_v3("large", share) for share in (0.75, 1.0)},
+    **{f"mobilenetv3_small_{round(100 * share):03d}": _mobilenet_v3("small", share) for share in (0.5, 0.75, 1.0)},
+}
+"""Of ``MobileNet``, names are timm's: Sandler et al. 2018 and Howard et al. 2019, with shares of the channels."""
+
+
 def image_row(name: str, **fields: Any) -> Row:
     """Fields of an image tower: the name of an image model and what differs."""
     return {"name": name, "num_classes": 0, **fields}
@@ -264,7 +343,7 @@ ALIASES: dict[str, str] = IMAGE_ALIASES | OPEN_CLIP
 """Every name of others -> ours."""
 
 
-TABLES = (VIT, MODERN, MIXER, MONARCH_MIXER, VIM, CONVNEXT, HORNET, TWO_TOWER, COCA)
+TABLES = (VIT, MODERN, MIXER, MONARCH_MIXER, VIM, CONVNEXT, HORNET, NF_RESNET, MOBILENET, TWO_TOWER, COCA)
 NAMES = tuple(name for table in TABLES for name in table)
 """Ours, in the order of the tables."""
 

@@ -17,7 +17,7 @@ from vit_jax.convert.preprocess import Preprocess
 from vit_jax.convert.pretrained import Pretrained, Stored, leaves, numbered
 from vit_jax.models import ImageTextModel, describe
 from vit_jax.models.base import split_variables
-from vit_jax.train.start import fitted, fitting
+from vit_jax.train.start import fitted, fitting, moved
 from vit_jax.train.state import abstract_params
 from vit_jax.types import Params, UserError
 
@@ -47,7 +47,7 @@ def create(
         preprocess = _at(found.preprocess, size)
         new, variables = initial(model, size, seed)
         params, changes = fitted(found, model, new, size)
-        kept, left_out = fitting(found.variables, variables)
+        kept, left_out = fitting(moved(found, model), variables)
         both = isinstance(model, ImageTextModel) and isinstance(found.model, ImageTextModel)
         return Pretrained(
             model, jax.tree.map(jnp.asarray, params), preprocess,

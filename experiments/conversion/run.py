@@ -17,7 +17,7 @@ import shutil
 import jax
 import numpy as np
 
-from vit_jax import models
+from vit_jax import models, trees
 from vit_jax.convert import read, verify, write
 from vit_jax.convert.preprocess import Preprocess
 from vit_jax.convert.pretrained import Stored
@@ -38,6 +38,8 @@ ROWS = [
     ("vit_s14", DINO, 224, "timm"),
     ("vit_r_ti16", {"stem_numerics": "timm"}, 224, "timm"), ("vit_r26_s32", {"stem_numerics": "timm"}, 224, "timm"),
     ("vit_r50_b16", {"stem_numerics": "timm"}, 224, "timm"), ("mixer_b16", {}, 224, "timm"),
+    ("nf_resnet50", {}, 224, "timm"), ("mobilenetv2_100", {}, 224, "timm"),
+    ("mobilenetv3_large_100", {}, 224, "timm"), ("mobilenetv3_small_100", {}, 224, "timm"),
     ("deit_s16_distilled", {}, 224, "timm"), ("deit_b16_distilled", {}, 224, "timm"),
     ("dinov2_vits14", BARE, 224, "timm"), ("dinov2_vitb14_reg", BARE, 224, "timm"),
     ("dinov3_vits16", BARE, 256, "timm"), ("dinov3_vits16plus", BARE, 256, "timm"),
@@ -69,7 +71,15 @@ def random(name: str, fields: dict, size: int) -> Stored:
 
     params = {path: Tensor.of(draw(path, shape)) for path, shape in describe.shapes(model, size).items()}
     names = tuple(f"class {i}" for i in range(model.num_classes))
-    return Stored(model, params, Preprocess(size, 0.9, "bicubic"), names, source="random")
+    variables = {
+        path: np.exp(0.2 * rng.standard_normal(shape)).astype(np.float32)
+        if path.endswith("/var")
+        else draw(path, shape)
+        for path, shape in describe.variables(model, size).items()
+    }
+    return Stored(
+        model, params, Preprocess(size, 0.9, "bicubic"), names, source="random", variables=trees.nested(variables)
+    )
 
 
 def measure(name: str, fields: dict, size: int, to: str, folder: pathlib.Path) -> dict:
@@ -82,6 +92,7 @@ def measure(name: str, fields: dict, size: int, to: str, folder: pathlib.Path) -
         exact = again.model == there.model and all(
             np.array_equal(again.params[key].read(), value.read()) for key, value in there.params.items()
         )
+        exact &= jax.tree.all(jax.tree.map(np.array_equal, again.variables, there.variables))
     return {
         "model": name, "fields": fields, "format": to,
         "parameters": sum(math.prod(t.shape) for t in there.params.values()),

@@ -4,6 +4,12 @@ import jax
 import numpy as np
 
 
+def both(model, image, *, train=False):
+    """Features and logits of an image model, as a ``method`` of ``Module.apply``."""
+    found = model.features(image, train=train)
+    return found, model.classify(found) if model.num_classes else found.pooled
+
+
 def captured(stored, *inputs, also=(), **options):
     """The model's result, and by name what its encoder's blocks (and modules in ``also``) give.
 

@@ -4,14 +4,16 @@ import json
 import types
 from typing import Any
 
+import jax
 import numpy as np
 
-from tests.convert.outputs import captured
+from tests.convert.outputs import both, captured
 from vit_jax.convert.pretrained import Stored
 from vit_jax.convert.rules import back, into
 from vit_jax.convert.timm import FORMAT
 from vit_jax.io.tensors import Tensor
 from vit_jax.models import describe
+from vit_jax.trees import nested
 
 
 def randomise(torch: Any, module: Any, seed: int = 0) -> Any:
@@ -54,14 +56,17 @@ def convert(theirs: dict[str, Tensor], about: dict[str, Any] | None, model: str 
     module = describe.build(found.model, model)
     shapes = describe.shapes(module, found.preprocess.size)
     rules = FORMAT.rules(module, found.layout)
-    params, notes = into(rules, theirs, shapes, source="it", unused=found.unused)
-    pretrained = Stored(module, params, found.preprocess, found.class_names, notes=(*found.notes, *notes))
+    others = describe.variables(module, found.preprocess.size)
+    params, notes = into(rules, theirs, shapes | others, source="it", unused=found.unused)
+    variables = nested({path: params.pop(path).read() for path in others})
+    notes = (*found.notes, *notes)
+    pretrained = Stored(module, params, found.preprocess, found.class_names, notes=notes, variables=variables)
     return types.SimpleNamespace(pretrained=pretrained, found=found, rules=rules)
 
 
 def ours(pretrained: Stored, images: np.ndarray) -> dict[str, np.ndarray]:
     """Logits, pooled features, tokens, and what every block gives."""
-    (features, logits), blocks = captured(pretrained, images, train=False, method="_run")
+    (features, logits), blocks = captured(pretrained, images, train=False, method=both)
     return {"logits": logits, "pooled": features.pooled, "tokens": features.tokens} | blocks
 
 
@@ -78,6 +83,21 @@ def theirs(torch: Any, module: Any, images: np.ndarray) -> dict[str, np.ndarray]
     for hook in hooks:
         hook.remove()
     return {k: v.numpy() for k, v in found.items()}
+
+
+def of_stages(pretrained: Stored, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Logits, pooled features and tokens of a model of stages."""
+    variables = {"params": pretrained.tree(), **pretrained.variables}
+    features, logits = jax.jit(lambda v, x: pretrained.model.apply(v, x, train=False, method=both))(variables, images)
+    return {"tokens": features.tokens, "pooled": features.pooled, "logits": logits}
+
+
+def theirs_of_stages(torch: Any, module: Any, images: np.ndarray) -> dict[str, np.ndarray]:
+    with torch.no_grad():
+        grid = module.forward_features(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+        found = {"tokens": grid.flatten(2).transpose(1, 2), "pooled": module.forward_head(grid, pre_logits=True)}
+        found["logits"] = module.forward_head(grid)
+    return {name: x.numpy() for name, x in found.items()}
 
 
 def photos(size: int, batch: int = 2) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Depthwise convolution against loops in float64, forward and backward."""
+"""Convolutions, depthwise and not, against loops in float64, forward and backward."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax.layers.conv import IMPLEMENTATIONS, DepthwiseConv, depthwise
+from vit_jax.layers.conv import IMPLEMENTATIONS, Conv, DepthwiseConv, depthwise
 from vit_jax.types import UserError
 
 
@@ -34,13 +34,19 @@ def gradients(x, kernel, g):
 
 @pytest.mark.first(2)
 @pytest.mark.parametrize("how", IMPLEMENTATIONS)
-@pytest.mark.parametrize(("shape", "size"), [((3, 5, 4, 6), 3), ((1, 2, 3, 5), 7)])
-def test_equals_the_sum_in_float64(rng, how, shape, size):
-    x, g, kernel = (rng.standard_normal(s) for s in (shape, shape, (size, size, 1, shape[-1])))
+@pytest.mark.parametrize(
+    ("shape", "size", "stride"), [((3, 5, 4, 6), 3, 1), ((1, 2, 3, 5), 7, 1), ((2, 5, 6, 3), 5, 2)]
+)
+def test_equals_the_sum_in_float64(rng, how, shape, size, stride):
+    """With a stride every second output, whose gradients are those of all with zeros between."""
+    x, kernel, g = (rng.standard_normal(s) for s in (shape, (size, size, 1, shape[-1]), shape))
     low = [jnp.asarray(a, jnp.float32) for a in (x, kernel)]
-    y, back = jax.vjp(lambda x, k: depthwise(how, x, k), *low)
-    np.testing.assert_allclose(y, reference(x, kernel), atol=1e-5)
-    for got, want in zip(back(jnp.asarray(g, jnp.float32)), gradients(x, kernel, g), strict=True):
+    y, back = jax.vjp(lambda x, k: depthwise(how, stride, x, k), *low)
+    np.testing.assert_allclose(y, reference(x, kernel)[:, ::stride, ::stride], atol=1e-5)
+    some = np.zeros(shape)
+    some[:, ::stride, ::stride] = g[:, ::stride, ::stride]
+    found = back(jnp.asarray(g[:, ::stride, ::stride], jnp.float32))
+    for got, want in zip(found, gradients(x, kernel, some), strict=True):
         np.testing.assert_allclose(got, want, atol=2e-5)
 
 
@@ -48,7 +54,7 @@ def test_equals_the_sum_in_float64(rng, how, shape, size):
 def test_bfloat16_is_summed_in_float32(rng, how):
     """Operands are rounded, sums are not: the result is the float64 one of rounded operands, rounded once."""
     x, kernel = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in ((2, 6, 6, 3), (7, 7, 1, 3)))
-    y, back = jax.vjp(lambda x, k: depthwise(how, x, k), x.astype(jnp.bfloat16), kernel)
+    y, back = jax.vjp(lambda x, k: depthwise(how, 1, x, k), x.astype(jnp.bfloat16), kernel)
     low = [np.asarray(a.astype(jnp.bfloat16), np.float64) for a in (x, kernel)]
     want = reference(*low)
     assert y.dtype == jnp.bfloat16
@@ -66,4 +72,17 @@ def test_layer(rng):
     np.testing.assert_allclose(y, np.asarray(bare) + np.arange(3), atol=1e-6)
     np.testing.assert_allclose(bare, reference(np.asarray(x), np.asarray(params["kernel"])), atol=1e-5)
     with pytest.raises(UserError, match="unknown implementation of depthwise convolutions 'shift'"):
-        depthwise("shift", x, params["kernel"])
+        depthwise("shift", 1, x, params["kernel"])
+
+
+@pytest.mark.parametrize(("size", "stride", "dtype"), [(3, 2, "float32"), (1, 1, "bfloat16")])
+def test_a_convolution_is_one_of_every_pair_of_channels(rng, size, stride, dtype):
+    x, kernel = rng.standard_normal((2, 5, 4, 3)), rng.standard_normal((size, size, 3, 7))
+    params = {"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.arange(7.0)}
+    y = Conv(7, size, stride, dtype=dtype).apply({"params": params}, jnp.asarray(x, jnp.float32))
+    if dtype == "bfloat16":
+        x, kernel = (np.asarray(jnp.asarray(a, dtype), np.float64) for a in (x, kernel))
+    pairs = [sum(reference(x[..., i : i + 1], kernel[:, :, i : i + 1, j : j + 1]) for i in range(3)) for j in range(7)]
+    want = np.concatenate(pairs, axis=-1)[:, ::stride, ::stride] + np.arange(7)
+    assert y.dtype == dtype
+    np.testing.assert_allclose(np.asarray(y, np.float64), want, rtol=2**-8 if dtype == "bfloat16" else 1e-5, atol=2e-5)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.convert.outputs import both
 from tests.layers.test_conv import reference as depthwise
 from vit_jax import architectures, models
 
@@ -93,6 +94,6 @@ def test_equals_the_paper_in_float64(rng, run, epsilon, final_norm):
     shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), image)["params"])
     params = jax.tree.map(lambda s: jnp.asarray(rng.standard_normal(s.shape) * 0.3, jnp.float32), shapes)
     tokens, logits = reference(jax.tree.map(lambda a: np.asarray(a, np.float64), params), image, epsilon, final_norm)
-    found, got = run(model, params, jnp.asarray(image, jnp.float32), train=False, method="_run")
+    found, got = run(model, params, jnp.asarray(image, jnp.float32), train=False, method=both)
     np.testing.assert_allclose(found.tokens, tokens, atol=2e-5)
     np.testing.assert_allclose(got, logits, atol=2e-5)

@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import types
 
 import chex
 import jax
@@ -234,6 +235,20 @@ def test_variables_of_another_model_are_left_out_and_noted():
         ["its batch_stats are not used"],
     )
     assert start.fitting(mine, {}) == (None, ["its batch_stats are not used"]) and start.fitting({}, mine) == (None, [])
+
+
+def test_variables_follow_the_image_encoder():
+    alone = {"batch_stats": {"norm": {"mean": np.zeros(4)}}}
+    inside = {"batch_stats": {"image_tower": alone["batch_stats"]}}
+    image, pair = models.create("vit_ti16"), models.create("clip_vit_b32")
+    for variables, theirs, ours, want in (
+        (alone, image, image, alone),
+        (inside, pair, pair, inside),
+        (alone, image, pair, inside),
+        (inside, pair, image, alone),
+        ({"ranges": {"text_tower": {}}}, pair, image, {}),
+    ):
+        assert start.moved(types.SimpleNamespace(model=theirs, variables=variables), ours) == want
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import contextlib
 import json
 import pathlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from vit_jax.convert import pretrained, run_folder, zoo
@@ -15,7 +15,7 @@ from vit_jax.convert.format import Format, Reading
 from vit_jax.convert.formats import FORMATS
 from vit_jax.convert.locate import locate
 from vit_jax.convert.pretrained import Stored
-from vit_jax.convert.rules import into
+from vit_jax.convert.rules import Rule, into
 from vit_jax.data import imagenet, text
 from vit_jax.io import atomic
 from vit_jax.io.hub import choose
@@ -87,7 +87,9 @@ def _foreign(
     module = describe.build(fields, model)
     shapes = describe.shapes(module, found.native or found.preprocess.size)
     rules = fmt.reader(theirs).rules(module, found.layout)
-    params, notes = into(rules, theirs, shapes, source=source, unused=found.unused)
+    others = _claimed(rules, describe.variables(module, found.preprocess.size))
+    params, notes = into(rules, theirs, {**shapes, **others}, source=source, unused=found.unused)
+    variables = nested({path: params.pop(path).read() for path in others})
     names, classes = found.class_names, describe.classes(module)
     if not names and classes == imagenet.CLASSES and (told := _said_imagenet(beside(file), source)):
         names = tuple(imagenet.classes().values())
@@ -110,9 +112,15 @@ def _foreign(
         source,
         tuple(notes),
         encoder=found.encoder,
+        variables=variables,
         assumed=assumed,
         native=found.native,
     )
+
+
+def _claimed(rules: Iterable[Rule], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Those of ``shapes`` whose paths some rule gives."""
+    return {path: shapes[path] for rule in rules for path in rule.ours if path in shapes}
 
 
 def _said_imagenet(about: About, source: str) -> str:

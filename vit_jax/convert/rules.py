@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from vit_jax.convert.transforms import (
+    CONV,
     HALVES,
     LINEAR,
     SAME,
@@ -59,10 +60,22 @@ def torch_linear(theirs: str, ours: str) -> list[Rule]:
     return [rule(f"{theirs}.weight", f"{ours}/kernel", LINEAR), rule(f"{theirs}.bias", f"{ours}/bias")]
 
 
+def torch_conv(theirs: str, ours: str, bias: bool = True) -> list[Rule]:
+    """Weight and bias of a ``torch.nn.Conv2d``."""
+    found = [rule(f"{theirs}.weight", f"{ours}/kernel", CONV)]
+    return [*found, rule(f"{theirs}.bias", f"{ours}/bias")] if bias else found
+
+
 def torch_norm(theirs: str, ours: str, bias: bool = True) -> list[Rule]:
     """Weight and bias of a norm."""
     found = [rule(f"{theirs}.weight", f"{ours}/scale")]
     return [*found, rule(f"{theirs}.bias", f"{ours}/bias")] if bias else found
+
+
+def torch_batch_norm(theirs: str, ours: str) -> list[Rule]:
+    """Weight, bias and running statistics of a ``torch.nn.BatchNorm2d``."""
+    running = (rule(f"{theirs}.running_{name}", f"batch_stats/{ours}/{name}") for name in ("mean", "var"))
+    return [*torch_norm(theirs, ours), *running]
 
 
 def torch_mlp(theirs: str, ours: str, names: tuple[str, str] = (".fc1", ".fc2")) -> list[Rule]:

@@ -33,6 +33,10 @@ CONV = permute(2, 3, 1, 0)
 """``torch.nn.Conv2d``'s weight ``[out, in, h, w]`` <-> ``[h, w, in, out]``."""
 
 
+CONV1X1 = Transform(lambda x: (x[:, :, 0, 0].T,), lambda x: (x.T[:, :, None, None],))
+"""That of 1x1, ``[out, in, 1, 1]`` <-> ``[in, out]``."""
+
+
 HALVES = Transform(lambda x: tuple(half.T for half in np.split(x, 2)), lambda *xs: (np.concatenate([x.T for x in xs]),))
 """Two torch weights ``[out, in]`` (or biases), one below the other <-> ``[in, out]`` each."""
 

@@ -101,8 +101,8 @@ def outputs(pretrained: Stored) -> Callable[..., Outputs]:
       at padding: what a causal decoder makes of padding is nobody's output, and projects differ in it.
     """
     model = models.replace_in_towers(pretrained.model, dtype="float32")
-    tree = pretrained.tree(jnp.asarray)
-    apply = jax.jit(lambda params, *xs: _named(model.apply({"params": params}, *xs)))
+    tree = {"params": pretrained.tree(jnp.asarray), **pretrained.variables}
+    apply = jax.jit(lambda variables, *xs: _named(model.apply(variables, *xs)))
 
     def run(*xs: np.ndarray) -> Outputs:
         with jax.default_matmul_precision("highest"):

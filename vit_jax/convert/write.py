@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import pathlib
+from collections.abc import Iterable
 
 from vit_jax.config import lookup
 from vit_jax.convert import rules, run_folder
-from vit_jax.convert.format import check
+from vit_jax.convert.format import Format, check
 from vit_jax.convert.formats import FILES, FORMATS, TARGETS
-from vit_jax.convert.pretrained import Stored
+from vit_jax.convert.pretrained import Stored, leaves
 from vit_jax.io import atomic, jsonfile
 from vit_jax.io.sidecar import About
 from vit_jax.io.tensors import Tensors, write_npz, write_safetensors
@@ -36,9 +37,6 @@ def save(pretrained: Stored, target: str | pathlib.Path, to: str) -> list[str]:
     check_target(target, to)
     if fmt is not None:
         check(pretrained.model, fmt, FORMATS.values())
-        if pretrained.variables:
-            kept = ", ".join(pretrained.variables)
-            raise UserError(f"{fmt.title} has no place for this model's {kept}; write it as vit_jax.")
     writing = None if fmt is None else fmt.write(pretrained)
     if writing and is_file(target) and (files := [n for n, v in writing.about.items() if isinstance(v, bytes)]):
         raise UserError(f"{files[0]} belongs beside these weights, and {target} is one file; name a folder.")
@@ -47,8 +45,9 @@ def save(pretrained: Stored, target: str | pathlib.Path, to: str) -> list[str]:
             with atomic.new_folder(target) as folder:
                 run_folder.save(pretrained.fitted(), folder)
             return []
+        rows = fmt.rules(pretrained.model, writing.layout)
         tensors = {
-            **rules.back(fmt.rules(pretrained.model, writing.layout), pretrained.params, name=to),
+            **rules.back(rows, {**pretrained.params, **_variables(pretrained, rows, fmt)}, name=to),
             **writing.extra,
         }
         if is_file(target):
@@ -59,6 +58,19 @@ def save(pretrained: Stored, target: str | pathlib.Path, to: str) -> list[str]:
         return list(writing.notes)
     except OSError as e:
         raise UserError(f"{target} cannot be written ({e.strerror or e}); nothing was left there.") from e
+
+
+def _variables(pretrained: Stored, rows: Iterable[rules.Rule], fmt: Format) -> Tensors:
+    """The model's collections besides the parameters, by path.
+
+    Raises:
+      UserError: the format has no place for them.
+    """
+    found = leaves(pretrained.variables)
+    known = {path for row in rows for path in row.ours}
+    if lost := dict.fromkeys(path.partition("/")[0] for path in found if path not in known):
+        raise UserError(f"{fmt.title} has no place for this model's {', '.join(lost)}; write it as vit_jax.")
+    return found
 
 
 def check_target(target: pathlib.Path, to: str) -> None:

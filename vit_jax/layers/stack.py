@@ -30,45 +30,56 @@ def common(source: nn.Module, target: type[nn.Module]) -> dict[str, Any]:
     return {f.name: getattr(source, f.name) for f in dataclasses.fields(source) if f.name in theirs}
 
 
-class Blocks(nn.Module):
-    """Fields of every tower of residual blocks, whether it is one stack of them or several stages.
+class Layered(nn.Module):
+    """Fields of every tower of residual blocks, whatever these are made of.
+
+    Attributes:
+      drop_path: stochastic depth rate of the last block; grows linearly from 0.
+      dtype: compute type; parameters are float32, logits too.
+      scan: run the blocks as one ``lax.scan`` over stacked parameters, which compiles one block instead of ``depth``.
+      remat: what the backward pass recomputes instead of keeping: "none" or a name in
+        :data:`vit_jax.layers.block.REMAT`.
+    """
+
+    drop_path: Rate = 0.0
+    dtype: DType = "float32"
+    scan: bool = resumable(False)
+    remat: Remat = resumable("none")
+
+    def stack(self, block: Any, **options: Any) -> Encoder:
+        """The encoder of such blocks; ``options`` are fields of :class:`Encoder`, over those of the tower."""
+        return Encoder(block=block, **{"stochastic": bool(self.drop_path), **common(self, Encoder), **options})
+
+
+class Blocks(Layered):
+    """Fields of every tower of blocks with MLPs, whether it is one stack of them or several stages.
 
     Attributes:
       dropout: dropout rate after the embedding of a Transformer, after every residual branch and after the activation
         of MLPs.
-      drop_path: stochastic depth rate of the last block; grows linearly from 0.
       layer_scale: initial value of the learned scale of every residual branch (LayerScale); None for no such scale.
       activation: nonlinearity of the MLPs, attention pooling's included: a name such as "gelu" or a spec such as
         ``topk(24)``.
       norm_epsilon: added to the variance in every layer norm.
       mlp_linear: linear map (dense, or a structured one) of the MLPs' two products; across channels, where there are
         MLPs across tokens too.
-      dtype: compute type; parameters are float32, logits too.
-      scan: run the blocks as one ``lax.scan`` over stacked parameters, which compiles one block instead of ``depth``.
-      remat: what the backward pass recomputes instead of keeping: "none" or a name in
-        :data:`vit_jax.layers.block.REMAT`.
       adapter: what the output of every residual branch goes through before it is added; None for nothing.
       ffn: what stands in place of the MLPs across channels: ``gated(align=8)``, with ``activation="silu"`` a SwiGLU;
         None for the two-layer MLP.
     """
 
     dropout: Rate = 0.0
-    drop_path: Rate = 0.0
     layer_scale: Finite | None = None
     activation: Activation = "gelu"
     norm_epsilon: Share = EPSILON
     mlp_linear: Spec = Dense()
-    dtype: DType = "float32"
-    scan: bool = resumable(False)
-    remat: Remat = resumable("none")
     adapter: Adapter | None = None
     ffn: FFNSpec | None = None
 
     def stack(self, block: Callable[..., nn.Module], **options: Any) -> Encoder:
-        """The encoder of such blocks; ``options`` are fields of :class:`Encoder`, over those of the tower."""
+        """The encoder of such blocks, which get the fields that they share with the tower."""
         stochastic = bool(self.dropout or self.drop_path)
-        fields = {**common(self, Encoder), **options}
-        return Encoder(block=self.with_fields(block), stochastic=stochastic, **fields)
+        return super().stack(self.with_fields(block), **{"stochastic": stochastic, **options})
 
     def with_fields(self, block: Callable[..., nn.Module]) -> Any:
         """``block`` with the fields that it shares with the tower, or one such for every depth."""

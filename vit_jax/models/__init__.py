@@ -23,7 +23,9 @@ from vit_jax.models.convnext import ConvNeXt
 from vit_jax.models.hornet import HorNet
 from vit_jax.models.images import IMAGE_MODELS, IMAGES
 from vit_jax.models.mixer import Mixer
+from vit_jax.models.mobilenet import MobileNet
 from vit_jax.models.monarch_mixer import MonarchMixer
+from vit_jax.models.nf_resnet import NFResNet
 from vit_jax.models.roles import Model, Role
 from vit_jax.models.text import TextTransformer
 from vit_jax.models.two_tower import Embedded, TwoTower
@@ -32,8 +34,9 @@ from vit_jax.models.vit import ViT
 
 __all__ = [
     "ALIASES", "FAMILIES", "IMAGES", "MODELS", "NAMES", "Captioner", "CoCa", "ConvNeXt", "Embedded", "Features",
-    "HorNet", "ImageModel", "ImageTextModel", "Mixer", "Model", "ModelFn", "MonarchMixer", "Role", "TextTransformer",
-    "TwoTower", "Variables", "ViT", "Vim", "cast_kernels", "create", "names", "portable", "replace_in_towers",
+    "HorNet", "ImageModel", "ImageTextModel", "Mixer", "MobileNet", "Model", "ModelFn", "MonarchMixer", "NFResNet",
+    "Role", "TextTransformer", "TwoTower", "Variables", "ViT", "Vim", "cast_kernels", "create", "names", "portable",
+    "replace_in_towers",
 ]  # fmt: skip
 
 MODELS: dict[str, Variant] = {
@@ -45,7 +48,7 @@ MODELS: dict[str, Variant] = {
 }
 """Name -> class with the variant's fields."""
 
-FAMILIES = ("vit", "mixer", "monarch_mixer", "vim", "convnext", "hornet", "two_tower", "coca")
+FAMILIES = ("vit", "mixer", "monarch_mixer", "vim", "convnext", "hornet", "nf_resnet", "mobilenet", "two_tower", "coca")
 """The names that are no size of anything yet."""
 
 NAMES: dict[str, Variant] = MODELS | {alias: MODELS[name] for alias, name in ALIASES.items()}

@@ -22,7 +22,7 @@ from vit_jax.layers.linear.block_sparse import BlockSparse
 from vit_jax.layers.linear.int8 import Int8
 from vit_jax.layers.linear.monarch import Monarch
 from vit_jax.layers.linear.sparse24 import Packed24
-from vit_jax.layers.stack import Blocks, TransformerStack
+from vit_jax.layers.stack import Layered, TransformerStack
 from vit_jax.models.roles import Model, Role
 from vit_jax.types import OutputActivation, Params
 
@@ -225,7 +225,7 @@ def needs_barriers(model: nn.Module) -> bool:
 
 
 PLAIN: dict[type, dict[str, Any]] = {
-    Blocks: {"scan": False, "remat": "none"},
+    Layered: {"scan": False, "remat": "none"},
     TransformerStack: {"attention": "xla"},
     **{spec: {"implementation": "xla"} for spec in (Monarch, BlockDiagonal, BlockSparse, Packed24, Int8)},
 }

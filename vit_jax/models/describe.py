@@ -13,7 +13,7 @@ from vit_jax import config, models, trees
 from vit_jax.layers.linear import LinearSpec
 from vit_jax.layers.linear.specs import name_of
 from vit_jax.layers.mlp import TOPK
-from vit_jax.models.base import abstract_init
+from vit_jax.models.base import abstract_init, split_variables
 from vit_jax.types import UsageError
 
 
@@ -168,5 +168,13 @@ def _spelled(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def shapes(model: Any, size: int) -> dict[str, tuple[int, ...]]:
     """Path -> shape of the model's parameters for images of ``size`` pixels; computes nothing."""
-    tree = abstract_init(model, model.inputs(size))["params"]
+    return _flat(split_variables(abstract_init(model, model.inputs(size)))[0])
+
+
+def variables(model: Any, size: int) -> dict[str, tuple[int, ...]]:
+    """Likewise of the model's collections besides the parameters, ``batch_stats/...`` for instance."""
+    return _flat(split_variables(abstract_init(model, model.inputs(size)))[1])
+
+
+def _flat(tree: Any) -> dict[str, tuple[int, ...]]:
     return {path: tuple(leaf.shape) for path, leaf in trees.flat(nn.unbox(tree)).items()}

@@ -19,7 +19,7 @@ from vit_jax.layers.norm import EPSILON, LayerNorm
 from vit_jax.layers.stack import common
 from vit_jax.models.base import ImageModel
 from vit_jax.models.roles import Kind
-from vit_jax.models.stages import Grid, Stages, on_grid
+from vit_jax.models.stages import Grid, Stages, each_stage, on_grid
 from vit_jax.types import UserError
 
 KERNEL, LOCAL_KERNEL = 7, 3
@@ -155,7 +155,7 @@ class HorNet(Stages):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.each_stage("orders")
+        each_stage(self, "depths", "orders")
         for width, order in zip(self.widths, self.orders, strict=True):
             unit = 2 ** (order - 1) * (1 + self.global_filters)  # global filters take half of the channels
             if width % unit:

@@ -7,7 +7,9 @@ from vit_jax.config import Variant
 from vit_jax.models.convnext import ConvNeXt
 from vit_jax.models.hornet import HorNet
 from vit_jax.models.mixer import Mixer
+from vit_jax.models.mobilenet import MobileNet
 from vit_jax.models.monarch_mixer import MonarchMixer
+from vit_jax.models.nf_resnet import NFResNet
 from vit_jax.models.vim import Vim
 from vit_jax.models.vit import ViT
 
@@ -18,6 +20,8 @@ IMAGE_MODELS: dict[str, Variant] = {
     "vim": Variant(Vim),
     "convnext": Variant(ConvNeXt),
     "hornet": Variant(HorNet),
+    "nf_resnet": Variant(NFResNet),
+    "mobilenet": Variant(MobileNet),
     **{name: Variant(ViT, fields) for name, fields in architectures.VIT.items()},
     **{name: Variant(ViT, fields) for name, fields in architectures.MODERN.items()},
     **{name: Variant(Mixer, fields) for name, fields in architectures.MIXER.items()},
@@ -25,6 +29,8 @@ IMAGE_MODELS: dict[str, Variant] = {
     **{name: Variant(Vim, fields) for name, fields in architectures.VIM.items()},
     **{name: Variant(ConvNeXt, fields) for name, fields in architectures.CONVNEXT.items()},
     **{name: Variant(HorNet, fields) for name, fields in architectures.HORNET.items()},
+    **{name: Variant(NFResNet, fields) for name, fields in architectures.NF_RESNET.items()},
+    **{name: Variant(MobileNet, fields) for name, fields in architectures.MOBILENET.items()},
 }
 """Name -> class with the variant's fields."""
 

@@ -6,7 +6,7 @@ ConvNeXt (Liu et al. 2022, arXiv:2201.03545, section 2.2) and what was built aft
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -32,6 +32,24 @@ def on_grid(run: Callable[[jax.Array], jax.Array], x: jax.Array, grid: Grid) -> 
     return y.reshape(x.shape[0], -1, y.shape[-1])
 
 
+def each_stage(model: nn.Module, first: str, *others: str) -> None:
+    """Raises a :class:`UserError` where one of the fields ``others`` has not an entry for each one of ``first``."""
+    stages = getattr(model, first)
+    for field in others:
+        if not len(values := getattr(model, field)) == len(stages) > 0:
+            raise UserError(
+                f"{field}={values} is of {len(values)} stages and {first}={stages} of {len(stages)}; "
+                "give both an entry for each stage."
+            )
+
+
+def drop_path_rates(rate: float, depths: Sequence[int], stage: int) -> dict[str, float]:
+    """Stochastic depth of a stage's first and last block: by a line over all blocks from 0 to ``rate``."""
+    before, last = sum(depths[:stage]), max(sum(depths) - 1, 1)
+    ends = {"first_drop_path": before, "drop_path": before + depths[stage] - 1}
+    return {name: rate * block / last for name, block in ends.items()}
+
+
 class Stages(Blocks, ImageModel):
     """Patches and a norm, stages of blocks, between two of them a norm and patches of 2x2, the average, a norm, a head.
 
@@ -52,7 +70,7 @@ class Stages(Blocks, ImageModel):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.each_stage("widths")
+        each_stage(self, "depths", "widths")
 
     def block(self, stage: int) -> Callable[..., nn.Module]:
         """Makes a block of the stage, a module ``(tokens [B, N, D], *, grid, key, drop_path) -> [B, N, D]``."""
@@ -67,15 +85,6 @@ class Stages(Blocks, ImageModel):
     def stride(self) -> int:
         """Pixels along a side of what one token of the last stage stands for."""
         return self.patch * 2 ** (len(self.depths) - 1)
-
-    def each_stage(self, field: str) -> None:
-        """Raises a :class:`UserError` where a field has no value for each stage."""
-        values = getattr(self, field)
-        if not len(values) == len(self.depths) > 0:
-            raise UserError(
-                f"{field}={values} is of {len(values)} stages and depths={self.depths} of {len(self.depths)}; "
-                "give both an entry for each stage."
-            )
 
     def check_side(self, height: int, width: int, what: str = "image size") -> None:
         """Raises a :class:`UserError` where the last stage has no whole number of tokens."""
@@ -105,9 +114,6 @@ class Stages(Blocks, ImageModel):
         return Features(tokens, norm(name="norm")(average(tokens)))
 
     def _stage(self, i: int) -> Any:
-        """Stochastic depth grows over the blocks of all stages."""
-        before, last = sum(self.depths[:i]), max(sum(self.depths) - 1, 1)
-        ends = {"first_drop_path": before, "drop_path": before + self.depths[i] - 1}
-        rates = {name: self.drop_path * block / last for name, block in ends.items()}
+        rates = drop_path_rates(self.drop_path, self.depths, i)
         block = functools.partial(self.block(i), mlp_dim=MLP_RATIO * self.widths[i])
         return self.stack(block, depth=self.depths[i], **rates, final_norm=False, name=f"stage_{i}")

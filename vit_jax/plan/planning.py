@@ -18,7 +18,7 @@ from vit_jax import config as configs
 from vit_jax import trees
 from vit_jax.config import parse
 from vit_jax.io import cache, jsonfile
-from vit_jax.layers.stack import Blocks
+from vit_jax.layers.stack import Layered
 from vit_jax.plan import hlo, program, schedule, topology
 from vit_jax.plan.report import Exchange, Kernel, Memory, Plan, Time
 from vit_jax.plan.topology import Topology
@@ -143,7 +143,7 @@ def settings(config: TrainConfig) -> dict[str, Any]:
 
 def stacks(model: Any, path: str = "model") -> dict[str, Any]:
     """Key of a configuration -> the part of a model that is made of blocks, which may be scanned and recomputed."""
-    found = {path: model} if isinstance(model, Blocks) else {}
+    found = {path: model} if isinstance(model, Layered) else {}
     for name, value in trees.fields(model).items():
         if isinstance(value, nn.Module):
             found |= stacks(value, f"{path}.{name}")

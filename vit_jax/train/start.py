@@ -139,13 +139,23 @@ def _initial(setup: Setup, source: str) -> tuple[Params, Any, str, list[str]]:
         new_head = found.class_names != setup.train.info.class_names
         size = setup.config.augment.size
         params, notes = fitted(found, setup.model, setup.shapes.params, size, new_head=new_head)
-        variables, left_out = fitting(found.variables, setup.shapes.variables)
+        variables, left_out = fitting(moved(found, setup.model), setup.shapes.variables)
     was, norm = found.preprocess, setup.config.augment.norm
     if not np.allclose(was.mean + was.std, norm.mean + norm.std, atol=1e-6):
         kept = was.augment()["norm"]
         kept = kept if isinstance(kept, str) else f"norm(mean={was.mean}, std={was.std})"
         notes.append(f"its images were normalised otherwise (--config.augment.norm='{kept}' keeps that)")
     return params, variables, found.source, [*found.notes, *notes, *left_out]
+
+
+def moved(found: Stored, ours: Any) -> Mapping[str, Any]:
+    """The variables of ``found`` where the model ``ours`` has those of its image encoder."""
+    variables, theirs = found.variables, found.model.ENCODER
+    if theirs == ours.ENCODER:
+        return variables
+    if theirs:
+        variables = {name: tree[theirs] for name, tree in variables.items() if theirs in tree}
+    return {name: {ours.ENCODER: tree} for name, tree in variables.items()} if ours.ENCODER else variables
 
 
 def fitting(variables: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, list[str]]:

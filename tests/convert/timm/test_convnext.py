@@ -3,12 +3,20 @@
 import json
 import re
 
-import jax
 import numpy as np
 import pytest
 
 from tests.convert.cases import rest_slow
-from tests.convert.timm_models import convert, gaps, photos, randomise, same_bits, tensors_of
+from tests.convert.timm_models import (
+    convert,
+    gaps,
+    of_stages,
+    photos,
+    randomise,
+    same_bits,
+    tensors_of,
+    theirs_of_stages,
+)
 from vit_jax.convert.format import check
 from vit_jax.convert.preprocess import Preprocess
 from vit_jax.convert.pretrained import Stored
@@ -38,28 +46,14 @@ def theirs_of(timm, torch, case):
     return module, {"architecture": name, "model_args": args, "pretrained_cfg": images}
 
 
-def outputs(pretrained, images):
-    run = jax.jit(lambda params, x: pretrained.model.apply({"params": params}, x, train=False, method="_run"))
-    features, logits = run(pretrained.tree(), images)
-    return {"tokens": features.tokens, "pooled": features.pooled, "logits": logits}
-
-
-def peers(torch, module, images):
-    with torch.no_grad():
-        grid = module.forward_features(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
-        found = {"tokens": grid.flatten(2).transpose(1, 2), "pooled": module.forward_head(grid, pre_logits=True)}
-        found["logits"] = module.forward_head(grid)
-    return {name: x.numpy() for name, x in found.items()}
-
-
 @pytest.mark.parametrize("case", rest_slow(CASES, "tiny", "conv_mlp", "norm_first"))
 def test_tokens_and_logits_are_timms(case, timm, torch):
     module, about = theirs_of(timm, torch, case)
     there = tensors_of(module)
     found = convert(there, about)
     pretrained, images = found.pretrained, photos(64)
-    want = peers(torch, module, images)
-    assert max(gaps(outputs(pretrained, images), want).values()) <= 2e-5 * max(1, np.abs(want["tokens"]).max())
+    want = theirs_of_stages(torch, module, images)
+    assert max(gaps(of_stages(pretrained, images), want).values()) <= 2e-5 * max(1, np.abs(want["tokens"]).max())
     assert np.std(want["logits"]) > 0.1 and np.abs(want["tokens"]).max() < 30
     again = back(found.rules, pretrained.params, name="it")
     assert again.keys() == there.keys() and all(same_bits(again[k].read(), there[k].read()) for k in there)
@@ -97,10 +91,10 @@ def test_timm_builds_what_is_written(case, timm, torch, tmp_path):
     assert writing.about["config.json"]["architecture"] == ("convnext_atto" if case == "named" else "convnext_tiny")
     module = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     images = photos(32)
-    want = outputs(pretrained, images)
-    assert gaps(peers(torch, module, images), want)["logits"] <= 2e-5 * max(1, np.abs(want["logits"]).max())
+    want = of_stages(pretrained, images)
+    assert gaps(theirs_of_stages(torch, module, images), want)["logits"] <= 2e-5 * max(1, np.abs(want["logits"]).max())
     peer = FORMAT.peer(tmp_path / "model.safetensors", pretrained.model)
-    np.testing.assert_array_equal(peer(images), peers(torch, module, images)["logits"])
+    np.testing.assert_array_equal(peer(images), theirs_of_stages(torch, module, images)["logits"])
     found = convert(tensors, writing.about["config.json"]).pretrained
     assert (found.model, found.preprocess, found.class_names) == (
         pretrained.model,

@@ -138,7 +138,9 @@ def read_config(about: About) -> Config:
     return Config(name, {**unseen, **pool, **(raw.get("model_args") or {})}, images, tuple(map(str, labels)))
 
 
-def preprocess(config: Config, size: int, crop: float, patch: int = 1) -> tuple[Preprocess, list[str]]:
+def preprocess(
+    config: Config, size: int, crop: float, patch: int = 1, usual: str = f"gelu and norm epsilon {EPSILON:g}"
+) -> tuple[Preprocess, list[str]]:
     """How images of ``size`` pixels are prepared, and what was assumed.
 
     Args:
@@ -146,6 +148,7 @@ def preprocess(config: Config, size: int, crop: float, patch: int = 1) -> tuple[
       size: side that the positions are for.
       crop: for want of a file.
       patch: pixels per token, fewer than which an image may have beyond ``size``.
+      usual: what else is assumed for want of a file.
 
     Raises:
       UserError: an entry that cannot be understood.
@@ -153,7 +156,7 @@ def preprocess(config: Config, size: int, crop: float, patch: int = 1) -> tuple[
     if config.architecture is None:
         assumed = "no config.json of timm's comes with it: images of mean and standard deviation 0.5, bicubic, crop"
         return Preprocess(size, crop, "bicubic", frame=Framing(rounding=ROUNDING)), [
-            f"{assumed} {crop:g}, gelu and norm epsilon 1e-6 are assumed"
+            f"{assumed} {crop:g}, {usual} are assumed"
         ]
     images, notes = config.images, []
     mean = rgb(images, "mean", (0.485, 0.456, 0.406), "config.json")

@@ -10,11 +10,11 @@ from vit_jax import architectures
 from vit_jax.convert.fields import depth, patches, shape
 from vit_jax.convert.format import Limit, Writing
 from vit_jax.convert.pretrained import Stored
-from vit_jax.convert.rules import Rule, rule, torch_linear, torch_mlp, torch_norm
+from vit_jax.convert.rules import Rule, rule, torch_conv, torch_linear, torch_mlp, torch_norm
 from vit_jax.convert.timm import image
 from vit_jax.convert.timm.config import Config, write_config
-from vit_jax.convert.timm.image import Found, Parts, refused
-from vit_jax.convert.transforms import CONV, LINEAR, Transform
+from vit_jax.convert.timm.image import Found, Parts, refused, side, usual
+from vit_jax.convert.transforms import CONV1X1, LINEAR
 from vit_jax.io.tensors import Tensors
 from vit_jax.models import ConvNeXt
 from vit_jax.models.convnext import KERNEL
@@ -36,8 +36,8 @@ PARTS = Parts(
     classifier="head.fc",
     sized=False,
 )
-SIZE, STAGES = 224, 4
-"""Side of the images where no file tells it, as no tensor does; how many stages timm's have."""
+STAGES = 4
+"""How many timm's have."""
 SCALE = 1e-6
 """Initial layer scale where no file tells it."""
 LIMITS = (
@@ -58,8 +58,6 @@ PAPER = {
     r"^head\.(weight|bias)$": r"head.fc.\1",
 }
 """Names of the paper's code -> timm's, as timm's own reader has it."""
-CONV1X1 = Transform(lambda x: (x[:, :, 0, 0].T,), lambda x: (x.T[:, :, None, None],))
-"""A convolution of 1x1, ``[out, in, 1, 1]`` <-> ``[in, out]``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,9 +77,7 @@ def fields(theirs: Tensors, config: Config) -> Found:
     Raises:
       UserError: a size or an option that ours has not; a tensor that tells a size is missing.
     """
-    for key, usual in (("global_pool", "avg"), ("output_stride", 32)):
-        if (value := config.args.get(key, usual)) != usual:
-            raise refused(f"{key}={value!r} of a ConvNeXt", f"only {usual!r} can")
+    usual(config, "a ConvNeXt", global_pool="avg", output_stride=32)
     depths = tuple(depth(theirs, rf"stages\.{i}\.blocks\.") for i in range(depth(theirs, r"stages\.")))
     widths = []
     for i in range(len(depths)):
@@ -97,41 +93,26 @@ def fields(theirs: Tensors, config: Config) -> Found:
     found |= {"patch": patches(theirs, "stem.0.weight")[1], "final_norm": "norm_pre.weight" in theirs}
     scaled = "stages.0.blocks.0.gamma" in theirs
     found["layer_scale"] = (config.args.get("ls_init_value") or SCALE) if scaled else None
-    side, notes = _side(config, found["patch"] * 2 ** (len(depths) - 1))
-    return found, Layout(conv_mlp), side, notes, {}
-
-
-def _side(config: Config, stride: int) -> tuple[int, list[str]]:
-    """Of the images that ``config`` tells of, and what was assumed."""
-    told = list(config.images.get("input_size") or ())[1:]
-    if not told:
-        side = SIZE // stride * stride
-        return side, [f"images of {side} pixels are assumed, as no tensor tells their size"]
-    if told[0] != told[-1] or told[0] % stride:
-        raise refused(f"images of {told} pixels", f"only squares can whose side {stride} divides")
-    return told[0], []
+    size, notes = side(config, found["patch"] * 2 ** (len(depths) - 1))
+    return found, Layout(conv_mlp), size, notes, {}
 
 
 def rules(model: ConvNeXt, layout: Layout) -> list[Rule]:
     """Every tensor of a file and what it is of ``model``."""
-    out = [*_conv("stem.0", "patch"), *torch_norm("stem.1", "norm_pre")]
+    out = [*torch_conv("stem.0", "patch"), *torch_norm("stem.1", "norm_pre")]
     for i, count in enumerate(model.depths):
         if i:
             out += torch_norm(f"stages.{i}.downsample.0", f"stage_{i}_norm")
-            out += _conv(f"stages.{i}.downsample.1", f"stage_{i}_down")
+            out += torch_conv(f"stages.{i}.downsample.1", f"stage_{i}_down")
         for j in range(count):
             a, b = f"stages.{i}.blocks.{j}", f"stage_{i}/block_{j}"
-            out += [*_conv(f"{a}.conv_dw", f"{b}/conv"), *torch_norm(f"{a}.norm", f"{b}/norm_mlp")]
+            out += [*torch_conv(f"{a}.conv_dw", f"{b}/conv"), *torch_norm(f"{a}.norm", f"{b}/norm_mlp")]
             mlp = torch_mlp(f"{a}.mlp", f"{b}/mlp")
             if layout.conv_mlp:
                 mlp = [dataclasses.replace(r, transform=CONV1X1) if r.transform is LINEAR else r for r in mlp]
             out += mlp if model.layer_scale is None else [*mlp, rule(f"{a}.gamma", f"{b}/scale_mlp")]
     out += torch_norm("norm_pre" if model.final_norm else "head.norm", "norm")
     return out + (torch_linear("head.fc", "head") if model.num_classes else [])
-
-
-def _conv(theirs: str, ours: str) -> list[Rule]:
-    return [rule(f"{theirs}.weight", f"{ours}/kernel", CONV), rule(f"{theirs}.bias", f"{ours}/bias")]
 
 
 def content(pretrained: Stored, layout: Layout) -> tuple[dict[str, Any], list[str]]:

@@ -23,6 +23,7 @@ from vit_jax.io import atomic
 from vit_jax.io.extras import needed
 from vit_jax.io.sidecar import About, beside
 from vit_jax.io.tensors import Tensor, Tensors, open_tensors
+from vit_jax.layers.norm import EPSILON
 from vit_jax.models import ImageModel
 from vit_jax.models.describe import build
 from vit_jax.types import UserError
@@ -55,9 +56,14 @@ UNUSED = {
     r"blocks\.\d+\.attn\.qkv\.bias_mask$": "keys have no bias",
     r"local_cls_norm\.": "pretraining alone uses it",
     r"mask_token$": "masked pretraining alone uses it",
+    r".*\.num_batches_tracked$": "the steps of training, counted",
     r"decoder_(embed|pos_embed|blocks|norm|pred)\b": "the decoder of masked pretraining",
 }
 """Starts of names that may be there -> why those tensors are not needed."""
+
+
+SIZE = 224
+"""Side of the images where neither a tensor nor a file tells it."""
 
 
 class Parts(NamedTuple):
@@ -68,12 +74,18 @@ class Parts(NamedTuple):
       missing: names, one of which must be there -> what its absence means.
       classifier: name of the module that gives the logits.
       sized: whether timm's function takes the size of the images.
+      shared: fields of the model, of those that all families have, that its own table does not decide.
+      usual: what is assumed of those without a file.
+      unit: pixels along a side of what one token stands for, of the fields of a model.
     """
 
     unsupported: Mapping[str, str] = UNSUPPORTED
     missing: Mapping[str, str] = MISSING
     classifier: str = "head"
     sized: bool = True
+    shared: tuple[str, ...] = ("activation", "norm_epsilon")
+    usual: str = f"gelu and norm epsilon {EPSILON:g}"
+    unit: Callable[[Mapping[str, Any]], int] = lambda model: model["patch"] * stride(model.get("stem"))
 
 
 PLAIN = Parts()
@@ -119,7 +131,7 @@ def codec(
             about if "architecture" in about.get("config.json", {}) else {"config.json": alone(theirs)}
         )
         model, layout, size, notes, assumed = architecture(theirs, config, fields, parts)
-        images, more = preprocess(config, size, crop, model["patch"] * stride(model.get("stem")))
+        images, more = preprocess(config, size, crop, parts.unit(model), parts.usual)
         unused = {name: why for start, why in UNUSED.items() for name in theirs if re.match(start, name)}
         return Reading(model, images, config.class_names, layout, unused, (*notes, *more), assumed=assumed)
 
@@ -171,18 +183,45 @@ def architecture(theirs: Tensors, config: Config, fields: Fields, parts: Parts =
     model, layout, size, notes, assumed = fields(theirs, config)
     head = f"{parts.classifier}.weight"
     classes = shape(theirs, head, 2)[0] if head in theirs else 0
-    epsilon = config.epsilon
+    shared: dict[str, Any] = {}
+    if "activation" in parts.shared:
+        shared["activation"] = config.activation
+    if "norm_epsilon" in parts.shared:
+        shared["norm_epsilon"] = config.epsilon
     if config.architecture is None and model.get("pre_norm"):
-        epsilon = CLIP_EPSILON
-        notes.append(f"norm epsilon {epsilon:g} is assumed, as of CLIP, which has a norm before the blocks too")
-    model = {"num_classes": classes, "activation": config.activation, "norm_epsilon": epsilon, **model}
+        shared["norm_epsilon"] = CLIP_EPSILON
+        notes.append(f"norm epsilon {CLIP_EPSILON:g} is assumed, as of CLIP, which has a norm before the blocks too")
+    model = {"num_classes": classes, **shared, **model}
     return model, layout, size, notes, assumed
 
 
 def refused(what: str, why: str) -> UserError:
     """The error for a part that no model here has."""
-    known = "ViTs (DeiT, CLIP, DINOv2, DINOv3, EVA-02, axial rope), ResNet hybrids, MLP-Mixers and ConvNeXts"
-    return unsupported(what, why, "timm", known)
+    vits = "ViTs (DeiT, CLIP, DINOv2, DINOv3, EVA-02, axial rope)"
+    others = "ResNet hybrids, MLP-Mixers, ConvNeXts, NF-ResNets and MobileNets"
+    return unsupported(what, why, "timm", f"{vits}, {others}")
+
+
+def side(config: Config, stride: int) -> tuple[int, list[str]]:
+    """Of the images that ``config`` tells of, which no tensor does, and what was assumed.
+
+    Raises:
+      UserError: they are no squares whose side ``stride`` divides.
+    """
+    told = list(config.images.get("input_size") or ())[1:]
+    if not told:
+        assumed = SIZE // stride * stride
+        return assumed, [f"images of {assumed} pixels are assumed, as no tensor tells their size"]
+    if told[0] != told[-1] or told[0] % stride:
+        raise refused(f"images of {told} pixels", f"only squares can whose side {stride} divides")
+    return told[0], []
+
+
+def usual(config: Config, family: str, **values: Any) -> None:
+    """Raises a :class:`UserError` where an argument has another value than the one that a ``family`` here has."""
+    for key, value in values.items():
+        if (found := config.args.get(key, value)) != value:
+            raise refused(f"{key}={found!r} of {family}", f"only {value!r} can")
 
 
 def check_gate(theirs: Tensors, mlp: str, hidden: int) -> None:
