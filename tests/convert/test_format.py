@@ -44,7 +44,7 @@ def refused(model: nn.Module, fmt: str, says: str) -> None:
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_a_new_family_is_one_sentence_for_all(fmt):
     refused(ConvNet(), fmt, "no ConvNet; write --to vit_jax.")
-    new = "TwoTower" if fmt == "timm" else "ConvNet"
+    new = "TwoTower" if fmt in ("timm", "authors") else "ConvNet"
     refused(PAIRED.clone(image_tower=ConvNet()), fmt, f"no {new}; write --to vit_jax.")
     refused(MODELS["m2"], fmt, "no MonarchMixer; write --to vit_jax.")
 
