@@ -214,6 +214,8 @@ def embedded(
         log.warning("captions are left out: %s came without a tokenizer", loaded.pretrained.source)
         named = []
     named += [{"text": text} for text in texts]
+    if not named:
+        return rows
     vectors = loaded.embed_texts([row["text"] for row in named])
     return [*rows, *({**row, "embedding": e} for row, e in zip(named, vectors, strict=True))]
 

@@ -246,8 +246,14 @@ def _clip(image: str, embed_dim: int, heads: int) -> Row:
 
 
 def _siglip(image: str, width: int, heads: int, **text: Any) -> Row:
-    tower = text_row(width, heads, **SIGLIP_TEXT, **text)
+    tower = text_row(width, heads, **{**SIGLIP_TEXT, **text})
     return {"image_tower": image_row(image, pool="map"), "text_tower": tower, "embed_dim": width, **SIGLIP}
+
+
+def _naflex(image: str, width: int, heads: int, **text: Any) -> Row:
+    tanh = {"activation": "gelu_tanh"}
+    row = _siglip(image, width, heads, vocab_size=256_000, pad_id=0, **tanh, **text)
+    return {**row, "image_tower": {**row["image_tower"], "patch": 16, "position_grid": 16, **tanh}}
 
 
 TWO_TOWER: dict[str, Row] = {
@@ -257,6 +263,8 @@ TWO_TOWER: dict[str, Row] = {
     "siglip_vit_b16": _siglip("vit_b16", 768, 12),
     "siglip_vit_l16": _siglip("vit_l16", 1024, 16, depth=24),
     "siglip_vit_so400m14": _siglip("vit_so400m14", 1152, 16, depth=27, mlp_dim=4304),
+    "siglip2_vit_b16_naflex": _naflex("vit_b16", 768, 12),
+    "siglip2_vit_so400m16_naflex": _naflex("vit_so400m14", 1152, 16, depth=27, mlp_dim=4304),
     "lit_vit_b16": {
         "image_tower": image_row("vit_b16"),
         "text_tower": text_row(768, 12),
@@ -267,7 +275,8 @@ TWO_TOWER: dict[str, Row] = {
         "lock": "image",
     },
 }
-"""Of ``TwoTower``: Radford et al. 2021 (CLIP, the sizes of open_clip), Zhai et al. 2023 (SigLIP), Zhai et al. 2022
+"""Of ``TwoTower``: Radford et al. 2021 (CLIP, the sizes of open_clip), Zhai et al. 2023 (SigLIP),
+Tschannen et al. 2025 (SigLIP 2, of any shape: arXiv:2502.14786), Zhai et al. 2022
 (LiT: the text tower learns the space of a pretrained image tower)."""
 
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from vit_jax.convert import Pretrained, read
 from vit_jax.convert.preprocess import Image
+from vit_jax.data.framing import Framed
 from vit_jax.data.image import MAX_PIXELS
 from vit_jax.data.sources import SOURCES, Record, Source, open_parts
 from vit_jax.data.text import TextCodec
@@ -96,16 +97,18 @@ class Trained:
             raise UserError(f"{path} is {kinds[type(found)]}, but {kinds.get(cls, 'another kind')} is needed.")
         return found
 
-    def image(self, source: Image | Record) -> np.ndarray:
+    def image(self, source: Image | Record) -> np.ndarray | Framed:
         """A file, encoded bytes, uint8[H,W,C] or a record -> the uint8 canvas that the other methods take.
+
+        Of a model that sees images in their own shape with its size.
 
         Raises:
           UserError: it is no readable image.
         """
         return self.pretrained.preprocess.read(source, self.max_pixels)
 
-    def prepared(self, images: jax.Array) -> jax.Array:
-        """uint8[B,S,S,3] -> float32[B,H,W,3] as the model takes it; traceable."""
+    def prepared(self, images: Any) -> Any:
+        """uint8[B,S,S,3] -> float32[B,H,W,3] as the model takes it, or patches; traceable."""
         return self.pretrained.preprocess.prepare(images)
 
     @functools.cached_property
@@ -153,7 +156,7 @@ class Trained:
                 except UserError as e:
                     rows[-1]["error"] = str(e)
             size = batch_size if len(images) > batch_size else len(canvases)
-            found = iter(run(_filled(canvases, size), _filled(index, size)) if canvases else ())
+            found = iter(run(_stacked(canvases, size), _filled(index, size)) if canvases else ())
             for row in rows:
                 yield row if "error" in row else row | next(found)
 
@@ -321,6 +324,11 @@ def _files(path: pathlib.Path) -> list[str]:
     for note in left_out:
         log.warning(note)
     return [str(path / name) for name in sorted(found.images, key=lambda name: name.split("/"))]
+
+
+def _stacked(canvases: Sequence[Any], size: int) -> Any:
+    """As :func:`_filled`, of what :meth:`Trained.image` gives."""
+    return jax.tree.map(lambda *rows: _filled(rows, size), *canvases)
 
 
 def _filled(items: Sequence[Any] | np.ndarray, size: int) -> np.ndarray:

@@ -165,9 +165,9 @@ def data_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(BATCH))
 
 
-def replicated_like(x: Array) -> NamedSharding | None:
-    """The layout on the mesh of ``x`` that has everything on each device; None where ``x`` is on no mesh."""
-    layout = getattr(x, "sharding", None)
+def replicated_like(x: Any) -> NamedSharding | None:
+    """The layout on the mesh of ``x``, a pytree, that has everything on each device; None where it is on no mesh."""
+    layout = getattr(jax.tree.leaves(x)[0], "sharding", None)
     return NamedSharding(layout.mesh, P()) if isinstance(layout, NamedSharding) else None
 
 

@@ -10,7 +10,7 @@ Letters in shape comments and docstrings, the same in the whole package:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -21,6 +21,20 @@ Params = Any
 """A pytree of float32 arrays: nested dictionaries, named as in the module tree."""
 Batch = Mapping[str, Array]
 """``image``, ``size``, ``label``, ``mask``, ``index``, ``text``, ``captions``: see ``vit_jax.data.loader``."""
+
+
+class Patches(NamedTuple):
+    """Images of unlike shapes as one batch: the patches of each row by row, filled up to as many as the batch has.
+
+    Attributes:
+      pixels: ``[B, N, P * P * C]``; of a patch its rows, of a pixel its channels.
+      at: int32 ``[B, N, 2]``, row and column of a patch in the grid of its image; 0 where there is none.
+      real: bool ``[B, N]``, False for what fills up.
+    """
+
+    pixels: Any
+    at: Any
+    real: Any
 
 
 OutputActivation = Literal["softmax", "sigmoid"]

@@ -166,3 +166,40 @@ def test_what_only_shows_with_the_data_is_a_sentence_too(batch):
         jax.eval_shape(Augment(8, (g.Flip(),)).train_fn(0), jax.random.key(0), batch)
     with pytest.raises(UsageError, match=r"unknown key 'augment\.sizes'"):
         make(sizes=3)
+
+
+def test_patches_in_training_and_evaluation(batch):
+    """A flipped image's patches are the image's, flipped; what fills up is 0 whatever the normalisation."""
+    fields = {"size": 12, "patch": 4, "norm": "imagenet"}
+    key = jax.random.key(0)
+    plain, flipped = (
+        jax.jit(make(**fields, train=train).train_fn(0))(key, batch)["image"] for train in ((), ("flip(prob=1)",))
+    )
+    assert plain.pixels.shape == (16, 9, 48) and not np.asarray(plain.pixels)[~np.asarray(plain.real)].any()
+    np.testing.assert_array_equal(plain.real, flipped.real)
+    rows, columns = (np.asarray(plain.at).max(axis=1) + 1).T
+    for b in range(4):
+        a, z = (
+            np.asarray(x.pixels)[b, : rows[b] * columns[b]].reshape(rows[b], columns[b], 4, 4, 3)
+            for x in (plain, flipped)
+        )
+        np.testing.assert_allclose(z, a[:, ::-1, :, ::-1], atol=1e-5)
+    size = np.full((16, 2), (8, 16), np.int32)
+    seen = jax.jit(make(**fields).eval_fn())({**batch, "size": size})["image"]
+    assert seen.real.sum() == 16 * 8
+    want = NORMS["imagenet"]()(jnp.asarray(batch["image"][0, :4, :4] / 255, jnp.float32))
+    np.testing.assert_allclose(seen.pixels[0, 0], want.reshape(-1), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"size": 10}, "size=10 is no multiple of patch=4"),
+        ({"crop": 0.5}, "crop=0.5 is for squares"),
+        ({"train": ("mixup",)}, "Mixup is for squares"),
+        ({"train": ("random_crop",)}, "RandomCrop is for squares"),
+    ],
+)
+def test_patches_of_squares_alone_are_refused(fields, said):
+    with pytest.raises(UserError, match=said):
+        make(**{"size": 12, "patch": 4, **fields})

@@ -117,3 +117,25 @@ def test_values_of_runs():
 def test_nonsense_is_refused(fields):
     with pytest.raises(UserError, match="is not allowed; give a number from"):
         Framing(**fields)
+
+
+@pytest.mark.peer
+def test_patches_of_an_image_are_as_many_as_transformers_has(rng, transformers):
+    from transformers.models.siglip2 import image_processing_siglip2 as theirs
+
+    for height, width in [*rng.integers(1, 2000, (60, 2)).tolist(), (1, 1), (5000, 3), (256, 256), (16, 4096)]:
+        for patch, most in ((16, 256), (14, 729)):
+            want = theirs.get_image_size_for_max_num_patches(height, width, patch, most)
+            assert Framing("patches", edge=int(most**0.5) * patch, patch=patch).resized(
+                (width, height), int(most**0.5) * patch
+            ) == (want[1], want[0])
+
+
+def test_patches_lie_one_after_the_other():
+    frame = Framing("patches", edge=8, patch=4)
+    image = Image.fromarray(np.arange(4 * 12, dtype=np.uint8).reshape(4, 12, 1).repeat(3, 2))
+    assert frame.told(image, (1, 2), 10) == (4, 12) and Framing(edge=8).told(image, (1, 2), 10) == (1, 2)
+    canvas = np.asarray(frame(image, 10))
+    assert canvas.shape == (10, 10, 3) and not canvas[4:, 4:].any() and not canvas[8:].any()
+    np.testing.assert_array_equal(canvas[:4, :8], np.asarray(image)[:, :8])
+    np.testing.assert_array_equal(canvas[4:8, :4], np.asarray(image)[:, 8:])

@@ -11,6 +11,7 @@ import scipy.ndimage
 
 from vit_jax.layers.embed import (
     RESIZES,
+    GridPositions,
     PatchEmbed,
     PositionEmbedding,
     TokenEmbed,
@@ -19,7 +20,7 @@ from vit_jax.layers.embed import (
     resize_positions,
     sincos_positions,
 )
-from vit_jax.types import UserError
+from vit_jax.types import Patches, UserError
 
 
 @pytest.mark.parametrize(("size", "channels", "patch"), [((6, 9), 3, 3), ((4, 4), 1, 1), ((8, 4), 5, 4)])
@@ -81,6 +82,31 @@ def test_positions_are_resized_where_they_are_used(rng):
     np.testing.assert_allclose(got, x + resize_positions(table, (3, 2), (4, 5), 1), atol=1e-6)
     with pytest.raises(UserError, match="for 7 tokens but the image gives 5"):
         run(((2, 2), (4, 5)), x)
+
+
+@pytest.mark.first(1)
+@pytest.mark.parametrize("grid", [(2, 9), (4, 4), (7, 1)])
+def test_positions_of_a_grid_are_resized_to_any_other(rng, grid):
+    table = rng.standard_normal((1, 16, 6)).astype(np.float32)
+    at = np.indices(grid).reshape(1, 2, -1).swapaxes(1, 2)
+    module, x = GridPositions(4), jnp.zeros((1, at.shape[1], 6))
+    assert (
+        jax.eval_shape(module.init, jax.random.key(0), x, at, np.array([grid]))["params"]["embedding"].names[1]
+        == "tokens"
+    )
+    got = jax.jit(module.apply)({"params": {"embedding": table}}, x, at, np.array([grid]))
+    np.testing.assert_allclose(got, resize_positions(table, (4, 4), grid, 0, "bilinear"), atol=1e-6)
+
+
+def test_patches_of_unlike_images_times_the_same_matrix(rng):
+    image = jnp.asarray(rng.standard_normal((1, 4, 6, 3)), jnp.float32)
+    params = {"kernel": rng.standard_normal((2, 2, 3, 5)).astype(np.float32), "bias": np.ones(5, np.float32)}
+    cut = image.reshape(1, 2, 2, 3, 2, 3).swapaxes(2, 3).reshape(1, 6, -1)
+    apply = jax.jit(PatchEmbed(2, 5).apply)
+    got = apply({"params": params}, Patches(cut, jnp.zeros((1, 6, 2)), jnp.ones((1, 6), bool)))
+    np.testing.assert_array_equal(got, apply({"params": params}, image).reshape(1, 6, 5))
+    with pytest.raises(UserError, match="patches of 11 values are not 2x2 pixels"):
+        apply({"params": params}, Patches(cut[..., 1:], None, None))
 
 
 def test_sincos_is_separable_and_needs_a_multiple_of_four():

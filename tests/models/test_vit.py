@@ -14,7 +14,7 @@ from vit_jax.bench.plain import PlainViT
 from vit_jax.layers.embed import resize_patches, resize_positions
 from vit_jax.layers.norm import LayerNorm
 from vit_jax.models.resnet import ResNet
-from vit_jax.types import UserError
+from vit_jax.types import Patches, UserError
 
 TINY = {"num_classes": 5, "patch": 4, "width": 16, "depth": 2, "heads": 4, "mlp_dim": 24}
 
@@ -315,3 +315,67 @@ def test_a_distilled_vit_has_two_class_tokens_and_two_heads(image):
     assert role["head_dist"]["kernel"].new
     with pytest.raises(UserError, match="distilled=True has two class tokens and pool='gap' none"):
         jax.eval_shape(models.create("vit", **TINY, distilled=True, pool="gap").init, jax.random.key(0), image)
+
+
+GRIDS = ((2, 3), (1, 1), (4, 1))
+
+
+def unlike(images, filled):
+    """Images float32[h,w,3] of unlike shapes as one batch of patches."""
+    rows = []
+    for x in images:
+        h, w = (side // 4 for side in x.shape[:2])
+        at = np.zeros((filled, 2), np.int32)
+        at[: h * w] = np.indices((h, w)).reshape(2, -1).T
+        pixels = np.full((filled, 48), 7.0, np.float32)  # what fills up is not zero, to be sure that nothing sees it
+        pixels[: h * w] = x.reshape(h, 4, w, 4, 3).swapaxes(1, 2).reshape(h * w, -1)
+        rows.append((pixels, at, np.arange(filled) < h * w))
+    return Patches(*(jnp.asarray(np.stack(part)) for part in zip(*rows, strict=True)))
+
+
+@pytest.mark.first(1)
+@pytest.mark.parametrize("options", [{"pool": "map"}, {"pool": "cls", "registers": 2}, {"pool": "gap", "scan": True}])
+def test_a_batch_of_unlike_shapes_is_each_image_alone(options):
+    """Values, and gradients of the parameters; what fills up has none."""
+    model = models.create("vit", **{**TINY, **options, "position_grid": 3})
+    rng = np.random.default_rng(3)
+    images = [rng.standard_normal((4 * h, 4 * w, 3)).astype(np.float32) for h, w in GRIDS]
+    params, batch, traced = init(model, images[0][None]), unlike(images, 7), []
+
+    @jax.jit
+    def loss(params, pixels, batch):
+        traced.append(1)
+        logits = model.apply({"params": params}, batch._replace(pixels=pixels))
+        return jnp.sum(jnp.tanh(logits)), logits
+
+    grad = jax.grad(loss, argnums=(0, 1), has_aux=True)
+    (ours, seen), logits = grad(params, batch.pixels, batch)
+    apply = jax.jit(lambda params, image: model.apply({"params": params}, image[None])[0])
+    np.testing.assert_allclose(logits, np.stack([apply(params, image) for image in images]), atol=2e-6)
+    alone = jax.grad(lambda params: sum(jnp.sum(jnp.tanh(apply(params, image))) for image in images))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, jax.jit(alone)(params))
+    assert not np.asarray(seen)[~np.asarray(batch.real)].any() and np.asarray(seen)[np.asarray(batch.real)].all()
+    grad(params, batch.pixels, unlike(images[::-1], 7))
+    assert len(traced) == 1
+    nothing = batch._replace(real=jnp.zeros_like(batch.real))
+    assert np.isfinite(loss(params, batch.pixels, nothing)[1]).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "said"),
+    [
+        ("vit", {}, "set position_grid=16"),
+        ("vit", {"position_grid": 3, "rotary": "rope"}, "set rotary=None"),
+        ("vit", {"position_grid": 3, "reduce": "merge(1)"}, "set reduce=None"),
+        ("mixer", {}, "Mixer takes images of one shape"),
+    ],
+)
+def test_what_takes_no_images_of_unlike_shapes_says_so(name, fields, said):
+    sizes = {k: v for k, v in TINY.items() if k != "heads" or name == "vit"}
+    model = models.create(name, **sizes, **fields)
+    batch = unlike([np.zeros((8, 8, 3), np.float32)], 4)
+    with pytest.raises(UserError, match=said):
+        jax.eval_shape(model.init, jax.random.key(0), batch)
+    if "position_grid" in fields:
+        with pytest.raises(UserError, match="position_grid has learned positions"):
+            jax.eval_shape(model.clone(positions="none").init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))

@@ -31,6 +31,7 @@ def test_models_go_by_their_published_names_too(tiny):
         ({"eval_batch_size": -1}, "eval_batch_size=-1 is not allowed"),
         ({"ema": 1.0}, "ema=1.0 is not allowed; give a number in (0, 1) such as 0.9999, or None."),
         ({"ema": 0}, "ema=0.0 is not allowed"),
+        ({"data": {"path": "digits", "frame": {"mode": "patches"}}}, "squares another mode and augment.patch=None."),
         ({"init": "a", "resume_from": "b"}, "a whole run: take out one with --config.init=None or"),
     ],
 )

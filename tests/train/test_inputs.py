@@ -1,11 +1,14 @@
 """Pictures of what a model sees: the images that evaluation and the first step take, and what they are called."""
 
 import contextlib
+import pathlib
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
+from vit_jax import api
 from vit_jax.config import parse
 from vit_jax.data.sources.base import Absent, Info
 from vit_jax.report import plots
@@ -98,3 +101,35 @@ def test_what_cannot_be_read_is_left_out_and_said(tmp_path):
     PIL.Image.new("RGB", (8, 8)).save(tmp_path / "a" / "whole.png")
     _, sections, notes = inputs.preview(f"folder:{tmp_path}")
     assert [texts for _, texts in sections.values()] == [["a"]] and "broken.png" in notes[-1]
+
+
+@pytest.mark.slow
+def test_images_in_their_own_shape_from_training_to_prediction(tiny, alone, tmp_path, rng):
+    """Folders of panoramas and towers: trained, drawn, evaluated, and predicted as evaluated; micro-batches too."""
+    for name, shapes in {"tower": ((40, 8), (64, 12)), "panorama": ((8, 30), (16, 50))}.items():
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(12):
+            pixels = rng.integers(0, 256, (*shapes[i % 2], 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / name / f"{i}.png")
+    frame = {"mode": "patches", "patch": 4, "edge": 12}
+    raw = tiny(
+        model={"position_grid": 4, "pool": "map"},
+        data={"path": f"folder:{tmp_path / 'data'}", "canvas": 24, "frame": frame, "holdout": 8},
+        augment={"size": 12, "patch": 4, "train": ["resize", "flip"]},
+        batch_size=8, accumulate=2, duration=60, eval_every=60, checkpoint_every=60, optim={"lr": 0.01},
+    )  # fmt: skip
+    with alone():
+        result = api.train(raw, tmp_path / "run")
+        assert result.report.metrics["accuracy"] == 1.0  # the shape alone tells the class
+        (images, called), *_ = inputs.preview(f"folder:{tmp_path / 'data'}", raw)[1].values()
+    assert images.shape[1] == images.shape[2] and len(called) == len(images)
+    again = api.load(tmp_path / "run")
+    assert again.preprocess.frame.mode == "patches" and again.preprocess.canvas == 24
+    rows = api.predict(again, tmp_path / "data", batch_size=5)
+    top = [row["predictions"][0]["class"] for row in rows]
+    assert top == [pathlib.Path(row["path"]).parent.name for row in rows]
+    together = api.embed(again, [row["path"] for row in rows[::7]])
+    alone_ = np.concatenate([api.embed(again, row["path"]) for row in rows[::7]])
+    np.testing.assert_allclose(together, alone_, atol=1e-5)
+    report = api.evaluate(again, data=f"folder:{tmp_path / 'data'}", size=16)
+    assert report.metrics["accuracy"] > 0.9

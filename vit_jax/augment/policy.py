@@ -19,6 +19,7 @@ import numpy as np
 from vit_jax.augment.base import ImageOp, MixOp, unit
 from vit_jax.augment.color import ColorJitter, RandomErasing
 from vit_jax.augment.geometry import (
+    Box,
     CenterCrop,
     Crop,
     CropResize,
@@ -31,11 +32,12 @@ from vit_jax.augment.geometry import (
     resample,
 )
 from vit_jax.augment.mix import Cutmix, Mixup, choose, soft
+from vit_jax.augment.patches import cut, resampled
 from vit_jax.augment.randaugment import RandAugment
 from vit_jax.augment.warp import Affine
 from vit_jax.checks import Checked, Pixels, Range
 from vit_jax.config import Choice, Variant
-from vit_jax.types import Batch, PRNGKey, UserError
+from vit_jax.types import Batch, Patches, PRNGKey, UserError
 
 OPS: dict[str, Any] = {
     "inception_crop": InceptionCrop,
@@ -96,6 +98,9 @@ class Augment(Checked):
         square).
       norm: normalisation, one of :data:`NORMS`.
       interpolation: filter of every crop and resize.
+      patch: side of a patch where the model sees images in their own shape, as :class:`vit_jax.types.Patches`: at most
+        (``size`` / ``patch``)^2 of each. A crop is resampled after the image operations then. Evaluation takes
+        canvases of patches, ``data.frame.mode="patches"``. None: squares.
     """
 
     size: Pixels
@@ -106,6 +111,7 @@ class Augment(Checked):
     crop: Crop = 1.0
     norm: Annotated[Norm, Choice(NORMS, Norm)] = Norm()
     interpolation: Interpolation = "bilinear"
+    patch: Pixels | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,6 +122,21 @@ class Augment(Checked):
                 f"train=({names}) is out of order; write at most one crop or resize first, then image operations, then"
                 " mixing."
             )
+        if self.patch is not None:
+            self._check_patches(self.patch)
+
+    def _check_patches(self, patch: int) -> None:
+        wrong = [type(op).__name__ for op in self.train if isinstance(op, MixOp | RandomCrop)]
+        if self.size % patch:
+            raise UserError(f"size={self.size} is no multiple of patch={patch}; images have (size / patch)^2 patches.")
+        if wrong or self.crop != 1:
+            what = f"{wrong[0]} is" if wrong else f"crop={self.crop:g} is"
+            raise UserError(f"{what} for squares, and patch={patch} leaves images their own shape; take it out.")
+
+    @property
+    def most(self) -> int:
+        """Patches of an image, with ``patch``."""
+        return (self.size // (self.patch or self.size)) ** 2
 
     @property
     def mixes(self) -> tuple[MixOp, ...]:
@@ -124,7 +145,7 @@ class Augment(Checked):
 
     def check(self, canvas: int) -> None:
         """Raises :class:`UserError` where the host's canvas (pixels) cannot become ``size`` in training."""
-        if canvas != self.size and not (self.train and isinstance(self.train[0], CropResize)):
+        if self.patch is None and canvas != self.size and not (self.train and isinstance(self.train[0], CropResize)):
             raise UserError(
                 f"the canvas has {canvas} px and the model takes {self.size} px, but no operation in train resizes;"
                 " put inception_crop, random_crop, center_crop or resize first, or set data.canvas to the size."
@@ -134,7 +155,8 @@ class Augment(Checked):
         """Pure, traceable ``f(key, batch) -> batch`` for a step; ``key`` should differ between steps.
 
         Reads ``image`` uint8[B,S,S,3], ``size``, ``index``, ``label`` and ``mask``; replaces ``image`` by normalised
-        float32[B,size,size,3] and, with mixing, ``label`` by float32[B,num_classes].
+        float32[B,size,size,3] (with ``patch``, by :class:`vit_jax.types.Patches`) and, with mixing, ``label`` by
+        float32[B,num_classes].
 
         Raises:
           UserError: mixing without classes; a canvas that does not fit (when traced).
@@ -153,24 +175,39 @@ class Augment(Checked):
             images, labels = jax.vmap(one)(batch["image"], batch["size"], batch["index"]), batch["label"]
             if self.mixes:
                 images, labels = choose(self.mixes, mix_key, images, soft(labels, num_classes), batch["mask"])
-            return {**batch, "image": self.norm(images), "label": labels}
+            return {**batch, "image": self._normed(images), "label": labels}
 
         return apply
 
-    def _example(self, key: PRNGKey, image: jax.Array, original: jax.Array, index: jax.Array) -> jax.Array:
+    def _example(self, key: PRNGKey, image: jax.Array, original: jax.Array, index: jax.Array) -> Any:
         key = jax.random.fold_in(key, index)
+        box: Box = (0.0, 0.0, 1.0, 1.0)
         for i, op in enumerate(self.train):
             op_key = jax.random.fold_in(key, i)
-            if isinstance(op, CropResize):
+            if isinstance(op, CropResize) and self.patch is not None:
+                box = op.box(op_key, original)
+            elif isinstance(op, CropResize):
                 image = op(op_key, image, original, self.size, self.interpolation)
             elif isinstance(op, ImageOp):
                 image = op(op_key, unit(image))
+        if self.patch is not None:
+            return resampled(image, box, original, self.patch, self.most, self.interpolation)
         return unit(image)
+
+    def _normed(self, images: Any) -> Any:
+        if not isinstance(images, Patches):
+            return self.norm(images)
+        pixels = images.pixels.reshape(*images.real.shape, -1, 3)
+        pixels = jnp.where(images.real[..., None, None], self.norm(pixels), 0)
+        return images._replace(pixels=pixels.reshape(images.pixels.shape))
 
     def eval_fn(self) -> Callable[[Batch], dict[str, Any]]:
         """Pure ``f(batch) -> batch``: centre crop and resize as one resampling, then normalisation; labels stay."""
 
         def apply(batch: Any) -> dict[str, Any]:
+            if self.patch is not None:
+                patches = cut(unit(batch["image"]), batch["size"], self.patch, self.most)
+                return {**batch, "image": self._normed(patches)}
             box = center_box(batch["image"].shape[1], self.crop)
             images = jax.vmap(lambda x: resample(x, box, self.size, self.interpolation))(batch["image"])
             return {**batch, "image": self.norm(images)}

@@ -48,6 +48,19 @@ def patches(theirs: Tensors, name: str, *channels: int) -> tuple[int, int]:
     return found[0], found[3]
 
 
+def flat_patches(theirs: Tensors, name: str) -> tuple[int, int]:
+    """As :func:`patches`, of the weight ``[width, patch * patch * 3]`` of a linear map.
+
+    Raises:
+      UserError: it is missing, or of other patches.
+    """
+    width, values = shape(theirs, name, 2)
+    patch = math.isqrt(values // 3)
+    if values != 3 * patch * patch:
+        raise UserError(f"{name} is {(width, values)}; only square patches of 3 channels can be converted.")
+    return width, patch
+
+
 def depth(theirs: Collection[str], start: str) -> int:
     """How many blocks there are: one more than the largest number behind the pattern ``start``."""
     found = (re.match(rf"{start}(\d+)\.", name) for name in theirs)

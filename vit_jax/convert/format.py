@@ -231,6 +231,7 @@ USUAL: Mapping[str, Any] = {
     "patches": (),
     "scales": (1.0,),
     "prompts": (),
+    "position_grid": None,
 }
 """Fields of plain data -> the value that every format can say."""
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from vit_jax import config
 from vit_jax.augment import NORMS, Augment
-from vit_jax.data.framing import CENTER, Filter, Framing, Mode, Rounding
+from vit_jax.data.framing import CENTER, Filter, Framed, Framing, Mode, Rounding
 from vit_jax.data.image import MAX_PIXELS, decode
 from vit_jax.data.sources.base import Record, read_image
 from vit_jax.types import Array
@@ -45,7 +45,8 @@ class Preprocess:
       std: what each channel is then divided by.
       canvas: side of the square that the host makes for the device to resample; None where it makes the input itself.
       frame: how the host makes a square of an image; without a canvas, ``edge`` and ``interpolation`` follow from
-        ``crop`` and ``interpolation`` above.
+        ``crop`` and ``interpolation`` above. With ``mode="patches"`` images keep their own shape, and the model gets
+        :class:`vit_jax.types.Patches`.
     """
 
     size: int
@@ -69,14 +70,14 @@ class Preprocess:
         edge = math.floor((self.size + self.frame.rest) / self.crop)
         return dataclasses.replace(self.frame, edge=edge, interpolation=self.interpolation)
 
-    def __call__(self, images: Image | Sequence[Image]) -> jax.Array:
+    def __call__(self, images: Image | Sequence[Image]) -> Any:
         """What the model takes of one image, or of several.
 
         Args:
           images: a file, encoded bytes or uint8[H,W,C]; a list of these, or uint8[B,H,W,C], for a batch.
 
         Returns:
-          float32[S,S,3], of several float32[B,S,S,3]; S is ``size``.
+          float32[S,S,3], of several float32[B,S,S,3]; S is ``size``. Of patches :class:`vit_jax.types.Patches`.
 
         Raises:
           UserError: one is no readable image.
@@ -84,26 +85,35 @@ class Preprocess:
         if isinstance(images, np.ndarray) and images.ndim == 4:
             images = list(images)
         if isinstance(images, Sequence) and not isinstance(images, str | bytes):
-            return _prepare(self, np.stack([self.read(x) for x in images]))
-        return _prepare(self, self.read(images)[None])[0]
+            return _prepare(self, stacked([self.read(x) for x in images]))
+        return jax.tree.map(lambda x: x[0], _prepare(self, stacked([self.read(images)])))
 
-    def read(self, image: Image | Record, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    def read(self, image: Image | Record, max_pixels: int = MAX_PIXELS) -> np.ndarray | Framed:
         """A file, encoded bytes, uint8[H,W,C] or a source's record as uint8[K,K,3], K being :attr:`host_canvas`.
 
-        ``max_pixels`` is what an image may have, see :func:`vit_jax.data.image.decode`.
+        With its size where its patches lie on it. ``max_pixels`` is what an image may have, see
+        :func:`vit_jax.data.image.decode`.
 
         Raises:
           UserError: it is no readable image.
         """
-        if isinstance(image, dict):
-            return decode(image, self.host_canvas, self.host_frame, max_pixels)[0]
-        name = str(image) if isinstance(image, str | pathlib.Path) else "image"
-        content = read_image(name) if isinstance(image, str | pathlib.Path) else image
-        return decode({"image": content, "label": 0, "name": name}, self.host_canvas, self.host_frame, max_pixels)[0]
+        if not isinstance(image, dict):
+            name = str(image) if isinstance(image, str | pathlib.Path) else "image"
+            image = {
+                "image": read_image(name) if isinstance(image, str | pathlib.Path) else image,
+                "label": 0,
+                "name": name,
+            }
+        canvas, size = decode(image, self.host_canvas, self.host_frame, max_pixels)
+        return Framed(canvas, np.array(size, np.int32)) if self.frame.mode == "patches" else canvas
 
-    def prepare(self, canvases: Array) -> jax.Array:
-        """uint8[B,K,K,3], K being :attr:`host_canvas` -> float32[B,S,S,3] as the model takes it; traceable."""
-        return config.parse(Augment, self.augment()).eval_fn()({"image": canvases})["image"]
+    def prepare(self, canvases: Array | Framed) -> Any:
+        """uint8[B,K,K,3], K being :attr:`host_canvas` -> float32[B,S,S,3] as the model takes it; traceable.
+
+        :class:`vit_jax.data.framing.Framed`, B of them -> :class:`vit_jax.types.Patches`.
+        """
+        batch = canvases._asdict() if isinstance(canvases, Framed) else {"image": canvases}
+        return config.parse(Augment, self.augment()).eval_fn()(batch)["image"]
 
     def augment(self) -> dict[str, Any]:
         """What the device does, as plain data: the ``augment`` section of a training configuration."""
@@ -112,7 +122,8 @@ class Preprocess:
         norm: Any = names[0] if names else {"name": "norm", "mean": self.mean, "std": self.std}
         crop, filtered = (self.crop, self.interpolation) if self.canvas else (1.0, self.interpolation)
         filtered = filtered if filtered in DEVICE_FILTERS else "bicubic"  # in one step there is nothing left to filter
-        return {"size": self.size, "crop": crop, "interpolation": filtered, "norm": norm}
+        patch = {"patch": self.frame.patch} if self.frame.mode == "patches" else {}
+        return {"size": self.size, "crop": crop, "interpolation": filtered, "norm": norm, **patch}
 
     def data(self) -> dict[str, Any]:
         """What the host does, as plain data: the keys of a training configuration's ``data`` section."""
@@ -194,6 +205,11 @@ def said(
     return dataclasses.replace(single, frame=frame), notes
 
 
+def stacked(canvases: Sequence[np.ndarray | Framed]) -> Any:
+    """Several of what :meth:`Preprocess.read` gives as one batch."""
+    return jax.tree.map(lambda *rows: np.stack(rows), *canvases)
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def _prepare(preprocess: Preprocess, canvases: np.ndarray) -> jax.Array:
+def _prepare(preprocess: Preprocess, canvases: Array | Framed) -> Any:
     return preprocess.prepare(canvases)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -31,6 +32,10 @@ LINEAR = permute(1, 0)
 """``torch.nn.Linear``'s weight ``[out, in]`` <-> ``[in, out]``."""
 CONV = permute(2, 3, 1, 0)
 """``torch.nn.Conv2d``'s weight ``[out, in, h, w]`` <-> ``[h, w, in, out]``."""
+FLAT_PATCHES = Transform(
+    lambda x: (x.T.reshape(*2 * (math.isqrt(x.shape[1] // 3),), 3, -1),), lambda x: (x.reshape(-1, x.shape[-1]).T,)
+)
+"""``torch.nn.Linear``'s weight ``[out, h * w * 3]`` of square patches, rows first <-> ``[h, w, 3, out]``."""
 
 
 CONV1X1 = Transform(lambda x: (x[:, :, 0, 0].T,), lambda x: (x.T[:, :, None, None],))

@@ -14,13 +14,15 @@ import numpy as np
 from PIL import Image
 
 from vit_jax import models
+from vit_jax.augment import patches
 from vit_jax.convert import run_folder
 from vit_jax.convert.format import Format
-from vit_jax.convert.preprocess import Preprocess
+from vit_jax.convert.preprocess import Preprocess, stacked
 from vit_jax.convert.pretrained import Stored
 from vit_jax.convert.read import weights_of
 from vit_jax.io.sidecar import beside
 from vit_jax.io.tensors import open_tensors
+from vit_jax.types import Patches
 
 TOLERANCE = 2e-5
 """Largest difference allowed, relative to the largest value, or to 1 where that is smaller; float32."""
@@ -69,8 +71,14 @@ def photographs(folder: pathlib.Path) -> list[pathlib.Path]:
     return [folder / f"{name}.png" for name in found]
 
 
-def noise(preprocess: Preprocess) -> np.ndarray:
-    """What no photograph shows: float32[4,S,S,3] of standard deviation 1."""
+def noise(preprocess: Preprocess) -> Any:
+    """What no photograph shows: float32[4,S,S,3] of standard deviation 1; patches of four images of unlike shapes."""
+    if preprocess.frame.mode == "patches":
+        patch = preprocess.frame.patch
+        side = preprocess.size // patch
+        at, real = patches.places(jnp.array([[side, side], [1, side], [side, 1], [side - 1, side]]), side * side)
+        drawn = np.random.default_rng(0).standard_normal((4, side * side, 3 * patch * patch), np.float32)
+        return Patches(*(np.asarray(x) for x in (np.where(real[..., None], drawn, 0), at, real)))
     side = preprocess.size + preprocess.frame.rest
     return np.random.default_rng(0).standard_normal((4, side, side, 3), np.float32)
 
@@ -135,24 +143,25 @@ def compare(pretrained: Stored, place: str | pathlib.Path) -> Iterator[Differenc
         if fmt is None:
             there = run_folder.load(path)
             title, peer, preprocess = "vit_jax", outputs(there), pretrained.preprocess
-            process: Process | None = lambda file: np.asarray(there.preprocess(file))  # noqa: E731
+            process: Process | None = lambda file: jax.tree.map(np.asarray, there.preprocess(file))  # noqa: E731
         else:
             title, peer, preprocess = fmt.title, fmt.peer(path, pretrained.model), _preprocess(fmt, path)
             process = fmt.processor(path, pretrained.model)
     run = outputs(dataclasses.replace(pretrained, preprocess=preprocess).fitted())
     with tempfile.TemporaryDirectory() as folder:
         files = photographs(pathlib.Path(folder))
-        pixels = np.asarray(preprocess(files))
+        pixels = jax.tree.map(np.asarray, preprocess(files))
         if process is not None:
-            theirs = np.stack([process(file) for file in files])
+            theirs = stacked([process(file) for file in files])
             yield Difference(
                 f"{title} on {place}", "photographs", grey_levels(pixels, theirs, preprocess), 255.0, "pixel"
             )
-            pixels = theirs if theirs.shape[1] >= pixels.shape[1] else pixels
+            pixels = pixels if _smaller(theirs, pixels) else theirs
     size = preprocess.size
     for name, batch in {"noise": noise(preprocess), "photographs": pixels}.items():
-        more = [texts(pretrained, len(batch))] if len(pretrained.model.inputs(1)) > 1 else []
-        found, ours = _named(peer(batch, *more)), run(batch[:, :size, :size], *more)
+        more = [texts(pretrained, len(files))] if len(pretrained.model.inputs(1)) > 1 else []
+        seen = batch if isinstance(batch, Patches) else batch[:, :size, :size]
+        found, ours = _named(peer(batch, *more)), run(seen, *more)
         assert found.keys() == ours.keys(), (title, found.keys())
         for output, value in ours.items():
             yield Difference(
@@ -160,20 +169,28 @@ def compare(pretrained: Stored, place: str | pathlib.Path) -> Iterator[Differenc
             )
 
 
-Process = Callable[[pathlib.Path], np.ndarray]
-"""A file -> what the model takes of it, float32[S,S,3]."""
+Process = Callable[[pathlib.Path], Any]
+"""A file -> what the model takes of it, float32[S,S,3] or one image's patches."""
 
 
-def grey_levels(ours: np.ndarray, theirs: np.ndarray, preprocess: Preprocess) -> float:
+def _smaller(a: Any, b: Any) -> bool:
+    return not isinstance(a, Patches) and a.shape[1] < b.shape[1]
+
+
+def grey_levels(ours: Any, theirs: Any, preprocess: Preprocess) -> float:
     """Largest difference of normalised images, as uint8 has it; infinite between images of different sizes.
 
     What a model leaves out at the edge, ``preprocess.frame.rest``, is not compared.
     """
+    std = np.array(preprocess.std, np.float32)
+    if isinstance(ours, Patches):
+        same = isinstance(theirs, Patches) and all(map(np.array_equal, ours[1:], theirs[1:]))
+        levels = [x.pixels.reshape(*x.pixels.shape[:2], -1, 3) * std for x in (ours, theirs)]
+        return 255 * _gap(*levels) if same else float("inf")
     side = preprocess.size + preprocess.frame.rest
     if theirs.shape[1:3] not in ((side, side), ours.shape[1:3]):
         return float("inf")
     theirs = theirs[:, : preprocess.size, : preprocess.size]
-    std = np.array(preprocess.std, np.float32)
     return 255 * _gap(theirs * std, ours * std)
 
 

@@ -52,13 +52,13 @@ def decode(
       fast: whether to load :mod:`vit_jax.data.resizing` for it, which pays for itself over a thousand images.
 
     Returns:
-      uint8[canvas, canvas, 3] in RGB and the upright original's (height, width).
+      uint8[canvas, canvas, 3] in RGB and the upright original's (height, width); see :meth:`.framing.Framing.told`.
 
     Raises:
       Unreadable: (a UserError) the image is truncated, of an unknown format or larger than ``max_pixels``.
     """
     with upright(record, canvas, frame, max_pixels, fast) as (image, size):
-        return np.asarray(frame(image, canvas)), size
+        return np.asarray(frame(image, canvas)), frame.told(image, size, canvas)
 
 
 @contextlib.contextmanager

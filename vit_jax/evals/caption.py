@@ -61,7 +61,7 @@ def _writer(apply: Apply, decoder: SearchStrategy, encoder: Any) -> Any:
         if "text" not in batch:
             raise UserError("the evaluator 'caption' needs captions; its data has images alone.")
         ids: dict[str, Any] = special_ids(encoder.tokenizer)
-        image, rows = jnp.asarray(batch["image"]), jnp.asarray(batch["index"])
+        image, rows = jax.tree.map(jnp.asarray, batch["image"]), jnp.asarray(batch["index"])
         found = generate(apply, params, image, **ids, length=encoder.length, decoder=decoder, rows=rows)
         return found._asdict() | {k: batch[k] for k in ("text", "captions", "index")}
 

@@ -48,7 +48,7 @@ class Speed(Evaluator):
             start = time.perf_counter()
             jax.block_until_ready(run(context.params, batch))
             seconds.append(time.perf_counter() - start)
-        return Report({"images_per_second": len(batch["image"]) / float(np.median(seconds))})
+        return Report({"images_per_second": len(batch["mask"]) / float(np.median(seconds))})
 
 
 def _outputs(apply: Apply, classifies: bool) -> Any:

@@ -87,6 +87,11 @@ class Program:
 def programs(loaded: Loaded) -> tuple[Program, ...]:
     """A classifier as one program, an image-text model as one for each tower."""
     side, model = loaded.pretrained.preprocess.host_canvas, loaded.model
+    if loaded.pretrained.preprocess.frame.mode == "patches":
+        raise UserError(
+            f"{loaded.pretrained.source} sees images in their own shape, and a program here takes squares; convert it "
+            "to another format instead."
+        )
     meaning = f"RGB, {_words(loaded.pretrained.preprocess.host_frame, side)}; all else is inside"
     images: dict[str, Any] = {"name": "images", "meaning": meaning, "dtype": "uint8", "shape": ["batch", side, side, 3]}
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from vit_jax import config
 from vit_jax.layers.linear import DType, logical, matmul
-from vit_jax.types import Array, UserError
+from vit_jax.types import Array, Patches, UserError
 
 Grids = tuple[tuple[int, int], tuple[int, int]]
 """(rows, columns) of one grid of patches and of another."""
@@ -40,15 +40,17 @@ class PatchEmbed(nn.Module):
     cut: int | None = None
 
     @nn.compact
-    def __call__(self, image: jax.Array) -> jax.Array:
-        """``[B, H, W, C] -> [B, H / P, W / P, D]``.
+    def __call__(self, image: jax.Array | Patches) -> jax.Array:
+        """``[B, H, W, C] -> [B, H / P, W / P, D]``, :class:`Patches` ``-> [B, N, D]``.
 
         Raises:
-          UserError: the image does not divide into patches.
+          UserError: the image does not divide into patches, or they have another size.
         """
-        b, height, width, channels = image.shape
+        x = image.pixels.astype(self.dtype) if isinstance(image, Patches) else self._flat(image)
         p = self.cut or self.patch
-        rows, columns = grid_of(height, width, p)
+        channels, rest = divmod(x.shape[-1], p * p)
+        if rest:
+            raise UserError(f"patches of {x.shape[-1]} values are not {p}x{p} pixels; set patch.")
         axes = (None, None, "patch", "embed")
         shape = (self.patch, self.patch, channels, self.width)
         kernel = self.param("kernel", logical(nn.initializers.lecun_normal(), axes), shape)
@@ -56,9 +58,15 @@ class PatchEmbed(nn.Module):
         if p != self.patch:
             inverse = _inverse(self.patch, p, CUT)
             kernel = along_both(inverse, inverse, kernel)
-        x = image.astype(self.dtype).reshape(b, rows, p, columns, p, channels)
-        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(b, rows, columns, p * p * channels)
         return matmul(x, kernel.reshape(-1, self.width), bias)
+
+    def _flat(self, image: jax.Array) -> jax.Array:
+        """``[B, H, W, C] -> [B, H / P, W / P, P * P * C]``."""
+        b, height, width, channels = image.shape
+        p = self.cut or self.patch
+        rows, columns = grid_of(height, width, p)
+        x = image.astype(self.dtype).reshape(b, rows, p, columns, p, channels)
+        return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, rows, columns, p * p * channels)
 
 
 def grid_of(height: int, width: int, patch: int) -> tuple[int, int]:
@@ -122,6 +130,33 @@ class PositionEmbedding(nn.Module):
 
     def _table(self, shape: tuple[int, ...]) -> jax.Array:
         return self.param("embedding", logical(nn.initializers.normal(0.02), (None, "tokens", "embed")), shape)
+
+
+class GridPositions(nn.Module):
+    """Learned positions of a square grid, resized to every image's own and added: ``embedding [1, side * side, D]``.
+
+    Resized as ``"bilinear"`` of :data:`RESIZES`, antialiased: NaFlex of SigLIP 2 (Tschannen et al. 2025,
+    arXiv:2502.14786, section 2.4.2; ``models/proj/image_text/naflex_vit.py`` of big_vision).
+
+    Attributes:
+      side: of the grid that is stored.
+    """
+
+    side: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, at: Array, grids: Array) -> jax.Array:
+        """``[B, N, D] -> [B, N, D]``, of images with ``grids [B, 2]`` and tokens ``at [B, N, 2]``; B may be 1."""
+        init = logical(nn.initializers.normal(0.02), (None, "tokens", "embed"))
+        table = self.param("embedding", init, (1, self.side**2, x.shape[-1]))[0]
+        scale = self.side / jnp.asarray(grids, jnp.float32)[:, None]
+        centres = (jnp.asarray(at, jnp.float32) + 0.5) * scale - 0.5
+        there = jnp.arange(self.side, dtype=jnp.float32)[None, None, None]
+        distance = jnp.abs(there - centres[..., None]) / jnp.maximum(scale, 1.0)[..., None]
+        weights = jnp.maximum(1 - distance, 0)
+        weights /= weights.sum(axis=-1, keepdims=True)
+        both = (weights[..., 0, :, None] * weights[..., 1, None, :]).reshape(*weights.shape[:2], -1)
+        return x + jnp.dot(both, table, precision="highest").astype(x.dtype)
 
 
 class TokenEmbed(nn.Module):

@@ -24,7 +24,7 @@ from vit_jax.layers.linear.monarch import Monarch
 from vit_jax.layers.linear.sparse24 import Packed24
 from vit_jax.layers.stack import Layered, TransformerStack
 from vit_jax.models.roles import Model, Role
-from vit_jax.types import OutputActivation, Params
+from vit_jax.types import OutputActivation, Params, Patches, UserError
 
 
 class Features(NamedTuple):
@@ -34,7 +34,7 @@ class Features(NamedTuple):
       tokens: ``[B, N, D]`` after the last norm, in the compute type: cls (if any), registers, the grid row by row; what
         is left of it where tokens were reduced.
       pooled: float32 ``[B, D]``, what the head sees.
-      size: float32 ``[B, N]``, how many of the grid each token stands for; None: one.
+      size: float32 ``[B, N]``, how many of the grid each token stands for, 0 for padding; None: one.
     """
 
     tokens: jax.Array
@@ -59,6 +59,13 @@ class ImageModel(Model):
     def encode(self, image: jax.Array, train: bool) -> Features:
         raise NotImplementedError
 
+    def check_patches(self) -> None:
+        """Raises :class:`UserError` where images cannot come as :class:`vit_jax.types.Patches`, of unlike shapes."""
+        raise UserError(
+            f"{type(self).__name__} takes images of one shape; set augment.patch=None, or take a ViT with a "
+            "position_grid."
+        )
+
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         """float32 ``[B, H, W, C]`` -> logits float32 ``[B, num_classes]``; ``train`` needs the rng "dropout"."""
         found = self.features(image, train=train)
@@ -67,6 +74,8 @@ class ImageModel(Model):
     @nn.compact
     def features(self, image: jax.Array, *, train: bool = False) -> Features:
         """float32 ``[B, H, W, C]`` -> :class:`Features`."""
+        if isinstance(image, Patches):
+            self.check_patches()
         found = scales.features(functools.partial(self.encode, train=train), image, self.scales, self._prefix())
         return found._replace(pooled=found.pooled.astype(jnp.float32))
 

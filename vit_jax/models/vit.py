@@ -9,11 +9,12 @@ from typing import Annotated, Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vit_jax import config
 from vit_jax.checks import Pixels, Range, Size
 from vit_jax.layers.block import Block
-from vit_jax.layers.embed import PatchEmbed, PositionEmbedding, grid_of, sincos_positions
+from vit_jax.layers.embed import GridPositions, PatchEmbed, PositionEmbedding, grid_of, sincos_positions
 from vit_jax.layers.hooks import Place, Tokens
 from vit_jax.layers.linear import Linear, logical
 from vit_jax.layers.norm import LayerNorm
@@ -24,7 +25,7 @@ from vit_jax.layers.stack import TransformerStack
 from vit_jax.layers.stochastic import dropout
 from vit_jax.models.base import Features, ImageModel
 from vit_jax.models.resnet import Numerics, ResNet
-from vit_jax.types import Array, UserError
+from vit_jax.types import Array, Patches, UserError
 
 POOLS = ("cls", "gap", "map", "cls_gap")
 POSITIONS = ("learn", "sincos2d", "none")
@@ -42,6 +43,9 @@ class ViT(TransformerStack, ImageModel):
       pool: "cls" token, "gap" (average of the grid), "map" (attention pooling) or "cls_gap" (cls beside the average:
         2D features, as the linear classifiers of DINOv2 see, Oquab et al. 2024, arXiv:2304.07193).
       positions: "learn", "sincos2d" (fixed) or "none"; those of ``rotary`` come on top.
+      position_grid: side of a square grid of learned positions, which are resized to the grid of every image (NaFlex of
+        SigLIP 2, Tschannen et al. 2025, arXiv:2502.14786): images have any shape, and a batch of them may come as
+        :class:`vit_jax.types.Patches`; None for one position per token.
       patch_bias: whether the patch embedding has a bias.
       cls_token: a class token beside the grid even where ``pool`` does not look at it, as in fine-tuned masked
         autoencoders (He et al. 2022, arXiv:2111.06377).
@@ -65,6 +69,7 @@ class ViT(TransformerStack, ImageModel):
     width: Size = 192
     pool: Literal["cls", "gap", "map", "cls_gap"] = "cls"
     positions: Literal["learn", "sincos2d", "none"] = "learn"
+    position_grid: Size | None = None
     cls_token: bool = False
     distilled: bool = False
     patch_bias: bool = True
@@ -78,24 +83,47 @@ class ViT(TransformerStack, ImageModel):
     stem: tuple[Annotated[int, Range(1, 64)], ...] | None = None
     stem_numerics: Numerics = "original"
 
-    def encode(self, image: jax.Array, train: bool) -> Features:
+    def encode(self, image: jax.Array | Patches, train: bool) -> Features:
         tokens, grid = self.embed(image, train)
-        found = self.encode_tokens(tokens, train, self.coordinates(*grid))
-        left = found if isinstance(found, Tokens) else Tokens(found)
+        if isinstance(image, Patches):
+            real = self._real(image)
+            left = Tokens(self.encode_tokens(tokens, train, mask=real[:, None, None]), real.astype(jnp.float32))
+        else:
+            found = self.encode_tokens(tokens, train, self.coordinates(*grid))
+            left = found if isinstance(found, Tokens) else Tokens(found)
         return Features(left.x, self.pooled(left), left.size)
 
     def forms(self) -> dict[str, ViT]:
         return {f"patch_{p}": self.clone(patches=(p,)) for p in self.patches} if len(self.patches) > 1 else {}
+
+    def _real(self, patches: Patches) -> jax.Array:
+        """Which tokens are no padding, bool ``[B, N]``; all of an image that is nothing else, as what fills a batch."""
+        here = patches.real | ~patches.real.any(axis=1, keepdims=True)
+        return jnp.pad(here, ((0, 0), (self._prefix(), 0)), constant_values=True)
+
+    def check_patches(self) -> None:
+        if self.position_grid is None:
+            raise UserError("images of any shape take positions of any grid; set position_grid=16 for example.")
+        fixed = ("stem", "rotary", "logit_bias", "reduce")
+        if (name := next((f for f in fixed if getattr(self, f) is not None), None)) is not None:
+            raise UserError(f"{name} is for images of one shape, and these have shapes of their own; set {name}=None.")
+        if self.patches or self.scales != (1.0,):
+            raise UserError("patches and scales are for images of one shape; leave patches=() and scales=(1,).")
 
     def coordinates(self, height: int, width: int) -> Array | None:
         """Of the tokens of a grid, row by row, ``[height * width, A]`` for ``rotary``; None without it."""
         return None if self.rotary is None else self.rotary.coordinates(height, width)
 
     @nn.compact
-    def embed(self, image: jax.Array, train: bool) -> tuple[jax.Array, tuple[int, int]]:
-        """``[B, H, W, C] -> [B, N, D]``, cls, registers and grid with positions, and the grid's (rows, columns)."""
+    def embed(self, image: jax.Array | Patches, train: bool) -> tuple[jax.Array, tuple[int, int]]:
+        """``[B, H, W, C] -> [B, N, D]``, cls, registers and grid with positions, and the grid's (rows, columns).
+
+        Those of :class:`Patches`, which have grids of their own, are (1, N).
+        """
         config.lookup(dict.fromkeys(POOLS), self.pool, "pool")
         config.lookup(dict.fromkeys(POSITIONS), self.positions, "positions")
+        if self.position_grid is not None and self.positions != "learn":
+            raise UserError(f"position_grid has learned positions and positions={self.positions!r}; leave 'learn'.")
         if self.distilled and self.pool != "cls":
             raise UserError(f"distilled=True has two class tokens and pool={self.pool!r} none; leave pool='cls'.")
         if train and len(self.patches) > 1:
@@ -113,12 +141,15 @@ class ViT(TransformerStack, ImageModel):
         return x, grid
 
     @nn.compact
-    def encode_tokens(self, tokens: jax.Array, train: bool, at: Array | None = None) -> Any:
+    def encode_tokens(
+        self, tokens: jax.Array, train: bool, at: Array | None = None, mask: jax.Array | None = None
+    ) -> Any:
         """``[B, N, D] -> [B, N, D]``, for any of the tokens; ``at`` are coordinates of the last ones for ``rotary``.
 
-        :class:`vit_jax.layers.hooks.Tokens` where ``reduce`` has merged some.
+        ``mask``, bool ``[B, 1, 1, N]``, says which may be attended to. :class:`vit_jax.layers.hooks.Tokens` where
+        ``reduce`` has merged some.
         """
-        return self.stack(Block, name="encoder")(tokens, train=train, at=at)
+        return self.stack(Block, name="encoder")(tokens, train=train, at=at, mask=mask)
 
     def classify(self, found: Features) -> jax.Array:
         if not self.distilled:
@@ -152,22 +183,31 @@ class ViT(TransformerStack, ImageModel):
             x = jnp.tanh(Linear(self.pre_logits, ("embed", "mlp"), name="pre_logits")(x.astype(jnp.float32)))
         return x
 
-    def _embed(self, image: jax.Array) -> tuple[jax.Array, tuple[int, int]]:
-        """Only class tokens and grid have positions."""
+    def _embed(self, image: Any) -> tuple[jax.Array, tuple[int, int]]:
+        """Only class tokens and grid have positions, and those of ``position_grid`` the grid alone."""
         if self.stem is not None:
             image = ResNet(self.stem, dtype=self.dtype, numerics=self.stem_numerics, name="stem")(image)
-        height, width = image.shape[1:3]
+        any_shape = isinstance(image, Patches)
+        height, width = (self.patch, self.patch) if any_shape else image.shape[1:3]
         grids = [grid_of(height, width, side) for side in self.patches]  # each is to fit, whichever is drawn first
         cut = self.patches[0] if self.patches else None
         grid = PatchEmbed(self.patch, self.width, self.dtype, self.patch_bias, cut, name="patch")(image)
-        b, h, w, d = grid.shape
+        b, d = grid.shape[0], grid.shape[-1]
+        h, w = (1, grid.shape[1]) if any_shape else grid.shape[1:3]
         x = grid.reshape(b, h * w, d)
-        stored = grid_of(height, width, self.patch) if grids and self.positions != "none" else (h, w)
+        fixed = self.positions != "none" and self.position_grid is None
+        stored = grid_of(height, width, self.patch) if grids and fixed else (h, w)
+        if self.position_grid is not None:
+            at: Array = np.indices((h, w)).reshape(1, 2, -1).swapaxes(1, 2)
+            sides: Array = np.array([[h, w]])
+            if any_shape:
+                at, sides = image.at, jnp.max(image.at, axis=1) + 1
+            x = GridPositions(self.position_grid, name="position")(x, at, sides)
         if self.positions == "sincos2d":
             x += jnp.asarray(sincos_positions(h, w, d, stored)[None], x.dtype)
         names = (["cls"] if self._has_cls() else []) + (["dist"] if self.distilled else [])
         x = jnp.concatenate([*(self._tokens(name, nn.initializers.zeros, 1, b) for name in names), x], axis=1)
-        if self.positions == "learn":
+        if self.positions == "learn" and self.position_grid is None:
             x = PositionEmbedding(self.dtype, name="position")(x, grids=(stored, (h, w)))
         if self.registers:
             extra = self._tokens("registers", nn.initializers.normal(0.02), self.registers, b)

@@ -13,9 +13,10 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from vit_jax.augment.patches import pictures
 from vit_jax.report import plots
 from vit_jax.sharding import replicated_like
-from vit_jax.types import Array, Batch
+from vit_jax.types import Array, Batch, Patches
 
 QUERIES, NEAREST = 8, 5
 """Rows and columns of the contact sheet."""
@@ -25,14 +26,14 @@ MISTAKES = 32
 
 @functools.lru_cache(maxsize=4)
 def _take(replicated: NamedSharding | None) -> Any:
-    return jax.jit(lambda x, rows: x[rows], out_shardings=replicated)
+    return jax.jit(lambda x, rows: jax.tree.map(lambda leaf: leaf[rows], x), out_shardings=replicated)
 
 
-def _rows(x: Array, rows: np.ndarray, length: int) -> np.ndarray:
-    """``x[rows]`` on every host; compiled once for all ``rows`` up to ``length``."""
+def _rows(x: Array | Patches, rows: np.ndarray, length: int) -> np.ndarray:
+    """``x[rows]`` on every host, patches as pictures; compiled once for all ``rows`` up to ``length``."""
     padded = np.zeros(length, np.int32)
     padded[: len(rows)] = rows
-    return np.asarray(_take(replicated_like(x))(x, padded))[: len(rows)]
+    return pictures(_take(replicated_like(x))(x, padded))[: len(rows)]
 
 
 @dataclasses.dataclass

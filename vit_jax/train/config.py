@@ -91,3 +91,11 @@ class TrainConfig(Checked):
                 "init and resume_from exclude each other; init takes parameters, resume_from a whole run: take out one "
                 "with --config.init=None or --config.resume_from=None."
             )
+        frame, augment = self.data.frame, self.augment
+        laid = (frame.patch, frame.edge or self.data.canvas) if frame.mode == "patches" else None
+        if laid != (None if augment.patch is None else (augment.patch, augment.size)):
+            raise UserError(
+                f"data.frame has mode={frame.mode!r}, patch={frame.patch}, edge={frame.edge} and augment has "
+                f"patch={augment.patch}, size={augment.size}; images in their own shape take mode='patches', one patch "
+                "and edge=size, squares another mode and augment.patch=None."
+            )

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from vit_jax.augment.patches import pictures
 from vit_jax.augment.policy import Norm
 from vit_jax.config import change, known, parse
 from vit_jax.data.framing import TRAINING
@@ -117,7 +118,7 @@ def read(
 
 def framed(c: TrainConfig, info: Info, batch: Any) -> Seen:
     """A host's batch as the model sees it in evaluation."""
-    images = np.asarray(jax.jit(_plain(c).augment.eval_fn())(batch)["image"])
+    images = pictures(jax.jit(_plain(c).augment.eval_fn())(batch)["image"])
     return {f"as in evaluation, {c.augment.size} px": (images, texts(info, batch))}
 
 
@@ -129,7 +130,7 @@ def augmented(c: TrainConfig, info: Info, batch: Any, step: int = 0) -> Seen:
     images = (out["image"],) if views == 1 else out["image"]
     title = f"as in training, step {step + 1}, {c.augment.size} px"
     titles = [title + (f", view {i}" if views > 1 else "") for i in range(1, views + 1)]
-    return {title: (np.asarray(x), called) for title, x in zip(titles, images, strict=True)}
+    return {title: (pictures(x), called) for title, x in zip(titles, images, strict=True)}
 
 
 def _plain(c: TrainConfig) -> TrainConfig:

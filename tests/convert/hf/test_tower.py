@@ -72,14 +72,6 @@ def test_a_text_tower_is_none(whole, tmp_path):
         read.load(put(tmp_path / "text", texts)).__enter__()
 
 
-def test_a_tower_for_images_of_any_shape_is_refused_by_name(whole, tmp_path):
-    _, _, tensors, _ = whole
-    image = {k.removeprefix("vision_model."): x for k, x in tensors.items() if k.startswith("vision_model.")}
-    image[tower.PATCHES] = image[tower.PATCHES].reshape(len(image[tower.PATCHES]), -1)
-    with pytest.raises(UserError, match="SigLIP 2 for images of any shape"), read.load(put(tmp_path / "any", image)):
-        raise AssertionError
-
-
 def test_a_processor_of_a_tower_is_asked(whole, transformers, tmp_path):
     """Pixels of a tower alone are those of its own processor, sides that patches do not divide included."""
     _, _, tensors, settings = whole
@@ -103,11 +95,14 @@ def test_none_is_written(whole):
     assert Format("hf", "hf", "", "", (tower.CODEC,)).codec(model.image_tower) is None
 
 
-@pytest.mark.parametrize("kind", ["CLIPVisionModel", "CLIPVisionModelWithProjection", "SiglipVisionModel"])
-def test_transformers_own_towers(kind, transformers, tmp_path):
-    kind = getattr(transformers, kind)
+@pytest.mark.parametrize(
+    "name", ["CLIPVisionModel", "CLIPVisionModelWithProjection", "SiglipVisionModel", "Siglip2VisionModel"]
+)
+def test_transformers_own_towers(name, transformers, tmp_path):
+    kind = getattr(transformers, name)
+    grid = {"num_patches": 16} if name.startswith("Siglip2") else {"image_size": 32}
     config = kind.config_class(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, image_size=32, patch_size=8
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, patch_size=8, **grid
     )
     module = kind(config)
     for parameter in module.parameters():

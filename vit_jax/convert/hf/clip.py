@@ -1,4 +1,4 @@
-"""CLIP and SigLIP of Hugging Face transformers: ``CLIPModel`` and ``SiglipModel`` (also of SigLIP 2)."""
+"""CLIP, SigLIP and SigLIP 2 of Hugging Face transformers: ``CLIPModel``, ``SiglipModel``, ``Siglip2Model`` (NaFlex)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vit_jax.io.tensors import Tensors
 from vit_jax.models import TextTransformer, TwoTower, ViT
 from vit_jax.types import OutputActivation
 
-ACTIVATIONS: dict[str, OutputActivation] = {"clip": "softmax", "siglip": "sigmoid"}
+ACTIVATIONS: dict[str, OutputActivation] = {"clip": "softmax", "siglip": "sigmoid", "siglip2": "sigmoid"}
 
 
 def read(theirs: Tensors, about: About) -> Reading:
@@ -32,7 +32,7 @@ def read(theirs: Tensors, about: About) -> Reading:
     encoder, unfound = tokenizer.read(about, family, text["length"], gemma)
     if encoder is not None:
         t = encoder.tokenizer
-        model["text_tower"] = {**text, "pad_id": t.pad_id, **({"end_id": t.end_id} if family == "siglip" else {})}
+        model["text_tower"] = {**text, "pad_id": t.pad_id, **({"end_id": t.end_id} if family != "clip" else {})}
     unused = dict.fromkeys(BUFFERS, "positions are counted, not stored")
     found = (*more, *unfound)
     return Reading(model, preprocess, (), family, unused, found, ACTIVATIONS[family], None, encoder, assumed)
@@ -42,14 +42,15 @@ def write(pretrained: Stored) -> Writing:
     """How transformers stores the model."""
     family = clip_config.nearest(pretrained.model)
     start = None if pretrained.encoder is None else pretrained.encoder.tokenizer.start_id
-    preprocess = pretrained.preprocess
+    preprocess, tower = pretrained.preprocess, pretrained.model.image_tower
+    patch = None if tower.position_grid is None else tower.patch
     config = clip_config.content(pretrained.model, family, preprocess.size + preprocess.frame.rest, start)
-    images, notes = processor.write(preprocess, pair=True)
+    images, notes = processor.write(preprocess, pair=True, patch=patch)
     texts, more = tokenizer.write(pretrained.encoder, family)
     return Writing(family, {FILE: config, processor.FILE: images, **texts}, (*notes, *more))
 
 
 CODEC = Codec(
     (TwoTower,), matches, read, rules, write, peer, parts=(ViT, TextTransformer), limits=clip_config.LIMITS,
-    processor=vit_peer.images,
+    says={"position_grid": int}, processor=vit_peer.images,
 )  # fmt: skip

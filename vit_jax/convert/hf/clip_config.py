@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from vit_jax.convert.fields import depth, heads_of, shape
+from vit_jax.convert.fields import depth, flat_patches, heads_of, shape, square
 from vit_jax.convert.format import Limit
 from vit_jax.convert.hf.clip_rules import PATCHES, POSITIONS, TEXT, TOKENS, VISION
 from vit_jax.convert.hf.vit_config import FILE, activation_of, rgb_patches, sizes
@@ -16,9 +16,9 @@ from vit_jax.types import UserError
 
 IMAGE = {
     "positions": "learn", "registers": 0, "stem": None, "pre_logits": None, "final_norm": True, "layer_scale": None,
-    "cls_token": False, "pool_norm": False,
+    "cls_token": False, "pool_norm": False, "position_grid": None,
 }  # fmt: skip
-"""Fields that both families leave no choice of."""
+"""Fields that all families leave no choice of, SigLIP 2's grid of positions apart."""
 CLIP_END, LEGACY_END = 49407, 2
 """The end token of CLIP's vocabulary, and what configurations from before transformers 4.31 say instead: the largest
 token of a text is its end then."""
@@ -45,6 +45,16 @@ class Family:
     defaults: Mapping[str, Mapping[str, Any]]
 
 
+SIGLIP = Family(
+    "Siglip",
+    {"image_head": "none", "text_head": "biased", "temperature": 10.0, "bias": -10.0},
+    {"pool": "map", "patch_bias": True, "pre_norm": False, **IMAGE},
+    {"pool": "last", "causal": False, "layer_scale": None},
+    {
+        tower: {"num_attention_heads": 12, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
+        for tower in (VISION, TEXT)
+    },
+)
 FAMILIES = {
     "clip": Family(
         "CLIP",
@@ -57,16 +67,8 @@ FAMILIES = {
                    "pad_token_id": 1},
         },
     ),
-    "siglip": Family(
-        "Siglip",
-        {"image_head": "none", "text_head": "biased", "temperature": 10.0, "bias": -10.0},
-        {"pool": "map", "patch_bias": True, "pre_norm": False, **IMAGE},
-        {"pool": "last", "causal": False, "layer_scale": None},
-        {
-            tower: {"num_attention_heads": 12, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
-            for tower in (VISION, TEXT)
-        },
-    ),
+    "siglip": SIGLIP,
+    "siglip2": dataclasses.replace(SIGLIP, title="Siglip2", image={**SIGLIP.image, "position_grid": 16}),
 }  # fmt: skip
 
 
@@ -85,7 +87,7 @@ def fields(theirs: Tensors, family: str, settings: Mapping[str, Any]) -> Found:
     Raises:
       UserError: a setting that our model lacks; a missing tensor or one with an invalid shape.
     """
-    width, patch = rgb_patches(theirs, PATCHES)
+    width, patch = patches_of(theirs, family, PATCHES)
     vocab_size, text_width = shape(theirs, TOKENS, 2)
     known, told = FAMILIES[family], bool(settings)
     image, guesses = tower(theirs, VISION, width, tower_settings(settings, family, VISION), told)
@@ -93,16 +95,33 @@ def fields(theirs: Tensors, family: str, settings: Mapping[str, Any]) -> Found:
     assumed = {f"image_tower.{field}": f"of its image tower {note}" for field, note in guesses.items()}
     assumed |= {f"text_tower.{field}": f"of its text tower {note}" for field, note in more.items()}
     length = shape(theirs, POSITIONS[1], 2)[0]
-    ends = _clip_ends(settings, vocab_size) if family == "clip" else _siglip_ends(settings, vocab_size)
+    ends = _clip_ends(settings, vocab_size) if family == "clip" else _siglip_ends(settings, family, vocab_size)
     head = shape(theirs, "text_projection.weight" if family == "clip" else f"{TEXT}head.weight", 2)
     model = {
         "name": "two_tower",
-        "image_tower": {"name": "vit", "num_classes": 0, "patch": patch, **image, **known.image},
+        "image_tower": {
+            "name": "vit",
+            "num_classes": 0,
+            "patch": patch,
+            **image,
+            **known.image,
+            **grid_of(theirs, family, POSITIONS[0]),
+        },
         "text_tower": {"vocab_size": vocab_size, "length": length, **text, **ends, **known.text},
         "embed_dim": head[0],
         **known.model,
     }
     return model, assumed
+
+
+def patches_of(theirs: Tensors, family: str, name: str) -> tuple[int, int]:
+    """Width and patch size that the weight of the patches, ``name``, tells."""
+    return flat_patches(theirs, name) if family == "siglip2" else rgb_patches(theirs, name)
+
+
+def grid_of(theirs: Tensors, family: str, name: str) -> dict[str, int]:
+    """The field that the positions ``name`` tell of a SigLIP 2 for images of any shape."""
+    return {"position_grid": square(shape(theirs, name, 2)[0], name)} if family == "siglip2" else {}
 
 
 def tower(theirs: Tensors, start: str, width: int, given: Mapping[str, Any], told: bool) -> Found:
@@ -151,9 +170,9 @@ def _clip_ends(settings: Mapping[str, Any], vocab_size: int) -> dict[str, int]:
     return {"end_id": end, "pad_id": pad if isinstance(pad, int) else 0}
 
 
-def _siglip_ends(settings: Mapping[str, Any], vocab_size: int) -> dict[str, int]:
+def _siglip_ends(settings: Mapping[str, Any], family: str, vocab_size: int) -> dict[str, int]:
     """What ``config.json`` says where it is neither CLIP's nor transformers' default, which no SigLIP has."""
-    given = tower_settings(settings, "siglip", TEXT)
+    given = tower_settings(settings, family, TEXT)
     said = {ours: given.get(theirs) for ours, theirs in (("end_id", "eos_token_id"), ("pad_id", "pad_token_id"))}
     if said["end_id"] in (None, CLIP_END):
         return {"end_id": 1, "pad_id": 0 if vocab_size == GEMMA else 1}
@@ -171,7 +190,7 @@ def _differences(model: TwoTower, family: Family) -> Iterator[str]:
     for where, (own, fixed) in parts.items():
         for name, value in fixed.items():
             ours = getattr(own, name)
-            if name == "bias":  # its number, as the temperature's, is only where training starts
+            if name in ("bias", "position_grid"):  # a bias, as the temperature, is only where training starts
                 ours, value = (None if x is None else "a number" for x in (ours, value))
             if name != "temperature" and ours != value:
                 yield f"{where}{name}={value!r} instead of {ours!r}"
@@ -220,7 +239,8 @@ def content(model: TwoTower, family: str, image_size: int, start_id: int | None)
 
 def image_content(tower: Any, image_size: int) -> dict[str, Any]:
     """What ``config.json`` says of an image tower."""
-    return {"image_size": image_size, "patch_size": tower.patch, "num_channels": 3, **_sizes(tower)}
+    positions = {"image_size": image_size} if tower.position_grid is None else {"num_patches": tower.position_grid**2}
+    return {**positions, "patch_size": tower.patch, "num_channels": 3, **_sizes(tower)}
 
 
 def _sizes(tower: Any) -> dict[str, Any]:

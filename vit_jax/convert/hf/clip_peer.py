@@ -18,9 +18,10 @@ from vit_jax.io.extras import needed
 from vit_jax.io.sidecar import beside
 from vit_jax.io.tensors import open_tensors
 from vit_jax.models import TwoTower
+from vit_jax.types import Patches
 
 
-def peer(path: pathlib.Path, model: TwoTower) -> Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]:
+def peer(path: pathlib.Path, model: TwoTower) -> Callable[[Any, np.ndarray], dict[str, np.ndarray]]:
     """transformers' model with the weights at ``path``; see :class:`vit_jax.convert.format.Codec`.
 
     Raises:
@@ -29,10 +30,18 @@ def peer(path: pathlib.Path, model: TwoTower) -> Callable[[np.ndarray, np.ndarra
     module = build(path, model)
 
     def forward(pixels: Any, tokens: Any) -> dict[str, Any]:
-        out = module(input_ids=tokens, pixel_values=pixels)
+        out = module(input_ids=tokens, **seen(pixels))
         return {"image embedding": out.image_embeds, "text embedding": out.text_embeds, "logit": out.logits_per_image}
 
     return torch_peer(forward)
+
+
+def seen(pixels: Any) -> dict[str, Any]:
+    """Images as transformers' models take them."""
+    if not isinstance(pixels, Patches):
+        return {"pixel_values": pixels}
+    shapes = pixels.at.amax(1) + 1
+    return {"pixel_values": pixels.pixels, "pixel_attention_mask": pixels.real.int(), "spatial_shapes": shapes}
 
 
 def build(path: pathlib.Path, model: TwoTower) -> Any:

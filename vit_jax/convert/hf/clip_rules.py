@@ -7,7 +7,7 @@ from typing import Any
 
 from vit_jax.convert.fields import shape, square
 from vit_jax.convert.rules import Block, Rule, rule, torch_blocks, torch_cross, torch_linear, torch_mlp, torch_norm
-from vit_jax.convert.transforms import CONV, LEADING, LINEAR, SAME, TOKEN, Transform
+from vit_jax.convert.transforms import CONV, FLAT_PATCHES, LEADING, LINEAR, SAME, TOKEN, Transform
 from vit_jax.io.tensors import Tensors
 from vit_jax.models import TwoTower, ViT
 from vit_jax.types import UserError
@@ -19,14 +19,21 @@ TOKENS = f"{TEXT}embeddings.token_embedding.weight"
 POSITIONS = tuple(f"{tower}embeddings.position_embedding.weight" for tower in TOWERS)
 BUFFERS = tuple(f"{tower}embeddings.position_ids" for tower in TOWERS)
 """0, 1, 2, ...; in files from before transformers 4.31."""
-FAMILIES = ("clip", "siglip")
-"""By ``model_type``."""
-ESSENTIAL = {"clip": ("visual_projection.weight", 2), "siglip": (f"{VISION}head.probe", 3)}
-"""A tensor, and its rank, that a model of the family has and one of the other has not."""
+FAMILIES = ("clip", "siglip", "siglip2")
+"""By ``model_type``; a SigLIP 2 for images of one fixed size is of ``"siglip"`` there."""
+ESSENTIAL = {
+    "clip": ("visual_projection.weight", 2),
+    "siglip": (f"{VISION}head.probe", 3),
+    "siglip2": (f"{VISION}head.probe", 3),
+}
+"""A tensor, and its rank, that a model of the family has and CLIP, or all but CLIP, have not."""
 
-SCALARS = {"clip": SAME, "siglip": Transform(lambda x: (x.reshape(()),), lambda x: (x.reshape(1),))}
+ONE = Transform(lambda x: (x.reshape(()),), lambda x: (x.reshape(1),))
+SCALARS = {"clip": SAME, "siglip": ONE, "siglip2": ONE}
 """The temperature is ``[]`` in CLIP, temperature and bias are ``[1]`` in SigLIP."""
 
+
+PATCH = {"siglip2": FLAT_PATCHES}
 
 BLOCK = Block(
     ("self_attn.q_proj.{}", "self_attn.k_proj.{}", "self_attn.v_proj.{}"), "self_attn.out_proj",
@@ -59,24 +66,22 @@ def family_of(theirs: Tensors, settings: Mapping[str, Any]) -> str:
             f"these are weights of a text tower alone ({TEXT}*); of transformers' image-text models whole ones and "
             "image towers are converted: get the file with both towers."
         )
-    guess = "siglip" if any(name.startswith(f"{VISION}head.") for name in theirs) else "clip"
+    guess = kind_of(theirs, VISION)
     if (family := settings.get("model_type", guess)) not in FAMILIES:
         raise UserError(
-            f"these are weights of transformers' {family!r}; of its image-text models {' and '.join(FAMILIES)} are "
-            "converted, whose images have one fixed size."
+            f"these are weights of transformers' {family!r}; of its image-text models {', '.join(FAMILIES)} "
+            "are converted."
         )
-    check_fixed(theirs, PATCHES)
     shape(theirs, *ESSENTIAL[family])
     return family
 
 
-def check_fixed(theirs: Tensors, patches: str) -> None:
-    """Raises a :class:`UserError` where images of any shape are taken, which the embedding of ``patches`` shows."""
-    if patches in theirs and len(theirs[patches].shape) == 2:
-        raise UserError(
-            "these are weights of a SigLIP 2 for images of any shape (NaFlex); take one of fixed size, "
-            "as google/siglip2-base-patch16-224."
-        )
+def kind_of(theirs: Tensors, start: str) -> str:
+    """The family of an image tower whose names begin with ``start``; one for any shape has a linear map of patches."""
+    if not any(name.startswith(f"{start}head.") for name in theirs):
+        return "clip"
+    patches = theirs.get(f"{start}embeddings.patch_embedding.weight")
+    return "siglip2" if patches is not None and len(patches.shape) == 2 else "siglip"
 
 
 def rules(model: TwoTower, family: str) -> list[Rule]:
@@ -107,7 +112,7 @@ def rules(model: TwoTower, family: str) -> list[Rule]:
 def image_rules(theirs: str, ours: str, family: str, tower: ViT) -> list[Rule]:
     """The image tower's part of :func:`rules`, whose names start with ``theirs`` there and ``ours`` here."""
     found = [
-        rule(f"{theirs}embeddings.patch_embedding.weight", f"{ours}patch/kernel", CONV),
+        rule(f"{theirs}embeddings.patch_embedding.weight", f"{ours}patch/kernel", PATCH.get(family, CONV)),
         rule(f"{theirs}embeddings.position_embedding.weight", f"{ours}position/embedding", LEADING),
         *torch_blocks(f"{theirs}encoder.layers.", f"{ours}encoder/block_", tower, BLOCK),
         *torch_norm(f"{theirs}post_layernorm", f"{ours}encoder/norm"),

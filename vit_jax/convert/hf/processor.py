@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -28,6 +29,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "do_center_crop": False,
     },
     "Siglip": {**HALF, "resample": 3, "size": {"height": 224, "width": 224}, "do_center_crop": False},
+    "Siglip2": {**HALF, "resample": 2, "max_num_patches": 256},
 }
 """What transformers assumes where the file is silent, by the name of the processor without its ending."""
 
@@ -39,6 +41,7 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
     "dinov3_vit": ("DINOv3ViT", {}),
     "clip": ("CLIP", {}),
     "siglip": ("Siglip", {}),
+    "siglip2": ("Siglip2", {}),
 }
 """Family -> the processor that its published models come with, and where that is not at its defaults."""
 
@@ -46,7 +49,7 @@ FILTERS: dict[int, Filter] = {
     0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming",
 }  # fmt: skip
 """Pillow's numbers of its filters."""
-MODES: tuple[Mode, ...] = ("center", "squash")
+MODES: tuple[Mode, ...] = ("center", "squash", "patches")
 ROUNDING: Rounding = "transformers"
 RESIZES = ("dinov2", "dinov2_with_registers", "dinov3_vit")
 """Families that take whatever image they get, as they resize or compute their positions; others refuse it."""
@@ -76,6 +79,8 @@ def read(content: Mapping[str, Any] | None, family: str, size: int, patch: int =
             notes.append(f"what {FILE} leaves open is as in {kind}ImageProcessor, as {named} is unknown here")
         kind = found if found in DEFAULTS else kind
         steps = {**DEFAULTS[kind], **{key: value for key, value in content.items() if value is not None}}
+    if kind == "Siglip2":
+        return _in_patches(steps, patch, notes)
     made, edge, squashed = _cut(steps, kind)
     rest = remainder(made, size, patch)
     if not steps.get("do_resize", True):
@@ -95,6 +100,19 @@ def read(content: Mapping[str, Any] | None, family: str, size: int, patch: int =
     return Preprocess(
         size, fraction(made, edge), FILTERS.get(steps["resample"], "bicubic"), *_norm(steps), frame=frame
     ), notes
+
+
+def _in_patches(steps: Mapping[str, Any], patch: int, notes: list[str]) -> tuple[Preprocess, list[str]]:
+    """Of images that keep their shape, in as many patches as a square can have."""
+    most = steps["max_num_patches"]
+    if not isinstance(most, int) or most < 1:
+        raise UserError(f"{FILE} allows an image max_num_patches={most!r} patches; expected a positive number.")
+    side = math.isqrt(most)
+    if side * side != most:
+        notes.append(f"images have at most {side * side} patches here, a square number, not {most}")
+    frame = Framing("patches", rounding=ROUNDING, patch=patch)
+    filtered = FILTERS.get(steps["resample"], "bilinear")
+    return Preprocess(side * patch, 1.0, filtered, *_norm(steps), frame=frame), notes
 
 
 def _cut(steps: Mapping[str, Any], kind: str) -> tuple[int, int, bool]:
@@ -137,28 +155,39 @@ def _rgb(values: Any, top: float) -> RGB:
     return r, g, b
 
 
-def write(preprocess: Preprocess, *, pair: bool = False) -> tuple[dict[str, Any], list[str]]:
+KEPT = "transformers leaves these images in their own shape; here they are squares"
+
+
+def write(preprocess: Preprocess, *, pair: bool = False, patch: int | None = None) -> tuple[dict[str, Any], list[str]]:
     """The file's content, and a note of what it says differently.
 
-    The processor is one that does the same in every version of transformers; ``pair`` says that the model takes texts.
+    The processor is one that does the same in every version of transformers; ``pair`` says that the model takes texts,
+    ``patch`` that it takes images in their own shape, in patches of that side.
     """
     shown, notes = said(preprocess, "transformers", ROUNDING, modes=MODES, filters=FILTERS.values())
-    made = shown.size + shown.frame.rest
-    edge, squashed = shown.host_frame.edge, shown.frame.mode == "squash"
     filters = {name: number for number, name in FILTERS.items()}
-    cut = not squashed or edge != made
-    kind = ("CLIP" if pair else "Bit") if cut else ("Siglip" if pair else "ViT")
-    return {
-        "image_processor_type": f"{kind}ImageProcessor",
+    steps = {
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"height": edge, "width": edge} if squashed else {"shortest_edge": edge},
         "resample": filters[shown.interpolation],
-        "do_center_crop": cut,
-        **({"crop_size": {"height": made, "width": made}} if cut else {}),
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
         "image_mean": list(shown.mean),
         "image_std": list(shown.std),
+    }
+    if patch is not None:
+        notes += [] if preprocess.frame.mode == "patches" else [KEPT]
+        most = {"patch_size": patch, "max_num_patches": (shown.size // patch) ** 2}
+        return {"image_processor_type": "Siglip2ImageProcessor", **most, **steps}, notes
+    made = shown.size + shown.frame.rest
+    edge, squashed = shown.host_frame.edge, shown.frame.mode == "squash"
+    cut = not squashed or edge != made
+    kind = ("CLIP" if pair else "Bit") if cut else ("Siglip" if pair else "ViT")
+    return {
+        "image_processor_type": f"{kind}ImageProcessor",
+        "size": {"height": edge, "width": edge} if squashed else {"shortest_edge": edge},
+        "do_center_crop": cut,
+        **({"crop_size": {"height": made, "width": made}} if cut else {}),
+        **steps,
     }, notes

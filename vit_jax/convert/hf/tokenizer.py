@@ -36,7 +36,7 @@ def read(about: About, family: str, length: int, gemma: bool) -> tuple[TextCodec
 
     Args:
       about: what lies beside the weights; tokenizer files are paths.
-      family: "clip" or "siglip".
+      family: "clip", "siglip" or "siglip2".
       length: tokens of a text.
       gemma: whether the vocabulary is SigLIP 2's.
     """
@@ -74,7 +74,7 @@ def _candidates(about: About, settings: Mapping[str, Any], family: str, gemma: b
     if "tokenizer.json" in there:
         named = {"end": "eos_token", "pad": "pad_token", "start": "bos_token"}
         tokens = {ours: token(settings.get(theirs)) for ours, theirs in named.items()}
-        if family == "siglip":  # which has no start, whatever its tokenizer calls one
+        if family != "clip":  # which has no start, whatever its tokenizer calls one
             tokens["start"] = ""
         options = [f"{name}={token}" for name, token in tokens.items() if token is not None]
         found.append(f"json:{there['tokenizer.json']}?{'&'.join([*options, f'clean={clean}'])}")
@@ -86,7 +86,7 @@ def write(encoder: TextCodec | None, family: str) -> tuple[dict[str, Any], list[
 
     Args:
       encoder: None where there is none.
-      family: "clip" or "siglip"; the latter's features also depend on what fills a text up.
+      family: "clip", "siglip" or "siglip2"; features of the latter two also depend on what fills a text up.
     """
     if encoder is None:
         return {}, ["no tokenizer is known, none is written"]
@@ -104,7 +104,7 @@ def write(encoder: TextCodec | None, family: str) -> tuple[dict[str, Any], list[
     if kind == "sentencepiece" and state["start_id"] is not None:
         notes.append(f"texts begin with token {state['start_id']} here, which transformers does not add")
     pad = encoder.tokenizer.pad_id
-    if family == "siglip" and (kind == "clip" or "pad_token" not in more):
+    if family != "clip" and (kind == "clip" or "pad_token" not in more):
         notes.append(f"texts are filled up with token {pad} here, which transformers' tokenizer does not do: pad there")
     return {**files, FILE: {**settings, **more}}, notes
 

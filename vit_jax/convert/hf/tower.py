@@ -1,4 +1,4 @@
-"""The image towers of transformers' CLIP and SigLIP by themselves: ``CLIPVisionModel``, ``SiglipVisionModel``.
+"""transformers' image towers by themselves: ``CLIPVisionModel``, ``SiglipVisionModel``, ``Siglip2VisionModel``.
 
 Those of ``CLIPVisionModelWithProjection`` and of models built on a tower are the same; what else they hold is left out.
 """
@@ -13,7 +13,8 @@ import numpy as np
 
 from vit_jax.convert.format import Codec, Reading, Writing
 from vit_jax.convert.hf import clip_config, clip_rules, processor
-from vit_jax.convert.hf.vit_config import FILE, rgb_patches
+from vit_jax.convert.hf.clip_peer import seen
+from vit_jax.convert.hf.vit_config import FILE
 from vit_jax.convert.hf.vit_peer import images, instantiate
 from vit_jax.convert.peer import torch_peer
 from vit_jax.convert.pretrained import Stored
@@ -41,14 +42,14 @@ def read(theirs: Tensors, about: About) -> Reading:
     Raises:
       UserError: a setting that is not ours, a tensor that is missing.
     """
-    family, settings = _family(theirs), _settings(about.get(FILE) or {})
-    clip_rules.check_fixed(theirs, PATCHES)
-    width, patch = rgb_patches(theirs, PATCHES)
+    family, settings = clip_rules.kind_of(theirs, ""), _settings(about.get(FILE) or {})
+    width, patch = clip_config.patches_of(theirs, family, PATCHES)
     given = {**clip_config.FAMILIES[family].defaults[clip_rules.VISION], **settings}
     fields, assumed = clip_config.tower(theirs, "", width, given, bool(settings))
     size = clip_rules.image_size(theirs, family, patch, POSITIONS)
     preprocess, more = processor.read(about.get(processor.FILE), family, size, patch)
     model = {"name": "vit", "num_classes": 0, "patch": patch, **fields, **clip_config.FAMILIES[family].image}
+    model |= clip_config.grid_of(theirs, family, POSITIONS)
     unused = {BUFFER: "positions are counted, not stored"}
     return Reading(model, preprocess, layout=family, unused=unused, notes=tuple(more), assumed=assumed)
 
@@ -67,7 +68,7 @@ def write(pretrained: Stored) -> Writing:
     raise UserError(f"transformers' towers are read alone; {pretrained.source} is written --to vit_jax or timm.")
 
 
-def peer(path: pathlib.Path, model: ViT) -> Callable[[np.ndarray], np.ndarray]:
+def peer(path: pathlib.Path, model: ViT) -> Callable[[Any], np.ndarray]:
     """transformers' tower with the weights at ``path``; see :class:`vit_jax.convert.format.Codec`.
 
     Raises:
@@ -75,7 +76,7 @@ def peer(path: pathlib.Path, model: ViT) -> Callable[[np.ndarray], np.ndarray]:
     """
     settings = _settings(beside(path).get(FILE) or {})
     with open_tensors(path) as theirs:
-        family = _family(theirs)
+        family = clip_rules.kind_of(theirs, "")
         size = clip_rules.image_size(theirs, family, model.patch, POSITIONS)
         settings = settings or clip_config.image_content(model, size)
         arrays = {name: np.array(leaf.read(), np.float32) for name, leaf in theirs.items() if name != BUFFER}
@@ -84,11 +85,7 @@ def peer(path: pathlib.Path, model: ViT) -> Callable[[np.ndarray], np.ndarray]:
 
         kind = getattr(transformers, f"{clip_config.FAMILIES[family].title}VisionModel")
     module = instantiate(kind, settings, arrays, path)
-    return torch_peer(lambda pixels: module(pixels).pooler_output)
-
-
-def _family(names: Collection[str]) -> str:
-    return "siglip" if any(name.startswith("head.") for name in names) else "clip"
+    return torch_peer(lambda pixels: module(**seen(pixels)).pooler_output)
 
 
 def _settings(settings: Mapping[str, Any]) -> Mapping[str, Any]:

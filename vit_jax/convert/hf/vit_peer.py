@@ -21,7 +21,7 @@ from vit_jax.io.extras import needed
 from vit_jax.io.sidecar import beside
 from vit_jax.io.tensors import Tensors, open_tensors
 from vit_jax.models import ViT
-from vit_jax.types import UserError
+from vit_jax.types import Patches, UserError
 
 
 def peer(path: pathlib.Path, model: ViT) -> Callable[[np.ndarray], np.ndarray]:
@@ -95,7 +95,7 @@ def instantiate(
     return module.float().eval()
 
 
-def images(path: pathlib.Path, model: Any) -> Callable[[pathlib.Path], np.ndarray] | None:
+def images(path: pathlib.Path, model: Any) -> Callable[[pathlib.Path], Any] | None:
     """transformers' own processor of images, as the ``preprocessor_config.json`` beside ``path`` has it."""
     about = beside(path)
     if processor.FILE not in about:
@@ -106,7 +106,16 @@ def images(path: pathlib.Path, model: Any) -> Callable[[pathlib.Path], np.ndarra
         for name in (processor.FILE, vit_config.FILE):
             atomic.write_text(pathlib.Path(folder, name), json.dumps(about.get(name, {})))
         process = transformers.AutoImageProcessor.from_pretrained(folder)
-    return torch_processor(lambda image: process(image, return_tensors="np")["pixel_values"][0])
+
+    def run(image: Any) -> Any:
+        out = process(image, return_tensors="np")
+        if "spatial_shapes" not in out:
+            return out["pixel_values"][0]
+        real, (_, columns) = out["pixel_attention_mask"][0].astype(bool), out["spatial_shapes"][0]
+        at = np.stack(np.divmod(np.arange(len(real)), columns), axis=-1)
+        return Patches(out["pixel_values"][0].astype(np.float32), np.where(real[:, None], at, 0).astype(np.int32), real)
+
+    return torch_processor(run)
 
 
 def _of(model: ViT, theirs: Tensors, layout: Layout) -> dict[str, Any]:

@@ -30,7 +30,7 @@ UNSEEN: tuple[tuple[str, dict[str, Any]], ...] = (
     (r"vit_.*_clip_.*", {"norm_epsilon": CLIP_EPSILON}),
     (r"vit_.*_clip_quickgelu_.*", {"act_layer": "quick_gelu"}),
     (r"vit_(base_patch32|giantopt_patch16|so400m_patch16)_siglip_.*", {"act_layer": "gelu_tanh"}),
-    (r"vit_large_patch16_siglip_(gap_)?512", {"act_layer": "gelu_tanh"}),
+    (r"vit_large_patch16_siglip_(gap_)?512|naflexvit_.*_siglip", {"act_layer": "gelu_tanh"}),
     (r"vit_giantopt_.*|vit_base_patch16_gap_224", {"num_heads": 16}),
     (r"(deit3|flexivit)_.*|vit_base_mci_.*|vit_.*_(xp|radio|reg\d+)_.*", {"no_embed_class": True}),
     (r"vit_intern300m_.*", {"final_norm": False}),
@@ -105,7 +105,7 @@ class Config:
 
     def heads(self, width: int) -> int | None:
         """Those that it says or its architecture has, None where that cannot be told."""
-        size = re.match(r"(?:vit|deit3?|flexivit|eva02?|beit(?:v2)?)_([a-z\d]+)_", self.architecture or "")
+        size = re.match(r"(?:(?:naflex)?vit|deit3?|flexivit|eva02?|beit(?:v2)?)_([a-z\d]+)_", self.architecture or "")
         return self.args.get("num_heads") or (HEADS.get(size[1], {}).get(width) if size else None)
 
     def grids(self, unit: int) -> list[tuple[int, int]]:

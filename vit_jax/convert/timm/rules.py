@@ -72,15 +72,18 @@ def rules(model: Any, layout: Layout) -> list[Rule]:
         out += _stem_rules(model.stem)
     out += torch_blocks("blocks.", "encoder/block_", model, layout.block, layout.qkv_bias)
     if model.pool == "map":
-        a, b = "attn_pool", "pool/attention"
-        out += [rule(f"{a}.latent", "pool/probe"), *torch_linear(f"{a}.q", f"{b}/q")]
-        out += torch_linear(f"{a}.proj", f"{b}/out")
-        kv = fused_linear(model.heads, 2)
-        out += [rule(f"{a}.kv.weight", f"{b}/kv/kernel", kv), rule(f"{a}.kv.bias", f"{b}/kv/bias", kv)]
-        out += [*torch_norm(f"{a}.norm", "pool/norm_mlp"), *torch_mlp(f"{a}.mlp", "pool/mlp")]
+        out += pool_rules(model.heads)
     out += torch_linear("head_dist", "head_dist") if model.distilled and model.num_classes else []
     own = head_rules(model) if model.final_norm else head_rules(model)[2:]
     return out + own + (torch_norm("fc_norm", "norm_pool") if model.pool_norm else [])
+
+
+def pool_rules(heads: int) -> list[Rule]:
+    """Of pooling by attention."""
+    a, b, kv = "attn_pool", "pool/attention", fused_linear(heads, 2)
+    out = [rule(f"{a}.latent", "pool/probe"), *torch_linear(f"{a}.q", f"{b}/q"), *torch_linear(f"{a}.proj", f"{b}/out")]
+    out += [rule(f"{a}.kv.weight", f"{b}/kv/kernel", kv), rule(f"{a}.kv.bias", f"{b}/kv/bias", kv)]
+    return [*out, *torch_norm(f"{a}.norm", "pool/norm_mlp"), *torch_mlp(f"{a}.mlp", "pool/mlp")]
 
 
 def _stem_rules(stages: tuple[int, ...]) -> list[Rule]:
