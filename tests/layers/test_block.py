@@ -55,6 +55,21 @@ def test_block_is_pre_norm_residual(tokens):
     np.testing.assert_allclose(jax.jit(block.apply)({"params": p}, tokens), want, atol=1e-6)
 
 
+def test_parallel_branches_share_a_norm_and_a_scale(tokens):
+    block = Block(heads=2, mlp_dim=12, parallel=True, layer_scale=0.5)
+    shapes = nn.meta.unbox(jax.eval_shape(block.init, jax.random.key(1), tokens)["params"])
+    assert set(shapes) == {"norm_attention", "attention", "mlp", "scale_attention"}
+    rng = np.random.default_rng(0)
+    p = jax.tree.map(lambda s: jnp.asarray(rng.standard_normal(s.shape) * 0.3, jnp.float32), shapes)
+    y = jax.jit(LayerNorm().apply)({"params": p["norm_attention"]}, tokens)
+    attended = np.asarray(jax.jit(MultiHeadAttention(2).apply)({"params": p["attention"]}, y))
+    both = attended + np.asarray(jax.jit(MLP(12).apply)({"params": p["mlp"]}, y))
+    got = jax.jit(block.apply)({"params": p}, tokens)
+    np.testing.assert_allclose(got, np.asarray(tokens) + np.asarray(p["scale_attention"]) * both, atol=1e-6)
+    with pytest.raises(UserError, match="parallel branches have nothing between them"):
+        jax.eval_shape(block.init, jax.random.key(1), tokens, context=tokens)
+
+
 def test_the_epsilon_reaches_every_norm(tokens):
     """Under a huge epsilon nothing but the bias is left of a norm."""
     block = functools.partial(Block, heads=2, mlp_dim=12, norm_epsilon=1e30)

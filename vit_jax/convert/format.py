@@ -232,6 +232,7 @@ USUAL: Mapping[str, Any] = {
     "scales": (1.0,),
     "prompts": (),
     "position_grid": None,
+    "parallel": False,
 }
 """Fields of plain data -> the value that every format can say."""
 

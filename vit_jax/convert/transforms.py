@@ -77,6 +77,20 @@ def fused_linear(heads: int, parts: int = 3) -> Transform:
     return Transform(into, back)
 
 
+def hidden_and_fused(heads: int, width: int) -> Transform:
+    """A torch weight ``[F + 3 D, D]`` (or bias) of an MLP, then queries, keys and values <-> ours, of either."""
+    fused = fused_linear(heads)
+
+    def into(x: np.ndarray) -> Arrays:
+        hidden = len(x) - 3 * width
+        return (x[:hidden].T, *fused.into(x[hidden:]))
+
+    def back(hidden: np.ndarray, qkv: np.ndarray) -> Arrays:
+        return (np.concatenate([hidden.T, *fused.back(qkv)]),)
+
+    return Transform(into, back)
+
+
 def split_linear(heads: int, parts: int = 3) -> Transform:
     """``parts`` torch weights ``[K E, D]`` (or biases) <-> ours, fused and ordered (K, parts, E)."""
     fused = fused_linear(heads, parts)

@@ -124,7 +124,10 @@ def _load(path: pathlib.Path) -> Any:
     except Exception as e:  # PyTorch raises OSError, KeyError, RuntimeError ... for damaged files
         problem = str(e).strip() or type(e).__name__
     if "TorchScript" in problem:
-        raise UserError(f"{path} is a TorchScript program, not weights; save its state_dict() as safetensors.")
+        raise UserError(
+            f"{path} is a TorchScript program, not weights, and running it would run code; save its state_dict() as "
+            "safetensors, or of OpenAI's CLIP take hf://openai/clip-vit-base-patch32 and its like."
+        )
     if found := re.search(r"GLOBAL ([\w.]+)", problem):
         raise UserError(
             f"{path} holds more than tensors ({found[1]}); it was not opened, because unpickling runs code; where you "

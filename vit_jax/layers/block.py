@@ -102,6 +102,8 @@ class Block(ResidualBlock):
       rotary: positions as a function of queries and keys; None for none.
       logit_bias: a term of self-attention's logits; None for none.
       reduce: called with a name, what makes fewer of the tokens between self-attention and MLP; None keeps all.
+      parallel: self-attention and MLP side by side, ``x + scale * (attention(y) + mlp(y))`` with ``y = norm(x)``
+        (Dehghani et al. 2023, arXiv:2302.05442, section 2).
     """
 
     heads: int = 1
@@ -115,6 +117,7 @@ class Block(ResidualBlock):
     rotary: Rotary | None = None
     logit_bias: LogitBias | None = None
     reduce: Callable[..., Callable[[Tokens, Attended], Tokens] | None] | None = None
+    parallel: bool = False
 
     @nn.compact
     def __call__(
@@ -145,12 +148,14 @@ class Block(ResidualBlock):
           As ``x``; :class:`Tokens` from the block on that has merged some.
 
         Raises:
-          UserError: tokens are to be reduced under a causal mask.
+          UserError: tokens are to be reduced under a causal mask, or between branches that are parallel.
         """
         x, size, bias = x if isinstance(x, Tokens) else Tokens(x)
         reduce = None if self.reduce is None else self.reduce(name="reduce")
         if reduce is not None and self.causal:
             raise UserError("a causal mask needs all tokens in their order; set reduce=None.")
+        if self.parallel and (reduce is not None or context is not None):
+            raise UserError("parallel branches have nothing between them; set reduce=None, and take no context.")
         seen: list[Attended] = []
         keys = [None] * 4 if key is None else list(jax.random.split(key, 3 + self.split))
         attend = functools.partial(
@@ -172,6 +177,10 @@ class Block(ResidualBlock):
         def cross_attention(y: jax.Array, _: Any) -> jax.Array:
             return attend(name="cross_attention")(y, context=context, mask=context_mask, cache=cache)
 
+        if self.parallel:
+            both = lambda y, key: self_attention(y, None) + self.mlp(y, key)  # noqa: E731
+            x = self.branch(x, "attention", both, keys[0], drop_path)
+            return x if size is None else Tokens(x, size, bias)
         x = self.branch(x, "attention", self_attention, keys[0], drop_path)
         if reduce is not None:
             x, size, bias = reduce(Tokens(x, size, bias), seen[0])

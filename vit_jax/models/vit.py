@@ -59,6 +59,8 @@ class ViT(TransformerStack, ImageModel):
         None keeps all. No parameters depend on it.
       prompts: blocks, from 0, that are told of coarse classes, and how many those are, ``((2, 5), (4, 20))``; the
         objective ``hierarchical`` trains them (TransHP, Wang et al. 2023, arXiv:2304.06385).
+      parallel: attention and MLP of every block side by side, of one norm (ViT-22B, Dehghani et al. 2023,
+        arXiv:2302.05442).
       pre_logits: size of a tanh layer before the head, None for none.
       stem: bottlenecks per stage of a ResNetV2 before the patches, None for no stem.
       stem_numerics: whose epsilons the stem has, a name in :data:`vit_jax.models.resnet.NUMERICS`.
@@ -79,6 +81,7 @@ class ViT(TransformerStack, ImageModel):
     registers: Annotated[int, Range(0, 1024)] = 0
     reduce: ReducerSpec | None = None
     prompts: tuple[tuple[Annotated[int, Range(0, 255)], Size], ...] = ()
+    parallel: bool = False
     pre_logits: Size | None = None
     stem: tuple[Annotated[int, Range(1, 64)], ...] | None = None
     stem_numerics: Numerics = "original"
@@ -107,8 +110,8 @@ class ViT(TransformerStack, ImageModel):
         fixed = ("stem", "rotary", "logit_bias", "reduce")
         if (name := next((f for f in fixed if getattr(self, f) is not None), None)) is not None:
             raise UserError(f"{name} is for images of one shape, and these have shapes of their own; set {name}=None.")
-        if self.patches or self.scales != (1.0,):
-            raise UserError("patches and scales are for images of one shape; leave patches=() and scales=(1,).")
+        if self.patches or self.prompts or self.scales != (1.0,):
+            raise UserError("patches, prompts and scales are for images of one shape; leave them out.")
 
     def coordinates(self, height: int, width: int) -> Array | None:
         """Of the tokens of a grid, row by row, ``[height * width, A]`` for ``rotary``; None without it."""

@@ -58,6 +58,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "clip": ("vit_base_patch32_clip_quickgelu_224", SMALL),  # a norm before the blocks, patches without a bias
     "stem": ("vit_tiny_r_s16_p8_224", SMALL | {"patch_size": 2}),
     "distilled": ("deit_tiny_distilled_patch16_224", SMALL),
+    "parallel": ("vit_pwee_patch16_reg1_gap_256", SMALL | {"num_heads": 4}),
     "swiglu": ("vit_giant_patch14_reg4_dinov2", SMALL | {"mlp_ratio": 4}),
     "qk_norm": ("vit_tiny_patch16_224", SMALL | {"qk_norm": True}),
     "dinov3": ("vit_small_patch16_dinov3", SMALL | {"global_pool": "token"}),  # no position but rotary ones
@@ -99,7 +100,20 @@ def build_peer(path: pathlib.Path) -> Any:
 
 @pytest.mark.parametrize(
     "case",
-    rest_slow(CASES, "cls", "placed", "gap", "map", "stem", "bare", "distilled", "dinov3_gates", "eva02_norms", "beit"),
+    rest_slow(
+        CASES,
+        "cls",
+        "placed",
+        "parallel",
+        "gap",
+        "map",
+        "stem",
+        "bare",
+        "distilled",
+        "dinov3_gates",
+        "eva02_norms",
+        "beit",
+    ),
 )
 def test_logits_tokens_and_every_block_are_timms(case, timm, torch):
     module = create(timm, torch, *CASES[case])
@@ -108,8 +122,9 @@ def test_logits_tokens_and_every_block_are_timms(case, timm, torch):
             for p in (module.cls_token, module.pos_embed, *module.patch_embed.parameters()):
                 p.mul_(0.01)
     pretrained = check_equal(torch, module, module.about)
-    assert pretrained.model.norm_epsilon == module.blocks[0].norm1.eps
-    assert pretrained.model.heads == module.blocks[0].attn.num_heads
+    first = module.blocks[0]
+    assert pretrained.model.norm_epsilon == (first.in_norm if case == "parallel" else first.norm1).eps
+    assert pretrained.model.heads == (first if case == "parallel" else first.attn).num_heads
     placed = [note for note in pretrained.notes if "are added to the registers" in note]
     assert len(placed) == (case in ("placed", "gap_registers", "map_registers"))
     assert len(pretrained.notes) == len(placed) + (case == "gap")  # its missing bias
@@ -272,7 +287,7 @@ ALIEN = {
     "vit_relpos_base_patch16_cls_224": "relative positions",
     "vit_small_resnet26d_224": "stem of another kind",
     "vit_base_mci_224": "stem of another kind",
-    "vit_small_patch16_18x2_224": "parallel blocks",
+    "vit_small_patch16_18x2_224": "parallel blocks of another kind",
     "resmlp_12_224": "ResMLP",
     "gmlp_s16_224": "gMLP",
     "cait_xxs24_224": "CaiT",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from vit_jax.augment import NORMS
@@ -49,6 +49,9 @@ BUFFERS = {
 """Tensors of older files that hold no weights -> why they are not needed."""
 
 
+QUICK = "NAME(image_tower={'activation': 'quick_gelu'}, text_tower={'activation': 'quick_gelu'})"
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """The parts of ``open_clip_config.json``; all empty without one.
@@ -57,18 +60,22 @@ class Config:
       model: ``model_cfg``.
       images: ``preprocess_cfg``.
       own: what we noted in it.
+      openai: whether none came and the tensors are OpenAI's own, which have three sizes beside the weights.
     """
 
     model: Mapping[str, Any]
     images: Mapping[str, Any]
     own: Mapping[str, Any]
+    openai: bool = False
 
     @classmethod
-    def of(cls, about: About) -> Config:
-        """From the whole file, or from one of open_clip's ``model_configs`` (as ``config.json``)."""
+    def of(cls, about: About, names: Collection[str] = ()) -> Config:
+        """From the whole file, or from one of open_clip's ``model_configs`` (``config.json``), and names of tensors."""
         raw: Mapping[str, Any] = about.get(FILE) or about.get("config.json") or {}
         model = raw.get("model_cfg", raw if "vision_cfg" in raw else {})
-        return cls(model, raw.get("preprocess_cfg") or {}, raw.get(OWN) or {})
+        return cls(
+            model, raw.get("preprocess_cfg") or {}, raw.get(OWN) or {}, not model and "input_resolution" in names
+        )
 
     def tower(self, name: str) -> Mapping[str, Any]:
         """``vision_cfg``, ``text_cfg`` or ``multimodal_cfg``."""
@@ -77,7 +84,7 @@ class Config:
     def activation(self, name: str) -> str:
         """Of the MLPs of a tower."""
         approximate = (self.tower(name).get("act_kwargs") or {}).get("approximate", "none")
-        if self.model.get("quick_gelu"):
+        if self.model.get("quick_gelu") or self.openai:
             return "quick_gelu"
         if approximate not in ("none", "tanh"):
             raise UserError(f"{FILE} has act_kwargs.approximate={approximate!r}; allowed: 'none' and 'tanh'.")
@@ -123,10 +130,11 @@ def read(theirs: Tensors, config: Config) -> tuple[dict[str, Any], Layout, int, 
 
 def _assumed(config: Config, biased: bool) -> str:
     what = "bidirectional texts, pooled at the last token" if biased else "causal texts, pooled at the end token"
+    activation, more = "quick_gelu (as the sizes beside the weights are OpenAI's)", ""
+    if not config.openai:
+        activation, more = "gelu", "; weights of OpenAI's have quick_gelu: say so by --model " + QUICK
     return (
-        f"no {FILE} comes with it: gelu, norm epsilon {EPSILON:g}, heads 64 wide and {what} are assumed; weights of "
-        "OpenAI's have quick_gelu: say so by --model NAME(image_tower={'activation': 'quick_gelu'}, "
-        "text_tower={'activation': 'quick_gelu'})"
+        f"no {FILE} comes with it: {activation}, norm epsilon {EPSILON:g}, heads 64 wide and {what} are assumed{more}"
     )
 
 

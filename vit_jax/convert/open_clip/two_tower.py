@@ -32,7 +32,7 @@ def read(theirs: Tensors, about: About) -> Reading:
     Raises:
       UserError: the model has parts that none of ours has; a tensor that tells a size is missing.
     """
-    config = Config.of(about)
+    config = Config.of(about, theirs.keys())
     fields, layout, size, notes = configs.read(theirs, config)
     parts = [part for part in ("image_tower", "text_tower", "decoder") if part in fields]
     guessed = [f"{part}.{field}" for part in parts for field in ("heads", "activation", "norm_epsilon")]

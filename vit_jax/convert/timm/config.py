@@ -68,7 +68,7 @@ HEADS: dict[str, dict[int, int]] = {
     "tiny": {192: 3}, "small": {384: 6, 768: 8}, "base": {768: 12, 896: 14}, "large": {1024: 16}, "huge": {1280: 16},
     "giant": {1408: 16, 1536: 24}, "gigantic": {1664: 16}, "so400m": {1152: 16}, "so150m": {896: 14},
     "so150m2": {832: 13}, "xsmall": {256: 4}, "wee": {256: 4}, "little": {320: 5}, "medium": {512: 8},
-    "mediumd": {512: 8}, "betwixt": {640: 10}, "intern300m": {1024: 16},
+    "mediumd": {512: 8}, "pwee": {256: 4}, "betwixt": {640: 10}, "intern300m": {1024: 16},
 }  # fmt: skip
 """Size in an architecture's name -> width -> heads."""
 

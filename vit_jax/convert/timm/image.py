@@ -37,7 +37,8 @@ UNSUPPORTED = {
     r"(?!.*rope_embed\.periods$|.*rope\.freqs_(cos|sin)$).*(rope|freqs)": "learned rotary positions (as of rope_mixed)",
     r".*\.mlp\.w\d+\.": "gated MLPs of another kind",
     r".*rel_pos|(?!blocks\.).*relative_pos": "relative positions of another kind",
-    r"blocks\.\d+\.(attns|ffns|in_norm|in_proj)\b": "parallel blocks",
+    r"blocks\.\d+\.(lambda_|sub_norm\.)": "differential attention",
+    r"blocks\.\d+\.(attns|ffns|mlp_bias|[qk]_norm|out_proj)\b": "parallel blocks of another kind",
     r"blocks\.\d+\.(linear_tokens|mlp_channels\.gate)\b": "blocks as of ResMLP or gMLP",
     r"blocks\.\d+\.\d+\.|layers\.\d+\.|stages\.\d+\.|blocks_token_only\.": "stages (as of Swin, Hiera, CaiT)",
     r"patch_embed\.(conv|backbone\.)(?!(stem\.)?(conv|norm)\.|stages\.)": "a convolutional stem of another kind",
@@ -46,8 +47,10 @@ UNSUPPORTED = {
 NORMS = "norm.weight|fc_norm.weight"
 MISSING = {
     NORMS: "a model without a norm after the blocks, of which no config.json says final_norm=False,",
-    "blocks.0.norm1.bias": "norms without a bias (RMSNorm)",
-    "blocks.0.mlp.fc1.bias|blocks.0.mlp.fc1_x.bias|blocks.0.mlp_channels.fc1.bias": "maps without a bias",
+    "blocks.0.norm1.bias|blocks.0.in_norm.bias": "norms without a bias (RMSNorm)",
+    "blocks.0.mlp.fc1.bias|blocks.0.mlp.fc1_x.bias|blocks.0.mlp_channels.fc1.bias|blocks.0.in_proj.bias": (
+        "maps without a bias"
+    ),
     "patch_embed.proj.bias|stem.proj.bias|norm_pre.weight": "patches without a bias and a norm after them (pre_norm)",
 }
 """Names, one of which must be there -> what its absence means."""

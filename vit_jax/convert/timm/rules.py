@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.convert.rules import Block, Rule, rule, torch_blocks, torch_linear, torch_mlp, torch_norm
-from vit_jax.convert.transforms import CONV, Arrays, Transform, fused_linear
+from vit_jax.convert.transforms import CONV, Arrays, Transform, fused_linear, hidden_and_fused
 from vit_jax.models import ImageModel, ViT
 
 
@@ -70,12 +70,29 @@ def rules(model: Any, layout: Layout) -> list[Rule]:
     out += torch_norm("norm_pre", "norm_pre") if model.pre_norm else []
     if model.stem is not None:
         out += _stem_rules(model.stem)
-    out += torch_blocks("blocks.", "encoder/block_", model, layout.block, layout.qkv_bias)
+    if model.parallel:
+        out += _parallel_rules(model)
+    else:
+        out += torch_blocks("blocks.", "encoder/block_", model, layout.block, layout.qkv_bias)
     if model.pool == "map":
         out += pool_rules(model.heads)
     out += torch_linear("head_dist", "head_dist") if model.distilled and model.num_classes else []
     own = head_rules(model) if model.final_norm else head_rules(model)[2:]
     return out + own + (torch_norm("fc_norm", "norm_pool") if model.pool_norm else [])
+
+
+def _parallel_rules(model: ViT) -> list[Rule]:
+    """Of blocks whose branches are side by side, timm's ``ParallelScalingBlock``."""
+    out, both = [], hidden_and_fused(model.heads, model.width)
+    for i in range(model.depth):
+        a, b = f"blocks.{i}", f"encoder/block_{i}"
+        for part, ours in (("weight", "kernel"), ("bias", "bias")):
+            out.append(rule(f"{a}.in_proj.{part}", (f"{b}/mlp/mlp_in/{ours}", f"{b}/attention/qkv/{ours}"), both))
+        out += torch_norm(f"{a}.in_norm", f"{b}/norm_attention")
+        out += torch_linear(f"{a}.attn_out_proj", f"{b}/attention/out")
+        out += torch_linear(f"{a}.mlp_out_proj", f"{b}/mlp/mlp_out")
+        out += [] if model.layer_scale is None else [rule(f"{a}.ls.gamma", f"{b}/scale_attention")]
+    return out
 
 
 def pool_rules(heads: int) -> list[Rule]:

@@ -59,6 +59,10 @@ LIMITS = (
           "timm has no norm_epsilon={0.norm_epsilon:g} with a distillation token or gated MLPs; write another format."),
     Limit(ViT, "", lambda m: not m.distilled or (m.ffn is None and m.stem is None),
           "timm has no distillation token with gated MLPs or a stem; write another format."),
+    Limit(ViT, "", lambda m: not m.parallel or (m.norm_epsilon <= EPSILON and not m.distilled and not m.stem
+                                                and (m.ffn, m.qk_norm) == (None, None)),
+          "timm has no parallel blocks with norm_epsilon={0.norm_epsilon:g}, a stem, a distillation token, gated MLPs "
+          "or norms of queries here, but plain ones; write another format."),
     Limit(ViT, "qk_norm", (None, "layer"), "timm has no qk_norm={0.qk_norm!r} here; write another format."),
     Limit(ViT, "", lambda m: not (m.cls_token and m.pool == "map"),
           "timm pools no class token by attention (pool='map'); write another format."),
@@ -78,7 +82,8 @@ def fields(theirs: Tensors, config: Config) -> Found:
     channels = (1, 3) if stem is None else (64,) if not stem else (256 * 2 ** (len(stem) - 1),)
     width, patch = patches(theirs, "patch_embed.proj.weight", *channels)
     unit = patch * stride(stem)
-    blocks, (mlp_dim, gated) = depth(theirs, r"blocks\."), hidden(theirs)
+    blocks, parallel = depth(theirs, r"blocks\."), "blocks.0.in_proj.weight" in theirs
+    mlp_dim, gated = (shape(theirs, "blocks.0.mlp_out_proj.weight", 2)[1], False) if parallel else hidden(theirs)
     has_cls, distilled = "cls_token" in theirs, "dist_token" in theirs
     registers = shape(theirs, "reg_token", 3)[1] if "reg_token" in theirs else 0
     pool, notes = _pool(theirs, has_cls, registers, config)
@@ -91,7 +96,7 @@ def fields(theirs: Tensors, config: Config) -> Found:
     before = (0, tokens) if config.args.get("no_embed_class") else (tokens, 0)
     prefix, side = grid(rows, before if tokens else (0,), config.grids(unit), "pos_embed", UNTOLD)
     grey = theirs["patch_embed.proj.weight"].shape[1] == 1
-    layout = Layout(prefix, "blocks.0.attn.qkv.bias" in theirs, grey)
+    layout = Layout(prefix, parallel or "blocks.0.attn.qkv.bias" in theirs, grey)
     if grey:
         notes.append("its images have one channel: those here are made grey (0.299 R + 0.587 G + 0.114 B)")
     if not layout.qkv_bias:
@@ -108,7 +113,8 @@ def fields(theirs: Tensors, config: Config) -> Found:
     found |= {"activation": "silu"} if gated and config.architecture is None else {}
     found["pool_norm"] = "fc_norm.weight" in theirs
     found |= {"pre_norm": "norm_pre.weight" in theirs, "patch_bias": "patch_embed.proj.bias" in theirs}
-    if "blocks.0.ls1.gamma" in theirs:
+    found["parallel"] = parallel
+    if "blocks.0.ls1.gamma" in theirs or "blocks.0.ls.gamma" in theirs:
         found["layer_scale"] = config.args.get("init_values") or 1e-5
     return found, layout, side * unit, notes, assumed
 
@@ -189,6 +195,8 @@ def content(pretrained: Stored, layout: Layout) -> tuple[dict[str, Any], list[st
             notes.append("timm's ResNet stem has other epsilons than the original's: its logits differ from ours")
     elif model.distilled:
         architecture = "deit_tiny_distilled_patch16_224"
+    elif model.parallel:
+        architecture = "vit_pwee_patch16_reg1_gap_256"  # the only way to its blocks
     elif model.ffn is not None:
         architecture = "vit_giant_patch14_dinov2"  # the only way to its MLPs
     elif model.norm_epsilon == CLIP_EPSILON:
@@ -238,5 +246,5 @@ def write(pretrained: Stored) -> Writing:
 
 CODEC = dataclasses.replace(
     image.codec(ViT, r"patch_embed\.", 0.9, fields, rules, content, write, LIMITS, spelled),
-    says={"ffn": Gated, "qk_norm": str, "distilled": bool},
+    says={"ffn": Gated, "qk_norm": str, "distilled": bool, "parallel": bool},
 )
