@@ -251,9 +251,8 @@ def _siglip(image: str, width: int, heads: int, **text: Any) -> Row:
 
 
 def _naflex(image: str, width: int, heads: int, **text: Any) -> Row:
-    tanh = {"activation": "gelu_tanh"}
-    row = _siglip(image, width, heads, vocab_size=256_000, pad_id=0, **tanh, **text)
-    return {**row, "image_tower": {**row["image_tower"], "patch": 16, "position_grid": 16, **tanh}}
+    row = _siglip(image, width, heads, vocab_size=256_000, pad_id=0, **text)
+    return {**row, "image_tower": {**row["image_tower"], "patch": 16, "position_grid": 16}}
 
 
 TWO_TOWER: dict[str, Row] = {

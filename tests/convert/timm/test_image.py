@@ -83,6 +83,11 @@ SLOW_CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+FAST = (
+    "cls", "placed", "parallel", "gap", "map", "stem", "bare", "distilled", "dinov3_gates", "eva02_norms", "beit",
+)  # fmt: skip
+
+
 def save(pretrained: Stored, folder: pathlib.Path) -> types.SimpleNamespace:
     writing = FORMAT.write(pretrained)
     rules = FORMAT.rules(pretrained.model, writing.layout)
@@ -100,20 +105,7 @@ def build_peer(path: pathlib.Path) -> Any:
 
 @pytest.mark.parametrize(
     "case",
-    rest_slow(
-        CASES,
-        "cls",
-        "placed",
-        "parallel",
-        "gap",
-        "map",
-        "stem",
-        "bare",
-        "distilled",
-        "dinov3_gates",
-        "eva02_norms",
-        "beit",
-    ),
+    rest_slow(CASES, *FAST),
 )
 def test_logits_tokens_and_every_block_are_timms(case, timm, torch):
     module = create(timm, torch, *CASES[case])
