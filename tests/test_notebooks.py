@@ -14,20 +14,18 @@ import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
 
-from tests import documentation
-
 FOLDER = pathlib.Path(__file__).parent.parent / "notebooks"
 requirements = runpy.run_path(str(FOLDER / "colab.py"))["requirements"]
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 SAYS = {
     "quickstart": ("360 held-out digits are right", "expected calibration error after", "outputs differ by 0"),
     "clip_zero_shot": ("(recall at 1)", "360 held-out digits are right, without a label", "a green zero"),
-    "own_images": ("starts from", "of 30 images are mistaken"),
+    "finetune_your_images": ("starts from", "images are mistaken", "merge(12)", "outputs differ by"),
     "monarch": ("from dense to monarch(4)", "fine-tuned", "of 360 held-out digits are right", "the TPU's compiler"),
     "tpu_pod": ("it fits", "images/s", "the log of both hosts ends at step 2", "queued-resources create b16"),
 }
 """Notebook -> what it prints."""
-PICTURES = {"quickstart": 5, "clip_zero_shot": 3, "own_images": 4, "monarch": 3, "tpu_pod": 3}
+PICTURES = {"quickstart": 5, "clip_zero_shot": 3, "finetune_your_images": 5, "monarch": 3, "tpu_pod": 3}
 PICTURES["monarch"] += bool(importlib.util.find_spec("libtpu"))  # drawn of what the compiler says, where it is
 MARKS = {"tpu_pod": [pytest.mark.tpu]}
 
@@ -49,11 +47,6 @@ def test_runs(path, tmp_path, monkeypatch):
     parameters = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
     assert "DURATION = " in parameters.source
     parameters.source += f'\nDURATION = "2 steps"\nWORKDIR = pathlib.Path({str(tmp_path / "run")!r})'
-    if path.stem == "own_images":
-        documentation.fill(tmp_path)
-        documentation.timm_file(tmp_path)
-        weights = str(tmp_path / "vit_tiny.safetensors")
-        parameters.source += f"\nIMAGES, WEIGHTS = {str(tmp_path / 'my' / 'images')!r}, {weights!r}"
     if path.stem == "tpu_pod":
         towers = {
             f"{tower}.{key}": 2 for tower in ("model.image_tower", "model.text_tower") for key in ("depth", "heads")

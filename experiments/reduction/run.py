@@ -28,7 +28,7 @@ REDUCTIONS = {
     "EViT": tuple(f"attentive({keep}, (1, 2))" for keep in (0.9, 0.7, 0.5, 0.3)),
 }
 """Curve -> values of ``model.reduce``, most tokens first: of 64 patches in 4 blocks."""
-TRAINED = ("none", "merge(8)", "attentive(0.5, (1, 2))")
+TRAINED = ("merge(8)", "attentive(0.5, (1, 2))")
 BATCH = 64
 
 
@@ -38,13 +38,15 @@ def main() -> None:
     parser.add_argument("--cifar", required=True, metavar="SOURCE", help="where the images of CIFAR-10 lie")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--duration", default=SHORT["duration"], help="of training, '1 epochs' for a try")
+    text = "what models are trained with besides none (default those of the table)"
+    parser.add_argument("--train", nargs="*", default=TRAINED, metavar="REDUCE", help=text)
     parser.add_argument("--rounds", type=int, default=20, help="measurements of speed (default 20)")
     parser.add_argument("--results", type=pathlib.Path, default=HERE / "results.json")
     args = parser.parse_args()
     runtime.setup()
     names = ["none", *(name for curve in REDUCTIONS.values() for name in curve)]
     accuracies = {name: accuracy(trained("none", args), name) for name in names}
-    tuned = {name: accuracy(trained(name, args), name) for name in TRAINED}
+    tuned = {name: accuracy(trained(name, args), name) for name in args.train}
     speeds = speed(trained("none", args), names, args.rounds)
     rows = [
         {"reduce": name, "accuracy": accuracies[name], "accuracy trained so": tuned.get(name), **speeds[name]}
@@ -97,7 +99,8 @@ def draw(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     curves = {
         c: [point(name, "accuracy") for name in ("none", *names)] for c, names in REDUCTIONS.items() if c != "ViT"
     }
-    curves["trained so"] = sorted(point(name, "accuracy trained so") for name in TRAINED)
+    if tuned := [point(row["reduce"], "accuracy trained so") for row in rows if row["accuracy trained so"] is not None]:
+        curves["trained so"] = sorted(tuned)
     plots.lines({"CIFAR-10": ("accuracy (%)", curves)}, "times as fast", path)
 
 
