@@ -49,6 +49,15 @@ def test_all(table, capsys, tmp_path):
     assert len(lines) == 4 and f"{rows['vit_a16']['parameters']:,d}" in lines[1]
 
 
+def test_time_at_the_peak_of_a_chip(table, capsys):
+    assert main(["models", "vit_a*", "--chip", "v6e", "--size", "32", "--json", "-"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["us_at_peak"] == pytest.approx(1e3 * row["gflops"] / 918, rel=0.01)
+    assert main(["models", "vit_a16", "--chip", "v5e", "--size", "32"]) == 0
+    head, line = capsys.readouterr().out.splitlines()
+    assert head.endswith("us at peak, v5e") and len(line) == len(head)
+
+
 def test_one_by_any_of_its_names(capsys):
     """The published number of parameters, and 1.26 billion multiply-adds as timm states for it."""
     assert main(["models", "vit_tiny_patch16_224", "--json", "-"]) == 0

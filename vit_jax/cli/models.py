@@ -24,6 +24,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     options.value(parser, "num_classes", 1000, "outputs of the head", least=0, metavar="C")
     text = "costs also with the maps of attention and MLPs as, for instance, monarch(4)"
     parser.add_argument("--linear", type=options.filled, metavar="SPEC", help=text)
+    text = "costs also the microseconds of an image at this chip's bfloat16 peak, which no program beats; 'bench tpu' says "
+    text += "what its compiler expects"
+    parser.add_argument("--chip", choices=("v5e", "v5p", "v6e"), help=text)
     text = "type in which parameters that are no integers are counted"
     options.value(parser, "dtype", "float32", text, choices=("float32", "bfloat16"))
     options.json(parser, "table")
@@ -31,7 +34,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def at_once(args: argparse.Namespace) -> bool:
     """Whether names are all that is asked for, which takes no JAX."""
-    return _pattern(args.name) and not (args.costs or args.linear or args.json)
+    return _pattern(args.name) and not (args.costs or args.linear or args.chip or args.json)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     found = architectures.names(args.name) if _pattern(args.name) else [args.name]
     if not found:
         raise vj.UsageError(f"no model is called like {args.name!r}; vit_jax models lists all of them.")
-    if not _pattern(args.name) or args.costs or args.linear:
+    if not _pattern(args.name) or args.costs or args.linear or args.chip:
         return _costs(found, args)
     rows = [{"model": name, "aliases": architectures.aliases(name)} for name in found]
     if args.json != "-":
@@ -85,9 +88,11 @@ def _costs(names: list[str], args: argparse.Namespace) -> int:
             if args.json != "-":
                 if len(rows) == 1:
                     counted = f"MB {args.dtype}"
-                    print(f"{'model':{width}s} {'parameters':>15s} {counted:>11s} {'GFLOPs/image':>13s} {'size':>5s}")
+                    head = f"{'model':{width}s} {'parameters':>15s} {counted:>11s} {'GFLOPs/image':>13s} {'size':>5s}"
+                    print(head + f"{f'us at peak, {args.chip}':>18s}" * bool(args.chip))
                 r = rows[-1]
                 values = r.get("error") or VALUES.format(**r, megabytes=r["bytes"] / 1e6)
+                values += f"{r['us_at_peak']:>18.1f}" if "us_at_peak" in r else ""
                 print(f"{r['model']:{width}s} {values}", flush=True)
     _write(args.json, rows)
     return 0
@@ -101,6 +106,7 @@ def _row(name: str, label: str, fields: dict[str, Any], args: argparse.Namespace
 
     from vit_jax import models
     from vit_jax.models import cost
+    from vit_jax.plan import topology
     from vit_jax.train.state import abstract_params
 
     head = {"num_classes": args.num_classes} if isinstance(models.create(name), models.ImageModel) else {}
@@ -108,12 +114,14 @@ def _row(name: str, label: str, fields: dict[str, Any], args: argparse.Namespace
     inputs = model.inputs(args.size)
     leaves = jax.tree.leaves(abstract_params(model, inputs))
     sizes = [math.prod(x.shape) for x in leaves]
+    flops = cost.flops(model, inputs)
     return {
         "model": name + label,
         "parameters": sum(sizes),
         "bytes": sum(n * _itemsize(x.dtype, args.dtype) for n, x in zip(sizes, leaves, strict=True)),
-        "gflops": round(cost.flops(model, inputs) / 1e9, 6),
+        "gflops": round(flops / 1e9, 6),
         "size": args.size,
+        **({"us_at_peak": round(1e6 * flops / topology.CHIPS[args.chip].peak, 6)} if args.chip else {}),
     }
 
 
