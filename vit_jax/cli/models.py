@@ -24,8 +24,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     options.value(parser, "num_classes", 1000, "outputs of the head", least=0, metavar="C")
     text = "costs also with the maps of attention and MLPs as, for instance, monarch(4)"
     parser.add_argument("--linear", type=options.filled, metavar="SPEC", help=text)
-    text = "costs also the microseconds of an image at this chip's bfloat16 peak, which no program beats; 'bench tpu' says "
-    text += "what its compiler expects"
+    text = "costs also the microseconds of an image at this chip's bfloat16 peak, which no program beats; 'bench tpu' "
+    text += "says what its compiler expects"
     parser.add_argument("--chip", choices=("v5e", "v5p", "v6e"), help=text)
     text = "type in which parameters that are no integers are counted"
     options.value(parser, "dtype", "float32", text, choices=("float32", "bfloat16"))
