@@ -170,7 +170,13 @@ IMPLEMENTATIONS = {
 
 
 def self_attention(
-    qkv: jax.Array, heads: int, *, causal: bool = False, blocks: int = 1, implementation: str | None = None
+    qkv: jax.Array,
+    heads: int,
+    *,
+    causal: bool = False,
+    blocks: int = 1,
+    key_bias: jax.Array | None = None,
+    implementation: str | None = None,
 ) -> jax.Array:
     """:func:`attention` of tokens to each other, given the product that holds queries, keys and values.
 
@@ -179,6 +185,7 @@ def self_attention(
       heads: number of heads.
       causal: token i sees those up to i.
       blocks: in how many blocks the channels of a head come.
+      key_bias: float32 ``[B, N]``, added to the logits of each key; it has no gradient.
       implementation: a name in :data:`SELF_IMPLEMENTATIONS` or :data:`IMPLEMENTATIONS`; None picks.
 
     Returns:
@@ -188,15 +195,23 @@ def self_attention(
       UsageError: an unknown implementation, or one that does not compute this.
     """
     if implementation in (None, *SELF_IMPLEMENTATIONS):
-        run = choose("self-attention", SELF_IMPLEMENTATIONS, implementation, qkv, heads, causal, blocks)
-        y: jax.Array = run(qkv, heads, causal, blocks)
+        run = choose("self-attention", SELF_IMPLEMENTATIONS, implementation, qkv, heads, causal, blocks, key_bias)
+        y: jax.Array = run(qkv, heads, causal, blocks, key_bias)
         return y
-    return _apart(qkv, heads, causal, blocks, implementation)
+    return _apart(qkv, heads, causal, blocks, key_bias, implementation)
 
 
-def _apart(qkv: jax.Array, heads: int, causal: bool, blocks: int, implementation: str | None = None) -> jax.Array:
+def _apart(
+    qkv: jax.Array, heads: int, causal: bool, blocks: int, key_bias: jax.Array | None, implementation: str | None = None
+) -> jax.Array:
     q, k, v = split_heads(qkv, heads, 3, blocks)
-    return join_heads(attention(q, k, v, causal=causal, implementation=implementation), blocks)
+    y = attention(q, k, v, bias=_of_keys(key_bias), causal=causal, implementation=implementation)
+    return join_heads(y, blocks)
+
+
+def _of_keys(bias: jax.Array | None) -> jax.Array | None:
+    """``[B, N]`` as :func:`attention` takes it, without a gradient."""
+    return None if bias is None else jax.lax.stop_gradient(bias)[:, None, None, :]
 
 
 def split_heads(y: jax.Array, heads: int, parts: int, blocks: int = 1) -> list[jax.Array]:
@@ -234,7 +249,7 @@ def join_heads(y: jax.Array, blocks: int = 1) -> jax.Array:
 
 
 SELF_IMPLEMENTATIONS = {"mosaic_tpu": mosaic_tpu.IMPLEMENTATION, "apart": Implementation(_apart)}
-"""``(qkv, heads, causal, blocks) -> out``; ``apart`` is one of :data:`IMPLEMENTATIONS`."""
+"""``(qkv, heads, causal, blocks, key_bias) -> out``; ``apart`` is one of :data:`IMPLEMENTATIONS`."""
 
 
 class KVCache(NamedTuple):
@@ -298,6 +313,7 @@ class MultiHeadAttention(nn.Module):
         context: jax.Array | None = None,
         mask: jax.Array | None = None,
         bias: jax.Array | None = None,
+        key_bias: jax.Array | None = None,
         cache: KVCache | None = None,
         at: jax.Array | None = None,
         see: Callable[[Attended], None] | None = None,
@@ -305,9 +321,10 @@ class MultiHeadAttention(nn.Module):
         """``x [B, N, D]``, ``context [B, M, C]`` or None; ``mask``, ``bias`` as in :func:`attention` -> ``[B, N, D]``.
 
         With a ``cache``, self-attention sees the tokens before ``cache.start`` too and is causal, and a context is
-        projected by the first call only. The collection "intermediates" gets the probabilities ``attention`` float32
-        ``[B, K, N, M]``; the gradient by them is that by the variable of this name in "perturbations". ``see`` is
-        called with what self-attention was computed of. ``at`` are the tokens' coordinates for ``rotary``.
+        projected by the first call only. ``key_bias [B, N]`` is as of :func:`self_attention`. The collection
+        "intermediates" gets the probabilities ``attention`` float32 ``[B, K, N, M]``; the gradient by them is that by
+        the variable of this name in "perturbations". ``see`` is called with what self-attention was computed of. ``at``
+        are the tokens' coordinates for ``rotary``.
         """
         causal = self.causal and cache is None
         blocks = self._blocks(x.shape[-1])
@@ -318,8 +335,9 @@ class MultiHeadAttention(nn.Module):
             if all(p is None for p in (cache, mask, bias, asked, self.rotary, self.logit_bias, self.qk_norm)):
                 options: dict[str, Any] = {"causal": causal, "blocks": blocks, "implementation": self.implementation}
                 if see is not None:
-                    see(_attended(*_views(qkv, self.heads, blocks)))
-                y = self_attention(qkv, self.heads, **options)
+                    q, k = _views(qkv, self.heads, blocks)
+                    see(_attended(q, k, bias=_of_keys(key_bias)))
+                y = self_attention(qkv, self.heads, key_bias=key_bias, **options)
                 return self._out(y, x.shape[-1], blocks)
             q, k, v = split_heads(qkv, self.heads, 3, blocks)
             if self.qk_norm is not None:
@@ -340,11 +358,13 @@ class MultiHeadAttention(nn.Module):
                 if cache is not None:
                     self.put_variable("memory", "key", k)
                     self.put_variable("memory", "value", v)
+        terms = [term for term in (bias, _of_keys(key_bias)) if term is not None]
         if self.logit_bias is not None:
             made = self.logit_bias(name="logit_bias")(q, k)
             term = made if isinstance(made, Term) else Term(made)
-            bias = term.bias if bias is None else bias + term.bias
+            terms.append(term.bias)
             asked = _times(term.factor, asked)
+        bias = functools.reduce(jnp.add, terms) if terms else None
         if see is not None:
             see(_attended(q, k, mask, bias))
         y = attention(q, k, v, mask=mask, bias=bias, causal=causal, implementation=self.implementation, through=asked)

@@ -170,9 +170,8 @@ class Block(ResidualBlock):
         def self_attention(y: jax.Array, _: Any) -> jax.Array:
             hooks: dict[str, Any] = {"rotary": self.rotary, "logit_bias": self.logit_bias, "name": "attention"}
             hooks |= {"qkv_bias": self.qkv_bias, "qk_norm": self.qk_norm, "norm_epsilon": self.norm_epsilon}
-            term = None if bias is None else bias[:, None, None, :]
             see = None if reduce is None else seen.append
-            return attend(causal=self.causal, **hooks)(y, mask=mask, bias=term, cache=cache, at=at, see=see)
+            return attend(causal=self.causal, **hooks)(y, mask=mask, key_bias=bias, cache=cache, at=at, see=see)
 
         def cross_attention(y: jax.Array, _: Any) -> jax.Array:
             return attend(name="cross_attention")(y, context=context, mask=context_mask, cache=cache)

@@ -21,7 +21,7 @@ class Tokens(NamedTuple):
     Attributes:
       x: ``[B, N, D]``.
       size: float32 ``[B, N]``, how many of the first block's tokens each stands for, which pooling weighs; None: one.
-      bias: float32 ``[B, N]``, added to the logits of each as a key of self-attention; None: nothing.
+      bias: float32 ``[B, N]``, added to the logits of each as a key of self-attention, a constant; None: nothing.
     """
 
     x: jax.Array

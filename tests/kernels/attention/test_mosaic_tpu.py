@@ -27,8 +27,9 @@ CASES = {  # images, tokens, heads, channels of a head; causal; blocks
 }
 
 
-def both(heads, causal, qkv, g, blocks=1):
-    y, pull = jax.vjp(functools.partial(mosaic_tpu.run, heads=heads, causal=causal, blocks=blocks), qkv)
+def both(heads, causal, qkv, g, blocks=1, key_bias=None):
+    run = functools.partial(mosaic_tpu.run, heads=heads, causal=causal, blocks=blocks, key_bias=key_bias)
+    y, pull = jax.vjp(run, qkv)
     return y, *pull(g)
 
 
@@ -52,14 +53,33 @@ def test_value_and_gradient_equal_float64(rng, case, dtype):
         np.testing.assert_allclose(np.asarray(a, np.float64), b, rtol=0, atol=TOLERANCE[dtype] * np.abs(b).max())
 
 
+@pytest.mark.first(1)
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize(("shape", "causal"), [((2, 11, 2, 64), True), ((1, 131, 3, 16), False)])
+def test_a_bias_of_the_keys(rng, shape, causal):
+    """In value and gradient, of which it has none itself; a key that counts for nothing is not there."""
+    images, tokens, heads, size = shape
+    qkv, g = (rng.standard_normal((images, tokens, n * heads * size)).astype("float32") for n in (3, 1))
+    bias = np.log(rng.integers(1, 40, (images, tokens))).astype("float32")
+    bias[:, 3] = -1e30
+    got = jax.jit(lambda q, g, b: both(heads, causal, q, g, key_bias=b))(qkv, g, bias)
+    options = {"causal": causal, "key_bias": bias}
+    want = reference.attention(qkv, heads, **options), reference.gradient(qkv, g, heads, **options)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
+    assert not jax.grad(lambda b: jnp.sum(mosaic_tpu.run(qkv, heads, causal, key_bias=b)))(bias).any()
+
+
 @pytest.mark.usefixtures("interpreted_simply")
 @pytest.mark.parametrize(("config", "images", "heads"), [((2, 2, 2), 8, 4), ((4, 1, 2), 6, 3)])
 def test_each_device_has_its_images_and_heads(rng, config, images, heads):
     mesh = sharding.make_mesh(sharding.MeshConfig(*config), jax.devices())
     qkv, g = (rng.standard_normal((images, 5, n * heads * 16)).astype("float32") for n in (3, 1))
+    bias = rng.standard_normal((images, 5)).astype("float32")
     with jax.set_mesh(mesh):
-        got = jax.jit(functools.partial(both, heads, False))(qkv, g)
-    for a, b in zip(got, (reference.attention(qkv, heads), reference.gradient(qkv, g, heads)), strict=True):
+        got = jax.jit(lambda *args: both(heads, False, *args[:2], key_bias=args[2]))(qkv, g, bias)
+    want = (reference.attention(qkv, heads, key_bias=bias), reference.gradient(qkv, g, heads, key_bias=bias))
+    for a, b in zip(got, want, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
@@ -108,8 +128,10 @@ def test_the_compiler_takes_it(tpu_chips, topology, tokens, heads, size, causal)
     mesh = sharding.make_mesh(sharding.MeshConfig(2, 2), tpu_chips(topology))
     place = sharding.data_sharding(mesh)
     args = [jax.ShapeDtypeStruct((8, tokens, n * heads * size), "bfloat16", sharding=place) for n in (3, 1)]
+    bias = jax.ShapeDtypeStruct((8, tokens), "float32", sharding=place)
+    run = lambda *args: both(heads, causal, *args[:2], key_bias=None if causal else args[2])  # noqa: E731
     with jax.set_mesh(mesh):
-        text = jax.jit(functools.partial(both, heads, causal)).lower(*args).compile().as_text()
+        text = jax.jit(run).lower(*args, bias).compile().as_text()
     assert "attention_forward" in text and "attention_backward" in text and "all-" not in text
 
 

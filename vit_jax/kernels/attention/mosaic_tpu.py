@@ -30,20 +30,27 @@ MOST = 2**20
 """Logits above which the heads that fill whole registers are too many to unroll."""
 
 
-def run(qkv: jax.Array, heads: int, causal: bool, blocks: int = 1) -> jax.Array:
-    """``[B, N, heads * 3 * E] -> [B, N, heads * E]``, see :mod:`vit_jax.kernels.attention`."""
+def run(qkv: jax.Array, heads: int, causal: bool, blocks: int = 1, key_bias: jax.Array | None = None) -> jax.Array:
+    """``[B, N, heads * 3 * E] -> [B, N, heads * E]``, see :mod:`vit_jax.kernels.attention`.
+
+    ``key_bias`` float32 ``[B, N]`` is added to the logits of each key, and has no gradient.
+    """
     mesh = sharded.mesh()
     if mesh is None:
-        return _attention(heads, causal, blocks, qkv)
+        return _attention(heads, causal, blocks, qkv, key_bias)
     tensor, batch = _tensor(mesh, heads, blocks), qkv.shape[0]
     layout = jax.P(sharding.BATCH, None, "tensor" if tensor > 1 else None)
     one = functools.partial(_attention, heads // tensor, causal, blocks)
     more = -batch % math.prod(mesh.shape[axis] for axis in sharding.BATCH)  # images that devices have besides
     qkv = jnp.pad(qkv, ((0, more), (0, 0), (0, 0))) if more else qkv
-    return jax.shard_map(one, mesh=mesh, in_specs=layout, out_specs=layout, check_vma=False)(qkv)[:batch]
+    key_bias = jnp.pad(key_bias, ((0, more), (0, 0))) if more and key_bias is not None else key_bias
+    specs = (layout, None if key_bias is None else jax.P(sharding.BATCH, None))
+    return jax.shard_map(one, mesh=mesh, in_specs=specs, out_specs=layout, check_vma=False)(qkv, key_bias)[:batch]
 
 
-def unsupported_reason(qkv: jax.Array, heads: int, causal: bool, blocks: int = 1) -> str | None:
+def unsupported_reason(
+    qkv: jax.Array, heads: int, causal: bool, blocks: int = 1, key_bias: jax.Array | None = None
+) -> str | None:
     """Why the kernel cannot run this, as the end of a sentence, or None. Array or shape."""
     if reason := vmem.unsupported_rows(qkv):
         return reason
@@ -84,19 +91,27 @@ def _heads(heads: int, size: int, tokens: int, blocks: int = 1) -> int:
     return max((n for n in fits if n * _logits(tokens) <= LOGITS), default=min(fits, default=heads))
 
 
-def _backward(heads: int, causal: bool, blocks: int, qkv: jax.Array, g: jax.Array) -> tuple[jax.Array]:
+def _backward(
+    heads: int, causal: bool, blocks: int, qkv: jax.Array, key_bias: jax.Array | None, g: jax.Array
+) -> tuple[jax.Array, jax.Array | None]:
     kernel = functools.partial(_backward_kernel, blocks, causal)
-    return (_call(kernel, "attention_backward", heads, blocks, 3, qkv, g.astype(qkv.dtype)),)
+    column = None if key_bias is None else key_bias[:, :, None]
+    dqkv = _call(kernel, "attention_backward", heads, blocks, 3, column, qkv, g.astype(qkv.dtype))
+    return dqkv, None if key_bias is None else jnp.zeros_like(key_bias)
 
 
 @differentiable(_backward, static=3)
-def _attention(heads: int, causal: bool, blocks: int, qkv: jax.Array) -> jax.Array:
+def _attention(heads: int, causal: bool, blocks: int, qkv: jax.Array, key_bias: jax.Array | None) -> jax.Array:
     kernel = functools.partial(_forward_kernel, blocks, causal)
-    return _call(kernel, "attention_forward", heads, blocks, 1, qkv)
+    row = None if key_bias is None else key_bias[:, None, :]
+    return _call(kernel, "attention_forward", heads, blocks, 1, row, qkv)
 
 
-def _call(kernel: Any, name: str, heads: int, blocks: int, parts: int, qkv: jax.Array, *more: jax.Array) -> jax.Array:
-    """Runs a kernel that has ``parts * E`` columns of output for each head."""
+def _call(
+    kernel: Any, name: str, heads: int, blocks: int, parts: int, key_bias: jax.Array | None, *arrays: jax.Array
+) -> jax.Array:
+    """Runs a kernel that has ``parts * E`` columns of output for each head; ``arrays``: qkv, others of heads."""
+    qkv, *more = arrays
     batch, tokens, width = qkv.shape
     size = width // heads // 3
     count = _heads(heads, size, tokens, blocks)
@@ -104,39 +119,45 @@ def _call(kernel: Any, name: str, heads: int, blocks: int, parts: int, qkv: jax.
     def block(parts: int) -> pl.BlockSpec:
         return pl.BlockSpec((1, tokens, up(parts * count * size, LANES)), lambda image, part: (image, 0, part))
 
+    specs = [block(3), *(block(1) for _ in more)]
+    if key_bias is not None:
+        specs.append(pl.BlockSpec((1, *key_bias.shape[1:]), lambda image, part: (image, 0, 0)))
+        arrays = (*arrays, key_bias * math.log2(math.e))
     y: jax.Array = pl.pallas_call(
         functools.partial(kernel, count, size),
         name=name,
         grid=(batch, heads // count),
-        in_specs=[block(3), *(block(1) for _ in more)],
+        in_specs=specs,
         out_specs=block(parts),
         out_shape=jax.ShapeDtypeStruct((batch, tokens, parts * heads * size), qkv.dtype),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=vmem.budget()
         ),
-    )(qkv, *more)
+    )(*arrays)
     return y
 
 
-def _forward_kernel(blocks: int, causal: bool, heads: int, size: int, qkv: Any, y: Any) -> None:
-    width, out = 3 * heads * size, []
+def _forward_kernel(blocks: int, causal: bool, heads: int, size: int, qkv: Any, *rest: Any) -> None:
+    *bias, y = rest
+    width, out, more = 3 * heads * size, [], bias[0][0] if bias else None
     for pair in _in_turn(pieces(heads, size, blocks)):
         read_all = [_read(qkv, width, *one) for one in pair]
         logits = [_masked(dot(q, k, 1, 1), causal, 0) for q, k, _ in read_all]
-        weights = [_exponentials(x, size, 1) for x in logits]
+        weights = [_exponentials(x, size, 1, more) for x in logits]
         for (_, _, v), (p, total), (*_, head) in zip(read_all, weights, pair, strict=True):
             out.append((head, dot(p.astype(v.dtype), v, 1, 0) * _reciprocal(total)))
     write(y, out)
 
 
-def _backward_kernel(blocks: int, causal: bool, heads: int, size: int, qkv: Any, g: Any, dqkv: Any) -> None:
-    width, scale, out = 3 * heads * size, size**-0.5, []
+def _backward_kernel(blocks: int, causal: bool, heads: int, size: int, qkv: Any, g: Any, *rest: Any) -> None:
+    *bias, dqkv = rest
+    width, scale, out, more = 3 * heads * size, size**-0.5, [], bias[0][0] if bias else None
     for pair in _in_turn(pieces(heads, size, blocks)):
         read_all = [_read(qkv, width, *one) for one in pair]
         gs = [only(read(g, head, heads * size, head.lane), head) for *_, head in pair]
         logits = [_masked(dot(k, q, 1, 1), causal, 1) for q, k, _ in read_all]  # keys before queries
         dweights = [dot(v, h, 1, 1) for (_, _, v), h in zip(read_all, gs, strict=True)]
-        exponentials = [_exponentials(x, size, 0) for x in logits]
+        exponentials = [_exponentials(x, size, 0, more) for x in logits]
         weights = [p * _reciprocal(total) for p, total in exponentials]
         for (q, k, _), (qs, ks, vs, head), p, dp, h in zip(read_all, pair, weights, dweights, gs, strict=True):
             dlogits = (p * (dp - jnp.sum(p * dp, axis=0, keepdims=True)) * scale).astype(q.dtype)
@@ -165,11 +186,18 @@ def _masked(logits: jax.Array, causal: bool, queries: int) -> jax.Array:
     return jnp.where(key <= query, logits, jnp.finfo(jnp.float32).min)
 
 
-def _exponentials(logits: jax.Array, size: int, keys: int) -> tuple[jax.Array, jax.Array]:
-    """Numerators of a softmax over the axis ``keys`` of ``logits / sqrt(size)``, and their sums."""
+def _exponentials(logits: jax.Array, size: int, keys: int, bias: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """Numerators of a softmax over the axis ``keys`` of ``logits / sqrt(size)``, and their sums.
+
+    ``bias`` of the keys, times log2(e), is added to the former.
+    """
     scale = math.log2(math.e) * size**-0.5  # which is a part of 2^x, not a pass of its own
-    most = jnp.max(logits, axis=keys, keepdims=True)
-    p = jnp.exp2(logits * scale - most * scale)
+    if bias is None:
+        most = jnp.max(logits, axis=keys, keepdims=True)
+        p = jnp.exp2(logits * scale - most * scale)
+    else:
+        logits = logits * scale + bias
+        p = jnp.exp2(logits - jnp.max(logits, axis=keys, keepdims=True))
     return p, jnp.sum(p, axis=keys, keepdims=True)
 
 

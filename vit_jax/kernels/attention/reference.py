@@ -5,17 +5,22 @@ from __future__ import annotations
 import numpy as np
 
 
-def attention(qkv: np.ndarray, heads: int, *, causal: bool = False) -> np.ndarray:
-    """``softmax(q k^T / sqrt(E)) v`` per head: ``[B, N, heads * 3 * E] -> [B, N, heads * E]`` (Vaswani et al. 2017)."""
+def attention(qkv: np.ndarray, heads: int, *, causal: bool = False, key_bias: np.ndarray | None = None) -> np.ndarray:
+    """``softmax(q k^T / sqrt(E)) v`` per head: ``[B, N, heads * 3 * E] -> [B, N, heads * E]`` (Vaswani et al. 2017).
+
+    ``key_bias [B, N]`` is added to the logits of each key.
+    """
     q, k, v = _parts(qkv, heads)
-    return np.einsum("bknm,bmke->bnke", _weights(q, k, causal), v).reshape(*qkv.shape[:2], -1)
+    return np.einsum("bknm,bmke->bnke", _weights(q, k, causal, key_bias), v).reshape(*qkv.shape[:2], -1)
 
 
-def gradient(qkv: np.ndarray, g: np.ndarray, heads: int, *, causal: bool = False) -> np.ndarray:
+def gradient(
+    qkv: np.ndarray, g: np.ndarray, heads: int, *, causal: bool = False, key_bias: np.ndarray | None = None
+) -> np.ndarray:
     """The gradient of ``sum(g * attention(qkv))``."""
     q, k, v = _parts(qkv, heads)
     g = np.asarray(g, np.float64).reshape(v.shape)
-    p = _weights(q, k, causal)
+    p = _weights(q, k, causal, key_bias)
     dp = np.einsum("bnke,bmke->bknm", g, v)
     dlogits = p * (dp - np.sum(p * dp, axis=-1, keepdims=True)) / np.sqrt(q.shape[-1])
     dq, dk = np.einsum("bknm,bmke->bnke", dlogits, k), np.einsum("bknm,bnke->bmke", dlogits, q)
@@ -28,8 +33,10 @@ def _parts(qkv: np.ndarray, heads: int) -> np.ndarray:
     return np.moveaxis(parts, 3, 0)
 
 
-def _weights(q: np.ndarray, k: np.ndarray, causal: bool) -> np.ndarray:
+def _weights(q: np.ndarray, k: np.ndarray, causal: bool, key_bias: np.ndarray | None) -> np.ndarray:
     logits = np.einsum("bnke,bmke->bknm", q, k) / np.sqrt(q.shape[-1])
+    if key_bias is not None:
+        logits = logits + np.asarray(key_bias, np.float64)[:, None, None, :]
     if causal:
         logits = np.where(np.tril(np.ones(logits.shape[-2:], bool)), logits, -np.inf)
     e = np.exp(logits - np.max(logits, axis=-1, keepdims=True))
