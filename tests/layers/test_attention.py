@@ -13,7 +13,7 @@ import pytest
 
 from vit_jax.kernels import dispatch
 from vit_jax.layers import attention as A
-from vit_jax.layers.attention import MultiHeadAttention, attention, attention_weights
+from vit_jax.layers.attention import MultiHeadAttention, _summed_keys, attention, attention_weights, split_heads
 from vit_jax.layers.linear import Dense
 from vit_jax.layers.linear.monarch import Monarch
 from vit_jax.types import UserError
@@ -275,3 +275,12 @@ def test_biases_and_norms_of_queries_and_keys_equal_float64(rng, bias, norm, lin
     y = reference(q, k, v)[0].reshape(2, 5, 16)
     got = jax.jit(module.apply)({"params": params}, x)
     np.testing.assert_allclose(got, y @ p["out"]["kernel"] + p["out"]["bias"], atol=2e-4)
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_the_sum_of_the_keys_as_a_product(rng, blocks):
+    """Which a TPU gets, however the channels of heads come."""
+    qkv = jnp.asarray(rng.standard_normal((2, 5, 3 * 3 * 4)), "bfloat16")
+    _, keys, _ = split_heads(qkv, 3, 3, blocks)
+    want = np.asarray(keys, np.float64).sum(2)
+    np.testing.assert_allclose(_summed_keys(qkv, 3, blocks), want, atol=1e-6)

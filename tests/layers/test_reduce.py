@@ -135,7 +135,9 @@ def test_merge_and_its_gradient(rng, n, prefix, r):
 
     @jax.jit
     def run(x):
-        found = merge(Tokens(x, size), Attended(jnp.asarray(keys), None), r=r, prefix=prefix)
+        found = merge(
+            Tokens(x, size), Attended(None, lambda: jnp.asarray(keys.sum(2), "float32"), None), r=r, prefix=prefix
+        )
         return found.x, found
 
     _, pull, found = jax.vjp(run, jnp.asarray(x, jnp.float32), has_aux=True)
@@ -158,7 +160,9 @@ def test_attentive_and_its_gradient(rng, fuse):
 
     @jax.jit
     def run(x, weights):
-        found = attentive(Tokens(x), Attended(None, lambda n: weights[:, :, :n]), keep=keep, prefix=prefix, fuse=fuse)
+        found = attentive(
+            Tokens(x), Attended(None, None, lambda n: weights[:, :, :n]), keep=keep, prefix=prefix, fuse=fuse
+        )
         assert found.size is None and found.bias is None
         return found.x
 
@@ -184,7 +188,8 @@ def test_attentive_and_its_gradient(rng, fuse):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_is_kept_is_kept_bit_for_bit(rng, dtype):
     x = jnp.asarray(rng.standard_normal((2, 9, 4)), dtype)
-    seen = Attended(jnp.asarray(rng.standard_normal((2, 9, 1, 4))), None)
+    keys = jnp.asarray(rng.standard_normal((2, 9, 4)), "float32")
+    seen = Attended(None, lambda: keys, None)
     rows = lambda y: {v.tobytes() for v in np.asarray(y).reshape(-1, 4)}  # noqa: E731
     one = merge(Tokens(x), seen, r=2, prefix=1)
     assert one.x.dtype == dtype and len(rows(one.x) - rows(x)) == int((one.size > 1).sum())

@@ -34,10 +34,12 @@ class Attended(NamedTuple):
 
     Attributes:
       keys: ``[B, N, K, E]``.
+      summed: computes the sum of the keys over the heads, float32 ``[B, N, E]``, without a gradient.
       weights: computes the probabilities float32 ``[B, K, n, N]`` of the first n queries, of a cls token's with n = 1.
     """
 
     keys: jax.Array
+    summed: Callable[[], jax.Array]
     weights: Callable[[int], jax.Array]
 
 

@@ -126,7 +126,7 @@ def merge(tokens: Tokens, attended: Attended, *, r: int, prefix: int = 0, propor
     if not r:
         return tokens
     size = jnp.ones(x.shape[:2], jnp.float32) if tokens.size is None else tokens.size
-    keys = unit(jnp.sum(attended.keys.astype(jnp.float32), axis=2))  # as long as their mean, once they are unit vectors
+    keys = unit(attended.summed())  # as long as their mean, once they are unit vectors
     first = prefix + prefix % 2  # the first even place behind the prefix
     other = prefix + 1 - prefix % 2
     a, b = (lambda y: y[:, first::2]), (lambda y: y[:, other::2])
