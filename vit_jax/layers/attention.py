@@ -210,6 +210,11 @@ def _apart(
     return join_heads(y, blocks)
 
 
+def _sum(*terms: jax.Array | None) -> jax.Array | None:
+    """Of those that there are."""
+    return functools.reduce(lambda a, b: b if a is None else a if b is None else a + b, terms)
+
+
 def _of_keys(bias: jax.Array | None) -> jax.Array | None:
     """``[B, N]`` as :func:`attention` takes it, without a gradient."""
     return None if bias is None else jax.lax.stop_gradient(bias)[:, None, None, :]
@@ -248,6 +253,13 @@ def _attended(
 
     by_adding = lambda: jax.lax.stop_gradient(jnp.sum(k.astype(jnp.float32), axis=2))  # noqa: E731
     return Attended(k, summed or by_adding, weights)
+
+
+def _seen(qkv: jax.Array, heads: int, blocks: int, key_bias: jax.Array | None) -> Attended:
+    """Of the product that holds queries, keys and values."""
+    summed = functools.partial(_summed_keys, qkv, heads, blocks) if sharding.platform() == "tpu" else None
+    q, k = _views(qkv, heads, blocks)
+    return _attended(q, k, bias=_of_keys(key_bias), summed=summed)
 
 
 def _summed_keys(qkv: jax.Array, heads: int, blocks: int) -> jax.Array:
@@ -358,10 +370,7 @@ class MultiHeadAttention(nn.Module):
             if all(p is None for p in (cache, mask, bias, asked, self.rotary, self.logit_bias, self.qk_norm)):
                 options: dict[str, Any] = {"causal": causal, "blocks": blocks, "implementation": self.implementation}
                 if see is not None:
-                    q, k = _views(qkv, self.heads, blocks)
-                    on_tpu = functools.partial(_summed_keys, qkv, self.heads, blocks)
-                    summed = on_tpu if sharding.platform() == "tpu" else None
-                    see(_attended(q, k, bias=_of_keys(key_bias), summed=summed))
+                    see(_seen(qkv, self.heads, blocks, key_bias))
                 y = self_attention(qkv, self.heads, key_bias=key_bias, **options)
                 return self._out(y, x.shape[-1], blocks)
             q, k, v = split_heads(qkv, self.heads, 3, blocks)
@@ -383,13 +392,12 @@ class MultiHeadAttention(nn.Module):
                 if cache is not None:
                     self.put_variable("memory", "key", k)
                     self.put_variable("memory", "value", v)
-        terms = [term for term in (bias, _of_keys(key_bias)) if term is not None]
+        term = None
         if self.logit_bias is not None:
             made = self.logit_bias(name="logit_bias")(q, k)
             term = made if isinstance(made, Term) else Term(made)
-            terms.append(term.bias)
             asked = _times(term.factor, asked)
-        bias = functools.reduce(jnp.add, terms) if terms else None
+        bias = _sum(bias, _of_keys(key_bias), term and term.bias)
         if see is not None:
             see(_attended(q, k, mask, bias))
         y = attention(q, k, v, mask=mask, bias=bias, causal=causal, implementation=self.implementation, through=asked)
