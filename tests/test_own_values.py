@@ -233,6 +233,7 @@ def test_an_own_model(tmp_path):
         "python": f"{HERE}.Flat",
         "num_classes": 2,
         "head_bias_init": 0.0,
+        "scales": [1.0],
         "width": 3,
         "dtype": "float32",
     }

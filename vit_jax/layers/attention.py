@@ -392,12 +392,8 @@ class MultiHeadAttention(nn.Module):
                 if cache is not None:
                     self.put_variable("memory", "key", k)
                     self.put_variable("memory", "value", v)
-        term = None
-        if self.logit_bias is not None:
-            made = self.logit_bias(name="logit_bias")(q, k)
-            term = made if isinstance(made, Term) else Term(made)
-            asked = _times(term.factor, asked)
-        bias = _sum(bias, _of_keys(key_bias), term and term.bias)
+        term = self._term(q, k)
+        bias, asked = _sum(bias, _of_keys(key_bias), term and term.bias), _times(term and term.factor, asked)
         if see is not None:
             see(_attended(q, k, mask, bias))
         y = attention(q, k, v, mask=mask, bias=bias, causal=causal, implementation=self.implementation, through=asked)
@@ -410,6 +406,10 @@ class MultiHeadAttention(nn.Module):
             linear = self.out_linear
             y = jnp.moveaxis(y.reshape(*y.shape[:2], blocks, self.heads, -1), 2, 4).reshape(y.shape)
         return linear(width, name="out", axes=("heads", "embed"), dtype=self.dtype)(y)
+
+    def _term(self, q: jax.Array, k: jax.Array) -> Term | None:
+        made = None if self.logit_bias is None else self.logit_bias(name="logit_bias")(q, k)
+        return made if made is None or isinstance(made, Term) else Term(made)
 
     def _is_asked(self) -> bool:
         """Whether somebody asks for the probabilities or for their gradient."""

@@ -109,4 +109,4 @@ def features(encode: Callable[[jax.Array], Any], image: jax.Array, scales: tuple
 
 def _mean(x: jax.Array, batch: int) -> jax.Array:
     """Over tiles: ``[n * B, ...] -> [B, ...]``."""
-    return jnp.mean(x.reshape(-1, batch, *x.shape[1:]).astype(jnp.float32), axis=0).astype(x.dtype)
+    return jnp.mean(x.reshape(len(x) // batch, batch, *x.shape[1:]).astype(jnp.float32), axis=0).astype(x.dtype)
