@@ -79,12 +79,15 @@ def test_it_is_what_it_draws_for():
     assert o.update_state(o.init_state({}), {}, {}) == ()
 
 
-def test_a_model_of_one_form_is_refused():
+def test_a_model_of_one_form_is_evaluated_and_not_trained(case):
+    _, params, batch = case
+    one = ModelFn(Scaled(num_classes=3, others=False))
+    rngs = {"dropout": jax.random.key(0), "form": jax.random.key(0)}
+    with pytest.raises(UserError, match="this one has no other; give a ViT several patches"):
+        jax.eval_shape(lambda p: Drawn().value_and_grad(one, p, batch, rngs), params)
+    jax.eval_shape(lambda p: Drawn()(one, p, batch, rngs, train=False), params)
     info = types.SimpleNamespace(num_classes=3, captions=0, class_names="abc")
-    assert Drawn().fit_model(models.create("vit_ti16", patches=(8, 16)), info).num_classes == 3
-    for fields in ({}, {"patches": (8,)}):
-        with pytest.raises(UserError, match="this one has no other; give a ViT several patches"):
-            Drawn().fit_model(models.create("vit_ti16", **fields), info)
+    assert Drawn().fit_model(models.create("vit_ti16", patches=(8,)), info).num_classes == 3
 
 
 def test_forms_of_a_tower_are_forms_of_the_model():

@@ -83,29 +83,27 @@ class Drawn(Objective):
         return self._one(run, apply, rngs)
 
     def _one(self, run: Callable[[Apply, Rngs], Any], apply: Apply, rngs: Rngs) -> Any:
-        """``run`` of the form that is drawn."""
+        """``run`` of the form that is drawn.
+
+        Raises:
+          UserError: the model has but one form.
+        """
         assert isinstance(apply, ModelFn), "a function of parameters has no forms"
         assert isinstance(apply.model, Model)
         forms = list(apply.model.forms().values())
+        if not forms:
+            raise UserError(
+                "objective='drawn' trains another form of the model at each step, and this one has no other; give a "
+                "ViT several patches, --config.model.patches='(8, 16)', or leave the objective that is drawn for."
+            )
         rest = {name: key for name, key in rngs.items() if name != STREAM}
         drawn = jax.random.randint(rngs[STREAM], (), 0, len(forms))
         branches = [functools.partial(run, dataclasses.replace(apply, model=form), rest) for form in forms]
         return jax.lax.switch(drawn, branches)
 
     def fit_model(self, model: nn.Module, info: Any) -> nn.Module:
-        """As the objective has it.
-
-        Raises:
-          UserError: the model has but one form.
-        """
-        fitted = self.objective.fit_model(model, info)
-        assert isinstance(fitted, Model)
-        if not fitted.forms():
-            raise UserError(
-                "objective='drawn' trains another form of the model at each step, and this one has no other; give a "
-                "ViT several patches, --config.model.patches='(8, 16)', or leave the objective that is drawn for."
-            )
-        return fitted
+        """As the objective has it."""
+        return self.objective.fit_model(model, info)
 
     def frozen_inputs(self, load: Callable[[Any], Any]) -> Any:
         return self.objective.frozen_inputs(load)
