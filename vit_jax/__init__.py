@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vit_jax.api import load as load
     from vit_jax.api import predict as predict
     from vit_jax.api import train as train
+    from vit_jax.compress.stitch import stitch as stitch
     from vit_jax.convert.preprocess import Preprocess as Preprocess
     from vit_jax.convert.pretrained import Pretrained as Pretrained
     from vit_jax.convert.zoo import PretrainedTag as PretrainedTag
@@ -50,6 +51,7 @@ __version__ = "0.2.0"
 HOMES = {
     "api": "create load predict embed train evaluate convert export list_models list_pretrained best_checkpoint "
     "Conversion",
+    "compress.stitch": "stitch",
     "convert.preprocess": "Preprocess",
     "convert.pretrained": "Pretrained",
     "convert.zoo": "PretrainedTag",

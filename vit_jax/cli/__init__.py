@@ -34,6 +34,7 @@ from vit_jax.cli import (
     plan,
     predict,
     push,
+    stitch,
     train,
 )
 from vit_jax.launch import memory
@@ -46,6 +47,7 @@ MODULES = (
     predict,
     embed,
     convert,
+    stitch,
     export,
     push,
     config,
@@ -58,11 +60,11 @@ MODULES = (
 COMMANDS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 REPEATING = ("train", "find", "evaluate", "embed", "bench")
 """Commands that run one program again and again."""
-COMPUTING = ("train", "find", "evaluate", "predict", "embed", "convert", "export", "push")
+COMPUTING = ("train", "find", "evaluate", "predict", "embed", "convert", "stitch", "export", "push")
 """Commands whose compiled programs are worth keeping."""
 JOINING = (*COMPUTING, "bench", "data")
 """Commands that may run on several hosts."""
-ALONE = ("predict", "embed", "convert", "export", "push", "bench", "data")
+ALONE = ("predict", "embed", "convert", "stitch", "export", "push", "bench", "data")
 """Those of them that the first host runs, on its own devices, while the others wait."""
 
 

@@ -220,8 +220,10 @@ class Encoder(nn.Module):
     final_norm: bool = True
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False, **kwargs: Any) -> Any:
+    def __call__(self, x: jax.Array, *, train: bool = False, blocks: range | None = None, **kwargs: Any) -> Any:
         """``[B, N, D] -> [B, N, D]``, :class:`Tokens` where a block has merged some; ``kwargs`` go to every block.
+
+        With ``blocks`` those alone run, and the norm behind the last of all.
 
         The collection "features" gets ``block_0`` ..., the output of every block. Under scan and remat blocks have all
         collections and random streams that they have without; only Flax's own streams are split otherwise by a scan.
@@ -230,6 +232,7 @@ class Encoder(nn.Module):
           UserError: blocks differ, or change the number of tokens, under ``scan``; ``remat`` is unknown.
         """
         fresh = self.is_initializing()
+        numbers = range(self.depth) if blocks is None else blocks
         keys = jax.random.split(self.make_rng("dropout"), self.depth) if train and self.stochastic else None
         rates = (
             np.linspace(self.first_drop_path, self.drop_path, self.depth, dtype=np.float32) if self.drop_path else None
@@ -247,25 +250,27 @@ class Encoder(nn.Module):
         x = x.astype(self.dtype)
         # A step of decoding reads every parameter once: stacking them first would cost as much again.
         if self.scan and not fresh and kwargs.get("cache") is None:
-            x, stack = self._scan(body, x, per_block)
-            outputs = [_take(stack, i) for i in range(self.depth)]
+            x, stack = self._scan(
+                body, x, jax.tree.map(lambda row: row[numbers.start : numbers.stop], per_block), numbers
+            )
+            outputs = [_take(stack, i) for i in range(len(numbers))]
         else:
             outputs = []
-            for i in range(self.depth):
+            for i in numbers:
                 block = self.block[i] if isinstance(self.block, tuple) else self.block
                 x, output = body(block(name=f"block_{i}"), x, _take(per_block, i))
                 outputs.append(output)
         if features:
-            for i, output in enumerate(outputs):
+            for i, output in zip(numbers, outputs, strict=True):
                 self.put_variable("features", f"block_{i}", output)
         y = _array(x)
-        if self.final_norm:
+        if self.final_norm and numbers.stop == self.depth:
             y = LayerNorm(self.dtype, self.norm_epsilon, name="norm")(y)
         return x._replace(x=y) if isinstance(x, Tokens) else y
 
-    def _scan(self, body: Callable[..., Any], x: jax.Array, per_block: dict[str, Any]) -> Any:
-        """``body`` as one ``lax.scan`` over the variables of all blocks, stacked on the way in and unstacked after."""
-        make, names = self.block, [f"block_{i}" for i in range(self.depth)]
+    def _scan(self, body: Callable[..., Any], x: jax.Array, per_block: dict[str, Any], numbers: range) -> Any:
+        """``body`` as one ``lax.scan`` over the variables of blocks, stacked on the way in and unstacked after."""
+        make, names = self.block, [f"block_{i}" for i in numbers]
         if isinstance(make, tuple):
             raise UserError("a scan runs one block again and again, and those of this model differ; set scan=False.")
 
@@ -287,7 +292,7 @@ class Encoder(nn.Module):
             return y, output
 
         def run(self: Encoder, x: jax.Array, per_block: dict[str, Any]) -> Any:
-            over: Any = {"variable_axes": {True: 0}, "split_rngs": {True: True}, "length": self.depth}
+            over: Any = {"variable_axes": {True: 0}, "split_rngs": {True: True}, "length": len(numbers)}
             return nn.scan(step, **over, check_constancy_invariants=False)(make(name="blocks"), x, per_block)
 
         return nn.map_variables(run, True, stack, unstack, mutable=True)(self, x, per_block)

@@ -27,6 +27,7 @@ from vit_jax.models.mobilenet import MobileNet
 from vit_jax.models.monarch_mixer import MonarchMixer
 from vit_jax.models.nf_resnet import NFResNet
 from vit_jax.models.roles import Model, Role
+from vit_jax.models.stitched import Stitched
 from vit_jax.models.text import TextTransformer
 from vit_jax.models.two_tower import Embedded, TwoTower
 from vit_jax.models.vim import Vim
@@ -35,20 +36,24 @@ from vit_jax.models.vit import ViT
 __all__ = [
     "ALIASES", "FAMILIES", "IMAGES", "MODELS", "NAMES", "Captioner", "CoCa", "ConvNeXt", "Embedded", "Features",
     "HorNet", "ImageModel", "ImageTextModel", "Mixer", "MobileNet", "Model", "ModelFn", "MonarchMixer", "NFResNet",
-    "Role", "TextTransformer", "TwoTower", "Variables", "ViT", "Vim", "cast_kernels", "create", "names", "portable",
-    "replace_in_towers",
+    "Role", "Stitched", "TextTransformer", "TwoTower", "Variables", "ViT", "Vim", "cast_kernels", "create", "names",
+    "portable", "replace_in_towers",
 ]  # fmt: skip
 
 MODELS: dict[str, Variant] = {
     **IMAGE_MODELS,
     "two_tower": Variant(TwoTower),
     "coca": Variant(CoCa),
+    "stitched": Variant(Stitched),
     **{name: Variant(TwoTower, fields) for name, fields in architectures.TWO_TOWER.items()},
     **{name: Variant(CoCa, fields) for name, fields in architectures.COCA.items()},
 }
 """Name -> class with the variant's fields."""
 
-FAMILIES = ("vit", "mixer", "monarch_mixer", "vim", "convnext", "hornet", "nf_resnet", "mobilenet", "two_tower", "coca")
+FAMILIES = (
+    "vit", "mixer", "monarch_mixer", "vim", "convnext", "hornet", "nf_resnet", "mobilenet", "two_tower", "coca",
+    "stitched",
+)  # fmt: skip
 """The names that are no size of anything yet."""
 
 NAMES: dict[str, Variant] = MODELS | {alias: MODELS[name] for alias, name in ALIASES.items()}

@@ -65,7 +65,7 @@ def _besides(model: nn.Module, fields: Mapping[str, Any]) -> dict[str, Any]:
             if key not in fields and own != defaults[key]:
                 out[key] = _plain(own, types[key])
         elif key in fields or own != defaults[key]:
-            named = typing.get_origin(types[key]) is typing.Annotated and key not in fields
+            named = any(_tables(types[key])) and key not in fields
             inner = describe(own) if named else _besides(own, fields.get(key, {}))
             out |= {key: inner} if inner or key not in fields else {}
     return out

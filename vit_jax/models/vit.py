@@ -145,14 +145,19 @@ class ViT(TransformerStack, ImageModel):
 
     @nn.compact
     def encode_tokens(
-        self, tokens: jax.Array, train: bool, at: Array | None = None, mask: jax.Array | None = None
+        self,
+        tokens: jax.Array,
+        train: bool,
+        at: Array | None = None,
+        mask: jax.Array | None = None,
+        blocks: range | None = None,
     ) -> Any:
         """``[B, N, D] -> [B, N, D]``, for any of the tokens; ``at`` are coordinates of the last ones for ``rotary``.
 
-        ``mask``, bool ``[B, 1, 1, N]``, says which may be attended to. :class:`vit_jax.layers.hooks.Tokens` where
-        ``reduce`` has merged some.
+        ``mask``, bool ``[B, 1, 1, N]``, says which may be attended to, ``blocks`` which run: all by default.
+        :class:`vit_jax.layers.hooks.Tokens` where ``reduce`` has merged some.
         """
-        return self.stack(Block, name="encoder")(tokens, train=train, at=at, mask=mask)
+        return self.stack(Block, name="encoder")(tokens, train=train, at=at, mask=mask, blocks=blocks)
 
     def classify(self, found: Features) -> jax.Array:
         if not self.distilled:
