@@ -338,3 +338,9 @@ def test_what_was_tried_again_is_said_at_the_end(monkeypatch, capsys):
     monkeypatch.setattr(files, "cat_file", cat_file)
     assert main(["data", "check", "folder:memory://tried"]) == 1
     assert capsys.readouterr().err.endswith("tried again after errors that passed: 1 time for memory://tried\n")
+
+
+def test_a_value_with_a_space_is_no_image():
+    found = cli.parse(["predict", "--workdir", "w", "--config.model.scales=(1, 2)", "a.jpg", "--config.seed", "1"])
+    assert found.overrides == [("model.scales", "(1, 2)"), ("seed", "1")]
+    assert ["a.jpg"] in vars(found).values()

@@ -92,7 +92,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """
     parser, commands = parsers()
     here = argv.index("--") if "--" in argv and argv[0] == "launch" else len(argv)
-    args, rest = parser.parse_known_args(argv[:here])
+    # argparse takes what holds a space for no option, and '--config.model.scales=(1, 2)' for an image
+    words = [word.replace(" ", "\0") if word.startswith("--config.") else word for word in argv[:here]]
+    args, rest = parser.parse_known_args(words)
+    rest = [word.replace("\0", " ") for word in rest]
     args.overrides = _overrides(commands[args.command], rest, hasattr(args, "takes_overrides"))
     if hasattr(args, "takes_words"):
         args.words = list(argv[here + 1 :])
