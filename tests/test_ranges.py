@@ -105,12 +105,12 @@ def test_odd_numbers_are_taken_or_refused_in_a_sentence(cls):
             assert all(v is None or isinstance(v, tuple) or v in limit for v in taken)
 
 
-@pytest.mark.first(2)
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     "cls",
     [
         pytest.param(cls, marks=pytest.mark.slow if cls.__name__ == "CoCa" else ())
-        for cls in CLASSES
+        for cls in sorted(CLASSES, key=lambda cls: cls.__name__ != "ViT")
         if issubclass(cls, Model)
     ],
     ids=lambda cls: cls.__name__,

@@ -68,7 +68,8 @@ def trained(reduce: str, args: argparse.Namespace) -> pathlib.Path:
 
 def accuracy(run: pathlib.Path, reduce: str) -> float:
     """On the images that were held out."""
-    return float(vj.evaluate(run, changes={"model.reduce": reduce}).metrics["accuracy"])
+    changes = {"model.reduce": None if reduce == "none" else reduce}
+    return float(vj.evaluate(run, changes=changes).metrics["accuracy"])
 
 
 def speed(run: pathlib.Path, names: list[str], rounds: int) -> dict[str, dict[str, float]]:

@@ -22,8 +22,8 @@ class Speed(Evaluator):
     """Images a second that all devices together compute outputs of, embeddings for an image-text model.
 
     One batch that lies on the devices is computed again and again; neither reading nor compiling is in it, see
-    ``vit_jax bench input`` for the former. It is a figure of this machine while it does what else it does: compare two
-    models with ``vit_jax bench``, which times them in turn.
+    ``vit_jax bench input`` for the former. Whatever else the machine does meanwhile is: two models are compared with
+    ``vit_jax bench``, which times them in turn.
 
     Attributes:
       passes: how often the batch is timed; the median counts.
