@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import pathlib
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from vit_jax.convert import pretrained, run_folder, zoo
+from vit_jax import architectures
+from vit_jax.convert import hf, pretrained, run_folder, zoo
 from vit_jax.convert.fields import check_images
 from vit_jax.convert.format import Format, Reading
 from vit_jax.convert.formats import FORMATS
@@ -209,7 +211,11 @@ def recognise(theirs: Tensors, source: str, about: About) -> tuple[Format, Tenso
         known = ", ".join(f"{f.name} ({f.title})" for f in FORMATS.values())
         told = about.get("config.json", {})
         named = next((told[key] for key in ("model_type", "architecture") if isinstance(told.get(key), str)), None)
-        what = f", of a model that its config.json calls {named!r} and that none of them has" if named else ""
+        what = (
+            f", of a model that its config.json calls {named!r} and that none of them has{_near(named)}"
+            if named
+            else ""
+        )
         raise UserError(
             f"{source} holds {len(theirs)} tensors ({some}, ...) in no known format{what}; known are {known}."
         )
@@ -217,6 +223,13 @@ def recognise(theirs: Tensors, source: str, about: About) -> tuple[Format, Tenso
     fmt = next(fmt for fmt in FORMATS.values() if fmt.matches(own.keys()))
     own, more = fmt.spelled(own)
     return fmt, own, [*notes, *more]
+
+
+def _near(named: str) -> str:
+    """The kinds of models that are read and called most like ``named``, in parentheses."""
+    known = {*hf.FAMILIES, *architectures.ALIASES}
+    near = difflib.get_close_matches(named, known - {named}, n=2, cutoff=0.7)
+    return f" (nearest that are read: {', '.join(near)})" if near else ""
 
 
 def weights_file(path: pathlib.Path) -> pathlib.Path:
