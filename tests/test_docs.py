@@ -22,7 +22,7 @@ from vit_jax import cli, config
 from vit_jax.report import keys
 from vit_jax.train.config import TrainConfig
 
-MOST_NOT_RUN = 14
+MOST_NOT_RUN = 15
 PROGRAMS = (
     "vit_jax",
     "pip",
