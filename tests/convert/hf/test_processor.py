@@ -124,7 +124,7 @@ def test_a_crop_between_pixels_is_rounded_down():
     assert content["size"] == {"shortest_edge": 248} and not notes
 
 
-@pytest.mark.parametrize("kind", processor.DEFAULTS)
+@pytest.mark.parametrize("kind", [kind for kind in processor.DEFAULTS if kind != "Siglip2"])  # which makes patches
 @pytest.mark.parametrize("size", [None, 64, {"shortest_edge": 64}, {"height": 64, "width": 64}])
 def test_defaults_are_transformers(transformers, kind, size):
     content = {} if size is None else {"size": size}
