@@ -265,7 +265,8 @@ def _seen(qkv: jax.Array, heads: int, blocks: int, key_bias: jax.Array | None) -
 def _summed_keys(qkv: jax.Array, heads: int, blocks: int) -> jax.Array:
     """The sum of the keys over the heads, float32 ``[B, N, E]``, as a product with zeros and ones.
 
-    Heads lie side by side in a TPU's registers: to add them as they are takes six times the cycles (v5e, ViT-S/16).
+    Heads lie side by side in a TPU's registers: to add them as they are takes 89 thousand cycles of a v5e chip in each
+    block of ViT-S/16 with 64 images, by its compiler.
     """
     columns = np.arange(qkv.shape[-1]).reshape(blocks, heads, 3, -1)[:, :, 1]
     ones = np.zeros((qkv.shape[-1], columns.size // heads), np.float32)
