@@ -13,8 +13,9 @@ import numpy as np
 
 from vit_jax import sharding
 from vit_jax.kernels.attention import mosaic_tpu
+from vit_jax.kernels.attention.rotation import Rotation
 from vit_jax.kernels.dispatch import Implementation, choose, older_gpu
-from vit_jax.layers.hooks import Attended, LogitBias, Rotary, Term
+from vit_jax.layers.hooks import Attended, FixedRotary, LogitBias, Rotary, Term
 from vit_jax.layers.linear import Dense, DType, LinearSpec, logical, monarch, xavier_uniform_parts
 from vit_jax.layers.norm import EPSILON, NORMS, Norm
 from vit_jax.types import UserError
@@ -177,6 +178,7 @@ def self_attention(
     causal: bool = False,
     blocks: int = 1,
     key_bias: jax.Array | None = None,
+    rotation: Rotation | None = None,
     implementation: str | None = None,
 ) -> jax.Array:
     """:func:`attention` of tokens to each other, given the product that holds queries, keys and values.
@@ -187,6 +189,7 @@ def self_attention(
       causal: token i sees those up to i.
       blocks: in how many blocks the channels of a head come.
       key_bias: float32 ``[B, N]``, added to the logits of each key; it has no gradient.
+      rotation: how queries and keys of all heads turn before; it has no gradient.
       implementation: a name in :data:`SELF_IMPLEMENTATIONS` or :data:`IMPLEMENTATIONS`; None picks.
 
     Returns:
@@ -196,16 +199,24 @@ def self_attention(
       UsageError: an unknown implementation, or one that does not compute this.
     """
     if implementation in (None, *SELF_IMPLEMENTATIONS):
-        run = choose("self-attention", SELF_IMPLEMENTATIONS, implementation, qkv, heads, causal, blocks, key_bias)
-        y: jax.Array = run(qkv, heads, causal, blocks, key_bias)
+        args = (qkv, heads, causal, blocks, key_bias, rotation)
+        y: jax.Array = choose("self-attention", SELF_IMPLEMENTATIONS, implementation, *args)(*args)
         return y
-    return _apart(qkv, heads, causal, blocks, key_bias, implementation)
+    return _apart(qkv, heads, causal, blocks, key_bias, rotation, implementation)
 
 
 def _apart(
-    qkv: jax.Array, heads: int, causal: bool, blocks: int, key_bias: jax.Array | None, implementation: str | None = None
+    qkv: jax.Array,
+    heads: int,
+    causal: bool,
+    blocks: int,
+    key_bias: jax.Array | None,
+    rotation: Rotation | None = None,
+    implementation: str | None = None,
 ) -> jax.Array:
     q, k, v = split_heads(qkv, heads, 3, blocks)
+    if rotation is not None:
+        q, k = rotation(q), rotation(k)
     y = attention(q, k, v, bias=_of_keys(key_bias), causal=causal, implementation=implementation)
     return join_heads(y, blocks)
 
@@ -285,7 +296,7 @@ def join_heads(y: jax.Array, blocks: int = 1) -> jax.Array:
 
 
 SELF_IMPLEMENTATIONS = {"mosaic_tpu": mosaic_tpu.IMPLEMENTATION, "apart": Implementation(_apart)}
-"""``(qkv, heads, causal, blocks, key_bias) -> out``; ``apart`` is one of :data:`IMPLEMENTATIONS`."""
+"""``(qkv, heads, causal, blocks, key_bias, rotation) -> out``; ``apart`` is one of :data:`IMPLEMENTATIONS`."""
 
 
 class KVCache(NamedTuple):
@@ -368,11 +379,13 @@ class MultiHeadAttention(nn.Module):
 
         if context is None:
             qkv = self._product(x, "qkv", x.shape[-1], blocks)
-            if all(p is None for p in (cache, mask, bias, asked, self.rotary, self.logit_bias, self.qk_norm)):
+            rotation = self._rotation(x, at) if see is None else None
+            turns = None if rotation is not None else self.rotary
+            if all(p is None for p in (cache, mask, bias, asked, turns, self.logit_bias, self.qk_norm)):
                 options: dict[str, Any] = {"causal": causal, "blocks": blocks, "implementation": self.implementation}
                 if see is not None:
                     see(_seen(qkv, self.heads, blocks, key_bias))
-                y = self_attention(qkv, self.heads, key_bias=key_bias, **options)
+                y = self_attention(qkv, self.heads, key_bias=key_bias, rotation=rotation, **options)
                 return self._out(y, x.shape[-1], blocks)
             q, k, v = split_heads(qkv, self.heads, 3, blocks)
             if self.qk_norm is not None:
@@ -407,6 +420,12 @@ class MultiHeadAttention(nn.Module):
             linear = self.out_linear
             y = jnp.moveaxis(y.reshape(*y.shape[:2], blocks, self.heads, -1), 2, 4).reshape(y.shape)
         return linear(width, name="out", axes=("heads", "embed"), dtype=self.dtype)(y)
+
+    def _rotation(self, x: jax.Array, at: jax.Array | None) -> Rotation | None:
+        """That of ``rotary``, where it is fixed."""
+        if at is None or not isinstance(self.rotary, FixedRotary):
+            return None
+        return self.rotary.rotation(at, x.shape[1], x.shape[2] // self.heads)
 
     def _term(self, q: jax.Array, k: jax.Array) -> Term | None:
         made = None if self.logit_bias is None else self.logit_bias(name="logit_bias")(q, k)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
+from vit_jax.kernels.attention.rotation import Rotation
 from vit_jax.layers.linear import DType, LinearSpec
 from vit_jax.layers.mlp import Activation
 from vit_jax.types import Array
@@ -98,6 +99,14 @@ class Rotary(Protocol):
 
     def coordinates(self, height: int, width: int) -> Array:
         """Of the tokens of a grid, row by row, float32 ``[height * width, A]``."""
+
+
+@runtime_checkable
+class FixedRotary(Rotary, Protocol):
+    """Those that turn all heads alike, without parameters: kernels know it."""
+
+    def rotation(self, at: Array, tokens: int, size: int) -> Rotation:
+        """Of heads of ``size`` channels, the last P of whose tokens are at ``[P, A]``."""
 
 
 @runtime_checkable

@@ -12,6 +12,7 @@ import numpy as np
 
 from vit_jax import config
 from vit_jax.checks import Checked, Positive, Size
+from vit_jax.kernels.attention.rotation import Rotation
 from vit_jax.layers.hooks import Rotary
 from vit_jax.types import Array, UserError
 
@@ -55,23 +56,18 @@ class Rope(Checked):
         Raises:
           UserError: a head's channels do not make pairs for every axis.
         """
-        size, (places, axes) = q.shape[-1], at.shape
+        rotation = self.rotation(at, q.shape[1], q.shape[-1])
+        return rotation(q), rotation(k)
+
+    def rotation(self, at: Array, tokens: int, size: int) -> Rotation:
+        """As :meth:`rotate`, of heads of ``size`` channels."""
+        places, axes = at.shape
         if size % (2 * axes):
             raise UserError(f"{size} channels of a head are no pairs for {axes} axes of rope; choose other heads.")
         pairs = size // (2 * axes)
         rates = jnp.asarray(self.base ** -(np.arange(pairs) / pairs), jnp.float32)
-        angle = (jnp.asarray(at)[:, :, None] * rates[None, None]).reshape(1, places, 1, -1)
-        cos, sin = jnp.cos(angle), jnp.sin(angle)
-        split, axis = ((2, -1), -2) if self.layout == "half" else ((-1, 2), -1)
-
-        def turned(x: jax.Array) -> jax.Array:
-            still, wide = x[:, :-places], x[:, -places:].astype(jnp.float32)
-            a, b = jnp.moveaxis(wide.reshape(*wide.shape[:-1], *split), axis, 0)
-            c, s = jnp.broadcast_to(cos, a.shape), jnp.broadcast_to(sin, a.shape)
-            pair = jnp.stack([a * c - b * s, a * s + b * c], axis)
-            return jnp.concatenate([still, pair.reshape(wide.shape).astype(x.dtype)], axis=1)
-
-        return turned(q), turned(k)
+        angle = (jnp.asarray(at)[:, :, None] * rates[None, None]).reshape(places, -1)
+        return Rotation.of(angle, tokens, neighbours=self.layout == "interleaved")
 
 
 ROTARIES = {"rope": Rope}

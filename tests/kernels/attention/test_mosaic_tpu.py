@@ -11,7 +11,9 @@ import pytest
 from vit_jax import models, sharding
 from vit_jax.kernels import tiles
 from vit_jax.kernels.attention import mosaic_tpu, reference
+from vit_jax.kernels.attention.rotation import Rotation
 from vit_jax.layers.attention import MultiHeadAttention
+from vit_jax.layers.rotary import Rope
 from vit_jax.types import UserError
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
@@ -27,8 +29,9 @@ CASES = {  # images, tokens, heads, channels of a head; causal; blocks
 }
 
 
-def both(heads, causal, qkv, g, blocks=1, key_bias=None):
-    run = functools.partial(mosaic_tpu.run, heads=heads, causal=causal, blocks=blocks, key_bias=key_bias)
+def both(heads, causal, qkv, g, blocks=1, key_bias=None, rotation=None):
+    options = {"blocks": blocks, "key_bias": key_bias, "rotation": rotation}
+    run = functools.partial(mosaic_tpu.run, heads=heads, causal=causal, **options)
     y, pull = jax.vjp(run, qkv)
     return y, *pull(g)
 
@@ -70,6 +73,49 @@ def test_a_bias_of_the_keys(rng, shape, causal):
     assert not jax.grad(lambda b: jnp.sum(mosaic_tpu.run(qkv, heads, causal, key_bias=b)))(bias).any()
 
 
+def rotation_of(rng, tokens, size, pair):
+    """Angles of any kind, the first token at rest; and the same as matrices."""
+    angle = np.concatenate([np.zeros((1, size // 2)), rng.uniform(-4, 4, (tokens - 1, size // 2))])
+    pairs = np.arange(size).reshape(-1, 2, pair).swapaxes(1, 2).reshape(-1, 2)
+    cos, sin, turns = np.zeros((tokens, size)), np.zeros((tokens, size)), np.zeros((tokens, size, size))
+    for i, (a, b) in enumerate(pairs):
+        c, s = np.cos(angle[:, i]), np.sin(angle[:, i])
+        cos[:, a], cos[:, b], sin[:, a], sin[:, b] = c, c, -s, s
+        turns[:, a, a], turns[:, a, b], turns[:, b, a], turns[:, b, b] = c, -s, s, c
+    return Rotation(jnp.asarray(cos, jnp.float32), jnp.asarray(sin, jnp.float32), pair), turns
+
+
+@pytest.mark.first(1)
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize(
+    ("shape", "pair", "blocks", "dtype"),
+    [
+        ((2, 11, 2, 64), 32, 1, "float32"),
+        ((1, 9, 8, 80), 1, 1, "float32"),
+        ((1, 131, 3, 16), 8, 1, "float32"),
+        ((1, 7, 4, 64), 1, 4, "float32"),
+        ((2, 11, 2, 64), 1, 1, "bfloat16"),
+    ],
+)
+def test_queries_and_keys_that_turn(rng, shape, pair, blocks, dtype):
+    """In value and gradient, whichever channels are a pair and wherever a head lies."""
+    images, tokens, heads, size = shape
+    rotation, turns = rotation_of(rng, tokens, size, pair)
+    qkv, g = (jnp.asarray(rng.standard_normal((images, tokens, n * heads * size)), dtype) for n in (3, 1))
+    got = jax.jit(lambda q, g, r: both(heads, False, q, g, blocks, rotation=r))(qkv, g, rotation)
+    apart = lambda x: np.moveaxis(  # noqa: E731
+        np.reshape(np.asarray(x, np.float64), (images, tokens, blocks, heads, -1, size // blocks)), 2, 4
+    ).reshape(x.shape)
+    want = [
+        reference.attention(apart(qkv), heads, turns=turns),
+        reference.gradient(apart(qkv), apart(g), heads, turns=turns),
+    ]
+    want = [np.moveaxis(np.reshape(x, (images, tokens, heads, -1, blocks, size // blocks)), 4, 2) for x in want]
+    for a, b in zip(got, want, strict=True):
+        b = np.reshape(b, a.shape)
+        np.testing.assert_allclose(np.asarray(a, np.float64), b, rtol=0, atol=TOLERANCE[dtype] * np.abs(b).max())
+
+
 @pytest.mark.usefixtures("interpreted_simply")
 @pytest.mark.parametrize(("config", "images", "heads"), [((2, 2, 2), 8, 4), ((4, 1, 2), 6, 3)])
 def test_each_device_has_its_images_and_heads(rng, config, images, heads):
@@ -83,12 +129,14 @@ def test_each_device_has_its_images_and_heads(rng, config, images, heads):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.first(1)
 @pytest.mark.usefixtures("interpreted")
-def test_the_layer_is_the_same(rng):
-    x = rng.standard_normal((1, 9, 32)).astype("float32")
-    layers = [MultiHeadAttention(2, causal=True, implementation=name) for name in ("xla", "mosaic_tpu")]
-    params = jax.jit(layers[0].init)(jax.random.key(0), x)
-    run = jax.jit(jax.value_and_grad(lambda p, layer: jnp.sum(jnp.sin(layer.apply(p, x)))), static_argnums=1)
+@pytest.mark.parametrize("rotary", [Rope(10_000.0, "interleaved"), Rope(), None])
+def test_the_layer_is_the_same(rng, rotary):
+    x, at = rng.standard_normal((1, 9, 32)).astype("float32"), Rope().coordinates(2, 4)
+    layers = [MultiHeadAttention(2, causal=True, implementation=n, rotary=rotary) for n in ("xla", "mosaic_tpu")]
+    params = jax.jit(lambda k: layers[0].init(k, x, at=at))(jax.random.key(0))
+    run = jax.jit(jax.value_and_grad(lambda p, layer: jnp.sum(jnp.sin(layer.apply(p, x, at=at)))), static_argnums=1)
     want, got = (run(params, layer) for layer in layers)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)
 
@@ -135,10 +183,11 @@ def test_the_compiler_takes_it(tpu_chips, topology, tokens, heads, size, causal)
     assert "attention_forward" in text and "attention_backward" in text and "all-" not in text
 
 
-def test_a_vit_for_a_tpu_copies_nothing_for_its_attention(tpu_chips):
+@pytest.mark.parametrize("name", ["vit_b16", "dinov3_vits16"])
+def test_a_vit_for_a_tpu_copies_nothing_for_its_attention(tpu_chips, name):
     mesh = sharding.make_mesh(sharding.MeshConfig(), tpu_chips("v5e:2x2")[:1])
     whole = jax.sharding.NamedSharding(mesh, jax.P())
-    model = models.create("vit_b16", depth=1, dtype="bfloat16")
+    model = models.create(name, depth=1, dtype="bfloat16")
     shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3))))
     place = lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=whole)  # noqa: E731
     args = jax.tree.map(place, (shapes, jax.ShapeDtypeStruct((64, 224, 224, 3), "bfloat16")))
@@ -146,5 +195,7 @@ def test_a_vit_for_a_tpu_copies_nothing_for_its_attention(tpu_chips):
         text = jax.jit(model.apply).lower(*args).compile().as_text()
     assert "attention_forward" in text
     assert not [
-        line for line in text.splitlines() if "/attention/" in line and (" copy(" in line or "transpose(" in line)
+        line
+        for line in text.splitlines()
+        if "/attention/" in line and "[64," in line and (" copy(" in line or "transpose(" in line)
     ]

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
+from vit_jax.kernels.attention.rotation import Rotation
 from vit_jax.kernels.windows import LANES
 
 
@@ -112,6 +113,26 @@ def only(x: jax.Array, piece: Piece) -> jax.Array:
 def rolled(x: jax.Array, by: int) -> jax.Array:
     """``x [N, 128]`` with its columns moved up by so many lanes, those at the end to the beginning."""
     return pltpu.roll(x, by % LANES, 1) if by % LANES else x
+
+
+def spread(x: jax.Array) -> jax.Array:
+    """``x [N, E]`` of a rotation over a register, ``[N, 128]``: again and again where E divides its lanes."""
+    times = LANES // x.shape[1] if LANES % x.shape[1] == 0 else 1
+    return jnp.pad(jnp.tile(x, (1, times)), ((0, 0), (0, LANES - times * x.shape[1])))
+
+
+def turned(x: jax.Array, rotation: Rotation, piece: Piece, *, back: bool = False) -> jax.Array:
+    """``x [N, 128]``, which has the piece at its own lane, turned, or turned back; in its type.
+
+    The rotation is as :func:`spread` leaves it.
+    """
+    cos, sin, pair = rotation.cos, rotation.sin, rotation.pair
+    if LANES % piece.channels or piece.lane % piece.channels:
+        cos, sin = rolled(cos, piece.lane), rolled(sin, piece.lane)
+    wide = x.astype(jnp.float32)
+    first = (_lanes() - piece.lane) % LANES % (2 * pair) < pair
+    other = jnp.where(first, rolled(wide, -pair), rolled(wide, pair)) * sin
+    return (wide * cos - other if back else wide * cos + other).astype(x.dtype)
 
 
 def write(ref: Any, values: Iterable[tuple[Piece, jax.Array]]) -> None:
