@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,9 +11,12 @@ import jax
 from vit_jax.bench import steps
 from vit_jax.bench.timing import alternate
 from vit_jax.layers.block import REMAT
+from vit_jax.layers.saved import Saved
 
 
-def compare(name: str, dtype: str, batch: int, size: int, *, scan: bool, rounds: int) -> list[dict[str, Any]]:
+def compare(
+    name: str, dtype: str, batch: int, size: int, *, scan: bool, rounds: int, saved: Sequence[Saved] = ("float",)
+) -> list[dict[str, Any]]:
     """Compiles the train step with each ``remat`` of a model and times them in turn.
 
     Args:
@@ -22,11 +26,12 @@ def compare(name: str, dtype: str, batch: int, size: int, *, scan: bool, rounds:
       size: side of the image, in pixels.
       scan: whether blocks run as one loop.
       rounds: measurements of each; 0 compiles alone.
+      saved: as which numbers is kept what is kept, one row for each.
 
     Returns:
-      A row for each: megabytes of temporaries at their peak, as the compiler plans them, and of these together with
-      parameters, optimizer state and batch; the shares of both of those without recomputation, and how many times as
-      long a step takes.
+      A row for each, that of "none" and of the first of ``saved`` before the others: megabytes of temporaries at their
+      peak, as the compiler plans them, and of these together with parameters, optimizer state and batch; the shares of
+      both of the first row's, and how many times as long a step takes.
 
     Raises:
       UserError: the model does not classify images, or its blocks do not fit into a loop.
@@ -35,18 +40,19 @@ def compare(name: str, dtype: str, batch: int, size: int, *, scan: bool, rounds:
     images, labels = steps.inputs(model, batch, size)
     state = jax.eval_shape(lambda: steps.initial("train", model, images))
     programs = {
-        remat: steps.program("train", model.clone(remat=remat)).lower(state, images, labels).compile()
-        for remat in ("none", *REMAT)
+        kept: steps.program("train", model.clone(remat=kept[0], saved=kept[1])).lower(state, images, labels).compile()
+        for kept in itertools.product(("none", *REMAT), saved)
     }
-    planned = {remat: program.memory_analysis() for remat, program in programs.items()}
-    temporary = {remat: found.temp_size_in_bytes / 1e6 for remat, found in planned.items()}
-    whole = {remat: temporary[remat] + found.argument_size_in_bytes / 1e6 for remat, found in planned.items()}
+    planned = {kept: program.memory_analysis() for kept, program in programs.items()}
+    temporary = {kept: found.temp_size_in_bytes / 1e6 for kept, found in planned.items()}
+    whole = {kept: temporary[kept] + found.argument_size_in_bytes / 1e6 for kept, found in planned.items()}
+    first = next(iter(programs))
     rows = [
         {
-            "remat": remat, "temporaries MB": mb, "share of none's": mb / temporary["none"],
-            "with state MB": whole[remat], "share of none's with state": whole[remat] / whole["none"],
+            "remat": kept[0], "saved": kept[1], "temporaries MB": mb, "share of none's": mb / temporary[first],
+            "with state MB": whole[kept], "share of none's with state": whole[kept] / whole[first],
         }
-        for remat, mb in temporary.items()
+        for kept, mb in temporary.items()
     ]  # fmt: skip
     if not rounds:
         return rows
@@ -60,8 +66,7 @@ def compare(name: str, dtype: str, batch: int, size: int, *, scan: bool, rounds:
 
         return run
 
-    times = alternate({remat: next_step(program) for remat, program in programs.items()}, rounds)
-    for row in rows:
-        timing = times[row["remat"]]
-        row |= {"seconds": timing.median, **times["none"].compared("times none's seconds", timing)}
+    times = list(alternate({str(kept): next_step(program) for kept, program in programs.items()}, rounds).values())
+    for row, timing in zip(rows, times, strict=True):
+        row |= {"seconds": timing.median, **times[0].compared("times none's seconds", timing)}
     return rows

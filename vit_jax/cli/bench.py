@@ -79,6 +79,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         text = "instead profile single steps on the CPU: time by kind of operation"
         which.add_argument("--breakdown", action="store_true", help=text)
     memory.add_argument("--scan", action="store_true", help="run the blocks as one loop")
+    text = "as which numbers a step keeps what it keeps, a row for each"
+    memory.add_argument("--saved", choices=("float", "int8"), nargs="+", default=["float"], help=text)
     loss.add_argument("--alone", action="store_true", help="leave the dense form out, for batches that it cannot hold")
     options.value(tpu, "chip", "v5e", "which", choices=("v5e", "v5p", "v6e"))
     tpu.add_argument("--train", action="store_true", help="loss and gradient instead of the forward pass")
@@ -142,7 +144,7 @@ def _compile(args: argparse.Namespace) -> list[dict[str, Any]]:
 def _memory(args: argparse.Namespace) -> list[dict[str, Any]]:
     from vit_jax.bench.memory import compare
 
-    return compare(args.model, args.dtype, args.batch, args.size, scan=args.scan, rounds=args.rounds)
+    return compare(args.model, args.dtype, args.batch, args.size, scan=args.scan, rounds=args.rounds, saved=args.saved)
 
 
 def _models(args: argparse.Namespace) -> dict[str, Any] | list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from vit_jax.layers.hooks import Adapter, Attended, LogitBias, MLPSpec, Rotary, 
 from vit_jax.layers.linear import Dense, DType, LinearSpec, logical
 from vit_jax.layers.mlp import MLP, Activation
 from vit_jax.layers.norm import EPSILON, LayerNorm, Norm
+from vit_jax.layers.saved import SAVED, Saved
 from vit_jax.layers.stochastic import drop_path, dropout
 from vit_jax.types import UserError
 
@@ -203,6 +204,7 @@ class Encoder(nn.Module):
       stochastic: whether blocks need randomness in training.
       scan: run the blocks as one ``lax.scan`` over stacked parameters: compile time independent of depth.
       remat: what the backward pass recomputes, a name in :data:`REMAT` or "none".
+      saved: as which numbers it keeps the rest, a name in :data:`vit_jax.layers.saved.SAVED`.
       dtype: compute type; parameters are float32.
       norm_epsilon: added to the variance in the final layer norm.
       final_norm: whether a layer norm follows the last block.
@@ -215,6 +217,7 @@ class Encoder(nn.Module):
     stochastic: bool = False
     scan: bool = False
     remat: Remat = "none"
+    saved: Saved = "float"
     dtype: DType = "float32"
     norm_epsilon: float = EPSILON
     final_norm: bool = True
@@ -229,7 +232,7 @@ class Encoder(nn.Module):
         collections and random streams that they have without; only Flax's own streams are split otherwise by a scan.
 
         Raises:
-          UserError: blocks differ, or change the number of tokens, under ``scan``; ``remat`` is unknown.
+          UserError: blocks differ, or change the number of tokens, under ``scan``; ``remat`` or ``saved`` is unknown.
         """
         fresh = self.is_initializing()
         numbers = range(self.depth) if blocks is None else blocks
@@ -240,25 +243,31 @@ class Encoder(nn.Module):
         per_block = {"key": keys, "drop_path": rates}
         features = self.is_mutable_collection("features") and not fresh
 
+        shared = {name: value for name, value in kwargs.items() if isinstance(value, jax.Array)}
+        others = {name: value for name, value in kwargs.items() if name not in shared}
+
         def body(block: nn.Module, x: jax.Array, own: dict[str, Any]) -> tuple[jax.Array, jax.Array | None]:
-            x = block(x, **own, **kwargs)
+            x = block(x, **own, **others)
             return x, _array(x) if features else None
 
         if self.remat != "none" and not fresh:
             policy = config.lookup(REMAT, self.remat, "remat policy")
             body = nn.remat(body, policy=policy, prevent_cse=not self.scan)
+        if not fresh:
+            body = config.lookup(SAVED, self.saved, "type of what is saved")(body)
         x = x.astype(self.dtype)
         # A step of decoding reads every parameter once: stacking them first would cost as much again.
         if self.scan and not fresh and kwargs.get("cache") is None:
+            step = lambda block, x, own: body(block, x, own | shared)  # noqa: E731
             x, stack = self._scan(
-                body, x, jax.tree.map(lambda row: row[numbers.start : numbers.stop], per_block), numbers
+                step, x, jax.tree.map(lambda row: row[numbers.start : numbers.stop], per_block), numbers
             )
             outputs = [_take(stack, i) for i in range(len(numbers))]
         else:
             outputs = []
             for i in numbers:
                 block = self.block[i] if isinstance(self.block, tuple) else self.block
-                x, output = body(block(name=f"block_{i}"), x, _take(per_block, i))
+                x, output = body(block(name=f"block_{i}"), x, _take(per_block, i) | shared)
                 outputs.append(output)
         if features:
             for i, output in zip(numbers, outputs, strict=True):

@@ -21,6 +21,7 @@ from vit_jax.layers.linear import Dense, DType, Spec
 from vit_jax.layers.mlp import Activation
 from vit_jax.layers.norm import EPSILON, Norm
 from vit_jax.layers.rotary import RotarySpec
+from vit_jax.layers.saved import Saved
 from vit_jax.layers.terms import LogitBiasSpec
 
 
@@ -39,12 +40,15 @@ class Layered(nn.Module):
       scan: run the blocks as one ``lax.scan`` over stacked parameters, which compiles one block instead of ``depth``.
       remat: what the backward pass recomputes instead of keeping: "none" or a name in
         :data:`vit_jax.layers.block.REMAT`.
+      saved: as which numbers it keeps what it keeps: "float" as they are, "int8" as eight bits with the range of each
+        row, and with gradients of these (:mod:`vit_jax.layers.saved`).
     """
 
     drop_path: Rate = 0.0
     dtype: DType = "float32"
     scan: bool = resumable(False)
     remat: Remat = resumable("none")
+    saved: Saved = "float"
 
     def stack(self, block: Any, **options: Any) -> Encoder:
         """The encoder of such blocks; ``options`` are fields of :class:`Encoder`, over those of the tower."""

@@ -227,14 +227,14 @@ def replace_in_towers(model: nn.Module, **fields: Any) -> nn.Module:
 
 
 def needs_barriers(model: nn.Module) -> bool:
-    """Whether ``model``, or a module among its fields, computes anything again or runs blocks as a loop."""
+    """Whether ``model``, or a module among its fields, recomputes, rounds what it saves, or runs blocks as a loop."""
     values = trees.fields(model)
-    here = values.get("remat", "none") != "none" or bool(values.get("scan"))
+    here = any(values.get(k, v) != v for k, v in PLAIN[Layered].items())
     return here or any(needs_barriers(v) for v in values.values() if isinstance(v, nn.Module))
 
 
 PLAIN: dict[type, dict[str, Any]] = {
-    Layered: {"scan": False, "remat": "none"},
+    Layered: {"scan": False, "remat": "none", "saved": "float"},
     TransformerStack: {"attention": "xla"},
     **{spec: {"implementation": "xla"} for spec in (Monarch, BlockDiagonal, BlockSparse, Packed24, Int8)},
 }

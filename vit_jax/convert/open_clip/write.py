@@ -23,7 +23,7 @@ NATIVE: dict[str, Any] = {
     "cls_token": False, "pool_norm": False,
 }  # fmt: skip
 """Fields of an image tower of open_clip's own, which leaves no choice of them."""
-FREE = ("dtype", "scan", "remat", "attention", "dropout", "drop_path", "head_bias_init")
+FREE = ("dtype", "scan", "remat", "saved", "attention", "dropout", "drop_path", "head_bias_init")
 """Fields that do not decide whether a tower is one of timm's."""
 
 
