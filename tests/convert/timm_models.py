@@ -6,14 +6,16 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
 from tests.convert.outputs import both, captured
-from vit_jax.convert.pretrained import Stored
+from vit_jax.convert.pretrained import Stored, leaves
 from vit_jax.convert.rules import back, into
 from vit_jax.convert.timm import FORMAT
 from vit_jax.io.tensors import Tensor
 from vit_jax.models import describe
 from vit_jax.trees import nested
+from vit_jax.types import UserError
 
 
 def randomise(torch: Any, module: Any, seed: int = 0) -> Any:
@@ -130,3 +132,34 @@ def check_equal(torch: Any, module: Any, about: dict[str, Any] | None) -> Stored
     module.load_state_dict({k: torch.from_numpy(np.array(v.read())) for k, v in again.items()}, strict=True)
     assert gaps(theirs(torch, module, images), want)["logits"] <= 1e-6
     return pretrained
+
+
+def check_stages(
+    torch: Any, module: Any, about: dict[str, Any], images: np.ndarray
+) -> tuple[Stored, dict[str, np.ndarray]]:
+    """As :func:`check_equal` of a model of stages, whose counted steps are left out; ours, and what theirs computes."""
+    there = tensors_of(module)
+    found = convert(there, about)
+    pretrained, want = found.pretrained, theirs_of_stages(torch, module, images)
+    assert max(gaps(of_stages(pretrained, images), want).values()) <= 2e-5 * max(1, np.abs(want["tokens"]).max())
+    again = back(found.rules, {**pretrained.params, **leaves(pretrained.variables)}, name="it")
+    assert again.keys() == {name for name in there if not name.endswith("num_batches_tracked")}
+    assert all(same_bits(again[k].read(), there[k].read()) for k in again)
+    return pretrained, want
+
+
+def check_refused(timm: Any, name: str, says: str) -> None:
+    """The tensors of ``name`` are known as timm's, and what ours lack is said."""
+    module = timm.create_model(name, device="meta")
+    there = {k: Tensor(tuple(v.shape), np.dtype("f4"), lambda: np.zeros(0)) for k, v in module.state_dict().items()}
+    assert FORMAT.matches(there)
+    with pytest.raises(UserError, match=says) as e:
+        FORMAT.read(there, {"config.json": {"architecture": name}})
+    assert str(e.value).endswith("can be converted.") and "\n" not in str(e.value)
+
+
+def check_rules(codec: Any, rules: Any, ours: Any) -> None:
+    """Every one of our paths has one rule, and every name of theirs."""
+    assert sorted(path for rule in rules for path in rule.ours) == sorted(ours)
+    names = [name for rule in rules for name in rule.theirs]
+    assert len(set(names)) == len(names) and codec.CODEC.matches(names)
