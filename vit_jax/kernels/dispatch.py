@@ -26,7 +26,7 @@ class Implementation:
         is not taken, as the end of a sentence ("a block has 6 rows, not a multiple of 8"), or None if it may be.
       slower_reason: called like ``unsupported_reason``, returns why a later entry is faster, or None; a caller who
         names the implementation gets it.
-      platform: "tpu" or "gpu" for what is only considered there, unless named (to be compiled for elsewhere).
+      platform: "tpu", "gpu" or "cpu" for what is only considered there, unless named (to be compiled for elsewhere).
     """
 
     run: Callable[..., Any]

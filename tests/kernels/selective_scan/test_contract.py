@@ -96,11 +96,12 @@ def test_on_a_mesh_equals_the_loop(rng, name, batch):
         check(jax.jit(functools.partial(both, name))(*whole), args, 1e-5)
 
 
+@pytest.mark.parametrize("name", ["sequential", "xla"])
 @pytest.mark.parametrize("chunk", [7, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 16, 64))])
-def test_chunks_do_not_change_the_result(rng, monkeypatch, chunk):
+def test_chunks_do_not_change_the_result(rng, monkeypatch, name, chunk):
     monkeypatch.setattr(xla, "CHUNK", chunk)
     args = draw(rng, 2, 16, 3, 2)
-    check(jax.jit(functools.partial(both, "xla"))(*args), args, 1e-5)
+    check(jax.jit(functools.partial(both, name))(*args), args, 1e-5)
 
 
 @named

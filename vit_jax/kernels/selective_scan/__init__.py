@@ -10,11 +10,15 @@ from __future__ import annotations
 import jax
 
 from vit_jax.kernels.dispatch import Implementation, choose
-from vit_jax.kernels.selective_scan import mosaic_tpu, xla
+from vit_jax.kernels.selective_scan import mosaic_tpu, sequential, xla
 from vit_jax.types import UserError
 
-IMPLEMENTATIONS = {"mosaic_tpu": mosaic_tpu.IMPLEMENTATION, "xla": Implementation(xla.run)}
-"""Both keep the states of one chunk of tokens; the first never writes them to HBM."""
+IMPLEMENTATIONS = {
+    "mosaic_tpu": mosaic_tpu.IMPLEMENTATION,
+    "sequential": Implementation(sequential.run, platform="cpu"),
+    "xla": Implementation(xla.run),
+}
+"""All keep the states of one chunk of tokens; the first never writes them to HBM."""
 
 
 def selective_scan(

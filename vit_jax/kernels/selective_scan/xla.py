@@ -20,7 +20,7 @@ def run(x: jax.Array, delta: jax.Array, a: jax.Array, b: jax.Array, c: jax.Array
     return _scan(x, delta, a, b, c, d)
 
 
-def _apart(x: jax.Array) -> jax.Array:
+def apart(x: jax.Array) -> jax.Array:
     """``[B, N, k]`` -> float32 ``[chunks, tokens of one, B, k]``, zeros behind the last: they leave the state alone."""
     images, tokens, width = x.shape
     size = min(CHUNK, max(tokens, 1))
@@ -29,7 +29,7 @@ def _apart(x: jax.Array) -> jax.Array:
     return jnp.moveaxis(jnp.reshape(x, (images, chunks, size, width)), 0, 2)
 
 
-def _together(x: jax.Array, like: jax.Array) -> jax.Array:
+def together(x: jax.Array, like: jax.Array) -> jax.Array:
     """The opposite, for the tokens and in the type of ``like``."""
     chunks, size, images, width = x.shape
     x = jnp.reshape(jnp.moveaxis(x, 2, 0), (images, chunks * size, width))
@@ -57,10 +57,10 @@ def _forward(x: Any, delta: Any, a: Any, b: Any, c: Any, d: Any) -> tuple[jax.Ar
         _, states = _states(rates, start, x, delta, b)
         return states[-1], (jnp.sum(states * c[..., None], axis=2) + skip * x, start)
 
-    tokens = tuple(map(_apart, (x, delta, b, c)))
+    tokens = tuple(map(apart, (x, delta, b, c)))
     start = jnp.zeros((x.shape[0], *rates.shape))
     y, starts = jax.lax.scan(body, start, tokens)[1]
-    return _together(y, x), starts
+    return together(y, x), starts
 
 
 def _backward(saved: Any, g: jax.Array) -> tuple[jax.Array, ...]:
@@ -87,10 +87,10 @@ def _backward(saved: Any, g: jax.Array) -> tuple[jax.Array, ...]:
         da += jnp.sum(exponent * delta[:, :, None], axis=(0, 1))
         return (decay[0] * dh[0], da, dd + jnp.sum(g * x, axis=(0, 1))), found
 
-    tokens = *map(_apart, (x, delta, b, c, g)), starts
+    tokens = *map(apart, (x, delta, b, c, g)), starts
     zeros = jnp.zeros_like(starts[0]), jnp.zeros_like(rates), jnp.zeros(d.shape)
     (_, da, dd), found = jax.lax.scan(body, zeros, tokens, reverse=True)
-    dx, ddelta, db, dc = map(_together, found, (x, delta, b, c))
+    dx, ddelta, db, dc = map(together, found, (x, delta, b, c))
     return dx, ddelta, da.T.astype(a.dtype), db, dc, dd.astype(d.dtype)
 
 
