@@ -138,7 +138,7 @@ def shrunk(c: TrainConfig, page: pathlib.Path | None = None) -> dict[str, Any]:
     for tower in towers or ["model."]:
         fields = config.hints(type(functools.reduce(getattr, tower.split(".")[1:-1], c.model)))
         out |= {f"{tower}{name}": value for name, value in SIZES.items() if name in fields}
-    if towers:
+    if hasattr(c.model, "embed_dim"):
         out["model.embed_dim"] = SIZES["width"]
     return out
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vit_jax import config
-from vit_jax.models import ImageModel, describe
+from vit_jax.models import ImageModel, Upsampler, describe
 from vit_jax.optim import masks
 from vit_jax.train.config import TrainConfig
 from vit_jax.train.setup import build
@@ -40,6 +40,9 @@ def shrunk_model(raw):
     """The same kind of model, tiny."""
     model = config.parse(config.hints(TrainConfig)["model"], raw)
     fields = raw if isinstance(raw, dict) else {"name": raw}
+    if isinstance(model, Upsampler):
+        tower = {**small(model.image_tower, fields["image_tower"]), "patch": SIZE // 4}
+        return {**fields, "image_tower": tower, "side": SIZE // 2}
     if isinstance(model, ImageModel):
         return small(model, fields)
     text = {k: v for k, v in SMALL.items() if hasattr(model.text_tower, k)}
@@ -81,7 +84,9 @@ def shrink(raw):
 
 
 def test_they_are_found():
-    assert {"digits", "finetune", "finetune_clip", "clip", "siglip", "lit", "cloob", "coca"} <= {p.stem for p in FILES}
+    assert {"digits", "finetune", "finetune_clip", "clip", "siglip", "lit", "cloob", "coca", "lift"} <= {
+        p.stem for p in FILES
+    }
 
 
 @pytest.mark.first(4)

@@ -212,7 +212,7 @@ def test_one_lister_of_images():
 
 CONCRETE = {
     "ViT", "Mixer", "MonarchMixer", "Vim", "Stages", "ConvNeXt", "HorNet", "NFResNet", "MobileNet", "TwoTower", "CoCa",
-    "TextTransformer", "TextDecoder", "ResNet", "Stitched",
+    "TextTransformer", "TextDecoder", "ResNet", "Stitched", "LiFT",
 }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from vit_jax.compress.stitch import least_squares, stitch
 from vit_jax.convert import Pretrained
 from vit_jax.convert.preprocess import Preprocess
 from vit_jax.data.sources import open_source
-from vit_jax.models.stitched import Route
+from vit_jax.models.composed.stitched import Route
 from vit_jax.types import UserError
 
 FIELDS = {"patch": 4, "width": 8, "depth": 3, "heads": 2, "mlp_dim": 12, "num_classes": 3}

@@ -14,7 +14,15 @@ PROGRAMS: dict[Any, Any] = {}
 
 
 def score(
-    evaluator: Any, apply: Any, params: Any, batches: Any, info: Any, objective: Any = None, *, train: Any = ()
+    evaluator: Any,
+    apply: Any,
+    params: Any,
+    batches: Any,
+    info: Any,
+    objective: Any = None,
+    *,
+    train: Any = (),
+    model: Any = None,
 ) -> Any:
     """What ``evaluator`` finds for the model ``apply(params, ...)`` on prepared batches, fitted to ``train``."""
     parts = {"val": batches, "train": train}
@@ -31,7 +39,7 @@ def score(
         whole = [{k: np.asarray(v)[np.asarray(b["mask"])] for k, v in b.items()} for b in passed[split]]
         yield {k: np.concatenate([b[k] for b in whole])[rows] for k in whole[0]}
 
-    return evaluator(EvalContext(ImageModel(), apply, params, objective, info, names, read, PROGRAMS))
+    return evaluator(EvalContext(model or ImageModel(), apply, params, objective, info, names, read, PROGRAMS))
 
 
 def pictured(report: Any) -> Any:

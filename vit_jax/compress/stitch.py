@@ -14,7 +14,7 @@ import numpy as np
 from vit_jax.convert import Pretrained, read
 from vit_jax.data.sources import Source, open_source
 from vit_jax.models import Stitched, ViT
-from vit_jax.models.stitched import ANCHORS, check_anchor
+from vit_jax.models.composed.stitched import ANCHORS, check_anchor
 from vit_jax.types import Array, Params, UserError
 
 BATCH = 16

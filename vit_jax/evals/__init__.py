@@ -12,6 +12,7 @@ from vit_jax.evals.probes import KNN as KNN
 from vit_jax.evals.probes import LinearProbe as LinearProbe
 from vit_jax.evals.retrieval import Retrieval as Retrieval
 from vit_jax.evals.speed import Speed as Speed
+from vit_jax.evals.upsample import Upsample as Upsample
 from vit_jax.evals.zero_shot import ZeroShot as ZeroShot
 
-EVALUATORS = {**OF_ONE, "forms": Forms}
+EVALUATORS = {**OF_ONE, "forms": Forms, "upsample": Upsample}

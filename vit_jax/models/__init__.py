@@ -13,12 +13,15 @@ from vit_jax.models.base import (
     ImageModel,
     ImageTextModel,
     ModelFn,
+    Upsampler,
     Variables,
     cast_kernels,
     portable,
     replace_in_towers,
 )
 from vit_jax.models.coca import CoCa
+from vit_jax.models.composed.lift import LiFT
+from vit_jax.models.composed.stitched import Stitched
 from vit_jax.models.convnext import ConvNeXt
 from vit_jax.models.hornet import HorNet
 from vit_jax.models.images import IMAGE_MODELS, IMAGES
@@ -27,7 +30,6 @@ from vit_jax.models.mobilenet import MobileNet
 from vit_jax.models.monarch_mixer import MonarchMixer
 from vit_jax.models.nf_resnet import NFResNet
 from vit_jax.models.roles import Model, Role
-from vit_jax.models.stitched import Stitched
 from vit_jax.models.text import TextTransformer
 from vit_jax.models.two_tower import Embedded, TwoTower
 from vit_jax.models.vim import Vim
@@ -35,9 +37,9 @@ from vit_jax.models.vit import ViT
 
 __all__ = [
     "ALIASES", "FAMILIES", "IMAGES", "MODELS", "NAMES", "Captioner", "CoCa", "ConvNeXt", "Embedded", "Features",
-    "HorNet", "ImageModel", "ImageTextModel", "Mixer", "MobileNet", "Model", "ModelFn", "MonarchMixer", "NFResNet",
-    "Role", "Stitched", "TextTransformer", "TwoTower", "Variables", "ViT", "Vim", "cast_kernels", "create", "names",
-    "portable", "replace_in_towers",
+    "HorNet", "ImageModel", "ImageTextModel", "LiFT", "Mixer", "MobileNet", "Model", "ModelFn", "MonarchMixer",
+    "NFResNet", "Role", "Stitched", "TextTransformer", "TwoTower", "Upsampler", "Variables", "ViT", "Vim",
+    "cast_kernels", "create", "names", "portable", "replace_in_towers",
 ]  # fmt: skip
 
 MODELS: dict[str, Variant] = {
@@ -45,6 +47,7 @@ MODELS: dict[str, Variant] = {
     "two_tower": Variant(TwoTower),
     "coca": Variant(CoCa),
     "stitched": Variant(Stitched),
+    "lift": Variant(LiFT),
     **{name: Variant(TwoTower, fields) for name, fields in architectures.TWO_TOWER.items()},
     **{name: Variant(CoCa, fields) for name, fields in architectures.COCA.items()},
 }
@@ -52,7 +55,7 @@ MODELS: dict[str, Variant] = {
 
 FAMILIES = (
     "vit", "mixer", "monarch_mixer", "vim", "convnext", "hornet", "nf_resnet", "mobilenet", "two_tower", "coca",
-    "stitched",
+    "stitched", "lift",
 )  # fmt: skip
 """The names that are no size of anything yet."""
 

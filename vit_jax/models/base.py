@@ -157,6 +157,28 @@ class Captioner(abc.ABC):
         """``params`` with what each token is computed with in its compute type; the logits are the same bit for bit."""
 
 
+class Doubled(NamedTuple):
+    """Features made of smaller images, and what they are to be.
+
+    Attributes:
+      found: each ``[B, 2h, 2w, D]``.
+      wanted: likewise, of images of twice the side, without a gradient.
+      small: ``[B, h, w, D]`` that each was made of.
+    """
+
+    found: tuple[jax.Array, ...]
+    wanted: tuple[jax.Array, ...]
+    small: tuple[jax.Array, ...]
+
+
+class Upsampler(abc.ABC):
+    """What else a model has that makes features of more rows and columns."""
+
+    @abc.abstractmethod
+    def doubled(self, image: jax.Array, *, train: bool = False) -> Doubled:
+        """float32 ``[B, H, W, 3]`` -> features of it and of smaller ones of it."""
+
+
 @flax.struct.dataclass
 class Variables:
     """Parameters together with the model's other collections: what stands for ``params`` where a model has such.

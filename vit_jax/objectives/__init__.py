@@ -14,5 +14,6 @@ from vit_jax.objectives.drawn import DRAWN as DRAWN
 from vit_jax.objectives.drawn import Drawn as Drawn
 from vit_jax.objectives.hierarchical import Hierarchical as Hierarchical
 from vit_jax.objectives.pairs import Pairs as Pairs
+from vit_jax.objectives.upsample import Upsample as Upsample
 
-OBJECTIVES = {**DRAWN, "drawn": Drawn}
+OBJECTIVES = {**DRAWN, "drawn": Drawn, "upsample": Upsample}

@@ -8,7 +8,7 @@ import pytest
 
 from vit_jax import models
 from vit_jax.models import Stitched, describe
-from vit_jax.models.stitched import Route, routes
+from vit_jax.models.composed.stitched import Route, routes
 from vit_jax.types import UserError
 
 SMALL = {"name": "vit", "patch": 4, "width": 8, "depth": 3, "heads": 2, "mlp_dim": 12}
