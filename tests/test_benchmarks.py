@@ -7,6 +7,8 @@ import shlex
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
 
 from vit_jax import cli
@@ -98,3 +100,20 @@ def test_what_is_measured_comes_into_the_tables(bench, monkeypatch, tmp_path, ca
 def test_photographs_have_the_size_that_is_said(bench, tmp_path):
     sizes = [path.stat().st_size for path in bench.photographs(tmp_path).rglob("*.jpg")]
     assert len(sizes) == 256 and 100e3 < sum(sizes) / len(sizes) < 120e3
+
+
+@pytest.mark.parametrize("n", [197, 5003])
+def test_two_passes_are_softmax(n, rng):
+    """In float64, rounded: also of logits whose exponentials are no floats, and of rows that lanes don't divide."""
+    spec = importlib.util.spec_from_file_location("two_pass_softmax", FOLDER / "two_pass_softmax.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    x = rng.standard_normal((4, n)) * np.array([[1.0], [30.0], [1e3], [1e4]])
+    x = np.concatenate([x, -np.abs(x), np.full((1, n), 300.0)]).astype(np.float32)
+    wide = x.astype(np.float64)
+    want = np.exp(wide - wide.max(1, keepdims=True))
+    want /= want.sum(1, keepdims=True)
+    got = np.asarray(jax.jit(module.two_pass)(x), np.float64)
+    # n times the first part of ln 2 is rounded beyond n = 128, above and below the line; a sum of n numbers n times.
+    off = np.finfo(np.float32).eps * (8 + n / 2 + np.abs(wide).max(1, keepdims=True))
+    assert np.all(np.abs(got - want) <= off * want + 1e-37)

@@ -45,6 +45,7 @@ def speed(row: Row, found: Found) -> Iterator[list[str]]:
 def others(row: Row, found: Found) -> Iterator[list[str]]:
     for one in found.get("rows", [found]):
         how = f", {one['rows']:,} tokens, {one['implementation']}" if "rows" in one else ""
+        how = f", {one['what']}" if "what" in one else how
         if one.get("implementation") != row.against:
             yield [row.what + how, row.against, spread(ratio(one))]
 
@@ -147,6 +148,7 @@ TABLES = {
         Row("decode", "CoCa B/32 captions of 76 tokens, keys and values cached", "decode.py", "no cache"),
         Row("m2_tokens", "a block of `m2_vit_ti16`",
             "m2_tokens.py --plot experiments/benchmarks/m2_tokens.png", "attention"),
+        Row("two_pass_softmax", "softmax in two passes", "two_pass_softmax.py", "`jax.nn.softmax`"),
     )),
     "loss": Table("loss and gradient | against | temporaries | times as long", loss, (
         Row("contrastive_loss", "softmax of 16,384 pairs, chunked", "bench loss", "dense"),
