@@ -64,9 +64,12 @@ def test_tables_of_layers_and_of_what_is_kept(monkeypatch, capsys, tmp_path):
     assert capsys.readouterr().out == "blocks  layers   all s\nscan        12  0.3333\nscan        48  0.3333\n"
     assert main(["bench", "compile", "--layers", "12;48"]) == 2
     assert "--layers '12;48': '12;48' is no whole number" in capsys.readouterr().err
-    monkeypatch.setattr(memory, "compare", lambda *sizes, scan, rounds: [{"remat": "none", "MB": rounds, "scan": scan}])
-    assert main(["bench", "memory", "--rounds", "0", "--scan", "--json", str(tmp_path / "m.json")]) == 0
-    assert json.loads((tmp_path / "m.json").read_text()) == [{"remat": "none", "MB": 0, "scan": True}]
+    monkeypatch.setattr(
+        memory, "compare", lambda *sizes, scan, rounds, saved: [{"MB": rounds, "scan": scan, "as": saved}]
+    )
+    for words, saved in (([], ["float"]), (["--saved", "float", "int8"], ["float", "int8"])):
+        assert main(["bench", "memory", "--rounds", "0", "--scan", *words, "--json", str(tmp_path / "m.json")]) == 0
+        assert json.loads((tmp_path / "m.json").read_text()) == [{"MB": 0, "scan": True, "as": saved}]
     for kind in ("compile", "memory"):
         monkeypatch.undo()
         assert main(["bench", kind, "--model", "clip_vit_b32"]) == 1
