@@ -6,9 +6,12 @@ import threading
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+
+from vit_jax import sharding
 
 
 @pytest.fixture
@@ -25,6 +28,27 @@ def interpreted_simply(monkeypatch):
     For what the simulator cannot do: ``vmap``, and meshes (it waits forever where devices outnumber the threads).
     """
     monkeypatch.setattr(pl, "pallas_call", functools.partial(pl.pallas_call, interpret=True))
+
+
+@pytest.fixture
+def same_on_a_mesh(interpreted_simply):
+    """Checks value and gradient ``(f, x, parameters, g)`` on 2x2x2 devices against one."""
+
+    def check(f, x, parameters, g):
+        def both(x, g, *parameters):
+            y, pull = jax.vjp(f, x, *parameters)
+            return y, *pull(g)
+
+        want = jax.jit(both)(x, g, *parameters)
+        mesh = sharding.make_mesh(sharding.MeshConfig(2, 2, 2))
+        everywhere = jax.sharding.NamedSharding(mesh, jax.P())
+        place = sharding.data_sharding(mesh) if len(x) % 4 == 0 else everywhere
+        with jax.set_mesh(mesh):
+            got = jax.jit(both)(*jax.device_put((x, g), place), *jax.device_put(tuple(parameters), everywhere))
+        for a, b in zip(got, want, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+    return check
 
 
 def _private(module: str, name: str) -> Any:

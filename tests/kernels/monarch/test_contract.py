@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax import sharding
 from vit_jax.kernels import dispatch
 from vit_jax.kernels.monarch import IMPLEMENTATIONS, monarch, reference, to_dense
 from vit_jax.types import UserError
@@ -127,25 +126,10 @@ def test_parameters_in_half_precision(rng, name):
 
 @pytest.mark.first(2)
 @named
-@pytest.mark.usefixtures("interpreted_simply")
 @pytest.mark.parametrize("rows", [16, 3])  # 3 x 2 rows do not divide among 4 devices
-def test_on_a_mesh_equals_one_device(rng, name, rows):
+def test_on_a_mesh_equals_one_device(rng, same_on_a_mesh, name, rows):
     x, *parameters, g = draw(rng, (2, 8, 8, 4, 4), (rows, 2), "float32")
-
-    def both(x, g, *parameters):
-        f = functools.partial(monarch, blocked=True, implementation=name)
-        y, pull = jax.vjp(f, x, *parameters)
-        return y, *pull(g)
-
-    want = jax.jit(both)(x, g, *parameters)
-    mesh = sharding.make_mesh(sharding.MeshConfig(2, 2, 2))
-    place = sharding.data_sharding(mesh) if rows % 4 == 0 else jax.sharding.NamedSharding(mesh, jax.P())
-    with jax.set_mesh(mesh):
-        split = (jax.device_put(v, place) for v in (x, g))
-        whole = (jax.device_put(v, jax.sharding.NamedSharding(mesh, jax.P())) for v in parameters)
-        got = jax.jit(both)(*split, *whole)
-    for a, b in zip(got, want, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    same_on_a_mesh(functools.partial(monarch, blocked=True, implementation=name), x, parameters, g)
 
 
 def test_the_weight_multiplied_out(rng):

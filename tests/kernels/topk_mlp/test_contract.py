@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax import sharding
 from vit_jax.kernels import dispatch
 from vit_jax.kernels.topk_mlp import IMPLEMENTATIONS, reference, topk_mlp
 from vit_jax.types import UserError
@@ -107,23 +106,9 @@ def test_remat_vmap_and_no_bias(rng, name):
 @pytest.mark.first(2)
 @named
 @pytest.mark.parametrize("rows", [16, 3])  # 3 x 2 tokens do not divide among 4 devices
-@pytest.mark.usefixtures("interpreted_simply")
-def test_on_a_mesh_equals_one_device(rng, name, rows):
+def test_on_a_mesh_equals_one_device(rng, same_on_a_mesh, name, rows):
     h, *parameters, g = draw(rng, (rows, 2), 48, 6, 4, "float32")
-
-    def both(h, g, *parameters):
-        y, pull = jax.vjp(functools.partial(topk_mlp, k=4, implementation=name), h, *parameters)
-        return y, *pull(g)
-
-    want = jax.jit(both)(h, g, *parameters)
-    mesh = sharding.make_mesh(sharding.MeshConfig(2, 2, 2))
-    place = sharding.data_sharding(mesh) if rows % 4 == 0 else jax.sharding.NamedSharding(mesh, jax.P())
-    with jax.set_mesh(mesh):
-        split = (jax.device_put(v, place) for v in (h, g))
-        whole = (jax.device_put(v, jax.sharding.NamedSharding(mesh, jax.P())) for v in parameters)
-        got = jax.jit(both)(*split, *whole)
-    for a, b in zip(got, want, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    same_on_a_mesh(functools.partial(topk_mlp, k=4, implementation=name), h, parameters, g)
 
 
 def test_exported_for_any_number_of_tokens(rng):
