@@ -95,6 +95,9 @@ def test_parameters_of_a_model(rng):
     model = models.create("vit", **fields, logit_bias="gaussian(3)", positions="none")
     image = jnp.asarray(rng.standard_normal((2, 8, 8, 3)), jnp.float32)
     params = jax.jit(model.init)(jax.random.key(0), image)["params"]
+    start = params["encoder"]["block_0"]["attention"]["logit_bias"]
+    np.testing.assert_array_equal(start["sigma"].unbox(), [[10, 10], [20, 20], [40, 40]])
+    np.testing.assert_allclose(start["amplitude"].unbox(), np.full((3, 2), 1 / 3))
     loss = lambda p: jnp.sum(jnp.sin(model.apply({"params": p}, image, method="embed_image")))  # noqa: E731
     grad = jax.jit(jax.grad(loss))(params)["encoder"]["block_0"]["attention"]["logit_bias"]
     assert all((np.abs(grad[name].unbox()) > 0).all() for name in ("amplitude", "sigma"))

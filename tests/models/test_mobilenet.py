@@ -179,7 +179,7 @@ def test_trains_with_statistics_of_the_batch(rng, case):
     checked(case, rng, batch=True)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_frozen_statistics_are_those_that_came(rng):
     model, variables = made("v3")
     image = jnp.asarray(rng.standard_normal((3, 8, 8, 3)), jnp.float32)
