@@ -63,9 +63,11 @@ def test_the_training_data_is_not_needed(run, tmp_path, capsys):
     elsewhere = json.loads(capsys.readouterr().out)
     assert main(["evaluate", "--workdir", str(run.workdir), "--json", "-", gone[1]]) == 0
     assert json.loads(capsys.readouterr().out) == elsewhere and elsewhere["val/examples"] == 30
-    probe = "--config.evaluators=('classify', 'knn')"  # which is fitted to the training data
+    probe = "--config.evaluators=('knn',)"  # which is fitted to the training data, and has not the metric of best
     assert main(["evaluate", "--workdir", str(run.workdir), *gone, probe]) == 1
     assert "'folder:/no/longer/here' does not exist" in capsys.readouterr().err
+    assert main(["evaluate", "--workdir", str(run.workdir), "--json", "-", probe]) == 0
+    assert "val/knn/accuracy" in json.loads(capsys.readouterr().out)
 
 
 def test_images_of_another_size(run, capsys, caplog):

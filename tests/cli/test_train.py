@@ -58,6 +58,7 @@ def test_a_logger_that_is_not_installed_is_said_before_anything(run, tmp_path, m
         ("--config.optimm.lr=1", 2, "unknown key 'config.optimm'; did you mean 'optim'?"),
         ("--config.batch_size=many", 2, "config.batch_size='many' is of type str, expected int."),
         ("--config.batch_size=12", 2, "batch_size=12 is not divisible by 8"),
+        ("--config.best=val/acc", 2, "best='val/acc' is no metric of the evaluators"),
         ("--config.data.path=folder:/no", 1, "/no"),
         ("--config.model.patch=3", 1, "image size 8x8 is not divisible by the patch size 3"),
         ("--config.data.holdout=0", 1, "holdout"),

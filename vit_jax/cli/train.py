@@ -32,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
     raw = config.load(args.config or _stored(args.workdir), args.overrides)
     if args.dry_run:
         parsed = inherit.with_tokenizer(config.parse(TrainConfig, inherit.resolved(raw)), args.workdir)
+        setup.check_best(parsed)
         start.look(parsed)
         for logger in parsed.loggers:
             logger.check()

@@ -29,7 +29,7 @@ from vit_jax.train.goodput import Goodput
 from vit_jax.train.meter import AHEAD, Meter
 from vit_jax.train.patience import Patience
 from vit_jax.train.progress import Progress, say, table
-from vit_jax.train.setup import Setup, build
+from vit_jax.train.setup import Setup, build, check_best
 from vit_jax.train.state import TrainState
 from vit_jax.types import Stopped, Stuck
 
@@ -105,6 +105,7 @@ def _run(raw: Mapping[str, Any], path: pathlib.Path, hooks: Sequence[Hook], good
     stored = workdir.complete(config)  # what a default is may change from version to version
     for logger in config.loggers if hosts.first() else ():
         logger.check()
+    check_best(config)
     with goodput.spent("start"):
         setup = build(inherit.with_tokenizer(config, path))
         agreement.check_same(start.facts(setup, stored))

@@ -208,7 +208,6 @@ def build(config: TrainConfig, devices: Any = None, train: Source | None = None)
 def _build(c: TrainConfig, devices: Any, train: Source | None) -> Setup:
     mesh = make_mesh(c.mesh, devices)
     c.augment.check(c.data.canvas)
-    _check_metrics(c)
     group = None if c.optim.sam is None else c.optim.sam.m
     check_batch(c.batch_size, c.accumulate, group, mesh)
     least = c.objective.min_batch_size
@@ -260,7 +259,8 @@ def _build(c: TrainConfig, devices: Any, train: Source | None) -> Setup:
     )  # fmt: skip
 
 
-def _check_metrics(c: TrainConfig) -> None:
+def check_best(c: TrainConfig) -> None:
+    """Raises a :class:`UsageError` where a training could not tell its best checkpoint; an evaluation has none."""
     metrics = reported(c.evaluators)
     if c.best not in metrics:
         raise UsageError(f"best={c.best!r} is no metric of the evaluators{suggest(c.best, metrics)}")
