@@ -64,6 +64,7 @@ EVA02 = {
     "patch": 14, "pool": "gap", "cls_token": True, "final_norm": False, "pool_norm": True, "qkv_bias": "qv",
     "rotary": "rope(10000, interleaved, 16)", **SWIGLU,
 }  # fmt: skip
+NAFLEX = {"patch": 16, "position_grid": 16}
 DINOV2_SIZES = {"vits14": VIT_SIZES["s"], "vitb14": VIT_SIZES["b"], "vitl14": VIT_SIZES["l"]} | {
     "vitg14": {**_vit(1536, 40, 24, 4096), **SWIGLU}
 }
@@ -82,9 +83,11 @@ MODERN: dict[str, Row] = {
     "eva02_s14": {**_vit(384, 12, 6, 1024), **EVA02},
     "eva02_b14": {**_vit(768, 12, 12, 2048), **EVA02, "ffn": "gated(None, 1e-6)"},
     "eva02_l14": {**_vit(1024, 24, 16, 2730), **EVA02, "ffn": "gated(None, 1e-6)"},
+    **{f"naflexvit_{size}16": {**VIT_SIZES[size], **NAFLEX, "pool": "map"} for size in ("b", "so400m")},
 }
 """Of ``ViT``: Touvron et al. 2021 (DeiT), Oquab et al. 2024 (DINOv2), Siméoni et al. 2025, arXiv:2508.10104 (DINOv3, as
-published without biases of queries, keys and values, which are 0), Fang et al. 2023, arXiv:2303.11331 (EVA-02)."""
+published without biases of queries, keys and values, which are 0), Fang et al. 2023, arXiv:2303.11331 (EVA-02),
+Tschannen et al. 2025, arXiv:2502.14786 (the image towers of SigLIP 2 for any shape)."""
 
 
 def _mixer(width: int, depth: int, token_dim: int, mlp_dim: int) -> dict[str, int]:
@@ -240,8 +243,8 @@ SIGLIP = {"image_head": "none", "text_head": "biased", "temperature": 10.0, "bia
 SIGLIP_TEXT = {"vocab_size": 32000, "length": 64, "end_id": 1, "pad_id": 1, "causal": False, "pool": "last"}
 
 
-def _clip(image: str, embed_dim: int, heads: int) -> Row:
-    text = text_row(embed_dim, heads, **CLIP_TEXT)
+def _clip(image: str, embed_dim: int, heads: int, depth: int = 12) -> Row:
+    text = text_row(embed_dim, heads, depth=depth, **CLIP_TEXT)
     return {"image_tower": image_row(image, **CLIP_IMAGE), "text_tower": text, "embed_dim": embed_dim}
 
 
@@ -252,13 +255,16 @@ def _siglip(image: str, width: int, heads: int, **text: Any) -> Row:
 
 def _naflex(image: str, width: int, heads: int, **text: Any) -> Row:
     row = _siglip(image, width, heads, vocab_size=256_000, pad_id=0, **text)
-    return {**row, "image_tower": {**row["image_tower"], "patch": 16, "position_grid": 16}}
+    return {**row, "image_tower": {**row["image_tower"], **NAFLEX}}
 
 
 TWO_TOWER: dict[str, Row] = {
     "clip_vit_b32": _clip("vit_b32", 512, 8),
     "clip_vit_b16": _clip("vit_b16", 512, 8),
     "clip_vit_l14": _clip("vit_l14", 768, 12),
+    "clip_vit_h14": _clip("vit_h14", 1024, 16, 24),
+    "clip_vit_g14": _clip("vit_g14", 1024, 16, 24),
+    "clip_vit_G14": _clip("vit_G14", 1280, 20, 32),
     "siglip_vit_b16": _siglip("vit_b16", 768, 12),
     "siglip_vit_l16": _siglip("vit_l16", 1024, 16, depth=24),
     "siglip_vit_so400m14": _siglip("vit_so400m14", 1152, 16, depth=27, mlp_dim=4304),
@@ -274,8 +280,8 @@ TWO_TOWER: dict[str, Row] = {
         "lock": "image",
     },
 }
-"""Of ``TwoTower``: Radford et al. 2021 (CLIP, the sizes of open_clip), Zhai et al. 2023 (SigLIP),
-Tschannen et al. 2025 (SigLIP 2, of any shape: arXiv:2502.14786), Zhai et al. 2022
+"""Of ``TwoTower``: Radford et al. 2021 (CLIP, the sizes of open_clip; H, g and G: Cherti et al. 2023), Zhai et al.
+2023 (SigLIP), Tschannen et al. 2025 (SigLIP 2, of any shape: arXiv:2502.14786), Zhai et al. 2022
 (LiT: the text tower learns the space of a pretrained image tower)."""
 
 
@@ -329,8 +335,10 @@ TIMM: dict[str, str] = {
     **{f"vit_{TIMM_SIZES[size]}_plus_patch16_dinov3": f"dinov3_vit{size}16plus" for size in "sh"},
     "vit_7b_patch16_dinov3": "dinov3_vit7b16",
     **{f"eva02_{TIMM_SIZES[size]}_patch14_224": f"eva02_{size}14" for size in ("ti", "s", "b", "l")},
+    **{f"naflexvit_{TIMM_SIZES.get(size, size)}_patch16_siglip": f"naflexvit_{size}16" for size in ("b", "so400m")},
+    **{f"flexivit_{TIMM_SIZES[size]}": f"vit_{size}16" for size in "sbl"},
 }
-"""timm's names of :data:`MODERN` -> ours."""
+"""timm's names of :data:`MODERN`, and of FlexiViT (Beyer et al. 2023), whose patches alone it resizes, -> ours."""
 
 IMAGE_ALIASES: dict[str, str] = _image_aliases() | TIMM
 """Names of the original repository (``ViT-B_16``, ``B/16``, ``R50+ViT-L_32``) and of timm -> our names."""
@@ -339,6 +347,9 @@ OPEN_CLIP = {
     "ViT-B-32": "clip_vit_b32",
     "ViT-B-16": "clip_vit_b16",
     "ViT-L-14": "clip_vit_l14",
+    "ViT-H-14": "clip_vit_h14",
+    "ViT-g-14": "clip_vit_g14",
+    "ViT-bigG-14": "clip_vit_G14",
     "ViT-B-16-SigLIP": "siglip_vit_b16",
     "ViT-L-16-SigLIP-256": "siglip_vit_l16",
     "ViT-SO400M-14-SigLIP": "siglip_vit_so400m14",

@@ -1,10 +1,11 @@
 """Random weights of published sizes through every format, against each project's own model.
 
-    python experiments/conversion/run.py --out runs/conversion
+    python experiments/conversion/run.py --out experiments/conversion --only 'convnext*'
 
 For every row a model with random parameters is written in the format, its own project's package builds its own model
 from that file, and both see the same noise and photographs. The file is then read back and compared bit for bit.
-Needs the packages of ``pip install '.[torch]'``.
+``results.json`` of that folder keeps the rows that were not measured anew, and its ``README.md``, where there is one,
+gets the table of all. Needs the packages of ``pip install '.[torch]'``.
 """
 
 import argparse
@@ -12,7 +13,8 @@ import fnmatch
 import json
 import math
 import pathlib
-import shutil
+import re
+import tempfile
 
 import jax
 import numpy as np
@@ -34,6 +36,11 @@ BEIT = {"logit_bias": "relative(14)", "positions": "none", "qkv_bias": "qv", "la
 }  # fmt: skip
 AXIAL = {"rotary": "rope(100, interleaved, index, xy)", "positions": "none", "layer_scale": 1e-5}
 NAFLEX = {"position_grid": 16, "activation": "gelu_tanh"}
+PARALLEL = {"parallel": True, "registers": 1, "layer_scale": 1e-5, "pool": "gap"} | {
+    "final_norm": False, "pool_norm": True,
+}  # fmt: skip
+TITLES = {"vit_b16 as BEiT v2": BEIT, "vit_b16 as rope-vit's": AXIAL, "vit_b16 in parallel, as pwee": PARALLEL}
+"""What the table calls rows whose fields are many."""
 SMALL_TEXT = {"text_tower": {"vocab_size": 1000, "depth": 1}}
 ROWS = [
     ("vit_ti16", {}, 224, "timm"), ("vit_s16", {}, 224, "timm"), ("vit_b16", {}, 224, "timm"),
@@ -41,12 +48,15 @@ ROWS = [
     ("vit_s14", DINO, 224, "timm"),
     ("vit_r_ti16", {"stem_numerics": "timm"}, 224, "timm"), ("vit_r26_s32", {"stem_numerics": "timm"}, 224, "timm"),
     ("vit_r50_b16", {"stem_numerics": "timm"}, 224, "timm"), ("mixer_b16", {}, 224, "timm"),
+    ("vit_b16", {}, 240, "timm"), ("vit_b16", PARALLEL, 224, "timm"),
+    ("convnext_tiny", {}, 224, "timm"), ("convnext_base", {}, 224, "timm"), ("convnext_large", {}, 224, "timm"),
     ("nf_resnet50", {}, 224, "timm"), ("mobilenetv2_100", {}, 224, "timm"),
     ("mobilenetv3_large_100", {}, 224, "timm"), ("mobilenetv3_small_100", {}, 224, "timm"),
     ("deit_s16_distilled", {}, 224, "timm"), ("deit_b16_distilled", {}, 224, "timm"),
     ("dinov2_vits14", BARE, 224, "timm"), ("dinov2_vitb14_reg", BARE, 224, "timm"),
     ("dinov3_vits16", BARE, 256, "timm"), ("dinov3_vits16plus", BARE, 256, "timm"),
     ("dinov3_vitb16", BARE, 256, "timm"), ("dinov3_vitl16", BARE, 256, "timm"),
+    ("dinov3_vith16plus", BARE, 256, "timm"),
     ("eva02_ti14", {}, 224, "timm"), ("eva02_b14", {}, 224, "timm"), ("eva02_l14", {}, 224, "timm"),
     ("vit_b16", BEIT, 224, "timm"), ("vit_b16", AXIAL, 224, "timm"),
     ("vit_b16", NAFLEX | BARE | {"pool": "map"}, 256, "timm"),
@@ -101,7 +111,7 @@ def measure(name: str, fields: dict, size: int, to: str, folder: pathlib.Path) -
         )
         exact &= jax.tree.all(jax.tree.map(np.array_equal, again.variables, there.variables))
     return {
-        "model": name, "fields": fields, "format": to,
+        "model": name, "fields": fields, "format": to, "pixels": size,
         "parameters": sum(math.prod(t.shape) for t in there.params.values()),
         **{f"max difference, {images}": max(g.difference for g in found if g.images == images)
            for images in ("noise", "photographs")},
@@ -109,26 +119,55 @@ def measure(name: str, fields: dict, size: int, to: str, folder: pathlib.Path) -
     }  # fmt: skip
 
 
+def key(row: dict) -> str:
+    """What a row is of."""
+    return json.dumps([row["model"], row["fields"], row["format"], row["pixels"]], sort_keys=True)
+
+
+def line(row: dict) -> str:
+    """A line of the table."""
+    short = ", ".join(f"{k}={v}" for k, v in row["fields"].items() if k != "text_tower")
+    usual = 256 if row["model"].startswith("dinov3") or "position_grid" in row["fields"] else 224
+    at = "" if row["pixels"] == usual or "naflex" in row["model"] else f", {row['pixels']} px"
+    named = next((title for title, fields in TITLES.items() if fields == row["fields"]), None)
+    name = named or row["model"] + at + (f" ({short})" if short else "")
+    gaps = (f"{row[f'max difference, {images}']:.1e}" for images in ("noise", "photographs"))
+    back = "yes" if row["bit-exact back"] else "no"
+    cells = (row["format"], name, f"{row['parameters'] / 1e6:.1f}", *gaps, f"{row['largest logit']:.1f}", back)
+    return f"| {' | '.join(cells)} |"
+
+
+def keep(rows: list[dict], out: pathlib.Path) -> None:
+    """``results.json`` in ``out`` with these rows new, in the order of :data:`ROWS`, and the table of its README.md."""
+    file, readme = out / "results.json", out / "README.md"
+    there = json.loads(file.read_text())["rows"] if file.exists() else []
+    found = {key(row): row for row in [*there, *rows]}
+    order = [key({"model": n, "fields": f, "format": to, "pixels": size}) for n, f, size, to in ROWS]
+    found = {k: found[k] for k in sorted(found, key=lambda k: order.index(k) if k in order else len(order))}
+    file.write_text(json.dumps({"rows": list(found.values()), "provenance": provenance()}, indent=1) + "\n")
+    if readme.exists():
+        head, *_, tail = re.split(r"(?<=\|---\|\n)(?:\|.*\n)+", readme.read_text(), maxsplit=1)
+        readme.write_text("\n".join([head.rstrip("\n"), *map(line, found.values()), tail]))
+
+
 def main() -> None:
-    """Prints a row at a time and writes ``results.json``."""
+    """Prints a row at a time and keeps it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--only", default="*", help="models, by a pattern of their names")
+    parser.add_argument("--new", action="store_true", help="only rows that the folder has not yet")
     args = parser.parse_args()
-    out = args.out
-    out.mkdir(parents=True, exist_ok=True)
-    rows = []
+    args.out.mkdir(parents=True, exist_ok=True)
+    file = args.out / "results.json"
+    done = {key(row) for row in json.loads(file.read_text())["rows"]} if args.new and file.exists() else set()
     for row in (row for row in ROWS if fnmatch.fnmatchcase(row[0], args.only)):
-        scratch = out / "files"
-        scratch.mkdir()
-        try:
-            rows.append(measure(*row, scratch))
-        finally:
-            shutil.rmtree(scratch)
-        print(json.dumps(rows[-1]), flush=True)
+        if key(dict(zip(("model", "fields", "pixels", "format"), row, strict=True))) in done:
+            continue
+        with tempfile.TemporaryDirectory(dir=args.out) as scratch:
+            found = measure(*row, pathlib.Path(scratch))
+        print(json.dumps(found), flush=True)
+        keep([found], args.out)
         jax.clear_caches()
-    result = {"rows": rows, "provenance": provenance()}
-    (out / "results.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

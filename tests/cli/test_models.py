@@ -29,13 +29,17 @@ def test_names_at_once(capsys):
     """No model is made, and JAX is not even imported."""
     assert main(["models", "--json", "-"]) == 0
     rows = {row["model"]: row["aliases"] for row in json.loads(capsys.readouterr().out)}
-    assert [*rows] == models.names() and rows["vit_b16"] == ["ViT-B/16", "vit_base_patch16_224"]
+    assert [*rows] == models.names() and rows["vit_b16"] == [
+        "ViT-B/16",
+        "vit_base_patch16_224",
+        "flexivit_base",
+    ]
     code = "import sys\nfrom vit_jax.cli import main\nmain(['models', 'vit_?16'])\nassert 'jax' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stderr == "" and done.returncode == 0
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines] == [f"vit_{size}16" for size in "sblhg"]
-    assert lines[1].split()[1:] == ["ViT-B/16,", "vit_base_patch16_224"]
+    assert lines[1].split()[1:] == ["ViT-B/16,", "vit_base_patch16_224,", "flexivit_base"]
     assert main(["models", "vat_*"]) == 2
     assert "no model is called like 'vat_*'; vit_jax models lists all" in capsys.readouterr().err
 

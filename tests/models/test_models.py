@@ -45,6 +45,8 @@ FEATURES = {
     "eva02_ti14": (224, 5_502_144),
     "eva02_b14": (224, 85_758_720),
     "eva02_l14": (224, 303_268_800),
+    "naflexvit_b16": (256, 92_930_304),
+    "naflexvit_so400m16": (256, 427_888_064),
 }
 """Side of the images, and parameters without a head (timm 1.0.31)."""
 DISTILLED = {"deit_ti16_distilled": 5_910_800, "deit_s16_distilled": 22_436_432, "deit_b16_distilled": 87_338_192}

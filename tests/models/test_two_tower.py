@@ -18,11 +18,16 @@ COUNTS = {
     "clip_vit_b32": 151_277_313,
     "clip_vit_b16": 149_620_737,
     "clip_vit_l14": 427_616_513,
+    "clip_vit_h14": 986_109_441,
+    "clip_vit_g14": 1_366_678_273,
+    "clip_vit_G14": 2_539_567_105,
     "coca_vit_b32": 253_560_065,
     "coca_vit_l14": 638_450_177,
     "siglip_vit_b16": 203_155_970,
+    "siglip2_vit_b16_naflex": 375_234_050,
+    "siglip2_vit_so400m16_naflex": 1_135_670_962,
 }
-"""At 224 px, of open_clip's models with these names."""
+"""At 224 px, of open_clip's models with these names; SigLIP 2's of transformers'."""
 STACKS = ("image_tower", "text_tower", "decoder")
 IMAGE = {"name": "vit", "patch": 4, "width": 16, "depth": 1, "heads": 2, "mlp_dim": 24}
 TEXT = {"vocab_size": 17, "length": 6, "end_id": 16, "width": 12, "depth": 1, "heads": 2, "mlp_dim": 20}

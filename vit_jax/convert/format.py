@@ -138,7 +138,7 @@ class Codec:
     limits: tuple[Limit, ...] = ()
     spelled: Callable[[Tensors], tuple[Tensors, list[str]]] = lambda theirs: (theirs, [])
     takes: Callable[[Any], bool] = lambda model: True
-    says: Mapping[str, type] = dataclasses.field(default_factory=dict)
+    says: Mapping[str, type | tuple[type, ...]] = dataclasses.field(default_factory=dict)
     processor: Callable[[pathlib.Path, Any], Callable[[pathlib.Path], Any] | None] = lambda path, model: None
 
     def can_say(self, module: nn.Module, field: str) -> bool:

@@ -14,6 +14,8 @@ ORDER = (
     "online_encoder", "online_network", "backbone", "encoder", "state_dict_ema", "model_ema", "ema",
 )  # fmt: skip
 """Where training programs put weights; of several models in a file the one that this names first is taken."""
+WRAPPERS = re.compile(r"(?<=\.)(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
+"""What PyTorch puts between the names of modules that are compiled, computed anew or split."""
 MAX_DEPTH = 8
 """Of the names that may precede those of a format."""
 
@@ -38,20 +40,30 @@ def locate(
     Raises:
       UserError: several models are there, none under a usual name.
     """
+    theirs, wrapped = _unwrapped(theirs)
     found = _prefixes(theirs, matches)
     if not found:
         return None
     prefix = _preferred(found, source)
     if not prefix:
-        return theirs, []
+        return theirs, wrapped
     own = {name.removeprefix(prefix): tensor for name, tensor in theirs.items() if name.startswith(prefix)}
-    notes = [f"its weights are those under {prefix!r}"]
+    notes = [f"its weights are those under {prefix!r}", *wrapped]
     if others := [p for p in found if p != prefix]:
         notes[0] += f" (there are others under {_few(others)})"
     if rest := [name for name in theirs if not name.startswith(prefix)]:
         many = f"{len(rest)} other tensors are" if rest[1:] else "another tensor is"
         notes.append(f"{many} left out ({', '.join(rest[:2])}{', ...' if rest[2:] else ''})")
     return own, notes
+
+
+def _unwrapped(theirs: Tensors) -> tuple[Tensors, list[str]]:
+    """The tensors without :data:`WRAPPERS` inside of their names, and what is said of it."""
+    parts = dict.fromkeys(part for name in theirs for part in WRAPPERS.findall(name))
+    inner = {WRAPPERS.sub("", name): tensor for name, tensor in theirs.items()} if parts else theirs
+    if not parts or len(inner) < len(theirs):
+        return theirs, []
+    return inner, [f"its modules are wrapped ({', '.join(parts)})"]
 
 
 def _prefixes(theirs: Tensors, matches: Callable[[Collection[str]], bool]) -> list[str]:

@@ -60,7 +60,7 @@ class Model(nn.Module):
     KINDS: ClassVar[Mapping[str, Kind]] = {
         "kernel": "kernel", "bias": "bias", **dict.fromkeys(("scale", "amplitude", "sigma"), "scale"),
         **dict.fromkeys(("embedding", "cls", "dist", "registers", "probe", "queries", "table"), "token"),
-        **dict.fromkeys(("prompts", "prototypes"), "token"),
+        **dict.fromkeys(("prompts", "prototypes", "frequencies"), "token"),
         **dict.fromkeys(("kernel_values", "kernel_index", "kernel_scale"), "packed"),
     }  # fmt: skip
     """Name of a module, of a parameter, or the first word of a parameter's -> its kind."""

@@ -36,6 +36,9 @@ def test_what_ends_a_text_of_clip(text, vocab_size, want):
     theirs = tensors("clip", text_model__embeddings__token_embedding__weight=(vocab_size, 512))
     found, _ = fields(theirs, "clip", {"text_config": text, "model_type": "clip"})
     assert (found["text_tower"]["end_id"], found["text_tower"]["pad_id"]) == want
+    found, _ = fields(theirs, "metaclip_2", {"text_config": text, "model_type": "metaclip_2"})
+    said = text.get("eos_token_id", 49407), text.get("pad_token_id", 1) or 0
+    assert (found["text_tower"]["end_id"], found["text_tower"]["pad_id"]) == said
 
 
 @pytest.mark.parametrize(
@@ -62,6 +65,7 @@ def test_settings_there_and_back(family):
     model = models.create({"clip": "clip_vit_b32", "siglip": "siglip_vit_b16"}[family], **sizes, embed_dim=20)
     check_limits(model, LIMITS)
     assert nearest(model) == family
+    assert family == "siglip" or nearest(model.clone(text_tower=model.text_tower.clone(end_id=2))) == "metaclip_2"
     shapes = describe.shapes(model, 64)
     theirs = {k: x.shape for k, x in back(rules(model, family), unread(shapes), name="file").items()}
     settings = content(model, family, 64, 2)
@@ -116,7 +120,6 @@ def test_settings_of_others_are_refused(changes, settings, message):
         ("siglip_vit_b16", {"text_head": "linear"}, "Siglip, the nearest, has text_head='biased' instead of 'linear'"),
         ("siglip_vit_b16", {"bias": None}, "Siglip, the nearest, has bias='a number' instead of None"),
         ("siglip_vit_b16", {"text_tower": {"pool": "first"}}, "text_tower.pool='last' instead of 'first'"),
-        ("clip_vit_b32", {"text_tower": {"end_id": 2}}, "takes the end token 2 for"),
     ],
 )
 def test_models_that_transformers_lacks(name, fields, message):

@@ -49,7 +49,11 @@ def test_what_matches():
 @pytest.mark.parametrize(
     ("change", "settings", "message"),
     [
-        ({}, {"model_type": "altclip"}, "transformers' 'altclip'; of its image-text models clip, siglip, siglip2 are"),
+        (
+            {},
+            {"model_type": "altclip"},
+            "'altclip'; of its image-text models clip, metaclip_2, siglip, siglip2 are",
+        ),
         ({}, {"model_type": "siglip"}, "the weights lack vision_model.head.probe"),
         ({"vision_model.": None}, {}, r"a text tower alone \(text_model\.\*\)"),
         ({"visual_projection": None}, {}, "the weights lack visual_projection.weight"),

@@ -151,6 +151,7 @@ def test_a_tokenizer_of_another_kind_beside_clip(tmp_path):
     found, notes = tokenizer.read(stored(tmp_path, {**files, FILE: settings}), "clip", 7, False)
     t = found.tokenizer
     assert (t.start_id, t.end_id, t.pad_id, t.clean, notes) == (0, 1, 2, "none", [])
+    assert tokenizer.read(stored(tmp_path, {**files, FILE: settings}), "metaclip_2", 7, False)[0] == found
     found, _ = tokenizer.read(stored(tmp_path, {**files, FILE: settings}), "siglip", 7, False)
     assert (found.tokenizer.start_id, found.tokenizer.clean) == (None, "canonicalize")
     found, notes = tokenizer.read({"tokenizer.json": tmp_path / "tokenizer.json"}, "clip", 7, False)

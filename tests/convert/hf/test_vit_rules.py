@@ -24,6 +24,8 @@ def test_what_matches():
     [
         (names("", "encoder.layer.0.attention.attention.query.bias"), Layout("vit", False, "")),
         (names("vit.", "classifier.weight"), Layout("vit", True, "vit.", bias=False)),
+        (names("vit.", "decoder.0.weight"), Layout("vit", False, "vit.", bias=False)),  # ViTForMaskedImageModeling
+        (names("vit.", "decoder.decoder_embed.weight"), Layout("vit_mae", False, "vit.", bias=False)),
         (names("", "layers.0.attention.q_proj.bias"), Layout("vit", False, "", modern=True)),
         (
             names(

@@ -6,19 +6,29 @@ import numpy as np
 import pytest
 
 from tests.convert.timm_models import convert, create, gaps, ours, photos, same_bits, tensors_of, theirs
-from vit_jax.convert import read, verify
+from vit_jax.convert import read, verify, write
 from vit_jax.convert.format import check
+from vit_jax.convert.preprocess import Preprocess
+from vit_jax.convert.pretrained import Stored
 from vit_jax.convert.timm import FORMAT, eva, vit
-from vit_jax.io.tensors import Tensor, write_safetensors
-from vit_jax.layers.rotary import Rope
+from vit_jax.io.tensors import Tensor, open_tensors, write_safetensors
+from vit_jax.layers.rotary import Rope, RopeMixed
 from vit_jax.models import create as model_of
+from vit_jax.models import describe
 from vit_jax.types import UserError
 
 SMALL = dict(embed_dim=32, depth=2, num_heads=2, mlp_ratio=3, patch_size=8, img_size=32, num_classes=0)
 
 
 @pytest.mark.parametrize(
-    "rope", [Rope(), Rope(10_000, "interleaved", 16), Rope(50, "half", "index", "xy"), Rope(7, "interleaved", "unit")]
+    "rope",
+    [
+        Rope(),
+        Rope(10_000, "interleaved", 16),
+        Rope(50, "half", "index", "xy"),
+        Rope(7, "interleaved", "unit"),
+        RopeMixed(5, "yx"),
+    ],
 )
 def test_arguments_of_rotary_positions_come_back(rope):
     model = model_of("vit", rotary=rope, norm_epsilon=1e-5)
@@ -34,6 +44,7 @@ def test_who_stores_what():
     assert FORMAT.codec(model_of("vit", ffn="gated")) is vit.CODEC
     assert FORMAT.codec(model_of("vit", ffn="gated(None, 1e-6)")) is eva.CODEC
     for fields, says in (
+        ({"rotary": "rope_mixed", "norm_epsilon": 1e-3}, "timm has no norm_epsilon=0.001 with rotary positions"),
         ({"rotary": "rope", "pool": "map"}, "timm has no pool='map' with rotary positions"),
         ({"rotary": "rope", "positions": "sincos2d"}, "timm has no fixed positions beside rotary ones"),
         ({"rotary": "rope", "norm_epsilon": 1e-3}, "timm has no norm_epsilon=0.001 with rotary positions"),
@@ -51,7 +62,8 @@ def test_no_tensor_shows_rotary_positions(timm, torch):
     with pytest.raises(UserError, match=r"no tensor shows its rotary positions; put the config\.json of timm"):
         FORMAT.read(there, {})
     for args, says in (
-        ({"rope_type": "mixed"}, "rope_type='mixed'"),
+        ({"rope_type": "mrope"}, "rope_type='mrope'"),
+        ({"rope_type": "mixed"}, r"rope\.freqs is missing"),
         ({"rope_grid_offset": 1}, "rope_grid_offset=1"),
         ({"global_pool": "map"}, "global_pool='map' with rotary"),
     ):
@@ -125,3 +137,21 @@ def test_files_of_eva02s_authors(name, timm, torch, tmp_path):
         assert gaps(ours(found, images), theirs(torch, module, images))["pooled"] <= 2e-5
         rows = verify.verify(found, [tmp_path / "eva02.safetensors"])
         assert rows and all(row.ok for row in rows), (rows, found.notes)
+
+
+def test_files_of_beits_authors_have_distances_beside(rng, tmp_path):
+    """The index of the table is a buffer in every block, and pretraining's head may be there."""
+    fields = {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 8, "patch": 8, "num_classes": 3, "positions": "none"}
+    model = model_of("vit", **fields, logit_bias="relative(2)", qkv_bias="qv", cls_token=True, pool="cls")
+    shapes = describe.shapes(model, 16)
+    params = {path: Tensor.of(rng.standard_normal(shape).astype(np.float32)) for path, shape in shapes.items()}
+    write.save(Stored(model, params, Preprocess(16, 0.9, "bicubic")), tmp_path / "out", "timm")
+    path = tmp_path / "out/model.safetensors"
+    with open_tensors(path) as there:
+        tensors = {name: Tensor.of(leaf.read()) for name, leaf in there.items()}
+    index = [f"blocks.{i}.attn.relative_position_index" for i in range(2)]
+    tensors |= dict.fromkeys(index, Tensor.of(np.zeros((5, 5), np.int64)))
+    write_safetensors(path, tensors, {})
+    with read.load(tmp_path / "out") as found:
+        assert f"{', '.join(index)} are left out (distances are counted)" in found.notes
+        assert found.params.keys() == params.keys()

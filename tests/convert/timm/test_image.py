@@ -42,6 +42,7 @@ DINO = "vit_small_patch14_reg4_dinov2"
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "cls": ("vit_base_patch16_224", SMALL),
     "scale": ("deit3_small_patch16_224", SMALL),  # positions of the grid alone, layer scales
+    "flexivit": ("flexivit_small", SMALL),
     "registers": (DINO, SMALL | {"num_classes": 0, "act_layer": "quick_gelu"}),
     "placed": (DINO, SMALL | {"no_embed_class": False}),  # registers with positions
     "gap": ("vit_medium_patch16_gap_256", SMALL | {"num_heads": 4, "act_layer": "gelu_tanh"}),  # no bias of qkv
@@ -73,6 +74,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "rope": ("vit_small_patch16_rope_ape_224", SMALL),
     "rope_registers": ("vit_medium_patch16_rope_reg1_gap_256", SMALL),
+    "rope_mixed": ("vit_small_patch16_rope_mixed_ape_224", SMALL),
+    "rope_mixed_rows": ("vit_small_patch16_rope_mixed_224", SMALL | {"rope_grid_indexing": "ij"}),
 }
 SLOW_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "r26": ("vit_small_r26_s32_224", SMALL | {"patch_size": 1, "img_size": 64}),
@@ -81,10 +84,9 @@ SLOW_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in ("vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch32_224")},
     **{name: (name, {}) for name in ("mixer_s32_224", "mixer_b16_224", "vit_small_patch14_reg4_dinov2")},
 }
-
-
 FAST = (
-    "cls", "placed", "parallel", "gap", "map", "stem", "bare", "distilled", "dinov3_gates", "eva02_norms", "beit",
+    "cls", "scale", "placed", "parallel", "gap", "fc_norm", "map", "stem", "bare", "distilled", "swiglu",
+    "dinov3_gates", "eva02_norms", "beit", "rope", "rope_mixed",
 )  # fmt: skip
 
 
@@ -103,10 +105,7 @@ def build_peer(path: pathlib.Path) -> Any:
     return image.build_peer(path, vit.CODEC, vit.content)
 
 
-@pytest.mark.parametrize(
-    "case",
-    rest_slow(CASES, *FAST),
-)
+@pytest.mark.parametrize("case", rest_slow(CASES, *FAST))
 def test_logits_tokens_and_every_block_are_timms(case, timm, torch):
     module = create(timm, torch, *CASES[case])
     if case == "epsilon":  # small enough for 1e-5 and 1e-6 to differ by percents
@@ -160,6 +159,7 @@ WRITTEN: dict[str, dict[str, Any]] = {
     "swiglu": VIT | {"ffn": "gated", "activation": "silu", "registers": 2, "layer_scale": 1e-5},
     "dinov3": VIT | DINOV3 | {"ffn": "gated", "activation": "silu", "layer_scale": 1e-5, "registers": 2},
     "rope": VIT | {"rotary": "rope(50, interleaved, 5, xy)", "pool": "gap", "final_norm": False, "pool_norm": True},
+    "rope_mixed": VIT | {"rotary": "rope_mixed(7, yx)", "registers": 1},
     "beit": VIT | {"qkv_bias": "qv", "logit_bias": "relative(4)", "positions": "none", "layer_scale": 0.1},
     "eva": VIT | {"qkv_bias": "qv", "ffn": "gated(None, 1e-6)", "activation": "silu", "cls_token": True, "pool": "gap"},
     "mixer": {"name": "mixer_s32", "depth": 8, "token_dim": 24, "mlp_dim": 65, "num_classes": 3},
@@ -273,7 +273,6 @@ ALIEN = {
     "eva02_enormous_patch14_clip_224": "norms after the branches",
     "eva02_base_patch16_clip_224": "norms inside of attention",
     "vit_small_patch16_lingbot": "architecture='vit_small_patch16_lingbot'",
-    "vit_base_patch16_rope_mixed_224": "rotary",
     "vit_pe_core_gigantic_patch14_448": "rotary positions, which no tensor shows",
     "vit_relpos_small_patch16_224": "relative positions",
     "vit_relpos_base_patch16_cls_224": "relative positions",
@@ -307,7 +306,7 @@ def test_models_with_parts_that_ours_lack(name, timm, torch):
         (
             {"fc_norm": True, "global_pool": "avg"},
             "patch_embed.proj.bias",
-            r"patches without a bias and a norm after them \(pre_norm\)",
+            r"patches without a bias and a norm after them .*",
         ),
     ],
 )
@@ -377,6 +376,7 @@ def test_damaged_or_odd_files(timm, torch):
         (broken(there, "blocks.0.mlp.fc1.weight"), "lack blocks.0.mlp.fc1.weight"),
         (broken(there, patch_embed__proj__weight=(32, 4, 8, 8)), r"\(32, 4, 8, 8\).* 3 channels"),
         (broken(there, patch_embed__proj__weight=(32, 3, 8, 4)), "square patches"),
+        (broken(there, freqs=(2, 2, 16), freqs_t_x=(16,)), "rotary positions of another kind"),
         (broken(there, patch_embed__proj__weight=(32, 192)), r"\(32, 192\).* 4 axes"),
         (broken(there, pos_embed=(17,)), r"\(17,\).* 3 axes"),
         (broken(there, pos_embed=(1, 19, 32)), "18 positions, no square grid"),

@@ -1,4 +1,4 @@
-"""Hugging Face transformers: CLIP, SigLIP and their image towers; ViT and DINOv2, bare or with a classifier; DINOv3."""
+"""Hugging Face transformers: CLIP, MetaCLIP 2, SigLIP and their image towers; ViT and DINOv2, DINOv3."""
 
 from vit_jax.convert.format import Format
 from vit_jax.convert.hf import clip, clip_rules, dinov3, tower, vit, vit_rules

@@ -1,11 +1,11 @@
-"""CLIP, SigLIP and SigLIP 2 of Hugging Face transformers: ``CLIPModel``, ``SiglipModel``, ``Siglip2Model`` (NaFlex)."""
+"""``CLIPModel``, ``MetaClip2Model``, ``SiglipModel`` and ``Siglip2Model`` (NaFlex) of Hugging Face transformers."""
 
 from __future__ import annotations
 
 from vit_jax.convert.format import Codec, Reading, Writing
 from vit_jax.convert.hf import clip_config, processor, tokenizer, vit_peer
 from vit_jax.convert.hf.clip_peer import peer
-from vit_jax.convert.hf.clip_rules import BUFFERS, family_of, image_size, matches, rules
+from vit_jax.convert.hf.clip_rules import BUFFERS, CLIPS, FAMILIES, family_of, image_size, matches, rules
 from vit_jax.convert.hf.vit_config import FILE
 from vit_jax.convert.pretrained import Stored
 from vit_jax.io.sidecar import About
@@ -13,7 +13,7 @@ from vit_jax.io.tensors import Tensors
 from vit_jax.models import TextTransformer, TwoTower, ViT
 from vit_jax.types import OutputActivation
 
-ACTIVATIONS: dict[str, OutputActivation] = {"clip": "softmax", "siglip": "sigmoid", "siglip2": "sigmoid"}
+ACTIVATIONS: dict[str, OutputActivation] = {name: "softmax" if name in CLIPS else "sigmoid" for name in FAMILIES}
 
 
 def read(theirs: Tensors, about: About) -> Reading:
@@ -32,7 +32,7 @@ def read(theirs: Tensors, about: About) -> Reading:
     encoder, unfound = tokenizer.read(about, family, text["length"], gemma)
     if encoder is not None:
         t = encoder.tokenizer
-        model["text_tower"] = {**text, "pad_id": t.pad_id, **({"end_id": t.end_id} if family != "clip" else {})}
+        model["text_tower"] = {**text, "pad_id": t.pad_id, **({"end_id": t.end_id} if family not in CLIPS else {})}
     unused = dict.fromkeys(BUFFERS, "positions are counted, not stored")
     found = (*more, *unfound)
     return Reading(model, preprocess, (), family, unused, found, ACTIVATIONS[family], None, encoder, assumed)

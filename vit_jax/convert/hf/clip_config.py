@@ -8,7 +8,7 @@ from typing import Any
 
 from vit_jax.convert.fields import depth, flat_patches, heads_of, shape, square
 from vit_jax.convert.format import Limit
-from vit_jax.convert.hf.clip_rules import PATCHES, POSITIONS, TEXT, TOKENS, VISION
+from vit_jax.convert.hf.clip_rules import CLIPS, PATCHES, POSITIONS, TEXT, TOKENS, VISION
 from vit_jax.convert.hf.vit_config import FILE, activation_of, rgb_patches, sizes
 from vit_jax.io.tensors import Tensors
 from vit_jax.models import TwoTower
@@ -55,21 +55,23 @@ SIGLIP = Family(
         for tower in (VISION, TEXT)
     },
 )
+CLIP = Family(
+    "CLIP",
+    {"image_head": "linear", "text_head": "linear", "bias": None},
+    {"pool": "cls", "patch_bias": False, "pre_norm": True, **IMAGE},
+    {"pool": "end", "causal": True, "layer_scale": None},
+    {
+        VISION: {"num_attention_heads": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
+        TEXT: {"num_attention_heads": 8, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "eos_token_id": 49407,
+               "pad_token_id": 1},
+    },
+)  # fmt: skip
 FAMILIES = {
-    "clip": Family(
-        "CLIP",
-        {"image_head": "linear", "text_head": "linear", "bias": None},
-        {"pool": "cls", "patch_bias": False, "pre_norm": True, **IMAGE},
-        {"pool": "end", "causal": True, "layer_scale": None},
-        {
-            VISION: {"num_attention_heads": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
-            TEXT: {"num_attention_heads": 8, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "eos_token_id": 49407,
-                   "pad_token_id": 1},
-        },
-    ),
+    "clip": CLIP,
+    "metaclip_2": dataclasses.replace(CLIP, title="MetaClip2"),
     "siglip": SIGLIP,
     "siglip2": dataclasses.replace(SIGLIP, title="Siglip2", image={**SIGLIP.image, "position_grid": 16}),
-}  # fmt: skip
+}
 
 
 Found = tuple[dict[str, Any], dict[str, str]]
@@ -95,8 +97,8 @@ def fields(theirs: Tensors, family: str, settings: Mapping[str, Any]) -> Found:
     assumed = {f"image_tower.{field}": f"of its image tower {note}" for field, note in guesses.items()}
     assumed |= {f"text_tower.{field}": f"of its text tower {note}" for field, note in more.items()}
     length = shape(theirs, POSITIONS[1], 2)[0]
-    ends = _clip_ends(settings, vocab_size) if family == "clip" else _siglip_ends(settings, family, vocab_size)
-    head = shape(theirs, "text_projection.weight" if family == "clip" else f"{TEXT}head.weight", 2)
+    ends = _clip_ends(settings, family, vocab_size) if family in CLIPS else _siglip_ends(settings, family, vocab_size)
+    head = shape(theirs, "text_projection.weight" if family in CLIPS else f"{TEXT}head.weight", 2)
     model = {
         "name": "two_tower",
         "image_tower": {
@@ -160,12 +162,12 @@ def tower_settings(settings: Mapping[str, Any], family: str, prefix: str) -> dic
     return {**defaults, **(settings.get(key) or {}), **({} if again is None else {**defaults, **again})}
 
 
-def _clip_ends(settings: Mapping[str, Any], vocab_size: int) -> dict[str, int]:
-    given = tower_settings(settings, "clip", TEXT)
+def _clip_ends(settings: Mapping[str, Any], family: str, vocab_size: int) -> dict[str, int]:
+    given = tower_settings(settings, family, TEXT)
     end, pad = given["eos_token_id"], given["pad_token_id"]
     if not isinstance(end, int):
         raise UserError(f"eos_token_id={end!r} is no token; CLIP's text features are the state of one end token.")
-    if end == LEGACY_END:
+    if end == LEGACY_END and family == "clip":
         return {"end_id": min(vocab_size - 1, CLIP_END), "pad_id": 0}
     return {"end_id": end, "pad_id": pad if isinstance(pad, int) else 0}
 
@@ -180,8 +182,9 @@ def _siglip_ends(settings: Mapping[str, Any], family: str, vocab_size: int) -> d
 
 
 def nearest(model: TwoTower) -> str:
-    """The family that ``model`` is one of, or differs least from."""
-    return min(FAMILIES, key=lambda name: len(list(_differences(model, FAMILIES[name]))))
+    """The family that ``model`` is one of, or differs least from: of two alike CLIP, which cannot say one end token."""
+    found = min(FAMILIES, key=lambda name: len(list(_differences(model, FAMILIES[name]))))
+    return "metaclip_2" if found == "clip" and model.text_tower.end_id == LEGACY_END else found
 
 
 def _differences(model: TwoTower, family: Family) -> Iterator[str]:
@@ -201,23 +204,17 @@ def _nearest_has(model: TwoTower) -> str:
     return f"{family.title}, the nearest, has {' and '.join(list(_differences(model, family))[:3])}"
 
 
-LIMITS = tuple(
-    Limit(TwoTower, "", allowed, sentence, _nearest_has)
-    for allowed, sentence in (
-        (lambda m: not any(_differences(m, FAMILIES[nearest(m)])),
-         "transformers has no such image-text model: {what}; use --to vit_jax."),
-        (lambda m: nearest(m) != "clip" or m.text_tower.end_id != LEGACY_END,
-         f"transformers takes the end token {LEGACY_END} for 'the largest of a text' in CLIP, so that this model "
-         "cannot be said there; use --to open_clip, or train with a tokenizer that ends in another token."),
-    )
+LIMITS = (
+    Limit(TwoTower, "", lambda m: not any(_differences(m, FAMILIES[nearest(m)])),
+          "transformers has no such image-text model: {what}; use --to vit_jax.", _nearest_has),
 )  # fmt: skip
-"""What neither of the families is."""
+"""What none of the families is."""
 
 
 def content(model: TwoTower, family: str, image_size: int, start_id: int | None) -> dict[str, Any]:
     """What ``config.json`` says of ``model``, which :data:`LIMITS` allow; ``start_id`` is the tokenizer's."""
     text, title = model.text_tower, FAMILIES[family].title
-    joint = {"projection_dim": model.embed_dim} if family == "clip" else {}
+    joint = {"projection_dim": model.embed_dim} if family in CLIPS else {}
     vision = {**image_content(model.image_tower, image_size), **joint}
     return {
         "architectures": [f"{title}Model"],

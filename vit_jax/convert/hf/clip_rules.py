@@ -1,4 +1,4 @@
-"""How Hugging Face transformers names the tensors of its CLIP and SigLIP models, and which of ours they are."""
+"""How Hugging Face transformers names the tensors of its CLIP and SigLIP models, MetaCLIP 2 too, and ours of them."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ TOKENS = f"{TEXT}embeddings.token_embedding.weight"
 POSITIONS = tuple(f"{tower}embeddings.position_embedding.weight" for tower in TOWERS)
 BUFFERS = tuple(f"{tower}embeddings.position_ids" for tower in TOWERS)
 """0, 1, 2, ...; in files from before transformers 4.31."""
-FAMILIES = ("clip", "siglip", "siglip2")
+CLIPS = ("clip", "metaclip_2")
+"""CLIP, and MetaCLIP 2 (Chuang et al. 2025, arXiv:2507.22062), which is CLIP but for its vocabulary."""
+FAMILIES = (*CLIPS, "siglip", "siglip2")
 """By ``model_type``; a SigLIP 2 for images of one fixed size is of ``"siglip"`` there."""
 ESSENTIAL = {
-    "clip": ("visual_projection.weight", 2),
+    **dict.fromkeys(CLIPS, ("visual_projection.weight", 2)),
     "siglip": (f"{VISION}head.probe", 3),
     "siglip2": (f"{VISION}head.probe", 3),
 }
 """A tensor, and its rank, that a model of the family has and CLIP, or all but CLIP, have not."""
 
 ONE = Transform(lambda x: (x.reshape(()),), lambda x: (x.reshape(1),))
-SCALARS = {"clip": SAME, "siglip": ONE, "siglip2": ONE}
+SCALARS = {**dict.fromkeys(CLIPS, SAME), "siglip": ONE, "siglip2": ONE}
 """The temperature is ``[]`` in CLIP, temperature and bias are ``[1]`` in SigLIP."""
 
 
@@ -47,7 +49,7 @@ def image_size(theirs: Tensors, family: str, patch: int, positions: str = POSITI
     Raises:
       UserError: they are not there, or no square.
     """
-    return patch * square(shape(theirs, positions, 2)[0] - (family == "clip"), "the position embedding")
+    return patch * square(shape(theirs, positions, 2)[0] - (family in CLIPS), "the position embedding")
 
 
 def matches(names: Collection[str]) -> bool:
@@ -96,7 +98,7 @@ def rules(model: TwoTower, family: str) -> list[Rule]:
         *torch_norm(f"{TEXT}final_layer_norm", "text_tower/encoder/norm"),
         rule("logit_scale", "logit_scale", SCALARS[family]),
     ]
-    if family == "clip":
+    if family in CLIPS:
         return [
             *found,
             rule("visual_projection.weight", "image_head/kernel", LINEAR),
@@ -117,7 +119,7 @@ def image_rules(theirs: str, ours: str, family: str, tower: ViT) -> list[Rule]:
         *torch_blocks(f"{theirs}encoder.layers.", f"{ours}encoder/block_", tower, BLOCK),
         *torch_norm(f"{theirs}post_layernorm", f"{ours}encoder/norm"),
     ]
-    if family == "clip":
+    if family in CLIPS:
         cls = rule(f"{theirs}embeddings.class_embedding", f"{ours}cls", TOKEN)
         return [*found, cls, *torch_norm(f"{theirs}pre_layrnorm", f"{ours}norm_pre")]  # their spelling
     bias = rule(f"{theirs}embeddings.patch_embedding.bias", f"{ours}patch/bias")

@@ -39,7 +39,7 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
     "deit": ("DeiT", IMAGENET),
     **dict.fromkeys(("dinov2", "dinov2_with_registers"), ("Bit", {**IMAGENET, "size": {"shortest_edge": 256}})),
     "dinov3_vit": ("DINOv3ViT", {}),
-    "clip": ("CLIP", {}),
+    **dict.fromkeys(("clip", "metaclip_2"), ("CLIP", {})),
     "siglip": ("Siglip", {}),
     "siglip2": ("Siglip2", {}),
 }

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_jax.convert.fields import token
+from vit_jax.convert.hf.clip_rules import CLIPS
 from vit_jax.data import text
 from vit_jax.data.text import TextCodec
 from vit_jax.data.tokenizer import from_state
@@ -36,7 +37,7 @@ def read(about: About, family: str, length: int, gemma: bool) -> tuple[TextCodec
 
     Args:
       about: what lies beside the weights; tokenizer files are paths.
-      family: "clip", "siglip" or "siglip2".
+      family: as of :data:`.clip_rules.FAMILIES`.
       length: tokens of a text.
       gemma: whether the vocabulary is SigLIP 2's.
     """
@@ -66,7 +67,7 @@ def _candidates(about: About, settings: Mapping[str, Any], family: str, gemma: b
     found = []
     if family == "clip":
         found += [f"clip:{there[name]}" for name in ("tokenizer.json", "merges.txt") if name in there]
-    clean = "none" if family == "clip" else "lower" if gemma else "canonicalize"
+    clean = "none" if family in CLIPS else "lower" if gemma else "canonicalize"
     pad = "&pad=<pad>" if gemma else ""
     for name in PIECES:
         if name in there:
@@ -74,7 +75,7 @@ def _candidates(about: About, settings: Mapping[str, Any], family: str, gemma: b
     if "tokenizer.json" in there:
         named = {"end": "eos_token", "pad": "pad_token", "start": "bos_token"}
         tokens = {ours: token(settings.get(theirs)) for ours, theirs in named.items()}
-        if family != "clip":  # which has no start, whatever its tokenizer calls one
+        if family not in CLIPS:  # SigLIP has no start, whatever its tokenizer calls one
             tokens["start"] = ""
         options = [f"{name}={token}" for name, token in tokens.items() if token is not None]
         found.append(f"json:{there['tokenizer.json']}?{'&'.join([*options, f'clean={clean}'])}")
@@ -86,7 +87,7 @@ def write(encoder: TextCodec | None, family: str) -> tuple[dict[str, Any], list[
 
     Args:
       encoder: None where there is none.
-      family: "clip", "siglip" or "siglip2"; features of the latter two also depend on what fills a text up.
+      family: as of :data:`.clip_rules.FAMILIES`; features of SigLIP's also depend on what fills a text up.
     """
     if encoder is None:
         return {}, ["no tokenizer is known, none is written"]
@@ -104,7 +105,7 @@ def write(encoder: TextCodec | None, family: str) -> tuple[dict[str, Any], list[
     if kind == "sentencepiece" and state["start_id"] is not None:
         notes.append(f"texts begin with token {state['start_id']} here, which transformers does not add")
     pad = encoder.tokenizer.pad_id
-    if family != "clip" and (kind == "clip" or "pad_token" not in more):
+    if family not in CLIPS and (kind == "clip" or "pad_token" not in more):
         notes.append(f"texts are filled up with token {pad} here, which transformers' tokenizer does not do: pad there")
     return {**files, FILE: {**settings, **more}}, notes
 

@@ -103,7 +103,7 @@ def layout_of(names: Collection[str], settings: Mapping[str, Any]) -> Layout:
         family = "dinov2_with_registers"
     if prefix + DIST in names:
         family = "deit"
-    if settings.get("model_type") == "vit_mae" or any(name.startswith("decoder.") for name in names):
+    if settings.get("model_type") == "vit_mae" or any(name.startswith("decoder.decoder_") for name in names):
         family = "vit_mae"
     owner = {"vit_mae": "vit"}.get(family, family)
     for found, fits in ((settings.get("model_type", family), family), (prefix.removesuffix(".") or owner, owner)):

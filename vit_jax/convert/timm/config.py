@@ -44,7 +44,12 @@ UNSEEN: tuple[tuple[str, dict[str, Any]], ...] = (
         r"vit_.*_rope(_ape)?_\d+",
         {"use_rot_pos_emb": True, "rope_temperature": 100.0, "rope_grid_indexing": "xy", "global_pool": "token"},
     ),
-    (r"vit_.*_rope_ape_\d+", {"no_embed_class": True}),
+    (
+        r"vit_.*_rope_mixed(_ape)?_\d+",
+        {"use_rot_pos_emb": True, "rope_type": "mixed", "rope_temperature": 10.0, "rope_grid_indexing": "xy"}
+        | {"global_pool": "token"},
+    ),
+    (r"vit_.*_rope_(mixed_)?ape_\d+", {"no_embed_class": True}),
     (
         r"vit_.*_dinov3.*",
         {

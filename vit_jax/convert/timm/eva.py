@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,11 +15,11 @@ from vit_jax.convert.pretrained import Stored
 from vit_jax.convert.timm import image
 from vit_jax.convert.timm.config import CLIP_EPSILON, EPSILON, Config, less_epsilon, ratio, write_config
 from vit_jax.convert.timm.image import UNTOLD, Found, hidden, qk_norm, refused, renamed_parts
-from vit_jax.convert.timm.rules import Layout, rules
+from vit_jax.convert.timm.rules import MIXED, Layout, rules
 from vit_jax.io.tensors import Tensor, Tensors
 from vit_jax.layers.gated import Gated
 from vit_jax.layers.relative import PREFIX, Relative
-from vit_jax.layers.rotary import Rope
+from vit_jax.layers.rotary import Rope, RopeMixed
 from vit_jax.models import ViT
 from vit_jax.types import UserError
 
@@ -81,6 +81,8 @@ def fields(theirs: Tensors, config: Config) -> Found:
     if (pool := args.get("global_pool", "avg")) not in POOLS.values():
         raise refused(f"global_pool={pool!r} with rotary positions", "only token and avg can")
     blocks, heads, assumed = depth(theirs, r"blocks\."), config.heads(width), {}
+    if MIXED in theirs:
+        heads = shape(theirs, MIXED, 4)[2]
     if heads is None:
         heads, assumed["heads"] = heads_of(width, blocks, mlp_dim)
     prefix, sides = 0, [side for side, other in config.grids(patch) if side == other]
@@ -134,26 +136,33 @@ def rotary(args: Any) -> dict[str, Any] | None:
     if not args.get("use_rot_pos_emb"):
         return None
     kind, offset = args.get("rope_type") or "cat", args.get("rope_grid_offset") or 0
-    if kind not in ("cat", "dinov3") or offset:
-        raise refused(f"rope_type={kind!r} with rope_grid_offset={offset}", "'cat' and 'dinov3' without an offset can")
+    if kind not in ("cat", "dinov3", "mixed") or offset:
+        known = "'cat', 'dinov3' and 'mixed' without an offset can"
+        raise refused(f"rope_type={kind!r} with rope_grid_offset={offset}", known)
+    axes: Literal["yx", "xy"] = "xy" if args.get("rope_grid_indexing") == "xy" else "yx"
+    base = float(args.get("rope_temperature", 10_000))
+    if kind == "mixed":
+        return {"name": "rope_mixed", "base": base, "axes": axes}
     reference = args.get("ref_feat_shape")
     span = reference if isinstance(reference, int) or reference is None else reference[0]
     rope = Rope(
-        float(args.get("rope_temperature", 10_000)),
+        base,
         "half" if args.get("rope_rotate_half") else "interleaved",
         "unit" if kind == "dinov3" else span or "index",
-        "xy" if args.get("rope_grid_indexing") == "xy" else "yx",
+        axes,
     )
     return {"name": "rope", **dataclasses.asdict(rope)}
 
 
-def arguments(rope: Rope) -> dict[str, Any]:
+def arguments(rope: Rope | RopeMixed) -> dict[str, Any]:
     """timm's arguments of it."""
+    both = {"rope_temperature": rope.base, "rope_grid_indexing": "xy" if rope.axes == "xy" else "ij"}
+    if isinstance(rope, RopeMixed):
+        return {"rope_type": "mixed", **both}
     return {
         "rope_type": "dinov3" if rope.grid == "unit" else "cat",
-        "rope_temperature": rope.base,
+        **both,
         "rope_rotate_half": rope.layout == "half",
-        "rope_grid_indexing": "xy" if rope.axes == "xy" else "ij",
         "ref_feat_shape": None if isinstance(rope.grid, str) else [rope.grid] * 2,
     }
 
@@ -283,5 +292,12 @@ CODEC = dataclasses.replace(
         alone,
     ),
     takes=takes,
-    says={"rotary": Rope, "logit_bias": Relative, "ffn": Gated, "qk_norm": str, "qkv_bias": str, "positions": str},
+    says={
+        "rotary": (Rope, RopeMixed),
+        "logit_bias": Relative,
+        "ffn": Gated,
+        "qk_norm": str,
+        "qkv_bias": str,
+        "positions": str,
+    },
 )

@@ -9,6 +9,7 @@ import numpy as np
 
 from vit_jax.convert.rules import Block, Rule, rule, torch_blocks, torch_linear, torch_mlp, torch_norm
 from vit_jax.convert.transforms import CONV, Arrays, Transform, fused_linear, hidden_and_fused
+from vit_jax.layers.rotary import RopeMixed
 from vit_jax.models import ImageModel, ViT
 
 
@@ -52,6 +53,11 @@ GREY = Transform(
 """A convolution over grey images <-> the same over coloured ones, which it makes grey."""
 
 
+MIXED = "rope.freqs"
+"""Frequencies of RoPE-Mixed, ``[2, blocks, heads, pairs]``."""
+OF_BLOCKS = Transform(lambda x: tuple(np.moveaxis(x, 1, 0)), lambda *xs: (np.stack(xs, axis=1),))
+
+
 def patch_rules(theirs: str, transform: Transform = CONV, bias: bool = True) -> list[Rule]:
     """Of the patches' embedding, a convolution."""
     found = [rule(f"{theirs}.weight", "patch/kernel", transform)]
@@ -68,6 +74,9 @@ def rules(model: Any, layout: Layout) -> list[Rule]:
     out = _token_rules(model, layout)
     out += patch_rules("patch_embed.proj", GREY if layout.grey else CONV, model.patch_bias)
     out += torch_norm("norm_pre", "norm_pre") if model.pre_norm else []
+    if isinstance(model.rotary, RopeMixed):
+        ours = [f"encoder/block_{i}/attention/rotary/frequencies" for i in range(model.depth)]
+        out.append(rule(MIXED, ours, OF_BLOCKS))
     if model.stem is not None:
         out += _stem_rules(model.stem)
     if model.parallel:
