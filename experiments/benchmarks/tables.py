@@ -64,7 +64,8 @@ def compiling(row: Row, found: list[Found]) -> Iterator[list[str]]:
 def memory(row: Row, found: list[Found]) -> Iterator[list[str]]:
     for one in found:
         shares = [f"{one[key]:.2f}x" for key in ("share of none's", "share of none's with state")]
-        yield [row.what, f"`{one['remat']}`", *shares, spread(times) if (times := ratio(one)) else ""]
+        how = f"`{one['remat']}`" + (f", `saved={one['saved']}`" if one.get("saved", "float") != "float" else "")
+        yield [row.what, how, *shares, spread(times) if (times := ratio(one)) else ""]
 
 
 def loading(row: Row, found: Found) -> Iterator[list[str]]:
@@ -159,6 +160,8 @@ TABLES = {
     "memory": Table("train step | remat | temporaries | with parameters, optimizer and batch | times as long", memory, (
         Row("memory", "ViT-L/16, 16 images, float32",
             "bench memory --model vit_l16 --batch 16 --dtype float32 --rounds 2"),
+        Row("saved", "ViT-Ti/16, 16 images, float32",
+            "bench memory --model vit_ti16 --batch 16 --dtype float32 --saved float int8 --rounds 3"),
     )),
     "input": Table("images | against | times as fast | resized by | a thread's time", loading, (
         Row("input", "256 JPEGs of 467 x 395 pixels, to 256 px",
