@@ -20,6 +20,7 @@ from vit_jax.data.sources.base import Info
 from vit_jax.data.text import TextCodec
 from vit_jax.data.tokenizer import open_tokenizer
 from vit_jax.models import create
+from vit_jax.models.base import split_variables
 from vit_jax.predict import ImageText, Predictor
 from vit_jax.train.config import TrainConfig
 
@@ -36,25 +37,29 @@ def predictor() -> Callable[..., Predictor]:
     """``predictor(names, model={"pool": "gap"}, ...)``: random parameters, large enough to tell classes apart."""
 
     def make(names: tuple[str, ...] = NAMES, **changes: Any) -> Predictor:
-        usual = RAW if "name" not in changes.get("model", {}) else {**RAW, "model": {"patch": 4, "width": 32}}
+        other = changes.get("model", {})
+        usual = {**RAW, "model": {} if "widths" in other else {"patch": 4, "width": 32}} if "name" in other else RAW
         raw = {key: {**usual.get(key, {}), **changes.get(key, {})} for key in {**usual, **changes}}
         config = parse(TrainConfig, raw)
         model = config.objective.fit_model(config.model, Info(names, 0))
         image = jnp.zeros((1, config.augment.size, config.augment.size, 3))
-        params = _params(model, image)
+        params, others = _drawn(model, image)
         found = Pretrained(
             model, params, Preprocess.of(config.augment, config.data.canvas), names,
             config.objective.output_activation or "softmax", source="run/checkpoints/7", provenance={"commit": "abc"},
+            variables=others,
         )  # fmt: skip
         return Predictor(found)
 
     return make
 
 
-def _params(model: nn.Module, *inputs: Any) -> Any:
-    shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"])
+def _drawn(model: nn.Module, *inputs: Any) -> Any:
+    """Random parameters, and other variables above zero, as variances are."""
+    params, others = split_variables(nn.unbox(jax.eval_shape(model.init, jax.random.key(0), *inputs)))
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape, scale=0.5), s.dtype), shapes)
+    draw = lambda s: jnp.asarray(rng.normal(size=s.shape, scale=0.5), s.dtype)  # noqa: E731
+    return jax.tree.map(draw, params), jax.tree.map(lambda s: 0.5 + jnp.abs(draw(s)), others)
 
 
 TOWER = {"width": 16, "depth": 1, "heads": 2, "mlp_dim": 32}
@@ -71,7 +76,7 @@ def image_text() -> Callable[..., ImageText]:
             "text_tower": {**TOWER, "vocab_size": 259, "length": 12, "end_id": 2, **(text or {})},
         }
         model = create(name, **towers, embed_dim=16, **fields)
-        params = _params(model, *(jnp.zeros(x.shape, x.dtype) for x in model.inputs(8)))
+        params, _ = _drawn(model, *(jnp.zeros(x.shape, x.dtype) for x in model.inputs(8)))
         params = {**params, "logit_scale": jnp.float32(1.5)}
         found = Pretrained(model, params, Preprocess(8, 0.8), encoder=codec, output_activation=model.output_activation)
         return ImageText(found)

@@ -122,6 +122,18 @@ MODELS = {
     "monarch mixer": {"name": "monarch_mixer", "filter_hidden": 8, "filter_features": 5},
     "hybrid": {"name": "vit", "patch": 1, "heads": 2, "stem": (1,)},
 }
+STAGES = {
+    "convnext": ({"depths": (1, 2), "widths": (8, 16), "patch": 2}, 3),
+    "hornet": ({"depths": (1, 1), "widths": (8, 16), "orders": (2, 3), "patch": 2}, 2),
+    "nf_resnet": ({"depths": (1, 1), "widths": (8, 16), "stem_width": 4}, 3),
+    "mobilenet": (
+        {
+            "stem_width": 4, "widths": (8, 16), "hidden": ((4,), (24, 24)), "kernels": (3, 5), "strides": (1, 2),
+            "excite": (False, True), "activations": ("relu", "hard_swish"), "last_width": 16,
+        },
+        4,
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.first(3)
@@ -132,13 +144,32 @@ def test_every_family(predictor, tmp_path, model):
     assert export_onnx.write(ours, tmp_path / "out").difference < 1e-5
 
 
-def test_what_onnx_cannot_say_is_a_sentence(predictor, tmp_path, monkeypatch):
-    """Where nothing names the long convolution that is made of products."""
-    monkeypatch.setattr(export_onnx, "replace_in_towers", lambda model, **fields: model)
-    ours = predictor(model={"name": "monarch_mixer", "depth": 1})
-    with pytest.raises(UserError, match=r"^ONNX export knows no 'fft', which the model computes in .*block_0/.*mixer"):
-        export_onnx.write(ours, tmp_path / "out")
-    assert os.listdir(tmp_path) == []
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", STAGES)
+def test_convolutions_are_the_runtimes_own(predictor, tmp_path, name):
+    """One operation for each, where the program for a CPU has a sum of shifted images; of odd sides, too."""
+    import onnx
+
+    fields, convolutions = STAGES[name]
+    size = 9 if name in ("nf_resnet", "mobilenet") else 8
+    ours = predictor(model={"name": name, **fields}, augment={"size": size})
+    written = export_onnx.write(ours, tmp_path / "out")
+    assert written.difference < 1e-5
+    nodes = onnx.load(written.folder / "model.onnx").graph.node
+    assert sum(node.op_type == "Conv" for node in nodes) == convolutions
+
+
+SCANNED = {"name": "vim", "state": 2, "depth": 1}
+FILTERED = {"name": "hornet", "depths": (1,), "widths": (8,), "orders": (2,), "patch": 2, "filter_size": 8}
+
+
+@pytest.mark.parametrize(("model", "what"), [(SCANNED, "scan"), (FILTERED | {"global_filters": True}, "fft")])
+def test_what_onnx_cannot_say_is_a_sentence(predictor, tmp_path, model, what):
+    with pytest.raises(
+        UserError, match=rf"^ONNX export knows no '{what}', which the model computes in .*/block_0/.*"
+    ) as e:
+        export_onnx.write(predictor(model=model), tmp_path / "out")
+    assert str(e.value).endswith("; export it with --to stablehlo.") and os.listdir(tmp_path) == []
 
 
 def test_a_missing_package_names_the_extra(predictor, tmp_path, monkeypatch):

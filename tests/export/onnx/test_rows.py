@@ -18,6 +18,7 @@ FUNCTIONS = {
     "elementwise": (LINE, lambda x: jnp.tanh(x) / (2 + jnp.abs(x)) - jnp.exp(-x * x) * jnp.maximum(x, 0.1) ** 0.5),
     "comparisons": (LINE, lambda x: jnp.where((x > 0) & (x <= 1) | ~(x != x), jnp.sign(x), lax.rsqrt(1 + x * x))),
     "powers": (LINE, lambda x: x**3 + jnp.round(8 * x) + lax.clamp(-0.5, x, 0.5) + jnp.square(x)),
+    "log1p": (LINE, lambda x: jnp.log1p(jnp.exp(9 * x)) + sum(jnp.log1p(x * small) / small for small in (1e-4, 1e-9))),
     "casts": (LINE, lambda x: (x * 9).astype(jnp.int32).astype(jnp.float32) + jax.nn.sigmoid(x)),
     "broadcasts": (
         GRID,
@@ -52,6 +53,10 @@ FUNCTIONS = {
     "max pool": (
         IMAGE,
         lambda x: lax.reduce_window(x, -np.inf, lax.max, (1, 3, 2, 1), (1, 2, 1, 1), ((0, 0), (1, 0), (0, 0), (0, 0))),
+    ),
+    "sum pool": (
+        IMAGE,
+        lambda x: lax.reduce_window(x, 0.0, lax.add, (1, 3, 2, 1), (1, 2, 1, 1), ((0, 0), (1, 0), (0, 1), (0, 0))),
     ),
 }
 

@@ -33,7 +33,7 @@ def write(loaded: base.Loaded, out: pathlib.Path, *, quantise: bool = False) -> 
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
     exact = base.with_model(loaded, replace_in_towers(loaded.model, dtype="float32"))
-    plain = base.with_model(loaded, replace_in_towers(portable(exact.model), long_conv="monarch"))
+    plain = base.with_model(loaded, portable(exact.model))
     programs, differences = base.programs(exact), []
     with base.new_folder(out) as folder:
         about, usage, notes = base.write_about(exact, programs, folder, RUNTIME)

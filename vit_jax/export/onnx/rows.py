@@ -67,6 +67,14 @@ def _round(g: Graph, e: Equation) -> Tensor:
     return Tensor(g.one("Round", x), x.shape)
 
 
+def _log1p(g: Graph, e: Equation) -> Tensor:
+    """``log(w) x / (w - 1)`` with ``w = 1 + x``, of all digits (Higham 2002, section 1.14.1); x where w is 1."""
+    x, one = g.get(e.inputs[0]), g.weight(np.asarray(1, e.inputs[0].dtype))
+    w = g.one("Add", x, one)
+    found = g.one("Div", g.one("Mul", g.one("Log", w), x), g.one("Sub", w, one))
+    return Tensor(g.one("Where", g.one("Equal", w, one), x, found), x.shape)
+
+
 def cast(g: Graph, x: Tensor, dtype: Any) -> Tensor:
     """``x`` in another type."""
     from onnx import helper
@@ -286,23 +294,37 @@ def _conv(g: Graph, e: Equation) -> Tensor:
     return g.transpose(Tensor(found, shape), _inverse(numbers.out_spec))
 
 
-def _max_pool(g: Graph, e: Equation) -> Tensor:
-    """Over the middle dimensions of ``[B, ..., C]``."""
-    p, rank = e.params, len(e.inputs[0].shape)
-    sides = (p["window_dimensions"], p["window_strides"], p["base_dilation"], p["window_dilation"])
-    if any(v[0] != 1 or v[-1] != 1 for v in sides) or set(p["base_dilation"]) != {1} or p["padding"][-1] != (0, 0):
-        raise Unsaid("this window")
-    order = [0, rank - 1, *range(1, rank - 1)]
-    inner = slice(1, rank - 1)
-    found = g.one(
-        "MaxPool",
-        g.transpose(g.full(e.inputs[0]), order),
-        kernel_shape=p["window_dimensions"][inner],
-        strides=p["window_strides"][inner],
-        dilations=p["window_dilation"][inner],
-        pads=[low for low, _ in p["padding"][inner]] + [high for _, high in p["padding"][inner]],
-    )
-    return g.transpose(Tensor(found, tuple(e.outputs[0].shape[i] for i in order)), _inverse(order))
+def pool(op: str, **attributes: Any) -> Row:
+    """``op`` over windows of the middle dimensions of ``[B, ..., C]``."""
+
+    def row(g: Graph, e: Equation) -> Tensor:
+        p, rank = e.params, len(e.inputs[0].shape)
+        base, dilation = (p.get(f"{name}_dilation", (1,) * rank) for name in ("base", "window"))
+        sides = (p["window_dimensions"], p["window_strides"], base, dilation)
+        if any(v[0] != 1 or v[-1] != 1 for v in sides) or set(base) != {1} or p["padding"][-1] != (0, 0):
+            raise Unsaid("this window")
+        order = [0, rank - 1, *range(1, rank - 1)]
+        inner = slice(1, rank - 1)
+        found = g.one(
+            op,
+            g.transpose(g.full(e.inputs[0]), order),
+            kernel_shape=p["window_dimensions"][inner],
+            strides=p["window_strides"][inner],
+            dilations=dilation[inner],
+            pads=[low for low, _ in p["padding"][inner]] + [high for _, high in p["padding"][inner]],
+            **attributes,
+        )
+        return g.transpose(Tensor(found, tuple(e.outputs[0].shape[i] for i in order)), _inverse(order))
+
+    return row
+
+
+def _sum_pool(g: Graph, e: Equation) -> Tensor:
+    """The mean over a window, where what is beyond the edge counts as zeros, times its size."""
+    mean = pool("AveragePool", count_include_pad=1)(g, e)
+    assert isinstance(mean, Tensor)
+    size = np.asarray(math.prod(e.params["window_dimensions"]), e.inputs[0].dtype)
+    return Tensor(g.one("Mul", mean, g.weight(size)), mean.shape)
 
 
 def _softmax(g: Graph, e: Equation) -> Tensor:
@@ -340,8 +362,10 @@ ROWS: dict[str, Row] = {
     "integer_pow": _integer_pow,
     "iota": _iota,
     "layer_norm": _layer_norm,
+    "log1p": _log1p,
     "pad": _pad,
-    "reduce_window_max": _max_pool,
+    "reduce_window_max": pool("MaxPool"),
+    "reduce_window_sum": _sum_pool,
     "reshape": _reshape,
     "rev": _rev,
     "round": _round,

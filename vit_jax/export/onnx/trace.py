@@ -23,6 +23,10 @@ CALLS = {
     "custom_vjp_call": "call_jaxpr",
 }
 """Primitives that only call a program, by the parameter that holds it."""
+ONNX = jax.sharding.AbstractMesh(
+    (1,), ("all",), abstract_device=jax.sharding.AbstractDevice("onnx", num_cores=None, platform="onnx")
+)
+"""What a program is traced for: a runtime's own operations are fast, what only XLA on a CPU needs is not in the way."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -83,7 +87,8 @@ class Traced:
 def trace(run: Callable[[Params, jax.Array], jax.Array], params: Params, shape: Sequence[int], dtype: Any) -> Traced:
     """``run(params, x)`` for ``x [batch, *shape]`` of any batch size."""
     (batch,) = jax.export.symbolic_shape("batch")
-    closed = jax.make_jaxpr(run)(params, jax.ShapeDtypeStruct((batch, *shape), dtype))
+    with jax.sharding.use_abstract_mesh(ONNX):
+        closed = jax.make_jaxpr(run)(params, jax.ShapeDtypeStruct((batch, *shape), dtype))
     leaves = [Value(np.shape(x), np.asarray(x).dtype, name, x) for name, x in trees.flat(params).items()]
     x = Value((batch, *shape), np.dtype(dtype))
     equations: list[Equation] = []
