@@ -104,6 +104,39 @@ def test_decoupled_decay_by_rules_equals_float64_numpy(optimizer, problem):
     np.testing.assert_allclose(problem.flat(descend(cfg, problem)[0]), w, atol=1e-5)
 
 
+@pytest.mark.parametrize("freeze", [(), ("stem/bias",)])
+def test_adaptive_clipping_equals_float64_numpy(rng, freeze):
+    """Unit by unit: outputs of kernels, whole vectors, scalars; the map to classes is left alone."""
+    shapes = {"stem": {"kernel": (3, 3, 2, 4), "bias": (4,)}, "block_0": {"kernel": (5, 6), "scale_skip": ()}}
+    shapes["head"] = {"kernel": (6, 3), "bias": (3,)}
+
+    def draw(scale):
+        leaf = lambda shape: np.asarray(scale * rng.standard_normal(shape), np.float32)  # noqa: E731
+        return jax.tree.map(leaf, shapes, is_leaf=lambda x: isinstance(x, tuple))
+
+    params, gradient = draw(1.0), draw(0.2)
+    params["block_0"]["scale_skip"] = np.zeros((), np.float32)
+    cfg = OptimConfig(Sgd(0.0), lr=1.0, schedule=Constant(), clip_norm=None, agc=0.2, freeze=freeze)
+    tx, _ = make(cfg, params)
+    updates = jax.device_get(jax.jit(lambda g, w: tx.update(g, tx.init(w), w)[0])(gradient, params))
+
+    def clipped(g, w):
+        """``g_i * min(1, 0.2 max(|w_i|, 0.001) / |g_i|)`` for every column i."""
+        g, w = (np.asarray(x, np.float64).reshape(-1, x.shape[-1] if x.ndim > 1 else 1) for x in (g, w))
+        most = 0.2 * np.maximum(np.linalg.norm(w, axis=0), 1e-3)
+        return g * np.minimum(1, most / np.linalg.norm(g, axis=0))
+
+    for name, part in gradient.items():
+        for key, g in part.items():
+            want = np.asarray(g) if name == "head" else clipped(g, params[name][key]).reshape(g.shape)
+            want = 0 * want if f"{name}/{key}" in freeze else want
+            np.testing.assert_allclose(updates[name][key], -want, rtol=1e-5, err_msg=f"{name}/{key}")
+    columns = np.linalg.norm(updates["block_0"]["kernel"], axis=0) < np.linalg.norm(
+        gradient["block_0"]["kernel"], axis=0
+    )
+    assert columns.any() and not columns.all() and abs(updates["block_0"]["scale_skip"]) == pytest.approx(2e-4)
+
+
 @pytest.mark.parametrize(
     ("optimizer", "sam"), [*zip(OPTIMIZERS, [None, "sam", "gsam(m=4)", "looksam(m=4, every=2)"], strict=True)]
 )

@@ -1,6 +1,6 @@
 """From :class:`OptimConfig` to one optax transformation.
 
-The order is fixed: SAM finds the direction, its global norm is clipped, the optimizer scales it, decoupled weight decay
+The order is fixed: SAM finds the direction, norms of it are clipped, the optimizer scales it, decoupled weight decay
 is added, each parameter's multipliers are applied, and the schedule scales all of it. Decay is thus multiplied by the
 learning rate (as in AdamW and torch): a published "weight decay 0.3" is meant so.
 """
@@ -24,6 +24,9 @@ from vit_jax.optim.optimizers import OPTIMIZERS, AdamW, Optimizer
 from vit_jax.optim.sam import EPS, SAM, RelativeLr, SharpnessAware, norm
 from vit_jax.types import Params, UserError
 
+LEAST_UNIT = 1e-3
+"""What the norm of a parameter's unit counts as at least, so that one that starts as zero can grow."""
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig(Checked):
@@ -38,6 +41,10 @@ class OptimConfig(Checked):
       decay_rules: ``(pattern, factor of weight_decay)``, first match wins, every parameter must be covered; empty means
         the kernels of linear maps and convolutions, nothing else.
       clip_norm: largest global norm of the gradient of all trained parameters; ``None`` for no clipping.
+      agc: adaptive gradient clipping (Brock et al. 2021, arXiv:2102.06171, equation 3), before ``clip_norm``: the
+        largest norm of a unit's gradient as a share of the unit's own norm, which counts as 0.001 at least. Units are
+        the outputs of kernels and whole vectors, the map to classes is left out; 0.01 is published for batches of 4096
+        and networks without norms. ``None`` for no such clipping.
       freeze: patterns of parameters that stay as they are: no state, no gradient norm, no perturbation.
       lr_mult: ``(pattern, factor of the learning rate)``, first match wins, 1 elsewhere.
       layer_decay: factor of the learning rate per layer below the head (BEiT, arXiv:2106.08254; typically 0.65 to 0.9).
@@ -55,6 +62,7 @@ class OptimConfig(Checked):
     weight_decay: NonNegative = 0.0
     decay_rules: tuple[tuple[str, NonNegative], ...] = ()
     clip_norm: Positive | None = 1.0
+    agc: Positive | None = None
     freeze: tuple[str, ...] = ()
     lr_mult: tuple[tuple[str, Positive], ...] = ()
     layer_decay: Annotated[float, Range(0, 1, "(]", ", or None")] | None = None
@@ -102,13 +110,15 @@ def build(
     """
     lr = schedules.make(cfg.schedule, peak=cfg.lr, warmup=steps_of(cfg.warmup), total=total_steps, steps_of=steps_of)
     decay, mult, mask = decay_factors(cfg, params, roles), lr_factors(cfg, params, roles), trainable(cfg, params)
+    units = jax.tree.map(lambda role: not (role.part == "head" and role.new), roles)
     if not all(jax.tree.leaves(mask)):
-        decay, mult = masks.keep(mask, decay), masks.keep(mask, mult)
+        decay, mult, units = (masks.keep(mask, tree) for tree in (decay, mult, units))
     # Before SAM: one bad leaf of the clean gradient makes every leaf of the perturbed one bad.
     steps = [track_grad_stats()]
     if cfg.sam is not None:
         sam = cfg.sam.transform(_relative(lr, cfg.lr, total_steps))
         steps = [*steps, sam] if cfg.sam.m is None else [sam, *steps]  # with groups nobody computes the clean gradient
+    steps += [] if cfg.agc is None else [_clip_units(cfg.agc, units)]
     steps += [] if cfg.clip_norm is None else [_clip(cfg.clip_norm)]
     steps += [cfg.optimizer.scale()]
     steps += [_decay(cfg.weight_decay, decay)] if cfg.weight_decay else []
@@ -169,6 +179,20 @@ def _clip(largest: float) -> optax.GradientTransformation:
         return jax.tree.map(lambda u: u * scale.astype(u.dtype), updates)
 
     return optax.stateless(clip)
+
+
+def _clip_units(share: float, chosen: Any) -> optax.GradientTransformation:
+    """Every unit's norm, an output's or a vector's, is ``share`` of the parameter's at most."""
+
+    def one(u: jax.Array, p: jax.Array, clipped: bool) -> jax.Array:
+        if not clipped:
+            return u
+        axes = tuple(range(max(p.ndim - 1, 1))) if p.ndim else ()
+        size, own = (jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32)), axes, keepdims=True)) for x in (u, p))
+        most = share * jnp.maximum(own, LEAST_UNIT)
+        return u * jnp.minimum(1.0, most / jnp.maximum(size, EPS)).astype(u.dtype)
+
+    return optax.stateless(lambda updates, params: jax.tree.map(one, updates, params, chosen))
 
 
 def _decay(rate: float, factors: Any) -> optax.GradientTransformation:
