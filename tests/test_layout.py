@@ -211,8 +211,8 @@ def test_one_lister_of_images():
 
 
 CONCRETE = {
-    "ViT", "Mixer", "MonarchMixer", "Vim", "Stages", "ConvNeXt", "HorNet", "NFResNet", "MobileNet", "TwoTower", "CoCa",
-    "TextTransformer", "TextDecoder", "ResNet", "Stitched", "LiFT",
+    "ViT", "Mixer", "MonarchMixer", "Vim", "MambaMixer", "Stages", "ConvNeXt", "HorNet", "NFResNet", "MobileNet",
+    "TwoTower", "CoCa", "TextTransformer", "TextDecoder", "ResNet", "Stitched", "LiFT",
 }  # fmt: skip
 
 

@@ -16,7 +16,6 @@ from vit_jax.optim import masks
 from vit_jax.types import UserError
 
 TINY = dict(num_classes=3, patch=4, width=20, depth=2, state=3)
-RANK, STATE = 2, 3
 
 
 def random_params(model, *inputs):
@@ -34,11 +33,13 @@ def norm(x, p):
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * p["scale"]
 
 
-def direction(x, p):
-    """Algorithm 1 of the paper for one direction and one image, ``[N, E]``."""
-    moved = [np.concatenate([np.zeros((3 - i, x.shape[1])), x])[: len(x)] for i in range(4)]
-    x = silu(sum(m * w for m, w in zip(moved, p["kernel_conv"], strict=True)) + p["bias_conv"])
-    r, b, c = np.split(x @ p["x_proj"]["kernel"], (RANK, RANK + STATE), axis=1)
+def direction(x, p, short=True):
+    """Algorithm 1 of the paper for one direction of one image, ``[N, E]``; ``short`` for its convolution."""
+    if short:
+        moved = [np.concatenate([np.zeros((3 - i, x.shape[1])), x])[: len(x)] for i in range(4)]
+        x = silu(sum(m * w for m, w in zip(moved, p["kernel_conv"], strict=True)) + p["bias_conv"])
+    rank, state = len(p["dt_proj"]["kernel"]), p["A_log"].shape[1]
+    r, b, c = np.split(x @ p["x_proj"]["kernel"], (rank, rank + state), axis=1)
     delta = np.log1p(np.exp(r @ p["dt_proj"]["kernel"] + p["bias_dt"]))
     h, rows = np.zeros(p["A_log"].shape), []
     for t in range(len(x)):

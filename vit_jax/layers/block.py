@@ -67,6 +67,13 @@ class ResidualBlock(nn.Module):
 
     def add(self, x: jax.Array, name: str, y: jax.Array, keys: Sequence[jax.Array | None], rate: Any) -> jax.Array:
         """``x`` plus what a branch made of it, ``y``; ``keys`` of dropout and of stochastic depth, ``rate`` its own."""
+        y = self.output(name, y, keys, rate)
+        # A TPU adds in float32 anyhow: asked for it, XLA makes a fusion of the sum, of two thirds of the cycles.
+        total = x.astype(jnp.float32) + y.astype(jnp.float32)
+        return sharding.constrain(total.astype(x.dtype), "batch", None, None)
+
+    def output(self, name: str, y: jax.Array, keys: Sequence[jax.Array | None], rate: Any) -> jax.Array:
+        """What a branch gives, adapted, dropped out and scaled; arguments as of :meth:`add`."""
         if self.adapter is not None:
             y = self.adapter(name=f"adapter_{name}")(y)
         y = dropout(y, self.dropout, keys[0])
@@ -76,9 +83,7 @@ class ResidualBlock(nn.Module):
             y *= jax.lax.broadcast_in_dim(scale, y.shape, (y.ndim - 1,))
         if rate is not None:
             y = drop_path(y, rate, keys[1])
-        # A TPU adds in float32 anyhow: asked for it, XLA makes a fusion of the sum, of two thirds of the cycles.
-        total = x.astype(jnp.float32) + y.astype(jnp.float32)
-        return sharding.constrain(total.astype(x.dtype), "batch", None, None)
+        return y
 
     def mlp(self, x: jax.Array, key: jax.Array | None, name: str = "mlp") -> jax.Array:
         """The channel MLP."""
@@ -307,8 +312,10 @@ class Encoder(nn.Module):
         return nn.map_variables(run, True, stack, unstack, mutable=True)(self, x, per_block)
 
 
-def _array(x: jax.Array | Tokens) -> jax.Array:
-    return x.x if isinstance(x, Tokens) else x
+def _array(x: Any) -> jax.Array:
+    """The tokens, which come first where blocks give more to the next."""
+    tokens: jax.Array = x[0] if isinstance(x, tuple) else x
+    return tokens
 
 
 def _take(tree: Any, i: int) -> Any:

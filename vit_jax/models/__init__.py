@@ -32,14 +32,14 @@ from vit_jax.models.nf_resnet import NFResNet
 from vit_jax.models.roles import Model, Role
 from vit_jax.models.text import TextTransformer
 from vit_jax.models.two_tower import Embedded, TwoTower
-from vit_jax.models.vim import Vim
+from vit_jax.models.vim import MambaMixer, Vim
 from vit_jax.models.vit import ViT
 
 __all__ = [
     "ALIASES", "FAMILIES", "IMAGES", "MODELS", "NAMES", "Captioner", "CoCa", "ConvNeXt", "Embedded", "Features",
-    "HorNet", "ImageModel", "ImageTextModel", "LiFT", "Mixer", "MobileNet", "Model", "ModelFn", "MonarchMixer",
-    "NFResNet", "Role", "Stitched", "TextTransformer", "TwoTower", "Upsampler", "Variables", "ViT", "Vim",
-    "cast_kernels", "create", "names", "portable", "replace_in_towers",
+    "HorNet", "ImageModel", "ImageTextModel", "LiFT", "MambaMixer", "Mixer", "MobileNet", "Model", "ModelFn",
+    "MonarchMixer", "NFResNet", "Role", "Stitched", "TextTransformer", "TwoTower", "Upsampler", "Variables", "ViT",
+    "Vim", "cast_kernels", "create", "names", "portable", "replace_in_towers",
 ]  # fmt: skip
 
 MODELS: dict[str, Variant] = {
@@ -54,8 +54,8 @@ MODELS: dict[str, Variant] = {
 """Name -> class with the variant's fields."""
 
 FAMILIES = (
-    "vit", "mixer", "monarch_mixer", "vim", "convnext", "hornet", "nf_resnet", "mobilenet", "two_tower", "coca",
-    "stitched", "lift",
+    "vit", "mixer", "monarch_mixer", "vim", "mamba_mixer", "convnext", "hornet", "nf_resnet", "mobilenet", "two_tower",
+    "coca", "stitched", "lift",
 )  # fmt: skip
 """The names that are no size of anything yet."""
 

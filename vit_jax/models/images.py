@@ -10,7 +10,7 @@ from vit_jax.models.mixer import Mixer
 from vit_jax.models.mobilenet import MobileNet
 from vit_jax.models.monarch_mixer import MonarchMixer
 from vit_jax.models.nf_resnet import NFResNet
-from vit_jax.models.vim import Vim
+from vit_jax.models.vim import MambaMixer, Vim
 from vit_jax.models.vit import ViT
 
 IMAGE_MODELS: dict[str, Variant] = {
@@ -18,6 +18,7 @@ IMAGE_MODELS: dict[str, Variant] = {
     "mixer": Variant(Mixer),
     "monarch_mixer": Variant(MonarchMixer),
     "vim": Variant(Vim),
+    "mamba_mixer": Variant(MambaMixer),
     "convnext": Variant(ConvNeXt),
     "hornet": Variant(HorNet),
     "nf_resnet": Variant(NFResNet),
