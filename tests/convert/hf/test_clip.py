@@ -187,7 +187,7 @@ def agree(torch, module, pretrained, texts):
     return max(np.abs(a - b).max() for a, b in zip(want, got, strict=True))
 
 
-@pytest.mark.parametrize("case", rest_slow(CASES, "clip", "siglip"))
+@pytest.mark.parametrize("case", rest_slow(CASES, "clip", "metaclip_2", "siglip"))
 def test_embeddings_and_logits_agree(torch, peer, case):
     module, folder = peer(case)
     pretrained, *_ = load(folder)

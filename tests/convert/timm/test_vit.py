@@ -158,7 +158,8 @@ def test_counts_of_timms_families(name, timm, torch):
     module = timm.create_model(name, device="meta")
     there = {k: Tensor(tuple(v.shape), np.dtype("f4"), lambda v=v: np.zeros(v.shape, "f4")) for k, v in
              module.state_dict().items()}  # fmt: skip
-    found = FORMAT.read(there, {"config.json": {"architecture": name}})
+    images = {"input_size": list(module.pretrained_cfg["input_size"])}
+    found = FORMAT.read(there, {"config.json": {"architecture": name, "pretrained_cfg": images}})
     model = describe.build(found.model)
     shapes = describe.shapes(model, found.preprocess.size)
     ours = {path: Tensor(shape, np.dtype("f4"), lambda: pytest.fail("was read")) for path, shape in shapes.items()}
