@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 from vit_jax import models
 from vit_jax.bench import steps
@@ -18,3 +19,13 @@ def test_training_learns_and_forward_does_not():
     forward, same = steps.candidate("forward", model, 2, 8)
     assert same == parameters and forward().shape == (2, 3)
     np.testing.assert_array_equal(forward(), forward())
+
+
+@pytest.mark.thorough
+def test_running_statistics_stay_as_they_are():
+    small = {"stem_width": 8, "widths": (8,), "hidden": ((8,),), "kernels": (3,), "strides": (1,), "excite": (False,)}
+    model = models.create("mobilenet", **small, activations=("relu",), last_width=8, head_width=None, num_classes=3)
+    train, parameters = steps.candidate("train", model, 2, 8)
+    first, second = (float(train()[0]) for _ in range(2))
+    assert second != first and parameters == 3 * 9 * 8 + 9 * 8 + 8 * 8 * 2 + 4 * 2 * 8 + 9 * 3
+    assert steps.candidate("forward", model, 2, 8)[0]().shape == (2, 3)

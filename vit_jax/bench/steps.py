@@ -36,28 +36,29 @@ def inputs(model: Any, batch: int, size: int) -> tuple[jax.Array, jax.Array]:
 
 
 def initial(kind: Kind, model: Any, images: jax.Array) -> Any:
-    """What the step goes on from: parameters, in training with the optimizer's state."""
-    params = nn.unbox(model.init(jax.random.key(1), images)["params"])
-    return params if kind == "forward" else (params, AdamW.init(params))
+    """What the step goes on from: the model's variables, in training with the optimizer's state."""
+    variables = nn.unbox(model.init(jax.random.key(1), images))
+    return variables if kind == "forward" else (variables, AdamW.init(variables["params"]))
 
 
 def step(kind: Kind, model: Any) -> Callable[[Any, jax.Array, jax.Array], Any]:
     """``(state, images, labels)`` -> logits or, in training, the next state and the loss.
 
-    Parameters are float32 in both, as in training and evaluation.
+    Parameters are float32 in both, as in training and evaluation; running statistics of norms stay as they are.
     """
 
-    def forward(params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
-        return model.apply({"params": params}, images)
+    def forward(variables: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
+        return model.apply(variables, images)
 
-    def loss(params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
-        return softmax_cross_entropy(forward(params, images, labels), labels).mean()
+    def loss(params: Any, others: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
+        return softmax_cross_entropy(forward({**others, "params": params}, images, labels), labels).mean()
 
     def train(state: Any, images: jax.Array, labels: jax.Array) -> Any:
-        params, opt = state
-        value, grads = jax.value_and_grad(loss)(params, images, labels)
+        variables, opt = state
+        params = variables["params"]
+        value, grads = jax.value_and_grad(loss)(params, variables, images, labels)
         updates, opt = AdamW.update(grads, opt, params)
-        return (optax.apply_updates(params, updates), opt), value
+        return ({**variables, "params": optax.apply_updates(params, updates)}, opt), value
 
     return forward if kind == "forward" else train
 
@@ -72,8 +73,8 @@ def candidate(kind: Kind, model: Any, batch: int, size: int) -> tuple[Callable[[
     """What is timed, on random images: a call starts one step and returns its arrays; and how many parameters."""
     images, labels = inputs(model, batch, size)
     state = jax.jit(lambda: initial(kind, model, images))()
-    params = state if kind == "forward" else state[0]
-    return stepping(kind, program(kind, model), state, images, labels), sum(x.size for x in jax.tree.leaves(params))
+    params = jax.tree.leaves((state if kind == "forward" else state[0])["params"])
+    return stepping(kind, program(kind, model), state, images, labels), sum(x.size for x in params)
 
 
 def stepping(kind: Kind, run: Any, state: Any, images: jax.Array, labels: jax.Array) -> Callable[[], Any]:

@@ -59,12 +59,7 @@ def run(
 
 
 def unsupported_reason(
-    qkv: jax.Array,
-    heads: int,
-    causal: bool,
-    blocks: int = 1,
-    key_bias: jax.Array | None = None,
-    rotation: Rotation | None = None,
+    qkv: jax.Array, heads: int, causal: bool, blocks: int = 1, key_bias: Any = None, rotation: Any = None
 ) -> str | None:
     """Why the kernel cannot run this, as the end of a sentence, or None. Array or shape."""
     if reason := vmem.unsupported_rows(qkv):
@@ -108,14 +103,8 @@ def _heads(heads: int, size: int, tokens: int, blocks: int = 1) -> int:
 
 
 def _backward(
-    heads: int,
-    causal: bool,
-    blocks: int,
-    qkv: jax.Array,
-    key_bias: jax.Array | None,
-    rotation: Rotation | None,
-    g: jax.Array,
-) -> tuple[jax.Array, jax.Array | None, Rotation | None]:
+    heads: int, causal: bool, blocks: int, qkv: jax.Array, key_bias: Any, rotation: Any, g: jax.Array
+) -> tuple[jax.Array, Any, Any]:
     kernel = functools.partial(_backward_kernel, blocks, causal)
     column = None if key_bias is None else key_bias[:, :, None]
     dqkv = _call(kernel, "attention_backward", heads, blocks, 3, column, rotation, qkv, g.astype(qkv.dtype))

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+Given = np.ndarray | None
+"""What may be left out."""
+
 
 def attention(
-    qkv: np.ndarray,
-    heads: int,
-    *,
-    causal: bool = False,
-    key_bias: np.ndarray | None = None,
-    turns: np.ndarray | None = None,
+    qkv: np.ndarray, heads: int, *, causal: bool = False, key_bias: Given = None, turns: Given = None
 ) -> np.ndarray:
     """``softmax(q k^T / sqrt(E)) v`` per head: ``[B, N, heads * 3 * E] -> [B, N, heads * E]`` (Vaswani et al. 2017).
 
@@ -23,13 +21,7 @@ def attention(
 
 
 def gradient(
-    qkv: np.ndarray,
-    g: np.ndarray,
-    heads: int,
-    *,
-    causal: bool = False,
-    key_bias: np.ndarray | None = None,
-    turns: np.ndarray | None = None,
+    qkv: np.ndarray, g: np.ndarray, heads: int, *, causal: bool = False, key_bias: Given = None, turns: Given = None
 ) -> np.ndarray:
     """The gradient of ``sum(g * attention(qkv))``."""
     q, k, v = _parts(qkv, heads, turns)

@@ -11,12 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vit_jax.kernels.selective_scan.xla import apart, together
-
-
-def run(x: jax.Array, delta: jax.Array, a: jax.Array, b: jax.Array, c: jax.Array, d: jax.Array) -> jax.Array:
-    """See ``vit_jax.kernels.selective_scan``."""
-    return _scan(x, delta, a, b, c, d)
+from vit_jax.kernels.selective_scan.xla import apart, differentiated, together
 
 
 def _next(rates: jax.Array, h: jax.Array, x: jax.Array, delta: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -78,14 +73,5 @@ def _backward(saved: Any, g: jax.Array) -> tuple[jax.Array, ...]:
     return dx, ddelta, da.T.astype(a.dtype), db, dc, dd.astype(d.dtype)
 
 
-@jax.custom_vjp
-def _scan(x: Any, delta: Any, a: Any, b: Any, c: Any, d: Any) -> jax.Array:
-    return _forward(x, delta, a, b, c, d)[0]
-
-
-def _scan_fwd(*args: jax.Array) -> Any:
-    y, starts = _forward(*args)
-    return y, (args, starts)
-
-
-_scan.defvjp(_scan_fwd, _backward)
+run = differentiated(_forward, _backward)
+"""See ``vit_jax.kernels.selective_scan``."""

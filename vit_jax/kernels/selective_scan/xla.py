@@ -6,6 +6,7 @@ channels come last, E of them, as they are what processors work on side by side.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,11 +14,6 @@ import jax.numpy as jnp
 
 CHUNK = 32
 """Tokens of a chunk."""
-
-
-def run(x: jax.Array, delta: jax.Array, a: jax.Array, b: jax.Array, c: jax.Array, d: jax.Array) -> jax.Array:
-    """See ``vit_jax.kernels.selective_scan``."""
-    return _scan(x, delta, a, b, c, d)
 
 
 def apart(x: jax.Array) -> jax.Array:
@@ -94,14 +90,17 @@ def _backward(saved: Any, g: jax.Array) -> tuple[jax.Array, ...]:
     return dx, ddelta, da.T.astype(a.dtype), db, dc, dd.astype(d.dtype)
 
 
-@jax.custom_vjp
-def _scan(x: Any, delta: Any, a: Any, b: Any, c: Any, d: Any) -> jax.Array:
-    return _forward(x, delta, a, b, c, d)[0]
+def differentiated(forward: Callable[..., Any], backward: Callable[..., Any]) -> Callable[..., jax.Array]:
+    """``forward``, which gives states to keep beside its result, with the gradients ``backward((args, states), g)``."""
+    scan = jax.custom_vjp(lambda *args: forward(*args)[0])
+
+    def kept(*args: jax.Array) -> Any:
+        y, states = forward(*args)
+        return y, (args, states)
+
+    scan.defvjp(kept, backward)
+    return scan
 
 
-def _scan_fwd(*args: jax.Array) -> Any:
-    y, starts = _forward(*args)
-    return y, (args, starts)
-
-
-_scan.defvjp(_scan_fwd, _backward)
+run = differentiated(_forward, _backward)
+"""See ``vit_jax.kernels.selective_scan``."""
