@@ -134,7 +134,7 @@ def test_it_begins_as_a_residual_network_and_weights_are_not_decayed():
 def test_every_output_of_a_block_reaches_every_later_one(rng):
     """Gradients of all parameters, the weights of the first outputs in the last block too; the same with remat."""
     model, params, _ = program()
-    image, rngs = jnp.asarray(rng.standard_normal((2, 6, 4, 2)), jnp.float32), {"dropout": jax.random.key(3)}
+    image, rngs = jnp.asarray(rng.standard_normal((8, 6, 4, 2)), jnp.float32), {"dropout": jax.random.key(3)}
     model = model.clone(drop_path=0.4, dropout=0.1, layer_scale=0.5)
     params = random_params(model, image)
 
