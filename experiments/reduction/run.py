@@ -16,7 +16,7 @@ import vit_jax as vj
 from vit_jax import config
 from vit_jax.bench.timing import alternate, processor
 from vit_jax.launch import runtime
-from vit_jax.layers.reduce import ReducerSpec
+from vit_jax.layers.tokens.reduce import ReducerSpec
 from vit_jax.models import cost
 from vit_jax.report import plots
 

@@ -13,9 +13,10 @@ class Stop(Exception):
 
 
 @pytest.mark.slow
-def test_a_run_resumes_bit_for_bit(tiny, alone, tmp_path):
+@pytest.mark.parametrize("objective", ["drawn(classify)", "annealed(classify, 1, 6)"])
+def test_a_run_resumes_bit_for_bit(tiny, alone, tmp_path, objective):
     raw = tiny(
-        model={"patches": (4, 2, 8)}, objective={"name": "drawn", "objective": "classify"}, duration=6, eval_every=6,
+        model={"patches": (4, 2, 8)}, objective=objective, duration=6, eval_every=6,
         checkpoint_every=2, evaluators=("classify", "forms"),
     )  # fmt: skip
 

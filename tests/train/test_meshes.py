@@ -36,6 +36,16 @@ RUNS = {
         "model": {"name": "vit", "patch": 4, "patches": [4, 2, 8], "pool": "gap", **TOWER},
         "objective": {"name": "drawn"},
     },
+    "annealed shares": {
+        "model": {"name": "vit", "patch": 4, **TOWER, "reduce": "attentive(0.5, (0,), levels=(1.0,))"},
+        "objective": "annealed(classify, 1, 4)",
+    },
+    "lookup": {"model": {"name": "vit", "patch": 4, **TOWER, "depth": 2, "reduce": "lookup(1)"}},
+    "predicted": {"model": {"name": "vit", "patch": 4, **TOWER, "logit_bias": "predicted(0.5, tokens=2)"}},
+    "reconstruct": {
+        "model": {"name": "vit", "patch": 4, **TOWER, "logit_bias": "predicted(0.5, tokens=2)"},
+        "objective": "reconstruct(1.0)",
+    },
     "drawn ring": {
         **PAIRS,
         "model": {**PAIRS["model"], "image_tower": {**PAIRS["model"]["image_tower"], "patches": [8, 4]}},

@@ -89,10 +89,12 @@ def _costs(names: list[str], args: argparse.Namespace) -> int:
                 if len(rows) == 1:
                     counted = f"MB {args.dtype}"
                     head = f"{'model':{width}s} {'parameters':>15s} {counted:>11s} {'GFLOPs/image':>13s} {'size':>5s}"
-                    print(head + f"{f'us at peak, {args.chip}':>18s}" * bool(args.chip))
+                    head += f"{f'us at peak, {args.chip}':>18s}" * bool(args.chip)
+                    print(head + f"{'GFLOPs in masks':>17s}" * ("gflops_in_masks" in rows[-1]))
                 r = rows[-1]
                 values = r.get("error") or VALUES.format(**r, megabytes=r["bytes"] / 1e6)
                 values += f"{r['us_at_peak']:>18.1f}" if "us_at_peak" in r else ""
+                values += f"{r['gflops_in_masks']:>17.2f}" if "gflops_in_masks" in r else ""
                 print(f"{r['model']:{width}s} {values}", flush=True)
     _write(args.json, rows)
     return 0
@@ -114,7 +116,7 @@ def _row(name: str, label: str, fields: dict[str, Any], args: argparse.Namespace
     inputs = model.inputs(args.size)
     leaves = jax.tree.leaves(abstract_params(model, inputs))
     sizes = [math.prod(x.shape) for x in leaves]
-    flops = cost.flops(model, inputs)
+    flops, spared = cost.flops(model, inputs), cost.spared(model, inputs)
     return {
         "model": name + label,
         "parameters": sum(sizes),
@@ -122,6 +124,7 @@ def _row(name: str, label: str, fields: dict[str, Any], args: argparse.Namespace
         "gflops": round(flops / 1e9, 6),
         "size": args.size,
         **({"us_at_peak": round(1e6 * flops / topology.CHIPS[args.chip].peak, 6)} if args.chip else {}),
+        **({"gflops_in_masks": round((flops - spared) / 1e9, 6)} if spared else {}),
     }
 
 

@@ -48,7 +48,7 @@ def attention_maps(model: nn.Module, params: Params, images: Array) -> jax.Array
     if len(sizes := {probabilities.shape[-1] for (probabilities,) in maps}) > 1:
         raise UserError(
             f"attention of blocks that see {max(sizes)} down to {min(sizes)} tokens has no one picture; set "
-            "reduce=None, on which no parameter depends."
+            "reduce=None, on which no parameter depends but those of lookup."
         )
     if maps[0][0].shape[0] != len(images):
         raise UserError("attention of an image's tiles has no one picture; set scales=(1,), and it is of the whole.")

@@ -85,10 +85,10 @@ class ResidualBlock(nn.Module):
             y = drop_path(y, rate, keys[1])
         return y
 
-    def mlp(self, x: jax.Array, key: jax.Array | None, name: str = "mlp") -> jax.Array:
-        """The channel MLP."""
+    def mlp(self, x: jax.Array, key: jax.Array | None, name: str = "mlp", hidden: int | None = None) -> jax.Array:
+        """The channel MLP, of ``mlp_dim`` hidden units if not told otherwise."""
         fields: dict[str, Any] = {"activation": self.activation, "dropout": self.dropout, "dtype": self.dtype}
-        return (self.ffn or MLP)(self.mlp_dim, linear=self.mlp_linear, **fields, name=name)(x, key=key)
+        return (self.ffn or MLP)(hidden or self.mlp_dim, linear=self.mlp_linear, **fields, name=name)(x, key=key)
 
 
 class Block(ResidualBlock):

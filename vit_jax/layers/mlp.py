@@ -31,6 +31,18 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 """By name, on float32. ``gelu`` is exact (erf), ``gelu_tanh`` Flax's default, ``quick_gelu`` OpenAI CLIP's."""
 
 
+def largest(x: jax.Array, count: int) -> jax.Array:
+    """Which entries are among the ``count`` largest of their row: bool, exactly as many; of equal ones the first."""
+    if count >= x.shape[-1]:
+        return jnp.ones(x.shape, bool)
+    # The last kept is the least, and of those equal to it the furthest: ``top_k`` takes equal ones from the first.
+    # The barrier: XLA:CPU sorts all entries where it sees that only the last is read, which takes 8 times as long.
+    best = jax.lax.optimization_barrier(jax.lax.top_k(jax.lax.stop_gradient(x), count))
+    least, last = (v[..., -1:] for v in best)
+    place = jax.lax.broadcasted_iota(last.dtype, x.shape, x.ndim - 1)
+    return (x > least) | (x == least) & (place <= last)
+
+
 @dataclasses.dataclass(frozen=True)
 class TopK(Checked):
     """ReLU of which each token keeps its ``k`` largest units (Li et al. 2022, arXiv:2210.06313, section 4).
@@ -64,14 +76,7 @@ class TopK(Checked):
     def __call__(self, x: jax.Array) -> jax.Array:
         """``[..., F] -> [..., F]``."""
         x = jax.nn.relu(x)
-        if self.k >= x.shape[-1]:
-            return x
-        # The last kept is the least, and of those equal to it the furthest: ``top_k`` takes equal ones from the first.
-        # The barrier: XLA:CPU sorts all units where it sees that only the last is read, which takes 8 times as long.
-        best = jax.lax.optimization_barrier(jax.lax.top_k(jax.lax.stop_gradient(x), self.k))
-        least, last = (v[..., -1:] for v in best)
-        place = jax.lax.broadcasted_iota(last.dtype, x.shape, x.ndim - 1)
-        return jnp.where((x > least) | (x == least) & (place <= last), x, 0.0)
+        return x if self.k >= x.shape[-1] else jnp.where(largest(x, self.k), x, 0.0)
 
     def after(self, spec: LinearSpec) -> LinearSpec:
         """The spec of the map that takes what is left: a dense one may skip the rows of the others."""

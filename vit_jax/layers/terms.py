@@ -16,6 +16,7 @@ from vit_jax import config
 from vit_jax.checks import Checked, Positive, Range
 from vit_jax.layers.hooks import LogitBias, Term
 from vit_jax.layers.linear import logical
+from vit_jax.layers.predicted import Predicted
 from vit_jax.layers.relative import Relative
 
 
@@ -104,6 +105,6 @@ class Gaussian(Checked):
         return GaussianMask(self.kernels, tuple(self.sigma * 2**i for i in range(self.kernels)), name=name)
 
 
-LOGIT_BIASES = {"relative": Relative, "gaussian": Gaussian, "signed": Signed}
+LOGIT_BIASES = {"relative": Relative, "gaussian": Gaussian, "signed": Signed, "predicted": Predicted}
 LogitBiasSpec = Annotated[LogitBias, config.Choice(LOGIT_BIASES, LogitBias)]
 """Type of a module's field that holds a :class:`~vit_jax.layers.hooks.LogitBias`."""

@@ -192,7 +192,7 @@ class Variables:
     others: Mapping[str, Any]
 
 
-TRANSIENT = ("intermediates", "features", "activity", "perturbations", "cache", "memory", "levels")
+TRANSIENT = ("intermediates", "features", "activity", "perturbations", "cache", "memory", "levels", "reconstruction")
 """Collections that record what one forward pass did; all others but the parameters are the model's and kept."""
 
 

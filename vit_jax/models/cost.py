@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from vit_jax import trees
+from vit_jax.layers.predicted import Predicted
 from vit_jax.models.base import abstract_init, replace_in_towers
 
 PEAK = {
@@ -36,6 +38,19 @@ def flops(model: nn.Module, inputs: tuple[Any, ...]) -> float:
         variables = nn.unbox(abstract_init(plain, inputs))
         found: Any = jax.jit(plain.apply).lower(variables, *inputs).cost_analysis()
     return float(found["flops"])
+
+
+def spared(model: nn.Module, inputs: tuple[Any, ...]) -> float:
+    """Those of :func:`flops` that predicted masks leave nothing to do: of pairs of tokens, and of coefficients."""
+    values = trees.fields(model)
+    spec = values.get("logit_bias")
+    if not isinstance(spec, Predicted):
+        return 0.0
+    found = jax.eval_shape(functools.partial(model.apply, method="features"), abstract_init(model, inputs), *inputs)
+    n = found.tokens.shape[1]
+    pairs = 4 * (n - spec.count(n)) * values["width"]
+    coefficients = 2 * n * max(0, n // spec.tokens - spec.coefficients) * values["heads"]
+    return float(values["depth"] * (n - spec.rows) * (pairs + coefficients))
 
 
 def peak(device: jax.Device, dtype: str) -> float:

@@ -58,13 +58,16 @@ class Model(nn.Module):
     }
     """Name of a module or a parameter -> its part; what is below ``block_<i>`` or ``stage_<i>`` is in a block."""
     KINDS: ClassVar[Mapping[str, Kind]] = {
-        "kernel": "kernel", "bias": "bias", **dict.fromkeys(("scale", "amplitude", "sigma"), "scale"),
+        "kernel": "kernel", "predict": "kernel", "bias": "bias",
+        **dict.fromkeys(("scale", "amplitude", "sigma"), "scale"),
         **dict.fromkeys(("embedding", "cls", "dist", "registers", "probe", "queries", "table"), "token"),
         **dict.fromkeys(("prompts", "prototypes", "frequencies"), "token"),
         **dict.fromkeys(("kernel_values", "kernel_index", "kernel_scale"), "packed"),
     }  # fmt: skip
     """Name of a module, of a parameter, or the first word of a parameter's -> its kind."""
-    NEW: ClassVar[tuple[str, ...]] = ("head", "head_dist", "pre_logits", "adapter_*", "prompts", "prototypes")
+    NEW: ClassVar[tuple[str, ...]] = (
+        "head", "head_dist", "pre_logits", "adapter_*", "prompts", "prototypes", "predict_*", "*lookup*"
+    )  # fmt: skip
     """Names of modules, wildcards allowed, that weights may lack."""
 
     def __post_init__(self) -> None:

@@ -19,10 +19,11 @@ from vit_jax.layers.hooks import Place, Tokens
 from vit_jax.layers.linear import Linear, logical
 from vit_jax.layers.norm import LayerNorm
 from vit_jax.layers.pool import AttentionPool, average
-from vit_jax.layers.prompts import Prompted
-from vit_jax.layers.reduce import Random, ReducerSpec
 from vit_jax.layers.stack import TransformerStack
 from vit_jax.layers.stochastic import dropout
+from vit_jax.layers.tokens.lookup import Lookup, LookupBlock
+from vit_jax.layers.tokens.prompts import Prompted
+from vit_jax.layers.tokens.reduce import Attentive, Random, ReducerSpec
 from vit_jax.models.base import Features, ImageModel
 from vit_jax.models.resnet import Numerics, ResNet
 from vit_jax.types import Array, Patches, UserError
@@ -38,7 +39,7 @@ class ViT(TransformerStack, ImageModel):
       patch: side of a patch, in pixels (of the feature map where there is a ``stem``).
       patches: sides of the patches that images are cut into where they are others than ``patch``, of which the
         parameters stay: kernel and positions are resized in every forward pass (FlexiViT, Beyer et al. 2023,
-        arXiv:2212.08013). The first counts; with several the objective ``drawn`` trains one of them at each step.
+        arXiv:2212.08013). The first counts; with several an objective (``drawn``) trains one of them at each step.
       width: channels D of a token.
       pool: "cls" token, "gap" (average of the grid), "map" (attention pooling) or "cls_gap" (cls beside the average:
         2D features, as the linear classifiers of DINOv2 see, Oquab et al. 2024, arXiv:2304.07193).
@@ -56,7 +57,7 @@ class ViT(TransformerStack, ImageModel):
         means of both (Touvron et al. 2021, arXiv:2012.12877, section 4). Takes ``pool="cls"``.
       registers: extra learned tokens without position (Darcet et al. 2024, arXiv:2309.16588).
       reduce: what leaves tokens out or merges them: ``merge(13)``, ``attentive(0.7)``, in training ``random(0.5)``;
-        None keeps all. No parameters depend on it.
+        None keeps all. No parameters depend on these, those of ``lookup(5)`` are a model's own.
       prompts: blocks, from 0, that are told of coarse classes, and how many those are, ``((2, 5), (4, 20))``; the
         objective ``hierarchical`` trains them (TransHP, Wang et al. 2023, arXiv:2304.06385).
       parallel: attention and MLP of every block side by side, of one norm (ViT-22B, Dehghani et al. 2023,
@@ -97,7 +98,13 @@ class ViT(TransformerStack, ImageModel):
         return Features(left.x, self.pooled(left), left.size)
 
     def forms(self) -> dict[str, ViT]:
-        return {f"patch_{p}": self.clone(patches=(p,)) for p in self.patches} if len(self.patches) > 1 else {}
+        found: dict[str, ViT] = {}
+        if len(self.patches) > 1:
+            found = {f"patch_{p}": self.clone(patches=(p,)) for p in self.patches}
+        elif isinstance(self.reduce, Attentive | Lookup):
+            found = {name: self.clone(reduce=reduce) for name, reduce in self.reduce.forms().items()}
+        inner = ((name, model.forms() or {"": model}) for name, model in found.items())
+        return {"_".join(filter(None, (name, more))): form for name, of in inner for more, form in of.items()}
 
     def _real(self, patches: Patches) -> jax.Array:
         """Which tokens are no padding, bool ``[B, N]``; all of an image that is nothing else, as what fills a batch."""
@@ -121,7 +128,8 @@ class ViT(TransformerStack, ImageModel):
     def embed(self, image: jax.Array | Patches, train: bool) -> tuple[jax.Array, tuple[int, int]]:
         """``[B, H, W, C] -> [B, N, D]``, cls, registers and grid with positions, and the grid's (rows, columns).
 
-        Those of :class:`Patches`, which have grids of their own, are (1, N).
+        Those of :class:`Patches`, which have grids of their own, are (1, N). With ``lookup`` the compressed tokens come
+        before those of the grid.
         """
         config.lookup(dict.fromkeys(POOLS), self.pool, "pool")
         config.lookup(dict.fromkeys(POSITIONS), self.positions, "positions")
@@ -129,9 +137,9 @@ class ViT(TransformerStack, ImageModel):
             raise UserError(f"position_grid has learned positions and positions={self.positions!r}; leave 'learn'.")
         if self.distilled and self.pool != "cls":
             raise UserError(f"distilled=True has two class tokens and pool={self.pool!r} none; leave pool='cls'.")
-        if train and len(self.patches) > 1:
+        if train and (forms := list(self.forms())):
             raise UserError(
-                f"patches={self.patches} are for the objective that draws one of them at each step; set "
+                f"this model has {len(forms)} forms, {forms[0]} to {forms[-1]}, and a step trains one of them; set "
                 "objective='drawn(classify)', or leave one."
             )
         x, grid = self._embed(image)
@@ -141,6 +149,8 @@ class ViT(TransformerStack, ImageModel):
             x = dropout(x, self.dropout, self.make_rng("dropout"))
         if train and isinstance(self.reduce, Random):
             x = self.reduce.draw(x, self._prefix(), self.make_rng("dropout"))
+        if isinstance(self.reduce, Lookup):
+            x = self.reduce.streams(x, grid)
         return x, grid
 
     @nn.compact
@@ -178,6 +188,9 @@ class ViT(TransformerStack, ImageModel):
             )
         if isinstance(self.reduce, Random):
             return made
+        if isinstance(self.reduce, Lookup):
+            fields = functools.partial(super().with_fields(LookupBlock), reduce=None)
+            return self.reduce.blocks(fields, self.depth, self._prefix(), self.width)
         places = (Place(i, self.depth, self._prefix(), self._has_cls()) for i in range(self.depth))
         return tuple(functools.partial(made, reduce=functools.partial(self.reduce, place)) for place in places)
 

@@ -11,9 +11,11 @@ from vit_jax.objectives.contrast import Contrast as Contrast
 from vit_jax.objectives.distill import Distill as Distill
 from vit_jax.objectives.distill import Teacher as Teacher
 from vit_jax.objectives.drawn import DRAWN as DRAWN
+from vit_jax.objectives.drawn import Annealed as Annealed
 from vit_jax.objectives.drawn import Drawn as Drawn
 from vit_jax.objectives.hierarchical import Hierarchical as Hierarchical
 from vit_jax.objectives.pairs import Pairs as Pairs
+from vit_jax.objectives.reconstruct import Reconstruct as Reconstruct
 from vit_jax.objectives.upsample import Upsample as Upsample
 
-OBJECTIVES = {**DRAWN, "drawn": Drawn, "upsample": Upsample}
+OBJECTIVES = {**DRAWN, "drawn": Drawn, "annealed": Annealed, "reconstruct": Reconstruct, "upsample": Upsample}

@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict
 from vit_jax import losses, trees
 from vit_jax.checks import NonNegative, Smoothing
 from vit_jax.data import levels as hierarchy
-from vit_jax.layers.prompts import LEVELS
+from vit_jax.layers.tokens.prompts import LEVELS
 from vit_jax.metrics import Mean
 from vit_jax.models.roles import LAYER
 from vit_jax.objectives.base import Apply, Metrics, PerExample, Rngs

@@ -1,4 +1,4 @@
-"""Fewer tokens in a ViT, by which it is faster: values for its field ``reduce``, none of which has parameters.
+"""Fewer tokens in a ViT, by which it is faster: values for its field ``reduce``, of which ``lookup`` has parameters.
 
 Tokens move by a product with a matrix of mostly zeros and ones, which costs a few percent of a block, and which every
 processor does well, backwards too; places are found by counting how many are ahead, without a sort. In front of the
@@ -20,6 +20,7 @@ from vit_jax import config
 from vit_jax.checks import Checked, Range
 from vit_jax.layers.hooks import Attended, Place, Reducer, Tokens
 from vit_jax.layers.norm import unit
+from vit_jax.layers.tokens.lookup import Lookup
 from vit_jax.types import UserError
 
 Kept = Annotated[float, Range(0, 1, "(]")]
@@ -63,11 +64,14 @@ class Attentive(Checked):
       keep: share of the tokens that stay, rounded up.
       blocks: numbers of these blocks, from 0.
       fuse: whether the others become one; they are left out otherwise.
+      levels: other values of ``keep`` that are trained too: the objective ``drawn`` draws one of all at each step,
+        ``annealed`` begins with the last of these and comes to ``keep``, which counts otherwise.
     """
 
     keep: Kept = 0.7
     blocks: tuple[Annotated[int, Range(0, 255)], ...] = (3, 6, 9)
     fuse: bool = True
+    levels: tuple[Kept, ...] = ()
 
     def __call__(self, place: Place, *, name: str) -> Callable[[Tokens, Attended], Tokens] | None:
         if not place.cls:
@@ -79,6 +83,11 @@ class Attentive(Checked):
         if self.keep == 1 or place.block not in self.blocks:
             return None
         return functools.partial(attentive, keep=self.keep, prefix=place.prefix, fuse=self.fuse)
+
+    def forms(self) -> dict[str, Attentive]:
+        """One for each share, ``keep`` first; empty where that is the only one."""
+        shares = (self.keep, *self.levels) if self.levels else ()
+        return {f"keep_{keep:g}": dataclasses.replace(self, keep=keep, levels=()) for keep in shares}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +123,7 @@ class Random(Checked):
         return jnp.concatenate([x[:, :prefix], _mixed(_moves(place, count), x[:, prefix:])], axis=1)
 
 
-REDUCERS = {"merge": Merge, "attentive": Attentive, "random": Random}
+REDUCERS = {"merge": Merge, "attentive": Attentive, "random": Random, "lookup": Lookup}
 ReducerSpec = Annotated[Reducer, config.Choice(REDUCERS, Reducer)]
 """Type of a module's field that holds a :class:`~vit_jax.layers.hooks.Reducer`."""
 

@@ -15,7 +15,7 @@ import vit_jax as vj
 from vit_jax import config, models
 from vit_jax.layers.block import Block
 from vit_jax.layers.hooks import Attended, Place, Reducer, Tokens
-from vit_jax.layers.reduce import REDUCERS, Attentive, Merge, Random, ReducerSpec, attentive, merge
+from vit_jax.layers.tokens.reduce import REDUCERS, Attentive, Merge, Random, ReducerSpec, attentive, merge
 from vit_jax.models import cost
 from vit_jax.models.describe import describe, structured
 from vit_jax.types import UsageError, UserError

@@ -9,7 +9,7 @@ import pytest
 from vit_jax import models
 from vit_jax.layers.block import Block
 from vit_jax.layers.hooks import Tokens
-from vit_jax.layers.prompts import Prompted
+from vit_jax.layers.tokens.prompts import Prompted
 from vit_jax.types import UserError
 
 TINY = {"patch": 4, "width": 8, "depth": 3, "heads": 2, "mlp_dim": 12, "num_classes": 4}
