@@ -139,8 +139,10 @@ def _read(path: pathlib.Path, like: Any) -> Any:
             like = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=first), there)
         shapes = {k: tuple(m.shape) for k, m in flat(there).items()}
         for key, leaf in flat(like).items():
-            if shapes.get(key) != leaf.shape:
-                raise ValueError(f"{key} has the shape {shapes.get(key)} there, not {leaf.shape}")
+            if key not in shapes:
+                raise ValueError(f"{key} is not there, which a model of this configuration has")
+            if shapes[key] != leaf.shape:
+                raise ValueError(f"{key} has the shape {shapes[key]} there, not {leaf.shape}")
         tree = reader.restore(path, like)
     about = read_item(path.parent, "meta")
     expected = about["checksums"][path.name]
