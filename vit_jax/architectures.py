@@ -243,8 +243,8 @@ SIGLIP = {"image_head": "none", "text_head": "biased", "temperature": 10.0, "bia
 SIGLIP_TEXT = {"vocab_size": 32000, "length": 64, "end_id": 1, "pad_id": 1, "causal": False, "pool": "last"}
 
 
-def _clip(image: str, embed_dim: int, heads: int, depth: int = 12) -> Row:
-    text = text_row(embed_dim, heads, depth=depth, **CLIP_TEXT)
+def _clip(image: str, embed_dim: int, heads: int, **more: Any) -> Row:
+    text = text_row(embed_dim, heads, **CLIP_TEXT, **more)
     return {"image_tower": image_row(image, **CLIP_IMAGE), "text_tower": text, "embed_dim": embed_dim}
 
 
@@ -262,9 +262,9 @@ TWO_TOWER: dict[str, Row] = {
     "clip_vit_b32": _clip("vit_b32", 512, 8),
     "clip_vit_b16": _clip("vit_b16", 512, 8),
     "clip_vit_l14": _clip("vit_l14", 768, 12),
-    "clip_vit_h14": _clip("vit_h14", 1024, 16, 24),
-    "clip_vit_g14": _clip("vit_g14", 1024, 16, 24),
-    "clip_vit_G14": _clip("vit_G14", 1280, 20, 32),
+    "clip_vit_h14": _clip("vit_h14", 1024, 16, depth=24),
+    "clip_vit_g14": _clip("vit_g14", 1024, 16, depth=24),
+    "clip_vit_G14": _clip("vit_G14", 1280, 20, depth=32),
     "siglip_vit_b16": _siglip("vit_b16", 768, 12),
     "siglip_vit_l16": _siglip("vit_l16", 1024, 16, depth=24),
     "siglip_vit_so400m14": _siglip("vit_so400m14", 1152, 16, depth=27, mlp_dim=4304),

@@ -199,7 +199,7 @@ class Scanning(Blocks, ImageModel):
     KINDS: ClassVar[Mapping[str, Kind]] = {**ImageModel.KINDS, **dict.fromkeys(("A_log", "D"), "filter")}
     """Rates and skips are not decayed, as in the published recipes."""
 
-    def patches(self, image: jax.Array) -> jax.Array:
+    def grid(self, image: jax.Array) -> jax.Array:
         """float32 ``[B, H, W, C]`` -> tokens ``[B, h, w, D]``."""
         if self.ffn is not None:
             raise UserError(f"a {type(self).__name__} has no MLPs for {self.ffn} to stand in place of; leave ffn=None.")
@@ -218,7 +218,7 @@ class Vim(Scanning):
     """
 
     def encode(self, image: jax.Array, train: bool) -> Features:
-        grid = self.patches(image)
+        grid = self.grid(image)
         b, h, w, d = grid.shape
         cls = self.param("cls", logical(nn.initializers.normal(0.02), (None, None, "embed")), (1, 1, d))
         cls = jnp.broadcast_to(cls.astype(self.dtype), (b, 1, d))
@@ -319,7 +319,7 @@ class MambaMixer(Scanning):
     KINDS: ClassVar[Mapping[str, Kind]] = {**Scanning.KINDS, "weights": "scale"}
 
     def encode(self, image: jax.Array, train: bool) -> Features:
-        grid = self.patches(image)
+        grid = self.grid(image)
         x = grid.reshape(grid.shape[0], -1, self.width)
         if train and self.dropout:
             x = dropout(x, self.dropout, self.make_rng("dropout"))

@@ -208,6 +208,7 @@ def build(config: TrainConfig, devices: Any = None, train: Source | None = None)
 def _build(c: TrainConfig, devices: Any, train: Source | None) -> Setup:
     mesh = make_mesh(c.mesh, devices)
     c.augment.check(c.data.canvas)
+    reported(c.evaluators)  # or two of them say the same name
     group = None if c.optim.sam is None else c.optim.sam.m
     check_batch(c.batch_size, c.accumulate, group, mesh)
     least = c.objective.min_batch_size
