@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from vit_jax import config
 from vit_jax.checks import Pixels, Range
 from vit_jax.layers.conv import Conv
-from vit_jax.layers.embed import along_both, resize_matrix
+from vit_jax.layers.embed import along_both, grid_of, resize_matrix
 from vit_jax.layers.linear import DType, Linear
 from vit_jax.models.base import Doubled, Features, ImageModel, Upsampler
 from vit_jax.models.images import IMAGES
@@ -125,7 +125,7 @@ class LiFT(ImageModel, Upsampler):
     def _grid(self, found: Features, image: jax.Array) -> jax.Array:
         """``[B, h, w, D]`` of the tower's tokens."""
         tower = self.image_tower
-        rows, columns = (side // tower.patch for side in image.shape[1:3])
+        rows, columns = grid_of(image.shape[1], image.shape[2], tower.patch)
         grid = found.tokens[:, found.tokens.shape[1] - rows * columns :]
         return grid.reshape(grid.shape[0], rows, columns, -1)
 
@@ -153,7 +153,7 @@ class LiFT(ImageModel, Upsampler):
         tower = self.image_tower
         if tower.positions != "learn" or tower.position_grid is not None:
             return variables
-        old, new = self.side // tower.patch, (height // tower.patch, width // tower.patch)
+        old, new = self.side // tower.patch, grid_of(height, width, tower.patch)
         if new == (old, old):
             return variables
         table = nn.unbox(variables["params"]["position"]["embedding"])
