@@ -6,6 +6,7 @@ python experiments/backbones/run.py --out runs/backbones --cifar folder:/data/ci
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import pathlib
 import statistics
@@ -42,10 +43,10 @@ MODELS: dict[str, dict[str, Any]] = {
     "MobileNetV3": {"name": "mobilenetv3_small_050", "strides": (1, 2, 2, 1, 2)},
 }
 FINE: dict[str, dict[str, dict[str, Any]]] = {
-    "cifar": {**dict.fromkeys(TOKENS_OF, {"patch": 8}), **dict.fromkeys(STAGES_OF, {"patch": 4})},
+    "cifar": {**{name: {"patch": 8} for name in TOKENS_OF}, **{name: {"patch": 4} for name in STAGES_OF}},
     "digits": {
-        **dict.fromkeys(TOKENS_OF, {"patch": 2}),
-        **dict.fromkeys(STAGES_OF, {"patch": 1}),
+        **{name: {"patch": 2} for name in TOKENS_OF},
+        **{name: {"patch": 1} for name in STAGES_OF},
         "NF-ResNet": {"stem": "3x3"},
         "MobileNetV3": {"stem_stride": 1},
     },
@@ -94,7 +95,7 @@ def trained(name: str, model: str, seed: int, args: argparse.Namespace) -> pathl
 
 def table_of(name: str, runs: dict[str, list[pathlib.Path]], args: argparse.Namespace) -> list[dict[str, Any]]:
     """A row a model: what it is, its accuracies, images per second of inference and training in turn."""
-    rows, forwards, steps = [], {}, {}
+    rows, forwards, gradients = [], {}, {}
     for model, places in runs.items():
         found = vj.load(places[0])
         inputs = found.model.inputs(found.preprocess.size)
@@ -102,9 +103,9 @@ def table_of(name: str, runs: dict[str, list[pathlib.Path]], args: argparse.Name
         kept = {"params": found.params, **found.variables}
         forward = jax.jit(lambda v, x, m=found.model: m.apply(v, x))
         backward = jax.jit(jax.grad(lambda p, v, x, m=found.model: m.apply({**v, "params": p}, x).sum()))
-        forwards[model] = lambda run=forward.lower(kept, images).compile(), v=kept, x=images: run(v, x)
-        program = backward.lower(found.params, kept, images).compile()
-        steps[model] = lambda run=program, v=kept, x=images: run(v["params"], v, x)
+        forwards[model] = functools.partial(forward.lower(kept, images).compile(), kept, images)
+        args = (found.params, kept, images)
+        gradients[model] = functools.partial(backward.lower(*args).compile(), *args)
         rows.append(
             {
                 "set": name,
@@ -114,7 +115,7 @@ def table_of(name: str, runs: dict[str, list[pathlib.Path]], args: argparse.Name
                 "accuracies": [float(vj.evaluate(place).metrics["accuracy"]) for place in places],
             }
         )
-    for key, programs in (("forward", forwards), ("gradient", steps)):
+    for key, programs in (("forward", forwards), ("gradient", gradients)):
         times = alternate(programs, args.rounds)
         for row in rows:
             timing, first = times[row["model"]], times[next(iter(runs))]
