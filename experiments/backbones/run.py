@@ -6,16 +6,14 @@ python experiments/backbones/run.py --out runs/backbones --cifar folder:/data/ci
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import pathlib
 import statistics
 from typing import Any
 
-import jax
-
 import vit_jax as vj
 from vit_jax import config
+from vit_jax.bench import steps
 from vit_jax.bench.timing import alternate, processor
 from vit_jax.launch import runtime
 from vit_jax.models import cost
@@ -95,45 +93,41 @@ def trained(name: str, model: str, seed: int, args: argparse.Namespace) -> pathl
 
 def table_of(name: str, runs: dict[str, list[pathlib.Path]], args: argparse.Namespace) -> list[dict[str, Any]]:
     """A row a model: what it is, its accuracies, images per second of inference and training in turn."""
-    rows, forwards, gradients = [], {}, {}
+    rows: list[dict[str, Any]] = []
+    programs: dict[steps.Kind, dict[str, Any]] = {"forward": {}, "train": {}}
     for model, places in runs.items():
         found = vj.load(places[0])
         inputs = found.model.inputs(found.preprocess.size)
-        images = jax.random.normal(jax.random.key(0), (BATCH, *inputs[0].shape[1:]))
-        kept = {"params": found.params, **found.variables}
-        forward = jax.jit(lambda v, x, m=found.model: m.apply(v, x))
-        backward = jax.jit(jax.grad(lambda p, v, x, m=found.model: m.apply({**v, "params": p}, x).sum()))
-        forwards[model] = functools.partial(forward.lower(kept, images).compile(), kept, images)
-        args = (found.params, kept, images)
-        gradients[model] = functools.partial(backward.lower(*args).compile(), *args)
+        for kind, made in programs.items():
+            made[model], parameters = steps.candidate(kind, found.model, BATCH, found.preprocess.size)
         rows.append(
             {
                 "set": name,
                 "model": model,
-                "parameters": sum(leaf.size for leaf in jax.tree.leaves(found.params)),
+                "parameters": parameters,
                 "mflops": cost.flops(found.model, inputs) / 1e6,
                 "accuracies": [float(vj.evaluate(place).metrics["accuracy"]) for place in places],
             }
         )
-    for key, programs in (("forward", forwards), ("gradient", gradients)):
-        times = alternate(programs, args.rounds)
+    for kind, made in programs.items():
+        times = alternate(made, args.rounds)
         for row in rows:
             timing, first = times[row["model"]], times[next(iter(runs))]
-            row[key] = {"images per second": BATCH / timing.median, **timing.compared("times the first", first)}
+            row[kind] = {"images per second": BATCH / timing.median, **timing.compared("times the first", first)}
     return rows
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Mean and standard deviation over the seeds, speed against the first model's, as Markdown."""
-    head = ("set", "model", "parameters", "MFLOPs", "accuracy", "each seed", "forward", "forward and backward")
+    head = ("set", "model", "parameters", "MFLOPs", "accuracy", "each seed", "forward", "train step")
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row in rows:
         each = [100 * a for a in row["accuracies"]]
         spread = f" ± {statistics.stdev(each):.1f}" if len(each) > 1 else ""
         cells = [row["set"], row["model"], f"{row['parameters']:,}", f"{row['mflops']:.1f}"]
         cells += [f"{statistics.mean(each):.1f}{spread} %", ", ".join(f"{a:.1f}" for a in each)]
-        for key in ("forward", "gradient"):
-            ratio = (row[key][f"times the first ({k})"] for k in ("median", "10th percentile", "90th percentile"))
+        for kind in ("forward", "train"):
+            ratio = (row[kind][f"times the first ({k})"] for k in ("median", "10th percentile", "90th percentile"))
             cells.append("{:.2f} ({:.2f} to {:.2f})".format(*ratio))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
