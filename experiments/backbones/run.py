@@ -56,16 +56,20 @@ BATCH = 64
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, type=pathlib.Path, help="folder for the runs; those there go on")
-    parser.add_argument("--cifar", metavar="SOURCE", help="where the images of CIFAR-10 lie; without, the digits alone")
+    parser.add_argument("--cifar", metavar="SOURCE", help="where the images of CIFAR-10 lie")
+    parser.add_argument("--sets", nargs="*", choices=SETS, default=list(SETS), help="rows of others stay as they are")
     parser.add_argument("--models", nargs="*", choices=MODELS, default=list(MODELS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--duration", default=None, help="another length of training, '1 epochs' for a try")
     parser.add_argument("--rounds", type=int, default=20, help="measurements of speed (default 20)")
     parser.add_argument("--results", type=pathlib.Path, default=HERE / "results.json")
     args = parser.parse_args()
+    if "cifar" in args.sets and not args.cifar:
+        parser.error("say where CIFAR-10 is, --cifar folder:DIR, or leave it out, --sets digits")
     runtime.setup()
-    rows: list[dict[str, Any]] = []
-    for name in ("digits", "cifar") if args.cifar else ("digits",):
+    there = json.loads(args.results.read_text())["rows"] if args.results.is_file() else []
+    rows: list[dict[str, Any]] = [row for row in there if row["set"] not in args.sets]
+    for name in args.sets:
         runs: dict[str, list[pathlib.Path]] = {model: [] for model in args.models}
         for seed in range(args.seeds):
             for model, places in runs.items():
