@@ -27,7 +27,8 @@ def flops(model: nn.Module, inputs: tuple[Any, ...]) -> float:
     """FLOPs (2 per multiply-add) of one forward pass over ``inputs`` (shapes), by XLA's count of the unrolled model.
 
     They are counted as for a CPU, whatever the program will run on: accelerators do not count, and fused kernels hide
-    their products. Not a number where ``JAX_PLATFORMS`` leaves the CPU out.
+    their products. Of a loop XLA counts the body once, so that selective scans (Vim, MambaMixer) are nearly left out.
+    Not a number where ``JAX_PLATFORMS`` leaves the CPU out.
     """
     plain = replace_in_towers(model, scan=False, remat="none")
     try:
