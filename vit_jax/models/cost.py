@@ -10,11 +10,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun, jaxprs_in_params
 from jax.sharding import Mesh
 
 from vit_jax import trees
 from vit_jax.layers.predicted import Predicted
-from vit_jax.models.base import abstract_init, replace_in_towers
+from vit_jax.models.base import abstract_init
 
 PEAK = {
     "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12, "TPU v5p": 459e12, "TPU v5": 459e12,
@@ -24,21 +25,37 @@ PEAK = {
 
 
 def flops(model: nn.Module, inputs: tuple[Any, ...]) -> float:
-    """FLOPs (2 per multiply-add) of one forward pass over ``inputs`` (shapes), by XLA's count of the unrolled model.
+    """FLOPs (2 per multiply-add) of one forward pass over ``inputs`` (shapes), by XLA's count, with all turns of loops.
 
     They are counted as for a CPU, whatever the program will run on: accelerators do not count, and fused kernels hide
-    their products. Of a loop XLA counts the body once, so that selective scans (Vim, MambaMixer) are nearly left out.
-    Not a number where ``JAX_PLATFORMS`` leaves the CPU out.
+    their products. Exponentials are not among them. Not a number where ``JAX_PLATFORMS`` leaves the CPU out.
     """
-    plain = replace_in_towers(model, scan=False, remat="none")
     try:
         cpu = jax.local_devices(backend="cpu")[0]
     except RuntimeError:  # training must not end for want of a figure of its log
         return float("nan")
     with jax.set_mesh(Mesh(np.asarray([cpu]), "x")), jax.default_device(cpu):
-        variables = nn.unbox(abstract_init(plain, inputs))
-        found: Any = jax.jit(plain.apply).lower(variables, *inputs).cost_analysis()
-    return float(found["flops"])
+        return _count(jax.make_jaxpr(model.apply)(nn.unbox(abstract_init(model, inputs)), *inputs), {})
+
+
+def _count(program: ClosedJaxpr, known: dict[str, float]) -> float:
+    """XLA's count, in which the body of a loop stands once, and the other turns of every loop; ``known`` are bodies."""
+    found: Any = jax.jit(jaxpr_as_fun(program)).lower(*program.in_avals).cost_analysis()
+    return float(found["flops"]) + _turns(program.jaxpr, known)
+
+
+def _turns(program: Jaxpr, known: dict[str, float]) -> float:
+    """FLOPs that :func:`_count` adds to XLA's."""
+    total = 0.0
+    for equation in program.eqns:
+        inside = sum(_turns(p, known) for p in jaxprs_in_params(equation.params))
+        if equation.primitive.name == "scan":
+            body = equation.params["jaxpr"]
+            if (text := str(body)) not in known:
+                known[text] = _count(body, known)
+            inside += (equation.params["length"] - 1) * known[text]
+        total += inside
+    return total
 
 
 def spared(model: nn.Module, inputs: tuple[Any, ...]) -> float:
