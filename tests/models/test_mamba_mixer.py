@@ -10,33 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.layers.test_conv import reference as depthwise
-from tests.models.test_vim import direction, mixed, norm, random_params, silu
+from tests.layers.test_selective import crossed, mixed, random_params
+from tests.models.test_vim import norm
 from vit_jax import models, trees
 from vit_jax.optim import masks
 from vit_jax.types import UserError
 
 TINY = dict(num_classes=3, patch=2, width=20, depth=2, state=3)
 GRID = (3, 2)
-PLACES = np.arange(6).reshape(GRID)
-ORDERS = {"forward": PLACES.ravel(), "down": PLACES.T.ravel()}
-ORDERS |= {"backward": ORDERS["forward"][::-1], "up": ORDERS["down"][::-1]}
-"""In which order the tokens of the grid come to each scan."""
-
-
-def crossed(x, p):
-    """The mixer of tokens, ``[N, D]``."""
-    value, gate = np.split(x @ p["in"]["kernel"], 2, axis=1)
-    grid = value.reshape(1, *GRID, -1)
-    value = silu(depthwise(grid, p["conv"]["kernel"]) + p["conv"]["bias"]).reshape(value.shape)
-    total = np.zeros_like(value)
-    for name, places in ORDERS.items():
-        total[places] += direction(value[places], p[name], short=False) / 4
-    return total * silu(gate) @ p["out"]["kernel"]
 
 
 def token(x, q):
-    return crossed(norm(x, q["norm_token"]), q["token_mixer"])
+    return crossed(norm(x, q["norm_token"]), q["token_mixer"], GRID)
 
 
 def channel(x, q):

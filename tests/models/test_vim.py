@@ -10,48 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.layers.test_selective import mixed, random_params
 from vit_jax import models
-from vit_jax.models.vim import SelectiveMixer
 from vit_jax.optim import masks
 from vit_jax.types import UserError
 
 TINY = dict(num_classes=3, patch=4, width=20, depth=2, state=3)
 
 
-def random_params(model, *inputs):
-    """Normal numbers; what the step sizes are made of small, so that states last."""
-    shapes = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"])
-    rng = np.random.default_rng(1)
-    return jax.tree.map(lambda s: jnp.asarray(rng.standard_normal(s.shape) * 0.3, jnp.float32), shapes)
-
-
-def silu(x):
-    return x / (1 + np.exp(-x))
-
-
 def norm(x, p):
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * p["scale"]
-
-
-def direction(x, p, short=True):
-    """Algorithm 1 of the paper for one direction of one image, ``[N, E]``; ``short`` for its convolution."""
-    if short:
-        moved = [np.concatenate([np.zeros((3 - i, x.shape[1])), x])[: len(x)] for i in range(4)]
-        x = silu(sum(m * w for m, w in zip(moved, p["kernel_conv"], strict=True)) + p["bias_conv"])
-    rank, state = len(p["dt_proj"]["kernel"]), p["A_log"].shape[1]
-    r, b, c = np.split(x @ p["x_proj"]["kernel"], (rank, rank + state), axis=1)
-    delta = np.log1p(np.exp(r @ p["dt_proj"]["kernel"] + p["bias_dt"]))
-    h, rows = np.zeros(p["A_log"].shape), []
-    for t in range(len(x)):
-        h = np.exp(-delta[t, :, None] * np.exp(p["A_log"])) * h + (delta[t] * x[t])[:, None] * b[t]
-        rows.append(h @ c[t] + p["D"] * x[t])
-    return np.stack(rows)
-
-
-def mixed(x, p):
-    value, gate = np.split(x @ p["in"]["kernel"], 2, axis=1)
-    y = direction(value, p["forward"]) + direction(value[::-1], p["backward"])[::-1]
-    return y / 2 * silu(gate) @ p["out"]["kernel"]
 
 
 def reference(p, image):
@@ -75,16 +43,6 @@ def test_equals_the_paper_in_float64(rng, run):
     np.testing.assert_allclose(run(model, params, jnp.asarray(image, jnp.float32)), want, atol=2e-5 * abs(want).max())
 
 
-def test_in_reverse_with_both_directions_exchanged_it_is_reversed(rng):
-    mixer, x = SelectiveMixer(state=3), jnp.asarray(rng.standard_normal((2, 7, 5)), jnp.float32)
-    params = random_params(mixer, x)
-    other = {**params, "forward": params["backward"], "backward": params["forward"]}
-    apply = jax.jit(mixer.apply)
-    got, want = apply({"params": other}, x[:, ::-1]), apply({"params": params}, x)[:, ::-1]
-    np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
-    assert np.abs(apply({"params": params}, x[:, ::-1]) - want).max() > 1e-2 * np.abs(want).max()
-
-
 @pytest.mark.parametrize(
     ("name", "count"),
     [
@@ -100,21 +58,6 @@ def test_sizes_of_the_published_models(name, count):
     ]
     first, second = (sum(x.size for x in jax.tree.leaves(nn.meta.unbox(tree))) for tree in shapes)
     assert first + (models.create(name).depth - 1) * (second - first) == count
-
-
-def test_beginnings():
-    """Rates of 1 to n, steps between a thousandth and a tenth, and output maps that shrink with the depth."""
-    mixer = SelectiveMixer(depth=16)
-    made = nn.unbox(jax.jit(mixer.init)(jax.random.key(0), jnp.zeros((1, 1, 64)))["params"])
-    one, other = (jax.tree.map(np.asarray, made[name]) for name in ("forward", "backward"))
-    np.testing.assert_allclose(np.exp(one["A_log"]), np.tile(np.arange(1, 17), (128, 1)), rtol=1e-6)
-    steps = np.log1p(np.exp(one["bias_dt"]))
-    assert 9e-4 < steps.min() < 4e-3 and 0.03 < steps.max() < 0.11
-    assert (one["D"] == 1).all() and not np.array_equal(one["bias_dt"], other["bias_dt"])
-    bounds = {"kernel_conv": 4, "bias_conv": 4, "dt_proj": 4, "x_proj": 128}
-    found = {key: np.abs(jax.tree.leaves(one[key])[0]).max() * inputs**0.5 for key, inputs in bounds.items()}
-    found["out"] = np.abs(made["out"]["kernel"]).max() * 128**0.5 * 16**0.5
-    assert all(0.9 < value <= 1.0001 for value in found.values()), found
 
 
 def test_rates_skips_biases_and_norms_are_not_decayed():

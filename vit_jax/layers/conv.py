@@ -14,6 +14,15 @@ from vit_jax import config, sharding
 from vit_jax.kernels.products import differentiable
 from vit_jax.layers.linear import DType, Init, logical, matmul
 
+Grid = tuple[int, int]
+"""Rows and columns of tokens."""
+
+
+def on_grid(run: Callable[[jax.Array], jax.Array], x: jax.Array, grid: Grid) -> jax.Array:
+    """``run``, ``[B, H, W, D] -> [B, H, W, D']``, of tokens ``[B, N, D]`` that lie in a grid row by row."""
+    y = run(x.reshape(x.shape[0], *grid, x.shape[-1]))
+    return y.reshape(x.shape[0], -1, y.shape[-1])
+
 
 class Conv(nn.Module):
     """Weighted sums over squares around every ``stride``-th place, zeros beyond the edge; a subclass may change them.

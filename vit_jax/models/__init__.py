@@ -25,6 +25,7 @@ from vit_jax.models.composed.stitched import Stitched
 from vit_jax.models.convnext import ConvNeXt
 from vit_jax.models.hornet import HorNet
 from vit_jax.models.images import IMAGE_MODELS, IMAGES
+from vit_jax.models.mamba_mixer import MambaMixer
 from vit_jax.models.mixer import Mixer
 from vit_jax.models.mobilenet import MobileNet
 from vit_jax.models.monarch_mixer import MonarchMixer
@@ -32,7 +33,7 @@ from vit_jax.models.nf_resnet import NFResNet
 from vit_jax.models.roles import Model, Role
 from vit_jax.models.text import TextTransformer
 from vit_jax.models.two_tower import Embedded, TwoTower
-from vit_jax.models.vim import MambaMixer, Vim
+from vit_jax.models.vim import Vim
 from vit_jax.models.vit import ViT
 
 __all__ = [

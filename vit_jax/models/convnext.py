@@ -8,9 +8,9 @@ import flax.linen as nn
 import jax
 
 from vit_jax.layers.block import ResidualBlock
-from vit_jax.layers.conv import DepthwiseConv
+from vit_jax.layers.conv import DepthwiseConv, Grid, on_grid
 from vit_jax.layers.norm import LayerNorm
-from vit_jax.models.stages import Grid, Stages, on_grid
+from vit_jax.models.stages import Stages
 
 KERNEL = 7
 """Side of the depthwise convolutions."""

@@ -13,13 +13,13 @@ import numpy as np
 
 from vit_jax.checks import Depth, Pixels, Range, Size
 from vit_jax.layers.block import ResidualBlock
-from vit_jax.layers.conv import DepthwiseConv
+from vit_jax.layers.conv import DepthwiseConv, Grid, on_grid
 from vit_jax.layers.linear import Dense, DType, Linear, LinearSpec, Spec, logical
 from vit_jax.layers.norm import EPSILON, LayerNorm
 from vit_jax.layers.stack import common
 from vit_jax.models.base import ImageModel
 from vit_jax.models.roles import Kind
-from vit_jax.models.stages import Grid, Stages, each_stage, on_grid
+from vit_jax.models.stages import Stages, each_stage
 from vit_jax.types import UserError
 
 KERNEL, LOCAL_KERNEL = 7, 3

@@ -6,11 +6,12 @@ from vit_jax import architectures
 from vit_jax.config import Variant
 from vit_jax.models.convnext import ConvNeXt
 from vit_jax.models.hornet import HorNet
+from vit_jax.models.mamba_mixer import MambaMixer
 from vit_jax.models.mixer import Mixer
 from vit_jax.models.mobilenet import MobileNet
 from vit_jax.models.monarch_mixer import MonarchMixer
 from vit_jax.models.nf_resnet import NFResNet
-from vit_jax.models.vim import MambaMixer, Vim
+from vit_jax.models.vim import Vim
 from vit_jax.models.vit import ViT
 
 IMAGE_MODELS: dict[str, Variant] = {

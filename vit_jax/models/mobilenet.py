@@ -13,14 +13,14 @@ import jax.numpy as jnp
 from vit_jax import architectures, sharding
 from vit_jax.architectures import eights
 from vit_jax.checks import Share, Size
-from vit_jax.layers.conv import Conv, DepthwiseConv
+from vit_jax.layers.conv import Conv, DepthwiseConv, Grid, on_grid
 from vit_jax.layers.linear import DType, Linear, logical
 from vit_jax.layers.pool import average
 from vit_jax.layers.stack import Layered
 from vit_jax.layers.stochastic import drop_path as dropped
 from vit_jax.models.base import Features, ImageModel
 from vit_jax.models.roles import Part
-from vit_jax.models.stages import Grid, drop_path_rates, each_stage, on_grid
+from vit_jax.models.stages import drop_path_rates, each_stage
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 
 from vit_jax import sharding
 from vit_jax.checks import Depth, NonNegative, Size
-from vit_jax.layers.conv import Conv
+from vit_jax.layers.conv import Conv, Grid
 from vit_jax.layers.linear import DType, logical
 from vit_jax.layers.mlp import activate
 from vit_jax.layers.pool import average
 from vit_jax.layers.stack import Layered, common
 from vit_jax.layers.stochastic import drop_path as dropped
 from vit_jax.models.base import Features, ImageModel
-from vit_jax.models.stages import Grid, drop_path_rates, each_stage
+from vit_jax.models.stages import drop_path_rates, each_stage
 
 Rectifier = Literal["relu", "gelu", "silu"]
 GAMMAS = {"relu": 1.7139588594436646, "gelu": 1.7015043497085571, "silu": 1.7881293296813965}

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 
 from vit_jax.checks import Depth, Finite, Pixels, Size
+from vit_jax.layers.conv import Grid, on_grid
 from vit_jax.layers.embed import PatchEmbed
 from vit_jax.layers.norm import LayerNorm
 from vit_jax.layers.pool import average
@@ -22,14 +23,6 @@ from vit_jax.types import UserError
 
 MLP_RATIO = 4
 """Hidden units of a block's MLP to its channels."""
-Grid = tuple[int, int]
-"""Rows and columns of a stage's tokens."""
-
-
-def on_grid(run: Callable[[jax.Array], jax.Array], x: jax.Array, grid: Grid) -> jax.Array:
-    """``run``, ``[B, H, W, D] -> [B, H, W, D']``, of tokens ``[B, N, D]`` that lie in a grid row by row."""
-    y = run(x.reshape(x.shape[0], *grid, x.shape[-1]))
-    return y.reshape(x.shape[0], -1, y.shape[-1])
 
 
 def each_stage(model: nn.Module, first: str, *others: str) -> None:
