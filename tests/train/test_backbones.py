@@ -132,12 +132,12 @@ PAIRS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", PAIRS)
-@pytest.mark.parametrize("name", ["mobilenet", "mobilenet_v2", "vim", "mamba_mixer"])
+@pytest.mark.parametrize("name", MODELS)
 def test_a_step_as_image_tower(name, kind, tiny):
     """Under SAM: the tower's parameters move, and all statistics where there are some."""
     fields, objective, options = PAIRS[kind]
     data = {"path": "digits_pairs", "canvas": 8, "workers": 1, "text": {"tokenizer": "bytes", "length": 52}}
-    raw = tiny(optim={"optimizer": "sgd", "warmup": 0, "sam": "sam"}, ema=None, **options)
+    raw = tiny(optim={"optimizer": "adamw", "warmup": 0, "sam": "sam"}, ema=None, **options)
     raw |= {"data": data, "objective": objective, "evaluators": ["retrieval"], "best": "val/mean_r1"}
     raw["model"] = {"name": kind, "image_tower": model(name), "embed_dim": 8, **fields}
     setup = build(parse(TrainConfig, raw), jax.devices()[:1])
