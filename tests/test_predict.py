@@ -13,11 +13,11 @@ from PIL import Image
 
 from vit_jax import models
 from vit_jax.checkpoint import Checkpoints
-from vit_jax.convert import read, write
+from vit_jax.convert import read, run_folder, write
 from vit_jax.data.text import TextCodec, to_meta
 from vit_jax.data.tokenizer import open_tokenizer
 from vit_jax.decoding import Beam, Greedy, Nucleus
-from vit_jax.predict import ImageText, Predictor, expand, load
+from vit_jax.predict import ImageText, Predictor, expand, load, of
 from vit_jax.types import UserError
 
 NAMES = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu")
@@ -311,3 +311,22 @@ def test_features_of_a_classifier(classifier, images, params):
     logits = pooled @ np.asarray(params["head"]["kernel"]) + np.asarray(params["head"]["bias"])
     p = np.exp(logits) / np.exp(logits).sum()
     np.testing.assert_allclose(p, model.probabilities(canvas), rtol=1e-4)
+
+
+def test_a_head_that_is_left_out_leaves_features(classifier, folders, images):
+    """Of any number of scales, where a head that was trained on one cannot stay."""
+    load_with = lambda **changes: of(run_folder.load(folders / "softmax", changes).read())  # noqa: E731
+    canvas, changes = classifier.image(images / "a.png")[None], {"model.num_classes": 0}
+    bare = load_with(**changes)
+    assert bare.class_names == () and "head" not in bare.params
+    np.testing.assert_allclose(bare.embed(canvas), classifier.embed(canvas), rtol=1e-5)
+    two = load_with(**changes, **{"model.scales": (1, 2)})
+    np.testing.assert_allclose(two.embed(canvas)[:, :16], classifier.embed(canvas), rtol=1e-5)
+    assert two.embed(canvas).shape == (1, 32)
+    with pytest.raises(UserError, match="has no head, so it names no classes; 'embed' writes"):
+        bare([str(images / "a.png")])
+    says = r"not trained with model.scales=\(1, 2\); leave that out, or its head, --config.model.num_classes=0: feat"
+    with pytest.raises(UserError, match=says):
+        load_with(**{"model.scales": (1, 2)})
+    with pytest.raises(UserError, match=r"not trained with model.width=32, model.heads=4; leave that out\."):
+        load_with(**{"model.width": 32, "model.heads": 4})

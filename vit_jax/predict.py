@@ -198,6 +198,11 @@ class Predictor(Trained):
         return PROBABILITIES[self.pretrained.output_activation](outputs) if self.model.num_classes else outputs
 
     def __call__(self, images: Sequence[Listed], *, top: int = 5, batch_size: int = BATCH) -> Iterator[Row]:
+        if not self.class_names:
+            raise UserError(
+                f"{self.pretrained.source} has no head, so it names no classes; 'embed' writes its features."
+            )
+
         def run(canvases: np.ndarray, _: np.ndarray) -> Iterator[Row]:
             return _best(self.probabilities(canvases), "class", self.class_names, top)
 

@@ -52,11 +52,12 @@ def load(path: pathlib.Path, changes: Mapping[str, Any] | None = None, address: 
     Raises:
       UserError: none can be read; its imports are gone, or came with it and are not among ``changes``.
     """
+    changes = changes or {}
     tree, meta, folder = checkpoint.load_params(path)
     meta = record_of(meta, META, f"the meta of {folder}")
     home = folder.parents[folder.parent.name == checkpoint.FOLDER]
     stored = imports.recorded(meta["config"], address or home)
-    raw = record_of(change(stored, (changes or {}).items()), CONFIG, f"the configuration of {folder}")
+    raw = record_of(change(stored, changes.items()), CONFIG, f"the configuration of {folder}")
     own = _imports(raw)
     with known(own):
         model = parse(Annotated[Any, Choice(models.NAMES, nn.Module)], raw["model"], "model")
@@ -64,8 +65,11 @@ def load(path: pathlib.Path, changes: Mapping[str, Any] | None = None, address: 
     augment = parse(Augment, {**raw["augment"], "train": ()}, "augment")  # what training did to images matters no more
     canvas = record_of(raw["data"], {"canvas": Pixels | None}, "data").get("canvas", 256)
     frame = parse(Framing, raw["data"].get("frame", {}), "data.frame")
-    names = tuple(meta["class_names"])
+    headless = "model.num_classes" in changes and isinstance(model, models.ImageModel) and model.num_classes == 0
+    names = () if headless else tuple(meta["class_names"])
     params, encoder = leaves(tree), from_meta(meta.get("tokenizer"))
+    if headless:
+        params = {path: leaf for path, leaf in params.items() if path.partition("/")[0] != "head"}
     assumed = assumed_of(meta)
     variables = checkpoint.read_item(folder, "variables") if "variables" in meta["checksums"] else {}
     model = _fitted(model, params, names, encoder)
@@ -74,10 +78,9 @@ def load(path: pathlib.Path, changes: Mapping[str, Any] | None = None, address: 
     if objective.output_activation is None:  # its head, if it has one, is not for the classes of the data
         differs = [path for path in differs if path.partition("/")[0] != "head"]
     if differs:
-        name = differs[0]
         raise UserError(
-            f"{folder} holds {name} of the shape {there.get(name)}, and its configuration and {len(names)} class names "
-            f"ask for {wanted.get(name)}; it is damaged, or was changed."
+            f"{folder} holds {differs[0]} of the shape {there.get(differs[0])}, and its configuration and {len(names)} "
+            f"class names ask for {wanted.get(differs[0])}; {_why(differs[0], changes)}."
         )
     return Stored(
         model,
@@ -95,6 +98,15 @@ def load(path: pathlib.Path, changes: Mapping[str, Any] | None = None, address: 
         variables=variables,
         assumed=assumed,
     )
+
+
+def _why(path: str, changes: Mapping[str, Any]) -> str:
+    """Why the parameter ``path`` has another shape than the model's, and what helps."""
+    given = ", ".join(f"{key}={value}" for key, value in changes.items() if key.partition(".")[0] == "model")
+    if not given:
+        return "it is damaged, or was changed"
+    bare = ", or its head, --config.model.num_classes=0: features need none" if path.startswith("head/") else ""
+    return f"it was not trained with {given}; leave that out{bare}"
 
 
 def _imports(raw: Mapping[str, Any]) -> Imports:

@@ -81,7 +81,8 @@ class Model(nn.Module):
     def forms(self) -> Mapping[str, Model]:
         """Models of the very same parameters, by name, of which the objective ``drawn`` trains one at each step.
 
-        Empty where there is but this one; those of the image encoder where that is a model of its own.
+        The first computes what this one does. Empty where there is but this one; those of the image encoder where that
+        is a model of its own.
         """
         if self.ENCODER is None:
             return {}

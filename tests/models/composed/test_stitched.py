@@ -54,10 +54,11 @@ def test_anchors_alone_are_themselves(net, image):
     forms = list(model.forms().values())
     assert len(forms) == 2 + 3 * 3 - 2
     run = jax.jit(lambda m, p: m.apply({"params": p}, image), static_argnums=0)
-    for form, name in ((forms[0], "first"), (forms[-1], "second")):
+    for form, name in ((forms[-1], "first"), (forms[0], "second")):
         alone = models.create(**{**(SMALL if name == "first" else WIDE), "num_classes": 5})
         np.testing.assert_array_equal(run(form, params), run(alone, params[name]))
-    np.testing.assert_array_equal(run(model, params), run(forms[-1], params))
+    assert [form.stitch for form in forms] == [*reversed(range(len(forms)))]
+    np.testing.assert_array_equal(run(model, params), run(forms[0], params))
 
 
 @pytest.mark.thorough

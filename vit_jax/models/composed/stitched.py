@@ -145,7 +145,8 @@ class Stitched(ImageModel):
         return found
 
     def forms(self) -> dict[str, Stitched]:
-        return {f"stitch_{i}": self.clone(stitch=i) for i in range(len(self.routes))} if self.stitch is None else {}
+        numbers = reversed(range(len(self.routes))) if self.stitch is None else ()
+        return {f"stitch_{i}": self.clone(stitch=i) for i in numbers}
 
     @property
     def route(self) -> Route:
