@@ -28,7 +28,7 @@ FINISHED: dict[str, Changes] = {
 
 
 def phases(steps: int, plain: pathlib.Path) -> dict[str, tuple[Changes, ...]]:
-    """What is changed besides, in each phase of training; the first of two begins with ``plain``, the run with nothing."""
+    """What is changed besides, in each phase of training; the first of two begins with ``plain``, the first run."""
     levels = "attentive(0.5, (1, 2), levels=(0.625, 0.75, 0.875, 1.0))"
     schedule = f"annealed(classify(label_smoothing=0.1), {steps // 10}, {6 * steps // 10})"
     masks = {"model.logit_bias": "predicted(0.25)"}
