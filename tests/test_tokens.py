@@ -17,9 +17,9 @@ def script():
     return module
 
 
-def test_the_power_is_that_of_the_largest(script):
-    assert script.power([(16, 5.0), (64, 3.0), (256, 48.0)]) == 2
-    assert script.power([(4, 7.0), (8, 14.0)]) == 1
+@pytest.mark.parametrize(("ratio", "tokens", "power"), [(16.0, 4, 2), (2.0, 2, 1), (1.0, 3, 0), (8.0, 4, 1.5)])
+def test_a_power_of_the_number_of_tokens(script, ratio, tokens, power):
+    assert script.power(ratio, tokens) == power
 
 
 @pytest.mark.slow
@@ -29,5 +29,6 @@ def test_a_row_for_each_model_and_size_and_a_plot(script, tmp_path):
     found = json.loads(out.read_text())
     assert [(r["model"], r["tokens"]) for r in found["rows"]] == [("Vim", 4), ("ViT", 4), ("Vim", 16), ("ViT", 16)]
     assert all(r["seconds"] > 0 and r["temporaries MB"] > 0 for r in found["rows"])
-    assert {*found["power of the number of tokens"]} == {"Vim", "ViT"}
+    powers = found["power of the number of tokens"]
+    assert {*powers} == {"Vim", "ViT"} and all(len(p["Time"]) == 3 and 0 < p["Memory"] < 3 for p in powers.values())
     assert plot.read_bytes().startswith(b"\x89PNG")

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
-import numpy as np
 
 from vit_jax import models
 from vit_jax.bench.timing import alternate, processor
 from vit_jax.cli import output
 from vit_jax.report import plots
 
+MODELS = ("Vim", "ViT")
 SIZES = (224, 448, 896, 1344, 2048)
 PANELS = {"Time": ("seconds", "seconds"), "Memory": ("temporaries MB", "MB of temporaries")}
 """Panel of the plot -> the column that it shows, and what its axis says."""
@@ -37,11 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--json", metavar="FILE", help="write the result there, - for the terminal")
     args = parser.parse_args(argv)
     rows = [row for size in args.sizes for row in measure(size, args)]
-    powers = {
-        name: {panel: power([(r["tokens"], r[key]) for r in rows if r["model"] == name]) for panel, (key, _) in
-               PANELS.items()}
-        for name in ("Vim", "ViT")
-    }  # fmt: skip
+    powers = {name: growth(name, args) for name in MODELS}
     if args.json != "-":
         for r in rows:
             own = f"{r['tokens']:>6d} tokens {r['model']} {1e3 * r['seconds']:>9.2f} ms {r['temporaries MB']:>9.2f} MB"
@@ -50,34 +47,48 @@ def main(argv: list[str] | None = None) -> None:
     if args.plot:
         title = f"{args.depth} blocks of vim_{args.width}16 and vit_{args.width}16, {args.dtype}"
         curves = {
-            f"{panel}, {title}": (label, {n: [(r["tokens"], r[key]) for r in rows if r["model"] == n] for n in powers})
+            f"{panel}, {title}": (label, {n: [(r["tokens"], r[key]) for r in rows if r["model"] == n] for n in MODELS})
             for panel, (key, label) in PANELS.items()
         }
         plots.lines(curves, "tokens", args.plot, scale="log")
     output.write(args.json, {"processor": processor(), "rows": rows, "power of the number of tokens": powers})
 
 
-def power(points: list[tuple[float, float]]) -> float:
-    """The power of x that y grows with between the last two points, where what is constant counts least."""
-    (x, y), (more, most) = np.log(points[-2:])
-    return round(float((most - y) / (more - x)), 3)
+def growth(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """The powers of the number of tokens with which time and temporaries grow between the last two sizes.
+
+    Both sizes run in turn, nothing else between: of the time median, 10th and 90th percentile.
+    """
+    less, more = args.sizes[-2:]
+    made = {size: program(name, size, args) for size in (less, more)}
+    times = alternate({str(size): run for size, (run, _) in made.items()}, args.rounds)
+    seconds = times[str(less)].over(times[str(more)])
+    tokens = (more // 16) ** 2 / (less // 16) ** 2
+    return {"Time": [power(r, tokens) for r in seconds], "Memory": power(made[more][1] / made[less][1], tokens)}
+
+
+def power(ratio: float, tokens: float) -> float:
+    """p, where ``tokens`` times as many tokens are ``ratio`` times as much: ``ratio = tokens ** p``."""
+    return round(math.log(ratio) / math.log(tokens), 3)
+
+
+def program(name: str, size: int, args: argparse.Namespace) -> tuple[Callable[[], Any], float]:
+    """A model's forward on an image of ``size`` pixels, and MB of temporaries."""
+    model = models.create(f"{name.lower()}_{args.width}16", depth=args.depth, num_classes=0, dtype=args.dtype)
+    image = jax.random.normal(jax.random.key(0), (1, size, size, 3))
+    params = nn.unbox(jax.jit(model.init)(jax.random.key(1), image)["params"])
+    compiled = jax.jit(lambda p, x: model.apply({"params": p}, x)).lower(params, image).compile()
+    return lambda: compiled(params, image), compiled.memory_analysis().temp_size_in_bytes / 1e6
 
 
 def measure(size: int, args: argparse.Namespace) -> list[dict[str, Any]]:
-    image = jax.random.normal(jax.random.key(0), (1, size, size, 3))
-    shared = {"depth": args.depth, "num_classes": 0, "dtype": args.dtype}
-    runs, memory = {}, {}
-    for name in ("Vim", "ViT"):
-        model = models.create(f"{name.lower()}_{args.width}16", **shared)
-        params = nn.unbox(jax.jit(model.init)(jax.random.key(1), image)["params"])
-        program = jax.jit(lambda p, x, model=model: model.apply({"params": p}, x)).lower(params, image).compile()
-        memory[name] = program.memory_analysis().temp_size_in_bytes / 1e6
-        runs[name] = lambda program=program, params=params: program(params, image)
+    made = {name: program(name, size, args) for name in MODELS}
+    runs = {name: run for name, (run, _) in made.items()}
     times = alternate(runs, args.rounds)
     return [
         {
             "model": name, "tokens": math.prod((size // 16,) * 2), "seconds": times[name].median,
-            "temporaries MB": memory[name], **times[name].compared("times ViT", times["ViT"]),
+            "temporaries MB": made[name][1], **times[name].compared("times ViT", times["ViT"]),
         }
         for name in runs
     ]  # fmt: skip
