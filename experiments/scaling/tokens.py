@@ -78,7 +78,8 @@ def program(name: str, size: int, args: argparse.Namespace) -> tuple[Callable[[]
     image = jax.random.normal(jax.random.key(0), (1, size, size, 3))
     params = nn.unbox(jax.jit(model.init)(jax.random.key(1), image)["params"])
     compiled = jax.jit(lambda p, x: model.apply({"params": p}, x)).lower(params, image).compile()
-    return lambda: compiled(params, image), compiled.memory_analysis().temp_size_in_bytes / 1e6
+    memory: Any = compiled.memory_analysis()
+    return lambda: compiled(params, image), memory.temp_size_in_bytes / 1e6
 
 
 def measure(size: int, args: argparse.Namespace) -> list[dict[str, Any]]:
