@@ -12,7 +12,9 @@ import statistics
 
 import vit_jax as vj
 from vit_jax import config
+from vit_jax.bench.timing import processor
 from vit_jax.launch import runtime
+from vit_jax.train import workdir
 
 HERE = pathlib.Path(__file__).parent
 CONFIG = HERE.parent.parent / "configs" / "digits.py"
@@ -65,7 +67,8 @@ def main() -> None:
             metrics = vj.evaluate(folder / "none", changes=one).metrics
             finished.setdefault(name, []).append(float(metrics["accuracy"]))
     rows = {name: {"trained so": values, "finished": finished.get(name, [])} for name, values in own.items()}
-    args.results.write_text(json.dumps({"epochs": args.epochs, "rows": rows}, indent=1) + "\n")
+    about = {"processor": processor(), "commit": workdir.provenance()["commit"], "epochs": args.epochs}
+    args.results.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
     print(table(rows))
 
 
