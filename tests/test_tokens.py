@@ -1,10 +1,14 @@
 """``experiments/scaling/tokens.py`` at sizes that take seconds."""
 
+import argparse
 import importlib.util
 import json
 import pathlib
 
+import numpy as np
 import pytest
+
+from vit_jax.bench.timing import Timing
 
 SCRIPT = pathlib.Path(__file__).parents[1] / "experiments" / "scaling" / "tokens.py"
 
@@ -20,6 +24,14 @@ def script():
 @pytest.mark.parametrize(("ratio", "tokens", "power"), [(16.0, 4, 2), (2.0, 2, 1), (1.0, 3, 0), (8.0, 4, 1.5)])
 def test_a_power_of_the_number_of_tokens(script, ratio, tokens, power):
     assert script.power(ratio, tokens) == power
+
+
+def test_growth_is_from_the_smaller_of_the_last_two_sizes_to_the_larger(script, monkeypatch):
+    seconds = {"64": [1.0, 2.0, 1.0], "128": [16.0, 32.0, 64.0]}
+    monkeypatch.setattr(script, "program", lambda name, size, args: (lambda: size, float(size)))
+    monkeypatch.setattr(script, "alternate", lambda runs, rounds: {k: Timing(np.array(seconds[k])) for k in runs})
+    found = script.growth("Vim", argparse.Namespace(sizes=(16, 64, 128), rounds=3))
+    assert found["Time"][0] == 2 and 2 <= found["Time"][1] < 2.01 < found["Time"][2] and found["Memory"] == 0.5
 
 
 @pytest.mark.slow

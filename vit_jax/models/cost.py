@@ -28,7 +28,8 @@ def flops(model: nn.Module, inputs: tuple[Any, ...]) -> float:
     """FLOPs (2 per multiply-add) of one forward pass over ``inputs`` (shapes), by XLA's count, with all turns of loops.
 
     They are counted as for a CPU, whatever the program will run on: accelerators do not count, and fused kernels hide
-    their products. Exponentials are not among them. Not a number where ``JAX_PLATFORMS`` leaves the CPU out.
+    their products. Exponentials are not among them; of a ``while_loop`` one turn is. Not a number where
+    ``JAX_PLATFORMS`` leaves the CPU out.
     """
     try:
         cpu = jax.local_devices(backend="cpu")[0]
